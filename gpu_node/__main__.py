@@ -1,0 +1,126 @@
+"""The command ``qwenctl-node`` (also ``python -m gpu_node``)."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from gpu_node.agent import Agent
+from gpu_node.client import ProxyClient
+from gpu_node.deadman import CommandStop, DeadMan, ExitStop
+from gpu_node.guard import Guard, kill_marked, mark_of
+from gpu_node.process import ProcessRuntime
+from gpu_node.settings import NodeSettings, SettingsError, load_settings
+from qwenctl import __version__
+
+log = logging.getLogger("gpu_node")
+
+EXAMPLES = """\
+settings (in the file, or in the environment as QWENCTL_NODE__KEY):
+  proxy_urls         where the proxies are, tried in turn
+  gpu                this GPU's name in the proxy's configuration
+  node_secret_file   a file with the deployment's node secret
+  state_dir, log_dir, boot_id, booted_at, dead_man, power_off_command
+
+examples:
+  qwenctl-node --config /etc/qwenctl-node.toml
+
+  QWENCTL_NODE__PROXY_URLS='["http://10.0.0.5:8080"]' QWENCTL_NODE__GPU=main \\
+  QWENCTL_NODE__NODE_SECRET_FILE=/etc/qwenctl-node.secret qwenctl-node
+
+exit codes:
+  0   stopped by a signal; every service is stopped
+  2   the settings cannot be used
+  70  no proxy was heard for too long and nothing was running: the instance should be off
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the agent until it is stopped; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="qwenctl-node",
+        description="Runs the GPU's services and tells the proxy how they are.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a TOML file with the settings")
+    parser.add_argument("--version", action="version", version=__version__)
+    given = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
+    try:
+        settings = load_settings(given.config, os.environ)
+        secret = settings.read_secret()
+        lock = _prepare(settings)
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            print(f"qwenctl-node: {line}", file=sys.stderr)  # noqa: T201
+        return 2
+    with lock:
+        return _run(settings, secret)
+
+
+def _prepare(settings: NodeSettings) -> TextIO:
+    """Make the directories and take the lock that keeps a second agent from the same services.
+
+    Raises:
+        SettingsError: a directory cannot be written, or another agent runs.
+    """
+    for path in (settings.state_dir, settings.log_dir):
+        try:
+            Path(path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"cannot make the directory {path}: {error.strerror}") from None
+    file = Path(settings.state_dir, "agent.lock")
+    try:
+        lock = file.open("w")
+    except OSError as error:
+        raise SettingsError(f"cannot write {file}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise SettingsError(
+            f"another agent runs with the state directory {settings.state_dir}"
+        ) from None
+    return lock
+
+
+def _run(settings: NodeSettings, secret: str) -> int:
+    state_dir = Path(settings.state_dir)
+    mark = mark_of(state_dir)
+    if left_over := kill_marked(mark):
+        log.warning("killed %d processes that an earlier agent left behind", left_over)
+    boot_id = settings.this_boot()
+    guard = Guard()
+    client = ProxyClient(settings.proxy_urls, secret)
+    agent = Agent(
+        gpu=settings.gpu,
+        boot_id=boot_id,
+        client=client,
+        runtime=ProcessRuntime(Path(settings.log_dir), guard, mark, os.environ),
+        dead_man=DeadMan(state_dir / "deadman.json", boot_id, settings.dead_man),
+        self_stop=(
+            CommandStop(settings.power_off_command) if settings.power_off_command else ExitStop()
+        ),
+        booted_at=settings.booted_at,
+        disk=settings.state_dir,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.request_stop())
+    log.info("agent %s for %s, boot %s", __version__, settings.gpu, boot_id)
+    code = agent.run()
+    kill_marked(mark)  # what left its process group on purpose
+    guard.close()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

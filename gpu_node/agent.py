@@ -1,0 +1,424 @@
+"""The agent: the conversation with the proxy, the list of services, and the way out."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections import deque
+from typing import Literal
+
+from gpu_node.client import NoContact, ProxyClient, Reply
+from gpu_node.deadman import EXIT_POWER_OFF, DeadMan, SelfStop
+from gpu_node.resources import read_resources
+from gpu_node.runtime import Runtime
+from gpu_node.service import Supervisor
+from qwenctl import __version__
+from qwenctl.wire import (
+    HELLO_PATH,
+    REPORT_PATH,
+    Answer,
+    Command,
+    Hello,
+    Progress,
+    Report,
+    ServiceState,
+    Spec,
+)
+
+__all__ = ["Agent", "node_state"]
+
+log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL = 0.2
+"""Seconds between two reports of nothing but progress."""
+
+LOG_INTERVAL = 1.0
+"""Seconds between two reports of nothing but log lines, while loading."""
+
+FIRST_RETRY, LONGEST_RETRY = 0.2, 5.0
+"""Seconds until a message is tried again; doubles."""
+
+REMIND = 60.0
+"""Seconds after which the same trouble is logged again."""
+
+MAX_LOG_LINES = 200
+MAX_LOG_CHARS = 32 * 1024
+"""Of one report: at four bytes a character still below `wire.MAX_MESSAGE_BYTES`."""
+
+State = Literal["loading", "ready", "failed", "stopping"]
+
+
+def node_state(services: tuple[ServiceState, ...], *, stopping: bool) -> tuple[State, str]:
+    """The node's state and error, from its services'."""
+    if stopping:
+        return "stopping", ""
+    failed = [service for service in services if service.state == "failed"]
+    if failed:
+        return "failed", failed[0].error
+    if all(service.state == "ready" for service in services):
+        return "ready", ""
+    return "loading", next((service.error for service in services if service.error), "")
+
+
+class Agent:
+    """Runs what the proxy asks for and tells it how that goes, until it is stopped.
+
+    Threads: `run` (the caller's) waits for the end; one thread talks to the proxy and is the only
+    one to touch the list of services; each service has threads of its own, which call the
+    `gpu_node.service.Listener` methods here.
+
+    Args:
+        gpu: this GPU's name.
+        boot_id: this boot of the instance.
+        client: the way to the proxies.
+        runtime: runs the services.
+        dead_man: the countdown without contact.
+        self_stop: stops the instance when that has run out.
+        booted_at: the monotonic clock when the instance booted, in seconds.
+        disk: the path whose free space is reported.
+    """
+
+    def __init__(
+        self,
+        *,
+        gpu: str,
+        boot_id: str,
+        client: ProxyClient,
+        runtime: Runtime,
+        dead_man: DeadMan,
+        self_stop: SelfStop,
+        booted_at: float = 0.0,
+        disk: str = "/",
+    ) -> None:
+        self._gpu = gpu
+        self._boot_id = boot_id
+        self._client = client
+        self._runtime = runtime
+        self._dead_man = dead_man
+        self._self_stop = self_stop
+        self._booted_at = booted_at
+        self._disk = disk
+
+        self._spec: Spec | None = None
+        self._start_seq = 0
+        self._greeted = False
+        self._services: dict[str, Supervisor] = {}
+        self._leaving: list[Supervisor] = []
+        self._drained = False
+        self._stopping = False
+
+        self._lock = threading.Condition()
+        self._due = 0.0
+        self._sent = 0.0
+        self._progress = Progress()
+        self._fresh_log: deque[str] = deque(maxlen=MAX_LOG_LINES)
+        self._recent_log: deque[str] = deque(maxlen=MAX_LOG_LINES)
+        self._trouble = ("", 0.0)
+
+        # Unlike an Event, a SimpleQueue may be used in a signal handler.
+        self._pokes: queue.SimpleQueue[Literal["stop", "look"]] = queue.SimpleQueue()
+        self._tried = False
+        self._said_stopping = threading.Event()
+        self._talk_ended = False
+        self._broken = False
+
+    # ---------------------------------------------------------------- life
+
+    def request_stop(self) -> None:
+        """Have `run` end; may be called from a signal handler and more than once."""
+        self._pokes.put("stop")
+
+    def run(self) -> int:
+        """Work until stopped or until nobody has been heard for too long; the exit code."""
+        talk = threading.Thread(target=self._talk_or_end, name="talk", daemon=True)
+        talk.start()
+        code = 0
+        if self._wait_for_end():
+            code = EXIT_POWER_OFF
+            log.warning(
+                "no proxy heard for %.0f s and nothing is running: this instance stops itself",
+                self._dead_man.limit,
+            )
+        self._stopping = True
+        self._bring_forward(0.0)
+        for supervisor in self._everything():
+            supervisor.stop()
+        for supervisor in self._everything():
+            supervisor.join()
+        if code == 0 and self._greeted and not self._trouble[0]:
+            self._said_stopping.wait(2.0)
+        with self._lock:
+            self._talk_ended = True
+            self._lock.notify_all()
+        talk.join(1.0)  # it may be in the middle of a message to nobody
+        if code == EXIT_POWER_OFF:
+            self._self_stop.power_off()
+        return 1 if self._broken else code
+
+    def _wait_for_end(self) -> bool:
+        """Block until asked to stop (False) or until the dead-man's switch fires (True)."""
+        while True:
+            # An agent that starts after a long pause first tries to reach somebody.
+            pause = self._dead_man.remaining if self._tried else None
+            if pause is not None and pause <= 0:
+                if self._active == 0:
+                    return True
+                pause = 0.5
+            try:
+                if self._pokes.get(timeout=pause) == "stop":
+                    return False
+            except queue.Empty:
+                continue
+
+    @property
+    def _active(self) -> int:
+        return sum(supervisor.active for supervisor in self._everything())
+
+    def _everything(self) -> list[Supervisor]:
+        with self._lock:
+            return [*self._services.values(), *self._leaving]
+
+    # ---------------------------------------------------------------- conversation
+
+    def _talk_or_end(self) -> None:
+        try:
+            self._talk()
+        except BaseException:
+            # A node that runs on without a word is worse than one that starts again.
+            self._broken = True
+            self.request_stop()
+            raise
+
+    def _talk(self) -> None:
+        pause = FIRST_RETRY
+        while not self._talk_ended:
+            stopping = self._stopping
+            try:
+                reply = self._say_hello() if not self._greeted else self._report()
+            except NoContact as reason:
+                self._has_tried()
+                self._complain(f"no contact to a proxy: {reason}")
+                self._sleep(pause)
+                pause = min(pause * 2, LONGEST_RETRY)
+                continue
+            self._handle(reply)
+            self._has_tried()
+            if stopping:
+                self._said_stopping.set()
+            if reply.accepted:
+                pause = FIRST_RETRY
+                self._wait_until_due()
+            else:
+                # Refused: what is due is due again, a hello in particular, but not at once.
+                self._sleep(pause)
+                pause = min(pause * 2, LONGEST_RETRY)
+
+    def _has_tried(self) -> None:
+        if not self._tried:
+            self._tried = True
+            self._pokes.put("look")
+
+    def _say_hello(self) -> Reply:
+        hello = Hello(
+            gpu=self._gpu, boot_id=self._boot_id, agent_version=__version__, uptime=self._uptime
+        )
+        reply = self._client.send(HELLO_PATH, hello)
+        if reply.accepted:
+            self._start_seq = reply.answer.start_seq
+            # Without a spec there is nothing to report about: the next message is a hello again.
+            self._greeted = reply.answer.spec is not None or self._spec is not None
+            self._due = 0.0
+        return reply
+
+    def _report(self) -> Reply:
+        assert self._spec
+        with self._lock:
+            # First, so that a change while we build or send this one makes another one due.
+            now = time.monotonic()
+            self._sent, self._due = now, now + self._spec.heartbeat
+            lines = self._take_log()
+            progress = self._progress
+            services = tuple(supervisor.view for supervisor in self._services.values())
+        state, error = node_state(services, stopping=self._stopping or self._drained)
+        report = Report(
+            gpu=self._gpu,
+            boot_id=self._boot_id,
+            start_seq=self._start_seq,
+            state=state,
+            error=error,
+            active=self._active,
+            progress=progress if state == "loading" else Progress(),
+            services=services,
+            resources=read_resources(self._disk),
+            uptime=self._uptime,
+            log=lines,
+            spec_version=self._spec.version,
+        )
+        try:
+            reply = self._client.send(REPORT_PATH, report)
+        except NoContact:
+            with self._lock:
+                self._due = 0.0
+                room = MAX_LOG_LINES - len(self._fresh_log)
+                self._fresh_log.extendleft(reversed(lines[max(0, len(lines) - room) :]))
+            raise
+        if not reply.accepted:
+            self._due = 0.0
+        return reply
+
+    def _handle(self, reply: Reply) -> None:
+        answer = reply.answer
+        if reply.accepted:
+            self._dead_man.contact()
+            if self._trouble[0]:
+                log.info("in contact with the proxy")
+                self._trouble = ("", 0.0)
+        if answer.refused:
+            self._complain(f"the proxy refused: {answer.refused}")
+        elif not reply.accepted and not answer.hello_again:
+            self._complain(f"the proxy refused with status {reply.status}")
+        if answer.hello_again:
+            self._greeted = False
+            self._due = 0.0
+        if reply.accepted and not self._stopping:
+            self._obey(answer)
+
+    def _obey(self, answer: Answer) -> None:
+        if answer.spec is not None:
+            self._apply(answer.spec)
+        elif self._spec is None:
+            self._complain("the proxy did not say what to run")
+        for command in answer.commands:
+            self._carry_out(command)
+
+    def _wait_until_due(self) -> None:
+        with self._lock:
+            while not self._talk_ended and (pause := self._due - time.monotonic()) > 0:
+                self._lock.wait(pause)
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait before another try, a little less or more so that nodes do not come in step."""
+        end = time.monotonic() + seconds * random.uniform(0.8, 1.2)
+        with self._lock:
+            while not self._talk_ended and (pause := end - time.monotonic()) > 0:
+                self._lock.wait(pause)
+
+    def _complain(self, text: str) -> None:
+        """Log trouble once, and again each minute while it lasts."""
+        now = time.monotonic()
+        if text != self._trouble[0] or now - self._trouble[1] >= REMIND:
+            log.warning("%s", text)
+            self._trouble = (text, now)
+
+    def _take_log(self) -> tuple[str, ...]:
+        """The oldest new lines, as many as one report may hold."""
+        lines: list[str] = []
+        chars = 0
+        while self._fresh_log and chars + len(self._fresh_log[0]) <= MAX_LOG_CHARS:
+            chars += len(self._fresh_log[0])
+            lines.append(self._fresh_log.popleft())
+        return tuple(lines)
+
+    @property
+    def _uptime(self) -> float:
+        return max(0.0, time.monotonic() - self._booted_at)
+
+    # ---------------------------------------------------------------- services
+
+    def _apply(self, spec: Spec) -> None:
+        """Run what the spec says: leave what is unchanged, replace what changed, stop the rest."""
+        if self._spec is not None and spec == self._spec and not self._drained:
+            return
+        log.info("spec %s: %s", spec.version, ", ".join(s.name for s in spec.services) or "nothing")
+        self._spec = spec
+        self._dead_man.limit = spec.dead_man
+        self._pokes.put("look")
+        keep_all = not self._drained
+        self._drained = False
+        wanted: dict[str, Supervisor] = {}
+        present = dict(self._services)
+        for service in spec.services:
+            running = present.get(service.name)
+            if keep_all and running is not None and running.service == service:
+                wanted[service.name] = present.pop(service.name)
+        for running in present.values():
+            self._let_go(running)
+        for service in spec.services:
+            if service.name not in wanted:
+                wanted[service.name] = self._start(service.name, spec)
+        with self._lock:
+            self._services = {service.name: wanted[service.name] for service in spec.services}
+            self._due = 0.0
+        if self._stopping:  # came while we were at it
+            for running in self._everything():
+                running.stop()
+
+    def _start(self, name: str, spec: Spec) -> Supervisor:
+        service = next(service for service in spec.services if service.name == name)
+        # Whatever still holds the port or the name goes first.
+        after = [
+            old
+            for old in self._leaving
+            if old.service.name == name or old.service.port == service.port
+        ]
+        with self._lock:
+            self._progress = Progress()
+        return Supervisor(service, self._runtime, self, spec.heartbeat, after)
+
+    def _let_go(self, supervisor: Supervisor) -> None:
+        supervisor.stop()
+        with self._lock:
+            self._leaving = [old for old in self._leaving if not old.join(0)]
+            self._leaving.append(supervisor)
+
+    def _carry_out(self, command: Command) -> None:
+        log.info("command from the proxy: %s %s", command.verb, command.service)
+        if command.verb == "drain":
+            self._drained = True
+            for supervisor in self._services.values():
+                supervisor.stop()
+        elif command.verb == "collect-logs":
+            with self._lock:
+                self._fresh_log.clear()
+                self._fresh_log.extend(self._recent_log)
+        elif command.verb == "restart-service":
+            old = self._services.get(command.service)
+            if old is None or self._spec is None:
+                log.warning("there is no service %r to restart", command.service)
+                return
+            self._let_go(old)
+            fresh = self._start(command.service, self._spec)
+            with self._lock:
+                self._services[command.service] = fresh
+        self._bring_forward(0.0)
+
+    # ---------------------------------------------------------------- gpu_node.service.Listener
+
+    def changed(self) -> None:
+        self._bring_forward(0.0)
+
+    def progressed(self, progress: Progress) -> None:
+        with self._lock:
+            if progress == self._progress:
+                return
+            self._progress = progress
+        self._bring_forward(self._sent + PROGRESS_INTERVAL)
+
+    def logged(self, service: str, text: str) -> None:
+        line = f"{service}: {text}"[:4000]
+        with self._lock:
+            self._recent_log.append(line)
+            self._fresh_log.append(line)
+            loading = any(s.view.state != "ready" for s in self._services.values())
+        if loading:
+            self._bring_forward(self._sent + LOG_INTERVAL)
+
+    def _bring_forward(self, when: float) -> None:
+        """The next report is due at that time of the monotonic clock, if not earlier."""
+        with self._lock:
+            if when < self._due:
+                self._due = when
+                self._lock.notify_all()

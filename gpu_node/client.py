@@ -1,0 +1,155 @@
+"""Signed messages to the proxy, over HTTP; whichever of the proxies answers is the next one asked."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import requests
+from pydantic import BaseModel, ValidationError
+from urllib3.exceptions import HTTPError, ProtocolError
+
+from qwenctl.wire import (
+    MAX_SKEW_SECONDS,
+    NONCE_HEADER,
+    Answer,
+    BadSignature,
+    Stale,
+    check_answer,
+    sign_message,
+)
+
+__all__ = ["NoContact", "ProxyClient", "Reply"]
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = (3.0, 10.0)
+"""Seconds to connect, and between two bytes of the answer."""
+
+MAX_ANSWER_BYTES = 1024 * 1024
+
+
+class NoContact(Exception):
+    """No proxy gave an answer that counts; the text says why, one reason a proxy."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that a proxy has signed."""
+
+    status: int
+    answer: Answer
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the message counted."""
+        return self.status == 200
+
+
+class ProxyClient:
+    """Speaks to one deployment's proxies. For one thread.
+
+    Args:
+        urls: the proxies, without a path.
+        secret: the node secret.
+        clock: Unix time in seconds, as this machine knows it.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], secret: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._urls = list(urls)
+        self._secret = secret
+        self._clock = clock
+        self._offset = 0.0
+        """The proxy's clock minus ours, in seconds, once it has refused a message for that."""
+        self._http = requests.Session()
+        # A proxy variable of the environment is meant for the Internet, not for our own machine,
+        # and a netrc entry would put a password into the message.
+        self._http.trust_env = False
+
+    def close(self) -> None:
+        self._http.close()
+
+    def send(self, path: str, message: BaseModel) -> Reply:
+        """Post the message to the first proxy that answers.
+
+        Raises:
+            NoContact: none of them gave a signed answer, or all have trouble of their own (5xx).
+        """
+        body = message.model_dump_json().encode()
+        reasons = []
+        for url in list(self._urls):
+            try:
+                reply = self._ask(url, path, body)
+            except NoContact as reason:
+                reasons.append(f"{url}: {reason}")
+                continue
+            self._urls.remove(url)
+            self._urls.insert(0, url)
+            return reply
+        raise NoContact("; ".join(reasons))
+
+    def _ask(self, url: str, path: str, body: bytes) -> Reply:
+        try:
+            reply = self._post(url, path, body)
+        except NoContact as reason:
+            if not _was_cut(reason):
+                raise
+            # The proxy closed the kept connection just as we used it, or has been restarted.
+            reply = self._post(url, path, body)
+        if reply.status == 401:
+            offset = reply.answer.server_time - self._clock()
+            if abs(offset - self._offset) > MAX_SKEW_SECONDS / 2:
+                self._offset = offset
+                log.warning("%s; working on with the proxy's time", Stale(-offset))
+                reply = self._post(url, path, body)
+        return reply
+
+    def _post(self, url: str, path: str, body: bytes) -> Reply:
+        headers = sign_message(self._secret, "POST", path, body, now=self._clock() + self._offset)
+        nonce = headers[NONCE_HEADER]
+        try:
+            with contextlib.closing(
+                self._http.post(
+                    url + path,
+                    data=body,
+                    headers={**headers, "Content-Type": "application/json"},
+                    timeout=TIMEOUT,
+                    allow_redirects=False,
+                    stream=True,
+                )
+            ) as response:
+                content = response.raw.read(MAX_ANSWER_BYTES, decode_content=True)
+        except (requests.RequestException, HTTPError, OSError) as error:
+            raise NoContact(_reason(error)) from error
+        if response.status_code >= 500:
+            raise NoContact(f"status {response.status_code}")
+        try:
+            check_answer(self._secret, nonce, response.status_code, content, response.headers)
+            return Reply(response.status_code, Answer.model_validate_json(content))
+        except BadSignature:
+            raise NoContact(
+                f"status {response.status_code}, ignored: not signed with this node's secret; "
+                "is it the proxy, and is the node secret the same on both sides?"
+            ) from None
+        except ValidationError:
+            raise NoContact("an answer that this version does not understand") from None
+
+
+def _was_cut(reason: NoContact) -> bool:
+    """Whether an open connection broke, rather than none being made."""
+    cause = reason.__cause__
+    return isinstance(cause, requests.ConnectionError) and isinstance(
+        cause.args[0] if cause.args else None, ProtocolError
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in a word or two: urllib3 wraps "connection refused" four times."""
+    while isinstance(inner := error.__cause__ or error.__context__, BaseException):
+        error = inner
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

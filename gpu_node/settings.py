@@ -1,0 +1,144 @@
+"""The agent's own settings: where the proxy is and how to prove who we are.
+
+What to run is not among them; that comes from the proxy (`qwenctl.wire.Spec`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["NodeSettings", "SettingsError", "load_settings"]
+
+ENV_PREFIX = "QWENCTL_NODE__"
+
+
+class SettingsError(Exception):
+    """The settings cannot be used as they are; the text is for a person, one problem a line."""
+
+
+class NodeSettings(BaseModel):
+    """Every setting, as in the TOML file; ``QWENCTL_NODE__KEY`` in the environment comes first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    proxy_urls: tuple[str, ...] = Field(min_length=1)
+    """Where the proxies are, tried in turn: ``http://host:port``."""
+    gpu: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    """This GPU's name in the proxy's configuration."""
+    node_secret: SecretStr = SecretStr("")
+    """The secret that this deployment's nodes sign with; better in `node_secret_file`."""
+    node_secret_file: str = ""
+    """A file with that secret."""
+    boot_id: str = Field("", pattern=r"^([A-Za-z0-9-]{8,64})?$")
+    """Names this boot of the instance; default: the kernel's, else a random one."""
+    booted_at: float = Field(0.0, ge=0)
+    """The monotonic clock (seconds) when the instance booted; 0: when that clock began."""
+    state_dir: str = "/var/lib/qwenctl-node"
+    """What has to survive a restart of the agent."""
+    log_dir: str = "/var/log/qwenctl-node"
+    """One log file a service, 5 MB and one older file each."""
+    dead_man: float = Field(600.0, gt=0)
+    """Seconds without contact to any proxy until the node stops itself, until the proxy has said
+    otherwise."""
+    power_off_command: tuple[str, ...] = ()
+    """The program that stops this instance in its cloud; none: the agent just exits with 70."""
+
+    @field_validator("proxy_urls")
+    @classmethod
+    def _urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} is no http:// or https:// address")
+        return tuple(url.rstrip("/") for url in value)
+
+    def read_secret(self) -> str:
+        """The node secret.
+
+        Raises:
+            SettingsError: none is given, or its file cannot be read or is empty.
+        """
+        if given := self.node_secret.get_secret_value():
+            return given
+        if not self.node_secret_file:
+            raise SettingsError("set node_secret_file to a file with the deployment's node secret")
+        try:
+            text = Path(self.node_secret_file).expanduser().read_text().strip()
+        except OSError as error:
+            raise SettingsError(
+                f"node_secret_file: cannot read {self.node_secret_file}: {error.strerror}"
+            ) from None
+        if not text:
+            raise SettingsError(f"node_secret_file: {self.node_secret_file} is empty")
+        return text
+
+    def this_boot(self) -> str:
+        """The boot id: as set, the kernel's, or a random one where the kernel has none."""
+        if self.boot_id:
+            return self.boot_id
+        try:
+            return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            return secrets.token_hex(16)
+
+
+def load_settings(path: str | None, env: Mapping[str, str]) -> NodeSettings:
+    """Read the TOML file (if one is named), overlay the environment, and check.
+
+    Raises:
+        SettingsError: the file, the key, and what is wrong with it.
+    """
+    data: dict[str, Any] = {}
+    where = "environment"
+    if path is not None:
+        where = path
+        try:
+            data = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path} is not valid TOML: {error}") from None
+        except OSError as error:
+            raise SettingsError(f"cannot read {path}: {error.strerror}") from None
+    for variable in sorted(env):
+        if variable.startswith(ENV_PREFIX):
+            data[variable[len(ENV_PREFIX) :].lower()] = _value(env[variable])
+    try:
+        return NodeSettings.model_validate(data)
+    except ValidationError as error:
+        raise SettingsError(
+            "\n".join(_explain(problem, where) for problem in error.errors(include_url=False))
+        ) from None
+
+
+def _value(text: str) -> Any:
+    """Lists are written as JSON; everything else stays text and is converted by its type."""
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _explain(problem: Any, where: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, NodeSettings.model_fields, n=1)
+        known = ", ".join(NodeSettings.model_fields)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
+        return f"{where}: {key}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{where}: {key} is missing; set it there or in {ENV_PREFIX}{key.upper()}"
+    # What was found is left out: it may be a secret in the wrong place.
+    return f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,126 @@
+"""Run the proxy. `qwenctl serve` is the friendly way to do so."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import socket
+import sys
+
+from qwenctl.config import Config, load_config
+from qwenctl.errors import ConfigError, ExitCode, UserError
+from qwenctl.store import open_store
+
+log = logging.getLogger("qwenctl.proxy")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until told to stop; the exit code."""
+    parser = argparse.ArgumentParser(prog="qwenctl serve", description=__doc__)
+    parser.add_argument("--config", help="the config file")
+    parser.add_argument("--listen", help="address:port, instead of proxy.listen")
+    parser.add_argument(
+        "--log-level", default="info", choices=["debug", "info", "warning", "error"]
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("asyncio").setLevel("ERROR")
+    try:
+        return serve(load_config(options.config), options.listen, options.log_level)
+    except UserError as error:
+        if os.environ.get("QWENCTL_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
+
+
+def serve(config: Config, listen: str | None, log_level: str) -> int:
+    """Check what can be checked, bind the port, run.
+
+    Raises:
+        UserError: the configuration, the store or the port cannot be used.
+    """
+    import uvicorn
+
+    from .app import Proxy
+
+    if listen:
+        proxy = config.proxy.model_copy(update={"listen": listen})
+        config = config.model_copy(update={"proxy": proxy})
+    if not config.gpu:
+        raise ConfigError("no GPU is configured: add a [gpu.NAME] table, or run `qwenctl init`")
+    connection = bind(config)
+    store = open_store(config)
+    application = Proxy(
+        config, store, snapshot_delay=float(os.environ.get("QWENCTL_TEST_SNAPSHOT_DELAY") or 0)
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application,
+            loop="uvloop",
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=1 << 30,
+            ws_per_message_deflate=False,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=10,
+            backlog=4096,
+        )
+    )
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).setLevel("WARNING")
+    log.info(
+        "listening on %s, state in %s", config.proxy.listen, config.redis_url or config.state_path
+    )
+    server.run(sockets=[connection])
+    return 0 if server.started else int(ExitCode.ERROR)
+
+
+def bind(config: Config) -> socket.socket:
+    """The listening socket.
+
+    Raises:
+        ConfigError: not an address, in use, not ours, or open to the world without access control.
+    """
+    from .app import is_loopback
+
+    host, _, port = config.proxy.listen.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"proxy.listen: {config.proxy.listen!r} is not address:port")
+    if config.access.mode == "none" and not config.proxy.allow_anonymous and not is_loopback(host):
+        raise ConfigError(
+            f"proxy.listen: {host} can be reached by others and access control is off; set "
+            'access.mode = "password", or proxy.allow_anonymous = true if that is what you want'
+        )
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        connection.bind(address)
+    except OSError as error:
+        hint = {
+            errno.EADDRINUSE: "the port is in use; choose another one in proxy.listen or --listen",
+            errno.EADDRNOTAVAIL: "this machine has no such address",
+            errno.EACCES: "ports below 1024 need root; choose another one or put a web server before it",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise ConfigError(f"cannot listen on {config.proxy.listen}: {hint}") from None
+    return connection
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Writes back who uses the GPU: at most once a second, however many requests there are.
+
+While anything counts as in flight, the process holds one `inflight:` lease, renewed every
+`RENEW` seconds; when a request begins or ends, its client's lease is extended by one idle timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from qwenctl.config import GpuConfig
+from qwenctl.errors import StoreUnavailable
+from qwenctl.store import Store, Touch
+
+__all__ = ["INFLIGHT_TTL", "WRITE_BACK", "Activities", "Use"]
+
+log = logging.getLogger("qwenctl.proxy")
+
+WRITE_BACK = 1.0
+"""Longest time from an activity to its lease, in seconds: W of DESIGN §4."""
+
+RENEW = 5.0
+INFLIGHT_TTL = 30.0
+
+
+@dataclass
+class _Gpu:
+    config: GpuConfig
+    in_flight: int = 0
+    touched: dict[str, float] = field(default_factory=dict)
+    """Lease → when the youngest request of that client began (monotonic)."""
+    written_at: float = float("-inf")
+    leased: bool = False
+
+    @property
+    def due(self) -> float:
+        """When the next write-back is due (monotonic), or infinity."""
+        if self.touched or self.leased != (self.in_flight > 0):
+            return self.written_at + WRITE_BACK * 0.9
+        return self.written_at + RENEW if self.in_flight else float("inf")
+
+
+class Use:
+    """One request that counts, from its first byte to its last."""
+
+    def __init__(self, activities: Activities, gpu: str, lease: str) -> None:
+        self._activities, self._gpu, self._lease = activities, gpu, lease
+        self._began = time.monotonic()
+
+    def touch(self) -> None:
+        """Something happened that counts as activity now."""
+        self._activities.touch(self._gpu, self._lease, self._began)
+
+    def __enter__(self) -> Use:
+        self._activities._enter(self._gpu, self._lease, self._began)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._activities._leave(self._gpu, self._lease, self._began)
+
+
+class Activities:
+    """All that this process has to write back. Used on the event loop only."""
+
+    def __init__(self, store: Store, gpus: Mapping[str, GpuConfig], owner: str) -> None:
+        self._store = store
+        self._owner = owner
+        self.inflight_lease = f"inflight:{owner}"
+        self._gpus = {name: _Gpu(config) for name, config in gpus.items()}
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="activity")
+        self._dirty = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Write back the last news and give the in-flight leases up."""
+        if self._task:
+            self._task.cancel()
+        for name, gpu in self._gpus.items():
+            gpu.in_flight = 0
+            if gpu.touched or gpu.leased:
+                await self._write(name, gpu)
+        self._threads.shutdown(wait=False)
+
+    def in_flight(self, gpu: str) -> int:
+        """How many requests that count are in flight."""
+        return self._gpus[gpu].in_flight
+
+    def use(self, gpu: str, lease: str) -> Use:
+        """Count a request of that client as in flight, as a context manager."""
+        return Use(self, gpu, lease)
+
+    def touch(self, gpu: str, lease: str, began: float | None = None) -> None:
+        """Extend a client's lease by one idle timeout from now."""
+        self._gpus[gpu].touched[lease] = time.monotonic() if began is None else began
+        self._dirty.set()
+
+    def _enter(self, gpu: str, lease: str, began: float) -> None:
+        self._gpus[gpu].in_flight += 1
+        self.touch(gpu, lease, began)
+
+    def _leave(self, gpu: str, lease: str, began: float) -> None:
+        entry = self._gpus[gpu]
+        entry.in_flight -= 1
+        # Two requests of one client in one second: the younger one decides.
+        self.touch(gpu, lease, max(began, entry.touched.get(lease, began)))
+
+    async def _run(self) -> None:
+        while True:
+            self._dirty.clear()
+            now = time.monotonic()
+            due = min(gpu.due for gpu in self._gpus.values())
+            if due > now:
+                try:
+                    await asyncio.wait_for(
+                        self._dirty.wait(), None if due == float("inf") else due - now
+                    )
+                except asyncio.TimeoutError:
+                    pass
+                continue
+            await asyncio.gather(
+                *(self._write(name, gpu) for name, gpu in self._gpus.items() if gpu.due <= now)
+            )
+
+    async def _write(self, name: str, gpu: _Gpu) -> None:
+        now = time.monotonic()
+        gpu.written_at = now
+        touched, gpu.touched = gpu.touched, {}
+        in_flight = gpu.in_flight > 0
+        touches = [
+            Touch(lease, gpu.config.idle_timeout, now - began) for lease, began in touched.items()
+        ]
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                self._threads,
+                lambda: self._store.touch(
+                    name,
+                    self.inflight_lease,
+                    INFLIGHT_TTL if in_flight else 0.0,
+                    touches,
+                    actor=self._owner,
+                ),
+            )
+            gpu.leased = in_flight
+        except StoreUnavailable as error:
+            log.debug("activity is kept for later: %s", error)
+            gpu.touched = {**touched, **gpu.touched}

@@ -1,0 +1,293 @@
+"""The whole proxy, composed in one place: read this to see the path of a request.
+
+::
+
+    request ─► HostCheck ─► Router ─┬─ /_qwenctl/api/events ─► Feed.stream      (async, long)
+                                    ├─ /_qwenctl/gate       ─► Gate             (async, quick)
+                                    ├─ /_qwenctl/…          ─► BoundedBody ─► Flask (threads, short)
+                                    └─ everything else      ─► DataPlane        (async, long)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import threading
+import time
+from urllib.parse import urlsplit
+
+from a2wsgi import WSGIMiddleware
+
+from qwenctl.config import Config
+from qwenctl.controller import Controller, owner_name
+from qwenctl.providers import make_provider
+from qwenctl.store import Store, Watcher
+from qwenctl.wire import MAX_MESSAGE_BYTES
+
+from .activity import Activities
+from .auth import make_authenticator
+from .control import PREFIX, Parts, make_control
+from .data import DataPlane, with_path
+from .feed import Feed
+from .forward import Forwarder
+from .gate import Verdict, judge
+from .metrics import Metrics
+from .mirror import Mirror
+from .node import NodeDesk
+from .problem import refuse_websocket, send_problem
+from .request import ASGIApp, Receive, Request, Scope, Send, networks
+
+__all__ = ["Proxy", "is_loopback"]
+
+log = logging.getLogger("qwenctl.proxy")
+
+BODY_SECONDS = 20.0
+"""How long a request to the control plane may take to arrive."""
+
+
+class Proxy:
+    """The ASGI application and everything that runs beside it."""
+
+    def __init__(self, config: Config, store: Store, *, snapshot_delay: float = 0.0) -> None:
+        """``snapshot_delay`` makes the data plane's view late, in seconds; for tests."""
+        self.config = config
+        self.store = store
+        self.owner = owner_name()
+        self.metrics = Metrics()
+        trusted = networks(config.proxy.trusted_proxies)
+        self.authenticator = make_authenticator(config)
+        self.mirror = Mirror(store, list(config.gpu), delay=snapshot_delay)
+        self.activities = Activities(store, config.gpu, self.owner)
+        self.forwarder = Forwarder()
+        self.feed = Feed(config, store, self.mirror, self.authenticator, trusted)
+        self.trusted = trusted
+        flask = make_control(
+            Parts(
+                config,
+                store,
+                self.authenticator,
+                self.feed,
+                NodeDesk(config, store, self.metrics),
+                self.metrics,
+                self.activities,
+                trusted,
+            )
+        )
+        self.control: ASGIApp = BoundedBody(WSGIMiddleware(flask, workers=16))  # type: ignore[arg-type]
+        self.data = DataPlane(
+            config,
+            store,
+            self.mirror,
+            self.activities,
+            self.forwarder,
+            self.authenticator,
+            self._page,
+            self.metrics,
+            trusted,
+            self.owner,
+        )
+        self.asgi: ASGIApp = HostCheck(self._route, config)
+        self._stop = threading.Event()
+        self._controllers = {
+            name: Controller(name, gpu, store, make_provider(name, gpu, config), owner=self.owner)
+            for name, gpu in config.gpu.items()
+        }
+        self._threads: list[threading.Thread] = []
+        self._watcher: Watcher | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await self.asgi(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if path != PREFIX and not path.startswith(PREFIX + "/"):
+            await self.data(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await refuse_websocket(scope, send, 404, "not_found", "there is no WebSocket here")
+        elif path == f"{PREFIX}/api/events":
+            await self.feed.stream(scope, receive, send)
+        elif path == f"{PREFIX}/gate":
+            await self._gate(scope, receive, send)
+        else:
+            await self.control(scope, receive, send)
+
+    async def _page(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Render one of the control plane's pages as the answer to any other request."""
+        await with_path(self.control, f"{PREFIX}/{name}")(scope, receive, send)
+
+    async def _gate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The admission decision for a proxy in front of the node (nginx ``auth_request``, Caddy or
+        Traefik forward auth): 204 forward it, 401 sign in first, 403 not now."""
+        asked = Request.from_scope(scope, self.trusted)
+        uri = asked.headers.get("x-original-uri") or asked.headers.get("x-forwarded-uri") or "/"
+        method = (
+            asked.headers.get("x-original-method")
+            or asked.headers.get("x-forwarded-method")
+            or "GET"
+        )
+        path, _, query = uri.partition("?")
+        original = Request.from_scope(
+            {
+                **scope,
+                "method": method,
+                "path": path,
+                "raw_path": path.encode(),
+                "query_string": query.encode(),
+            },
+            self.trusted,
+        )
+        name = self.data.gpu_for(original)
+        if not name:
+            await send_problem(asked, send, 403, "no_gpu", "no GPU is configured")
+            return
+        identity = self.authenticator.identify(original)
+        view = await self.mirror.view(name)
+        ruling = judge(self.config.gpu[name], original, identity, view.snapshot)
+        if ruling.verdict is Verdict.SIGN_IN:
+            await send_problem(asked, send, 401, "sign_in", "sign in first")
+        elif ruling.verdict is Verdict.FORWARD:
+            if ruling.counts and identity:
+                self.activities.touch(name, identity.lease)
+            address = self.config.gpu[name].address or view.snapshot.address
+            node = f"{address}:{self.config.gpu[name].port}".encode()
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": 204,
+                    "headers": [(b"x-qwenctl-node", node)],
+                }
+            )
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            phase = view.snapshot.phase.value
+            await send_problem(asked, send, 403, "not_ready", f"the GPU is {phase}")
+
+    # Beginning and end
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._start()
+        except Exception as error:
+            log.exception("the proxy cannot start")
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._shut_down()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self) -> None:
+        await self.forwarder.start()
+        await self.mirror.start()
+        self.activities.start()
+        self._watcher = self.store.watch(
+            list(self.config.gpu), lambda gpu, _: self._controllers[gpu].wake()
+        )
+        for name, controller in self._controllers.items():
+            thread = threading.Thread(
+                target=controller.run,
+                args=(self._stop,),
+                kwargs={"watch": False},
+                name=f"controller-{name}",
+                daemon=True,
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    async def _shut_down(self) -> None:
+        self._stop.set()
+        for controller in self._controllers.values():
+            controller.wake()
+        await self.activities.stop()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join, 5.0)
+        if self._watcher:
+            await asyncio.to_thread(self._watcher.stop)
+        await self.mirror.stop()
+        await self.feed.stop()
+        await self.data.stop()
+        await self.forwarder.stop()
+        self.store.close()
+
+
+class BoundedBody:
+    """Reads a small request body before the application sees it, so that a slow sender holds a
+    coroutine and not one of the control plane's threads."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        chunks: list[bytes] = []
+        size = 0
+        more = (
+            scope.get("qwenctl.original_path") is None
+        )  # a page in place of another answer: no body
+        deadline = time.monotonic() + BODY_SECONDS
+        try:
+            while more:
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+                if message["type"] == "http.disconnect":
+                    return
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                more = message.get("more_body", False)
+                if size > MAX_MESSAGE_BYTES:
+                    await self._refuse(scope, send, 413, "too_large", "the body is too large")
+                    return
+        except asyncio.TimeoutError:
+            await self._refuse(scope, send, 408, "too_slow", "the body did not arrive in time")
+            return
+        body = b"".join(chunks)
+
+        async def read() -> dict[str, object]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, read, send)
+
+    async def _refuse(self, scope: Scope, send: Send, status: int, code: str, why: str) -> None:
+        await send_problem(Request.from_scope(scope, ()), send, status, code, why)
+
+
+class HostCheck:
+    """Without access control, only our own host names are answered: a site whose name has been
+    pointed at this machine (DNS rebinding) would otherwise be as good as the user himself."""
+
+    def __init__(self, app: ASGIApp, config: Config) -> None:
+        self._app = app
+        self._open = config.access.mode != "none" or config.proxy.allow_anonymous
+        names = {"localhost", urlsplit(config.url).hostname or "", *_hosts(config)}
+        names.add(config.proxy.listen.rpartition(":")[0].strip("[]"))
+        self._names = {name.lower() for name in names if name}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._open:
+            request = Request.from_scope(scope, ())
+            name = request.hostname
+            if name and name not in self._names and not is_loopback(name):
+                detail = f"unknown host name {name!r}; set proxy.public_url or gpu.NAME.hosts"
+                if scope["type"] == "websocket":
+                    await refuse_websocket(scope, send, 421, "unknown_host", detail)
+                else:
+                    await send_problem(request, send, 421, "unknown_host", detail)
+                return
+        await self._app(scope, receive, send)
+
+
+def _hosts(config: Config) -> list[str]:
+    return [host for gpu in config.gpu.values() for host in gpu.hosts]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine and nobody else's."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,166 @@
+"""The status that waiting pages show, and the stream of its changes.
+
+However many pages wait, the status of a GPU is worked out once a change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from qwenctl.config import Config
+from qwenctl.errors import StoreUnavailable
+from qwenctl.lifecycle import Phase
+from qwenctl.status import page_status
+from qwenctl.store import Event, Store
+
+from .auth import Authenticator, Identity
+from .gate import may_wake
+from .mirror import Mirror
+from .problem import send_problem
+from .request import Networks, Receive, Request, Scope, Send
+
+__all__ = ["Feed"]
+
+HISTORY = 400
+"""How many events the steps and the ETA are worked out from."""
+
+KEEP_ALIVE = 15.0
+RENEW = 30.0
+"""How often a page that waits renews its demand, in seconds."""
+
+
+class Feed:
+    """Statuses of all GPUs, for the control plane's threads and for the event stream."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        mirror: Mirror,
+        authenticator: Authenticator,
+        trusted: Networks,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._mirror = mirror
+        self._authenticator = authenticator
+        self._trusted = trusted
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="feed")
+        self._lock = threading.Lock()
+        self._cache: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._events: dict[str, list[Event]] = {}
+
+    def status(self, gpu: str, *, may_wake: bool, fresh: bool = False) -> dict[str, Any]:
+        """The page's status, at most 0.2 s old, or as of now.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached.
+        """
+        with self._lock:
+            made_at, status = self._cache.get(gpu, (float("-inf"), {}))
+            if fresh or time.monotonic() - made_at > 0.2:
+                status = page_status(
+                    self._store.snapshot(gpu),
+                    self._history(gpu),
+                    self._config.gpu[gpu],
+                    may_wake=True,
+                )
+                self._cache[gpu] = (time.monotonic(), status)
+        return {**status, "may_wake": may_wake}
+
+    def _history(self, gpu: str) -> list[Event]:
+        """The last events; only what is new since the last time is fetched."""
+        known = self._events.get(gpu)
+        if known:
+            known += self._store.events(gpu, HISTORY, after=known[-1].id)
+        else:
+            known = self._store.events(gpu, HISTORY)
+        self._events[gpu] = known = known[-HISTORY:]
+        return known
+
+    async def stop(self) -> None:
+        self._threads.shutdown(wait=False)
+
+    async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``GET /_qwenctl/api/events?gpu=NAME``: server-sent events, one ``status`` each change."""
+        request = Request.from_scope(scope, self._trusted)
+        identity = self._authenticator.identify(request)
+        name = _query(scope, "gpu") or next(iter(self._config.gpu), "")
+        if identity is None:
+            await send_problem(request, send, 401, "sign_in", "sign in first")
+            return
+        if name not in self._config.gpu:
+            await send_problem(request, send, 404, "no_such_gpu", "no such GPU is configured")
+            return
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    (b"content-type", b"text/event-stream; charset=utf-8"),
+                    (b"cache-control", b"no-store"),
+                    (b"x-accel-buffering", b"no"),
+                ],
+            }
+        )
+        pump = asyncio.ensure_future(self._pump(name, identity, send))
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            pump.cancel()
+
+    async def _pump(self, name: str, identity: Identity, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        gpu = self._config.gpu[name]
+        allowed = may_wake(gpu, identity, by_page=True)
+        view = self._mirror.peek(name)
+        last, renewed_at = "", time.monotonic()
+        while True:
+            changed = view.changed
+            try:
+                status = await loop.run_in_executor(
+                    self._threads, lambda: self.status(name, may_wake=allowed, fresh=True)
+                )
+                text = json.dumps(status, ensure_ascii=False)
+                if allowed and time.monotonic() - renewed_at > min(RENEW, gpu.idle_timeout / 3):
+                    renewed_at = time.monotonic()
+                    await loop.run_in_executor(self._threads, self._renew, name, identity)
+            except StoreUnavailable:
+                text = last  # nothing new can be known now
+            if text != last:
+                last = text
+                data = f"event: status\ndata: {text}\n\n"
+            else:
+                data = ": still here\n\n"
+            await send({"type": "http.response.body", "body": data.encode(), "more_body": True})
+            try:
+                await asyncio.wait_for(changed.wait(), min(KEEP_ALIVE, gpu.idle_timeout / 3))
+            except asyncio.TimeoutError:
+                pass
+
+    def _renew(self, name: str, identity: Identity) -> None:
+        """Somebody still looks at the page: keep the demand that he made, if he made one."""
+        snapshot = self._store.snapshot(name)
+        waiting = snapshot.phase.waking or snapshot.phase in (Phase.FAILED, Phase.STOPPING)
+        if waiting and any(lease.name == identity.lease for lease in snapshot.leases):
+            gpu = self._config.gpu[name]
+            self._store.demand(
+                name,
+                identity.lease,
+                gpu.idle_timeout + gpu.boot_estimate,
+                reason="waiting page",
+                actor=identity.name,
+            )
+
+
+def _query(scope: Scope, key: str) -> str:
+    from urllib.parse import parse_qs
+
+    values = parse_qs(scope.get("query_string", b"").decode("latin-1")).get(key)
+    return values[0] if values else ""

@@ -1,0 +1,190 @@
+"""Streams one HTTP request to the node and its answer back, holding neither in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+from yarl import URL
+
+from .headers import request_headers, response_headers
+from .request import Receive, Request, Send
+
+__all__ = ["ClientGone", "Forwarder", "NotConnected", "UpstreamDied"]
+
+SMALL = 64 * 1024
+"""An answer with a Content-Length up to this is read whole and sent in one piece."""
+
+WATCH_AFTER = 0.1
+"""After so many seconds without an answer we watch for the client hanging up. Nearly all requests
+are done by then and are spared the cost."""
+
+KEEP_ALIVE = 4.0
+"""How long an idle connection to the node is kept: less than the 5 s after which uvicorn, under
+Gradio and vLLM, closes it, so that no request meets a connection that is just closing."""
+
+
+class NotConnected(Exception):
+    """No connection to the node; nothing of the request has been sent or read."""
+
+
+class UpstreamDied(Exception):
+    """The connection broke off. ``started``: the client already has a part of the answer."""
+
+    def __init__(self, message: str, *, started: bool) -> None:
+        super().__init__(message)
+        self.started = started
+
+
+class ClientGone(Exception):
+    """The client hung up; the node's connection has been closed."""
+
+
+class Forwarder:
+    """A pool of connections to the nodes."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEP_ALIVE, use_dns_cache=True
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+            max_line_size=64 * 1024,
+            max_field_size=64 * 1024,
+            read_bufsize=256 * 1024,
+        )
+
+    async def stop(self) -> None:
+        if self._session:
+            await self._session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "start() was not awaited"
+        return self._session
+
+    async def __call__(self, base: str, request: Request, receive: Receive, send: Send) -> int:
+        """Forward one request to the node at ``base`` (``http://host:port``); the answer's status.
+
+        Raises:
+            NotConnected: the request can be tried elsewhere or later, as it was.
+            UpstreamDied: it cannot.
+            ClientGone: nobody waits for the answer any more.
+        """
+        body = _Body(receive) if _has_body(request) else None
+        watch = _ClientWatch(body, receive)
+        try:
+            return await self._exchange(base, request, body, send)
+        except asyncio.CancelledError:
+            if not watch.hung_up:
+                raise
+            raise ClientGone from None
+        finally:
+            watch.stop()
+
+    async def _exchange(self, base: str, request: Request, body: _Body | None, send: Send) -> int:
+        started = False
+        try:
+            async with self.session.request(
+                request.method,
+                URL(base + request.target, encoded=True),
+                headers=request_headers(request),
+                data=body,
+                allow_redirects=False,
+                chunked=True if body and "content-length" not in request.headers else None,
+            ) as answer:
+                head = {
+                    "type": "http.response.start",
+                    "status": answer.status,
+                    "headers": response_headers(answer.raw_headers),
+                }
+                length = answer.content_length
+                if length is not None and length <= SMALL:
+                    content = await answer.read()
+                    started = True
+                    await send(head)
+                    await send({"type": "http.response.body", "body": content})
+                    return answer.status
+                started = True
+                await send(head)
+                stream = answer.content
+                while chunk := await stream.readany():
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+                return answer.status
+        except aiohttp.ClientConnectorError as error:
+            raise NotConnected(str(error.os_error or error)) from None
+        except _Hangup:
+            raise ClientGone from None
+        except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError) as error:
+            if isinstance(error.__cause__, _Hangup) or (body and body.hung_up):
+                raise ClientGone from None
+            if isinstance(error, aiohttp.ServerTimeoutError) and not started:
+                raise NotConnected("no connection within 5 s") from None
+            raise UpstreamDied(str(error) or type(error).__name__, started=started) from None
+
+
+class _Hangup(Exception):
+    pass
+
+
+class _Body:
+    """The request's body as it arrives; nothing is read before the node takes it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.done = asyncio.Event()
+        self.hung_up = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.hung_up = True
+                raise _Hangup
+            if chunk := message.get("body"):
+                yield chunk
+            if not message.get("more_body"):
+                self.done.set()
+                return
+
+
+class _ClientWatch:
+    """Cancels the present task when the client hangs up, so that the node stops generating."""
+
+    def __init__(self, body: _Body | None, receive: Receive) -> None:
+        self.hung_up = False
+        self._body, self._receive = body, receive
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._start)
+
+    def _start(self) -> None:
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        if self._body:
+            await self._body.done.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.hung_up = True
+        if self._task:
+            self._task.cancel()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._watcher:
+            self._watcher.cancel()
+
+
+def _has_body(request: Request) -> bool:
+    return "transfer-encoding" in request.headers or request.headers.get(
+        "content-length", "0"
+    ) not in ("0", "")

@@ -1,0 +1,94 @@
+"""What happens to a request, given who asks, what for, and what the GPU is doing.
+
+Pure: the data plane and the forward-auth endpoint ask here and perform the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from qwenctl.config import GpuConfig
+from qwenctl.lifecycle import Phase
+from qwenctl.rules import Activity, classify
+from qwenctl.store import Snapshot
+
+from .auth import Identity
+from .request import Request
+
+__all__ = ["Ruling", "Verdict", "judge", "may_wake"]
+
+
+class Verdict(str, Enum):
+    """What to do with a request."""
+
+    FORWARD = "forward"
+    LEASE = "lease"  # turn it into a lease first, then look again (the GPU is draining)
+    HOLD = "hold"  # wake, and keep the request until the GPU is ready
+    WAKE = "wake"  # wake, and answer 503 with Retry-After
+    PAGE = "page"  # the waiting page
+    UNREADY = "unready"  # 503 with Retry-After, without waking
+    SIGN_IN = "sign_in"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True)
+class Ruling:
+    verdict: Verdict
+    activity: Activity = Activity.PASSIVE
+    why: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the request keeps the GPU on while it is in flight."""
+        return self.activity in (Activity.WAKES, Activity.KEEPS_ON)
+
+
+def may_wake(gpu: GpuConfig, identity: Identity | None, *, by_page: bool = False) -> bool:
+    """Whether this visitor may wake this GPU by a request, or by the waiting page's button.
+
+    ========  ==================  ===================  ===============
+    wake_on   API key             other clients, tabs  waiting page
+    ========  ==================  ===================  ===============
+    visit     yes                 yes                  yes
+    click     yes                 no                   yes
+    never     yes                 no                   no
+    ========  ==================  ===================  ===============
+    """
+    if identity is None:
+        return False
+    if identity.kind == "key":
+        return True
+    return gpu.wake_on == "visit" or (gpu.wake_on == "click" and by_page)
+
+
+def judge(
+    gpu: GpuConfig, request: Request, identity: Identity | None, snapshot: Snapshot
+) -> Ruling:
+    """The ruling for one request, given what is known of the GPU now."""
+    if identity is None:
+        return Ruling(Verdict.SIGN_IN)
+    activity = classify(gpu.all_rules, request.method, request.path, request.headers)
+    if activity is Activity.REFUSED:
+        return Ruling(Verdict.REFUSE, activity, "a rule of this GPU refuses such requests")
+    phase = snapshot.phase
+    if phase.serves:
+        return Ruling(Verdict.FORWARD, activity)
+    if phase is Phase.DRAINING and not snapshot.blocks and snapshot.failure is None:
+        return Ruling(Verdict.FORWARD if activity is Activity.PASSIVE else Verdict.LEASE, activity)
+    if request.is_navigation:
+        return Ruling(Verdict.PAGE, activity)
+    if activity is not Activity.WAKES:
+        return Ruling(Verdict.UNREADY, activity, f"the GPU is {phase.value}")
+    if not request.same_origin and identity.kind != "key":
+        return Ruling(Verdict.UNREADY, activity, "a request from another site does not wake it")
+    if not may_wake(gpu, identity):
+        return Ruling(
+            Verdict.UNREADY,
+            activity,
+            "it is woken from its page"
+            if gpu.wake_on == "click"
+            else "it is woken from the command line, by API keys and by schedules only",
+        )
+    hold = gpu.api == "hold" or request.from_browser
+    return Ruling(Verdict.HOLD if hold else Verdict.WAKE, activity)

@@ -1,0 +1,71 @@
+"""Figures for Prometheus, in a registry of their own. Names are part of the interface."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from qwenctl.lifecycle import Phase
+from qwenctl.store import Snapshot
+
+__all__ = ["Metrics"]
+
+
+class Metrics:
+    """All metrics of one proxy process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "qwenctl_requests",
+            "Requests by what became of them",
+            ["gpu", "outcome"],
+            registry=self.registry,
+        )
+        self.held = Gauge(
+            "qwenctl_held_requests",
+            "Requests held until the GPU is ready",
+            ["gpu"],
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "qwenctl_in_flight_requests",
+            "Requests that keep the GPU on now",
+            ["gpu"],
+            registry=self.registry,
+        )
+        self.phase = Gauge(
+            "qwenctl_phase",
+            "1 for the phase the GPU is in",
+            ["gpu", "phase"],
+            registry=self.registry,
+        )
+        self.leases = Gauge(
+            "qwenctl_leases", "Unexpired leases by kind", ["gpu", "kind"], registry=self.registry
+        )
+        self.callbacks = Counter(
+            "qwenctl_node_messages",
+            "Messages of nodes by what became of them",
+            ["gpu", "outcome"],
+            registry=self.registry,
+        )
+        self.step_seconds = Gauge(
+            "qwenctl_wake_step_seconds",
+            "Seconds of each step of the last wake",
+            ["gpu", "step"],
+            registry=self.registry,
+        )
+
+    def observe(self, snapshot: Snapshot, in_flight: int) -> None:
+        """Take over what a snapshot says."""
+        for phase in Phase:
+            self.phase.labels(snapshot.gpu, phase.value).set(phase is snapshot.phase)
+        kinds: dict[str, int] = dict.fromkeys(("request", "inflight", "busy", "pin", "prewarm"), 0)
+        for lease in snapshot.leases:
+            kinds[lease.kind] = kinds.get(lease.kind, 0) + 1
+        for kind, count in kinds.items():
+            self.leases.labels(snapshot.gpu, kind).set(count)
+        self.in_flight.labels(snapshot.gpu).set(in_flight)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)

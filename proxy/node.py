@@ -1,0 +1,153 @@
+"""Takes the node's messages: checks who sends them, records them, answers with what to run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from pydantic import ValidationError
+
+from qwenctl import wire
+from qwenctl.config import Config, GpuConfig
+from qwenctl.errors import StoreUnavailable
+from qwenctl.store import Store
+
+from .metrics import Metrics
+
+__all__ = ["NodeDesk", "spec_of"]
+
+log = logging.getLogger("qwenctl.node")
+
+LOG_INTERVAL = 10.0
+"""Refused messages of one kind are logged once in so many seconds, with their number."""
+
+
+def spec_of(gpu: GpuConfig) -> wire.Spec:
+    """What the node of this GPU should run; its version changes when anything in it does."""
+    services = tuple(service.to_wire() for service in gpu.service)
+    spec = wire.Spec(
+        version="",
+        services=services,
+        heartbeat=gpu.timing.heartbeat,
+        dead_man=gpu.timing.dead_man,
+    )
+    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
+    return spec.model_copy(update={"version": digest})
+
+
+class NodeDesk:
+    """Where nodes report. Called in control-plane threads."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._secret = config.read_node_secret()
+        self._gpus = config.gpu
+        self._store = store
+        self._metrics = metrics
+        self._clock = clock
+        self._specs = {name: spec_of(gpu) for name, gpu in config.gpu.items()}
+        self._refusals: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def take(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, bytes, dict[str, str]]:
+        """Status, body and headers of the answer to one message."""
+        nonce = headers.get(wire.NONCE_HEADER, "")
+        status, answer = self._verdict(path, body, headers)
+        content = answer.model_dump_json().encode()
+        return status, content, wire.sign_answer(self._secret, nonce, status, content)
+
+    def _verdict(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, wire.Answer]:
+        if len(body) > wire.MAX_MESSAGE_BYTES:
+            return self._refuse(413, "?", "too_large", "the message is too large")
+        try:
+            nonce = wire.check_message(self._secret, "POST", path, body, headers, now=self._clock())
+        except wire.BadSignature as error:
+            return self._refuse(401, "?", "bad_signature", str(error))
+        except wire.Stale as error:
+            return self._refuse(401, "?", "stale", str(error))
+        try:
+            message = (
+                wire.Hello.model_validate_json(body)
+                if path == wire.HELLO_PATH
+                else wire.Report.model_validate_json(body)
+            )
+        except ValidationError as error:
+            return self._refuse(400, "?", "malformed", f"not a message: {_first(error)}")
+        gpu = self._gpus.get(message.gpu)
+        if gpu is None:
+            return self._refuse(404, "?", "no_such_gpu", f"no GPU named {message.gpu!r}")
+        try:
+            if isinstance(message, wire.Hello):
+                return self._hello(message, nonce)
+            return self._report(message, nonce, gpu)
+        except StoreUnavailable as error:
+            log.warning("%s: a message cannot be recorded: %s", message.gpu, error)
+            return 503, self._answer(message.gpu, refused="the proxy has lost its store")
+
+    def _hello(self, hello: wire.Hello, nonce: str) -> tuple[int, wire.Answer]:
+        verdict, seq = self._store.hello(hello, nonce)
+        if verdict == "ok":
+            self._count(hello.gpu, "hello")
+            log.info(
+                "%s: hello of boot %s (agent %s)", hello.gpu, hello.boot_id, hello.agent_version
+            )
+            return 200, self._answer(hello.gpu, start_seq=seq, spec=self._specs[hello.gpu])
+        why = {
+            "replay": "this message was received before",
+            "earlier_boot": f"boot {hello.boot_id} has ended; the instance must boot anew",
+            "unexpected": "this GPU should be off; the controller is looking at the cloud",
+        }[verdict]
+        status, answer = self._refuse(409, hello.gpu, verdict, why)
+        return status, answer.model_copy(update={"hello_again": verdict == "unexpected"})
+
+    def _report(self, report: wire.Report, nonce: str, gpu: GpuConfig) -> tuple[int, wire.Answer]:
+        verdict, seq = self._store.report(report, nonce, heartbeat=gpu.timing.heartbeat)
+        if verdict == "ok":
+            self._count(report.gpu, "report")
+            spec = self._specs[report.gpu]
+            changed = report.spec_version != spec.version
+            return 200, self._answer(report.gpu, start_seq=seq, spec=spec if changed else None)
+        if verdict == "replay":
+            return self._refuse(409, report.gpu, verdict, "this message was received before")
+        why = f"boot {report.boot_id} is not the one that said hello after start {seq}"
+        status, answer = self._refuse(409, report.gpu, verdict, why)
+        return status, answer.model_copy(update={"hello_again": True})
+
+    def _answer(
+        self, gpu: str, *, start_seq: int = 0, spec: wire.Spec | None = None, refused: str = ""
+    ) -> wire.Answer:
+        return wire.Answer(
+            server_time=self._clock(), start_seq=start_seq, spec=spec, refused=refused
+        )
+
+    def _refuse(self, status: int, gpu: str, code: str, why: str) -> tuple[int, wire.Answer]:
+        self._count(gpu, code)
+        now = time.monotonic()
+        last, held_back = self._refusals.get((gpu, code), (float("-inf"), 0))
+        if now - last >= LOG_INTERVAL:
+            more = f" ({held_back} more like it since)" if held_back else ""
+            log.warning("a node's message was refused (%s): %s%s", code, why, more)
+            self._refusals[gpu, code] = (now, 0)
+        else:
+            self._refusals[gpu, code] = (last, held_back + 1)
+        return status, self._answer(gpu, refused=why)
+
+    def _count(self, gpu: str, outcome: str) -> None:
+        self._metrics.callbacks.labels(gpu, outcome).inc()
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return json.dumps(f"{where}: {problem['msg']}"[:200])

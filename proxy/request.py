@@ -1,0 +1,142 @@
+"""What the data plane needs to know of a request, read once from its ASGI scope."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+__all__ = ["ASGIApp", "Networks", "Receive", "Request", "Scope", "Send", "networks"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Networks = tuple["ipaddress.IPv4Network | ipaddress.IPv6Network", ...]
+
+
+def networks(texts: Sequence[str]) -> Networks:
+    """Addresses and networks in CIDR notation, parsed.
+
+    Raises:
+        ValueError: one of them is neither.
+    """
+    return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request or WebSocket handshake. Header names are lower case."""
+
+    method: str
+    path: str
+    target: str
+    """The path and query as they were sent, percent-encoding kept."""
+    headers: dict[str, str]
+    raw_headers: list[tuple[bytes, bytes]]
+    peer: str
+    scheme: str
+    trusted_peer: bool
+
+    @classmethod
+    def from_scope(cls, scope: Scope, trusted: Networks) -> Request:
+        raw = list(scope["headers"])
+        headers: dict[str, str] = {}
+        for name, value in raw:
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        path = scope.get("raw_path") or scope["path"].encode()
+        target = path.decode("latin-1").partition("?")[0]
+        if query := scope.get("query_string"):
+            target += "?" + query.decode("latin-1")
+        client = scope.get("client")
+        peer = client[0] if client else ""
+        websocket = scope["type"] == "websocket"
+        return cls(
+            method="WEBSOCKET" if websocket else scope["method"],
+            path=scope["path"],
+            target=target,
+            headers=headers,
+            raw_headers=raw,
+            peer=peer,
+            scheme=str(scope.get("scheme", "http")),
+            trusted_peer=bool(trusted) and _within(peer, trusted),
+        )
+
+    @cached_property
+    def client(self) -> str:
+        """The client's address: the peer's, or what a trusted proxy in front of us says."""
+        if self.trusted_peer and (forwarded := self.headers.get("x-forwarded-for")):
+            return forwarded.rpartition(",")[2].strip() or self.peer
+        return self.peer
+
+    @property
+    def peer_is_loopback(self) -> bool:
+        """Whether the request came from this machine itself, and not through a proxy on it."""
+        return _loopback(self.peer) and "x-forwarded-for" not in self.headers
+
+    @property
+    def host(self) -> str:
+        """The host the client asked for, with port."""
+        if self.trusted_peer and (forwarded := self.headers.get("x-forwarded-host")):
+            return forwarded
+        return self.headers.get("host", "")
+
+    @property
+    def hostname(self) -> str:
+        """The host without port, lower case."""
+        return (urlsplit(f"//{self.host}").hostname or "") if self.host else ""
+
+    @property
+    def proto(self) -> str:
+        """``http`` or ``https``, as the client sees it."""
+        if self.trusted_peer and (forwarded := self.headers.get("x-forwarded-proto")):
+            return forwarded
+        return {"ws": "http", "wss": "https"}.get(self.scheme, self.scheme)
+
+    @property
+    def is_navigation(self) -> bool:
+        """A browser (or something like one) opening a page, which wants HTML."""
+        if self.method not in ("GET", "HEAD"):
+            return False
+        mode = self.headers.get("sec-fetch-mode")
+        if mode is not None:
+            return mode == "navigate"
+        return "text/html" in self.headers.get("accept", "")
+
+    @property
+    def from_browser(self) -> bool:
+        return "sec-fetch-mode" in self.headers or "sec-fetch-site" in self.headers
+
+    @property
+    def same_origin(self) -> bool:
+        """Whether no other site can have made a browser send this.
+
+        Browsers say where a request comes from in Sec-Fetch-Site, older ones in Origin; a client
+        that sends neither is no browser, which another site could not use.
+        """
+        site = self.headers.get("sec-fetch-site")
+        if site is not None:
+            return site in ("same-origin", "none")
+        origin = self.headers.get("origin")
+        return origin is None or urlsplit(origin).netloc.lower() == self.host.lower()
+
+
+def _within(address: str, allowed: Networks) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in allowed)
+
+
+def _loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,74 @@
+"""Colours and words for the terminal. Rich is imported only where something moves."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TextIO
+
+import typer
+
+__all__ = ["clock", "coloured", "live", "paint", "phase_style", "shorten", "stamp", "warn"]
+
+_PHASE_COLOURS = {
+    "off": "bright_black",
+    "starting": "yellow",
+    "booting": "yellow",
+    "loading": "yellow",
+    "ready": "green",
+    "draining": "cyan",
+    "stopping": "cyan",
+    "failed": "red",
+}
+
+
+def coloured(stream: TextIO | None = None) -> bool:
+    """Whether to write colours: a terminal, and neither NO_COLOR nor a dumb one."""
+    stream = stream or sys.stdout
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
+
+
+def live(stream: TextIO) -> bool:
+    """Whether lines on this stream can be drawn anew."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def paint(
+    text: str,
+    colour: str | None = None,
+    *,
+    bold: bool = False,
+    dim: bool = False,
+    stream: TextIO | None = None,
+) -> str:
+    """The text in a colour if the stream (stdout) takes one."""
+    if not coloured(stream):
+        return text
+    return typer.style(text, fg=colour, bold=bold or None, dim=dim or None)
+
+
+def phase_style(phase: str) -> str:
+    return _PHASE_COLOURS.get(phase, "white")
+
+
+def clock(seconds: float, now: float) -> str:
+    """A moment as local time: ``14:03``, with the date if it is more than half a day away."""
+    form = "%H:%M:%S" if abs(seconds - now) < 43200 else "%Y-%m-%d %H:%M"
+    return time.strftime(form, time.localtime(seconds))
+
+
+def stamp(seconds: float) -> str:
+    """A moment in a list: local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def shorten(text: str, length: int = 200) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(paint(text, "yellow", stream=sys.stderr), file=sys.stderr, flush=True)

@@ -1,0 +1,176 @@
+"""`qwenctl config`: look at the configuration, without its secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from qwenctl.cli.context import ConfigOption, JsonOption, load, print_json
+
+__all__ = ["app", "masked", "to_toml"]
+
+app = typer.Typer(no_args_is_help=True, help="Show and check the configuration.")
+
+MASK = "********"
+
+_SECRET_KEY = re.compile(
+    r"secret|token|passw|hash|api[-_]?key|authorization|cookie|credential", re.IGNORECASE
+)
+_SECRET_OPTION = re.compile(r"^--?[\w-]*(secret|token|passw|key|credential)[\w-]*", re.IGNORECASE)
+_URL_LOGIN = re.compile(r"(\w[\w+.-]*://)[^/?#\s]*@")
+_URL_QUERY = re.compile(r"([?&][^=&\s]*(?:secret|token|passw|key)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+
+
+@app.command()
+def show(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Print the configuration in force, defaults included, secrets masked.
+
+    \b
+    Examples:
+      qwenctl config show
+      QWENCTL_PROXY__LISTEN=127.0.0.1:9000 qwenctl config show --json
+    """
+    loaded = load(config)
+    data = masked(loaded.model_dump(mode="json"))
+    if json:
+        print_json(data)
+        return
+    print(f"# From {loaded.source or 'defaults and QWENCTL_* (no file)'}")
+    print(to_toml(data))
+
+
+@app.command()
+def validate(
+    file: Annotated[
+        str | None, typer.Argument(help="The file to check.", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check the configuration; one line for each mistake, exit code 2 if there is one.
+
+    \b
+    Examples:
+      qwenctl config validate
+      qwenctl config validate ./qwenctl.toml
+    """
+    from qwenctl.errors import ConfigError
+
+    try:
+        loaded = load(file or config)
+    except ConfigError as error:
+        if not json:
+            raise
+        print_json({"valid": False, "errors": str(error).splitlines()})
+        raise typer.Exit(error.exit_code) from None
+    names = list(loaded.gpu)
+    if json:
+        print_json({"valid": True, "errors": [], "file": loaded.source or None, "gpus": names})
+        return
+    gpus = f"{len(names)} GPU{'s' if len(names) != 1 else ''}"
+    print(f"{loaded.source or 'no file'}: ok, {gpus}{': ' if names else ''}{', '.join(names)}")
+
+
+@app.command()
+def path(config: ConfigOption = None) -> None:
+    """Print which config file is used; exit code 2 if there is none.
+
+    \b
+    Example:
+      $EDITOR "$(qwenctl config path)"
+    """
+    from qwenctl.cli import context
+    from qwenctl.config import config_path
+    from qwenctl.errors import ConfigError
+
+    found = config_path(config or context.config_file())
+    if found is None:
+        raise ConfigError(
+            "no config file: neither ./qwenctl.toml nor one in the XDG config directory; "
+            "`qwenctl init` writes one"
+        )
+    print(found.resolve())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the config file, for editors.
+
+    \b
+    Example:
+      qwenctl config schema > qwenctl.schema.json
+    """
+    from qwenctl.config import Config
+
+    print_json(
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    )
+
+
+def masked(value: Any, key: str = "") -> Any:
+    """The same data without secrets: by the name of the key, the values of ``env`` tables, options
+    of commands that look like a secret, and logins in URLs."""
+    if isinstance(value, dict):
+        if key == "env":
+            return dict.fromkeys(value, MASK)
+        return {name: masked(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return _masked_command(value) if key == "command" else [masked(v, key) for v in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if _SECRET_KEY.search(key) and not key.endswith("_file"):
+        return MASK
+    return _URL_QUERY.sub(rf"\1{MASK}", _URL_LOGIN.sub(rf"\1{MASK}@", value))
+
+
+def _masked_command(words: list[str]) -> list[str]:
+    result: list[str] = []
+    for index, word in enumerate(words):
+        before = words[index - 1] if index else ""
+        option = _SECRET_OPTION.match(word)
+        if option and "=" in word:
+            result.append(f"{option.group()}={MASK}")
+        elif _SECRET_OPTION.fullmatch(before) and not word.startswith("-"):
+            result.append(MASK)
+        else:
+            result.append(masked(word))
+    return result
+
+
+def to_toml(data: Mapping[str, Any]) -> str:
+    """TOML of plain JSON data; None is left out, as TOML has none."""
+    return "\n".join(_toml_table(data, ())).strip()
+
+
+def _toml_table(data: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    tables = {k: v for k, v in data.items() if isinstance(v, dict) and v}
+    lists = {k: v for k, v in data.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    for key, value in data.items():
+        if key not in tables and key not in lists and value is not None:
+            yield f"{_toml_key(key)} = {_toml_value(value)}"
+    for key, value in tables.items():
+        inner = (*path, key)
+        yield from ("", f"[{'.'.join(map(_toml_key, inner))}]")
+        yield from _toml_table(value, inner)
+    for key, items in lists.items():
+        inner = (*path, key)
+        for item in items:
+            yield from ("", f"[[{'.'.join(map(_toml_key, inner))}]]")
+            yield from _toml_table(item, inner)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, dict):
+        return "{}" if not value else f"{{ {', '.join(f'{_toml_key(k)} = {_toml_value(v)}' for k, v in value.items())} }}"
+    # A JSON string, number or boolean is one in TOML too.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,407 @@
+"""`qwenctl status`, `why`, `events` and `logs`: they read and change nothing."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenctl.cli.context import (
+    ConfigOption,
+    GpuOption,
+    JsonOption,
+    Target,
+    load,
+    open_store,
+    print_json,
+)
+from qwenctl.cli.output import clock, live, paint, phase_style, shorten, stamp
+
+if TYPE_CHECKING:
+    from qwenctl.config import Config
+    from qwenctl.store import Event, Store
+
+__all__ = ["event_words", "events", "logs", "status", "why"]
+
+FOLLOW_SECONDS = 2.0
+"""How long one blocking read of the stream lasts; less than the client's socket timeout."""
+
+
+def status(
+    gpu: GpuOption = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show changes until Ctrl-C.")] = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show what each GPU is doing, who uses it and how long it stays on.
+
+    \b
+    Examples:
+      qwenctl status
+      qwenctl status --watch
+      qwenctl status --json | jq -r .gpus.main.phase
+    """
+    loaded = load(config)
+    names = [loaded.gpu_name(gpu)] if gpu or not loaded.gpu else list(loaded.gpu)
+    store = open_store(loaded)
+    if not watch:
+        data = _read(loaded, store, names)
+        if json:
+            print_json(data)
+        else:
+            print(_status_text(data))
+        return
+    changed = threading.Event()
+    changed.set()
+    watcher = store.watch(names, lambda *_: changed.set())
+    try:
+        if json or not live(sys.stdout):
+            _watch_lines(loaded, store, names, changed, json=json)
+        else:
+            _watch_live(loaded, store, names, changed)
+    finally:
+        watcher.stop()
+
+
+def _read(config: Config, store: Store, names: list[str]) -> dict[str, Any]:
+    from qwenctl.status import HISTORY, full_status
+
+    gpus = {
+        name: full_status(
+            store.snapshot(name), store.events(name, HISTORY), config.gpu[name], url=config.url
+        )
+        for name in names
+    }
+    return {"deployment": config.deployment, "url": config.url, "gpus": gpus}
+
+
+def _watch_lines(
+    config: Config, store: Store, names: list[str], changed: threading.Event, *, json: bool
+) -> None:
+    """One line for each change: JSON, or the first line of the status."""
+    last = ""
+    while True:
+        changed.wait()
+        changed.clear()
+        data = _read(config, store, names)
+        key = repr([(g["phase"], g["since"], g["failure"], g["blocked"], [x["name"] for x in g["leases"]]) for g in data["gpus"].values()])
+        if key == last:
+            continue
+        last = key
+        if json:
+            print_json(data, compact=True)
+        else:
+            for state in data["gpus"].values():
+                print(f"{stamp(state['now'])}  {_headline(state)}", flush=True)
+
+
+def _watch_live(config: Config, store: Store, names: list[str], changed: threading.Event) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False, screen=False) as screen:
+        while True:
+            text = _status_text(_read(config, store, names))
+            screen.update(Text.from_ansi(text), refresh=True)
+            changed.wait(timeout=1.0)  # the seconds shown go on without a change
+            changed.clear()
+
+
+def _status_text(data: Mapping[str, Any]) -> str:
+    blocks = ["\n".join(_gpu_lines(state)) for state in data["gpus"].values()]
+    return "\n\n".join(blocks)
+
+
+def _headline(state: Mapping[str, Any]) -> str:
+    from qwenctl.status import cause_words, duration
+
+    phase = state["phase"]
+    text = f"{paint(state['gpu'], bold=True)} is {paint(phase, phase_style(phase), bold=True)}"
+    if state["since"]:
+        text += f" for {duration(state['now'] - state['since'])}"
+        if state["cause"]:
+            text += paint(f", because {cause_words(state['cause'])}", dim=True)
+    if state["eta_seconds"] is not None and phase != "ready":
+        text += f", about {duration(state['eta_seconds'])} left"
+    return text
+
+
+def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
+    from qwenctl.status import duration
+
+    def row(label: str, text: str, colour: str | None = None) -> str:
+        return f"  {paint(f'{label:<11}', dim=True)}{paint(text, colour) if colour else text}"
+
+    yield _headline(state)
+    if state["phase"] == "ready":
+        yield row("open", state["url"])
+    for block in state["blocks"]:
+        left = block["seconds_left"]
+        until = "until unblocked" if left is None else f"for another {duration(left)}"
+        yield row("blocked", f"by {block['text']}, {until}", "red")
+    if failure := state["failure"]:
+        again = failure["retry_in_seconds"]
+        text = f"{failure['code']}: {failure['message']} (attempt {failure['attempts']}"
+        yield row("failure", text + (f", next in {duration(again)})" if again is not None else ")"), "red")
+    if state["phase"] in ("starting", "booting", "loading"):
+        yield row("steps", _steps_line(state["steps"]))
+    if progress := state["progress"]:
+        percent = "" if progress["percent"] is None else f" {progress['percent']:.0f} %"
+        yield row("progress", f"{progress['phase']}{percent} {progress['text']}".strip())
+    for index, lease in enumerate(state["leases"]):
+        left = "" if lease["kind"] in ("inflight", "busy") else f", {duration(lease['seconds_left'])} left"
+        yield row("used by" if index == 0 else "", lease["text"] + left)
+    if state["idle_seconds_left"] is not None:
+        yield row("idle", f"goes off in {duration(state['idle_seconds_left'])} unless it is used")
+    yield from (row("node" if i == 0 else "", text) for i, text in enumerate(_node_lines(state)))
+    yield row("cloud", _cloud_line(state))
+    if wake := state["last_wake"]:
+        yield row("last wake", _wake_line(wake))
+    yield row("controller", state["leader"] or "none: `qwenctl serve` runs one")
+    if state["price_per_hour"]:
+        yield row("price", f"{state['price_per_hour']:g} an hour while on")
+
+
+def _steps_line(steps: list[dict[str, Any]]) -> str:
+    from qwenctl.status import duration
+
+    marks = {"done": "✓", "active": "…", "todo": "·", "failed": "✗"}
+    return "  ".join(
+        f"{marks[step['state']]} {step['key']}"
+        + (f" {duration(step['seconds'])}" if step["seconds"] is not None else "")
+        for step in steps
+    )
+
+
+def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
+    from qwenctl.status import duration
+
+    node = state["node"]
+    if not node:
+        return
+    text = f"agent {node['version']}".strip()
+    if node["heartbeat_age_seconds"] is not None:
+        text += f", heard of {duration(node['heartbeat_age_seconds'])} ago"
+    if node["active"]:
+        text += f", {node['active']} generation{'s' if node['active'] != 1 else ''} running"
+    yield text + (f", {node['error']}" if node["error"] else "")
+    for service in node["services"]:
+        restarts = f", restarted {service['restarts']} ×" if service["restarts"] else ""
+        error = f": {shorten(service['error'])}" if service["error"] else ""
+        yield f"{service['name']} {service['state']} on port {service['port']}{restarts}{error}"
+    if figures := _figures(node["resources"] or {}):
+        yield figures
+
+
+def _figures(resources: Mapping[str, Any]) -> str:
+    parts = []
+    if resources.get("cpu_percent") is not None:
+        parts.append(f"CPU {resources['cpu_percent']:.0f} %")
+    used, total = resources.get("memory_used"), resources.get("memory_total")
+    if used is not None and total:
+        parts.append(f"memory {used / 2**30:.1f} of {total / 2**30:.1f} GiB")
+    if resources.get("disk_free") is not None:
+        parts.append(f"disk {resources['disk_free'] / 2**30:.0f} GiB free")
+    for index, figures in enumerate(resources.get("gpus") or ()):
+        inner = " ".join(f"{key} {value}" for key, value in figures.items())
+        parts.append(f"GPU {index} {inner}")
+    return ", ".join(parts)
+
+
+def _cloud_line(state: Mapping[str, Any]) -> str:
+    from qwenctl.status import duration
+
+    cloud = state["cloud"]
+    if cloud["error"]:
+        return paint(f"cannot be asked: {cloud['error']}", "red")
+    if cloud["state"] is None:
+        return f"{state['provider']}, not asked yet"
+    text = f"{state['provider']} says {cloud['state']}"
+    if cloud["instance_id"]:
+        text += f", instance {cloud['instance_id']}"
+    if state["address"] and cloud["state"] == "running":
+        text += f" at {state['address']}"
+    return text + f", asked {duration(cloud['age_seconds'])} ago"
+
+
+def _wake_line(wake: Mapping[str, Any]) -> str:
+    from qwenctl.status import cause_words, duration
+
+    if wake["outcome"] == "ready":
+        text = f"ready after {duration(wake['seconds'])}"
+    else:
+        text = wake["outcome"].replace("_", " ")
+        text += f" ({cause_words(wake['code'])})" if wake["code"] else ""
+    steps = ", ".join(f"{name} {duration(s)}" for name, s in wake["durations"].items())
+    return f"{text}{': ' if steps else ''}{steps}"
+
+
+def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = None) -> None:
+    """Say who keeps the GPU on or off, since when and until when, and what happens next.
+
+    \b
+    Examples:
+      qwenctl why
+      qwenctl why --json | jq -r '.reasons[].text'
+    """
+    from qwenctl.status import HISTORY, explain
+
+    target = Target(gpu, config)
+    snapshot = target.store.snapshot(target.name)
+    events = target.store.events(target.name, HISTORY)
+    reasons = explain(snapshot, events, snapshot.now, drain=target.gpu.timing.drain)
+    if json:
+        print_json(
+            {"gpu": target.name, "phase": snapshot.phase.value, "now": snapshot.now,
+             "reasons": [vars(reason) for reason in reasons]}
+        )
+        return
+    first, *rest = reasons
+    phase = snapshot.phase.value
+    text = first.text.replace(phase, paint(phase, phase_style(phase), bold=True), 1)
+    print(f"{paint(target.name, bold=True)} is {text}")
+    for reason in rest:
+        times = []
+        if reason.since is not None and reason.topic != "state":
+            times.append(f"since {clock(reason.since, snapshot.now)}"
+                         if reason.topic in ("on", "off") else clock(reason.since, snapshot.now))
+        if reason.until is not None:
+            times.append(f"until {clock(reason.until, snapshot.now)}"
+                         if reason.topic in ("on", "off") else clock(reason.until, snapshot.now))
+        suffix = paint(f"  ({', '.join(times)})", dim=True) if times else ""
+        mark = paint("→" if reason.topic == "next" else "•", dim=True)
+        body = paint(reason.text, "red") if reason.topic in ("failure", "cloud") else reason.text
+        print(f"  {mark} {body}{suffix}")
+
+
+def events(
+    gpu: GpuOption = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many of the last.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Print the history: every transition, lease, block and cloud call.
+
+    With --json one object on each line.
+
+    \b
+    Examples:
+      qwenctl events -n 50
+      qwenctl events --follow
+      qwenctl events --json | jq -r 'select(.kind == "transition") | .to'
+    """
+    target = Target(gpu, config)
+    last = ""
+    for event in target.store.events(target.name, count):
+        _print_event(event, json)
+        last = event.id
+    while follow:
+        for event in target.store.follow(target.name, last, FOLLOW_SECONDS):
+            _print_event(event, json)
+            last = event.id
+
+
+def _print_event(event: Event, as_json: bool) -> None:
+    if as_json:
+        fields = {**event.fields, "id": event.id, "time": event.time, "kind": event.kind}
+        print_json(fields, compact=True)
+    else:
+        time = paint(stamp(event.time), dim=True)
+        print(f"{time}  {event_words(event)}", flush=True)
+
+
+def event_words(event: Event) -> str:
+    """An event in plain words, with colours for the terminal."""
+    import json
+
+    from qwenctl.status import cause_words
+
+    f = event.fields
+    actor = f.get("actor", "")
+    cause = f.get("cause", "")
+    if event.kind == "transition":
+        before, to = f.get("from", "?"), f.get("to", "?")
+        text = f"{before} → {paint(to, phase_style(to), bold=True)}  {cause_words(cause)}"
+        if to == "failed" and f.get("failure"):
+            try:
+                text += f": {json.loads(f['failure'])['message']}"
+            except (ValueError, KeyError, TypeError):
+                pass
+        return text
+    if event.kind == "call":
+        result = paint(f"failed: {f['error']}", "red") if f.get("error") else "accepted"
+        request = f" (request {f['request_id']})" if f.get("request_id") else ""
+        return f"{f.get('verb', '?')} call {result}{request}"
+    if event.kind == "lease":
+        return f"needed by {f.get('name', '?')}" + (f": {cause}" if cause else "")
+    if event.kind in ("block", "unblock"):
+        text = f"{event.kind}ed by {actor}" if actor else f"{event.kind}ed"
+        return text + (f": {cause}" if cause else "")
+    if event.kind == "down":
+        now = " --now" if f.get("cut") == "1" else ""
+        return f"down{now} by {actor}" + (f": {cause}" if cause else "")
+    if event.kind == "node":
+        parts = (f.get("state", ""), f.get("progress", ""), f.get("error", ""))
+        return f"node: {', '.join(part for part in parts if part)}"
+    if event.kind == "hello":
+        return f"node: hello, boot {f.get('boot_id', '?')}"
+    rest = " ".join(f"{key}={value}" for key, value in f.items())
+    return f"{event.kind} {rest}".strip()
+
+
+def logs(
+    gpu: GpuOption = None,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=2000, help="How many of the last lines.")
+    ] = 200,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Print what the node's agent and service wrote: the boot log.
+
+    \b
+    Examples:
+      qwenctl logs -n 50
+      qwenctl logs --follow
+    """
+    target = Target(gpu, config)
+
+    def show(lines: list[str]) -> None:
+        for line in lines:
+            if json:
+                print_json({"line": line}, compact=True)
+            else:
+                print(line, flush=follow)
+
+    if not follow:
+        lines = target.store.log_lines(target.name, count)
+        show(lines)
+        if not lines and not json:
+            print("no log lines yet: the node sends them while it boots", file=sys.stderr)
+        return
+    changed = threading.Event()
+    watcher = target.store.watch([target.name], lambda *_: changed.set())
+    try:
+        before = target.store.log_lines(target.name, 2000)
+        show(before[-count:])
+        while True:
+            changed.wait()
+            changed.clear()
+            lines = target.store.log_lines(target.name, 2000)
+            show(lines[_overlap(before, lines) :])
+            before = lines
+    finally:
+        watcher.stop()
+
+
+def _overlap(before: list[str], lines: list[str]) -> int:
+    """How many of the first lines were there before. The list loses its oldest lines as it grows."""
+    for start in range(max(0, len(before) - len(lines)), len(before)):
+        if before[start:] == lines[: len(before) - start]:
+            return len(before) - start
+    return 0

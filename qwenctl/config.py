@@ -1,0 +1,517 @@
+"""Every setting of qwenctl, typed, in one file: ``qwenctl.toml``, overlaid by ``QWENCTL_*``.
+
+An environment variable names the same key in capitals, tables joined by two underscores:
+``QWENCTL_PROXY__LISTEN=127.0.0.1:9000``, ``QWENCTL_GPU__MAIN__IDLE_TIMEOUT=20m``.
+
+Looked for, in this order: ``--config``, ``$QWENCTL_CONFIG``, ``./qwenctl.toml``,
+``$XDG_CONFIG_HOME/qwenctl/qwenctl.toml``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from qwenctl.errors import ConfigError
+from qwenctl.rules import PRESETS, Rule
+from qwenctl.wire import Activity, Readiness, Service
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "AccessConfig",
+    "ApiKey",
+    "Config",
+    "Duration",
+    "GpuConfig",
+    "LocalConfig",
+    "ProxyConfig",
+    "ServiceConfig",
+    "TimingConfig",
+    "config_path",
+    "load_config",
+    "parse_duration",
+    "state_dir",
+]
+
+ENV_PREFIX = "QWENCTL_"
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from ``90``, ``"90s"``, ``"1h30m"``, ``"250ms"`` or ``"2d"``.
+
+    Raises:
+        ValueError: anything else, negative numbers included.
+    """
+    if isinstance(value, bool):
+        raise ValueError(_DURATION_HELP)
+    if isinstance(value, (int, float)):
+        seconds = float(value)
+    else:
+        text = str(value).strip().replace(" ", "").lower()
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            seconds = float(text)
+        elif text and not _DURATION.sub("", text):
+            seconds = sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(text))
+        else:
+            raise ValueError(_DURATION_HELP)
+    if not 0 <= seconds < 1e9:
+        raise ValueError(_DURATION_HELP)
+    return seconds
+
+
+_DURATION_HELP = 'a duration is a number of seconds or text such as "90s", "10m" or "1h30m"'
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration, json_schema_input_type="float | str"),
+]
+"""Seconds; written as a number or as ``"10m"``."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ApiKey(_Table):
+    """One API client."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Who uses the key; shown in `status` and `why`."""
+    hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    """``sha256:`` and the hex digest of the key, as `qwenctl access new-key` prints it."""
+
+
+class AccessConfig(_Table):
+    """Who may use and wake the GPU."""
+
+    mode: Literal["none", "password"] = "none"
+    """``none``: everybody who reaches the proxy (which then listens on loopback only);
+    ``password``: one shared password for browsers, API keys for clients."""
+    password_hash: str = Field("", pattern=r"^(\$argon2id\$.+)?$")
+    """The argon2id hash that `qwenctl access hash-password` prints."""
+    keys: tuple[ApiKey, ...] = ()
+    """API keys, sent as ``Authorization: Bearer qk_…`` or ``X-API-Key``."""
+    session: Duration = 14 * 86400.0
+    """How long a browser stays signed in."""
+
+
+class ProxyConfig(_Table):
+    """The always-on proxy."""
+
+    listen: str = "127.0.0.1:8080"
+    """Address and port to listen on."""
+    public_url: str = ""
+    """Where people and nodes reach the proxy; default: http:// and the listen address."""
+    allow_anonymous: bool = False
+    """Listen on other than loopback addresses although access control is off."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks whose X-Forwarded-* headers are believed."""
+    hold: Duration = 600.0
+    """How long a request of an API client is held while the GPU wakes."""
+    max_held: int = Field(2000, ge=0)
+    """How many requests may be held at once; further ones get 503 with Retry-After."""
+
+
+class LocalConfig(_Table):
+    """The local provider: an "instance" that is a process group on this machine."""
+
+    boot_seconds: Duration = 3.0
+    """How long the instance takes from start to running."""
+    stop_seconds: Duration = 1.0
+    """How long it takes from stop to stopped."""
+    fail: Literal["", "no_capacity", "boot_hangs", "dies_after", "denied"] = ""
+    """A fault to play: no capacity at start, a boot that never ends, an instance that dies."""
+    dies_after: Duration = 10.0
+    """With ``fail = "dies_after"``: how long after running the instance dies."""
+
+
+class ServiceConfig(_Table):
+    """What the node runs."""
+
+    name: str = Field("webui", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    """Name of the service in `status` and in logs."""
+    command: tuple[str, ...] = Field(min_length=1)
+    """Program and arguments; no shell."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Extra environment variables."""
+    cwd: str = ""
+    """Working directory; default: the instance's own."""
+    port: int = Field(7860, ge=1, le=65535)
+    """The port it listens on; the first service's port is where traffic goes."""
+    readiness: Readiness = Readiness()
+    """The HTTP probe that says when it is ready."""
+    activity: Activity = Activity()
+    """How to ask it for running generations."""
+    stop_timeout: Duration = 10.0
+    """From SIGTERM to SIGKILL."""
+    max_restarts: int = Field(5, ge=0)
+    """Crashes in a row before it is given up."""
+
+    def to_wire(self) -> Service:
+        return Service(**{**dict(self), "runtime": "process"})
+
+
+class TimingConfig(_Table):
+    """Bounds of the lifecycle; the defaults suit a cloud instance."""
+
+    drain: Duration = Field(4.0, ge=3.0)
+    """How long nobody must have wanted the GPU before it is stopped; at least 3 s, because a
+    proxy's view may be 1 s old and its own news 1 s late."""
+    start: Duration = 300.0
+    """Start call accepted → running."""
+    boot: Duration = 300.0
+    """Running → the agent's hello."""
+    load: Duration = 1200.0
+    """Hello → ready."""
+    call_grace: Duration = 15.0
+    """How long the cloud may show the old state after it accepted a call."""
+    heartbeat: Duration = 5.0
+    """The agent's heartbeat interval."""
+    node_lost: Duration = 180.0
+    """No heartbeat for so long: the agent is gone."""
+    retry: Duration = 10.0
+    """Wait after the first failure; doubles with each further one."""
+    retry_max: Duration = 300.0
+    """The longest wait between two attempts."""
+    dead_man: Duration = 600.0
+    """No contact with any proxy for so long, and nothing running: the node stops itself."""
+
+
+class GpuConfig(_Table):
+    """One GPU instance."""
+
+    provider: str = "local"
+    """``local``, or the name of an installed provider."""
+    hosts: tuple[str, ...] = ()
+    """Host names whose requests go to this GPU; none: every host that no other GPU names."""
+    idle_timeout: Duration = Field(600.0, ge=1.0)
+    """How long after the last activity the GPU stays on."""
+    boot_estimate: Duration = 90.0
+    """What to tell the first visitor, before there are boots to learn from."""
+    preset: Literal["gradio", "open-webui", "openai", "generic"] = "gradio"
+    """The rule table to start from: what counts as use of this kind of WebUI."""
+    rules: tuple[Rule, ...] = ()
+    """Rules of your own, tried before the preset's."""
+    wake_on: Literal["visit", "click", "never"] = "visit"
+    """``visit``: the waiting page wakes the GPU when it is visible in a browser; ``click``: only
+    its button; ``never``: only the command line, API keys and schedules."""
+    api: Literal["hold", "fail"] = "hold"
+    """What an API client gets while the GPU wakes: its request held, or 503 with Retry-After."""
+    found_running: Literal["adopt", "stop", "ignore"] = "adopt"
+    """An instance found running that nobody needs: keep it one idle timeout, stop it, or leave it."""
+    address: str = ""
+    """Where the proxy reaches the node, if not where the cloud says."""
+    price_per_hour: float = Field(0.0, ge=0)
+    """For `status` and savings; in your currency."""
+    timing: TimingConfig = TimingConfig()
+    local: LocalConfig = LocalConfig()
+    service: tuple[ServiceConfig, ...] = ()
+    """What the node runs, in order; traffic goes to the first."""
+
+    @property
+    def all_rules(self) -> tuple[Rule, ...]:
+        """The rule table in force, first match first."""
+        return self.rules + PRESETS[self.preset]
+
+    @property
+    def port(self) -> int:
+        """The port on the node that traffic goes to."""
+        return self.service[0].port if self.service else 7860
+
+    @field_validator("service")
+    @classmethod
+    def _distinct(cls, value: tuple[ServiceConfig, ...]) -> tuple[ServiceConfig, ...]:
+        for what in ("name", "port"):
+            seen = [getattr(service, what) for service in value]
+            if len(set(seen)) != len(seen):
+                raise ValueError(f"two services have the same {what}")
+        return value
+
+
+class Config(_Table):
+    """The whole file."""
+
+    deployment: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    """Keeps several deployments apart that share one Redis."""
+    state_dir: str = ""
+    """Where local state lives; default: $XDG_STATE_HOME/qwenctl."""
+    redis_url: str = ""
+    """redis://, rediss://, unix:// or redis+sentinel://; empty: an embedded server of our own."""
+    redis_password_file: str = ""
+    """A file with the Redis password, if it is not in the URL."""
+    node_secret: SecretStr = SecretStr("")
+    """The secret that nodes sign with; better in `node_secret_file` or QWENCTL_NODE_SECRET."""
+    node_secret_file: str = ""
+    """A file with the node secret; default: ``node.secret`` in the state directory, made at need."""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """Language of the pages; ``auto``: what the browser asks for."""
+    proxy: ProxyConfig = ProxyConfig()
+    access: AccessConfig = AccessConfig()
+    gpu: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")], GpuConfig] = Field(
+        default_factory=dict
+    )
+    """One table per GPU: ``[gpu.NAME]``."""
+
+    _source: str = ""
+
+    @property
+    def source(self) -> str:
+        """The file that this came from, or empty."""
+        return self._source
+
+    @property
+    def state_path(self) -> Path:
+        return Path(self.state_dir).expanduser() if self.state_dir else state_dir()
+
+    @property
+    def url(self) -> str:
+        """Where people and nodes reach the proxy, without a slash at the end."""
+        return (self.proxy.public_url or f"http://{self.proxy.listen}").rstrip("/")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        claimed: dict[str, str] = {}
+        for name, gpu in self.gpu.items():
+            for host in gpu.hosts:
+                if host in claimed:
+                    raise ValueError(f"gpu.{claimed[host]} and gpu.{name} both claim host {host}")
+                claimed[host] = name
+        if self.access.mode == "password" and not self.access.password_hash:
+            raise ValueError(
+                'access.mode = "password" needs access.password_hash: run `qwenctl access hash-password`'
+            )
+        return self
+
+    def gpu_name(self, wanted: str | None) -> str:
+        """The GPU meant by ``--gpu`` or its absence.
+
+        Raises:
+            ConfigError: no such GPU, or none given where there are several.
+        """
+        names = list(self.gpu)
+        if wanted is None and len(names) == 1:
+            return names[0]
+        if wanted in self.gpu:
+            return str(wanted)
+        known = ", ".join(names) or "none: add a [gpu.NAME] table, or run `qwenctl init`"
+        if wanted is None:
+            raise ConfigError(
+                f"say which GPU with --gpu; configured: {known}"
+                if names
+                else f"no GPU is configured ({known})"
+            )
+        raise ConfigError(f"no GPU named {wanted!r}; configured: {known}")
+
+    def read_node_secret(self) -> str:
+        """The node secret; a new random one is written to the state directory at the first call.
+
+        Raises:
+            ConfigError: the file is missing, empty, or cannot be written.
+        """
+        if given := self.node_secret.get_secret_value():
+            return given
+        if self.node_secret_file:
+            return read_secret(Path(self.node_secret_file).expanduser(), "node_secret_file")
+        return own_secret(self.state_path / "node.secret")
+
+
+def read_secret(path: Path, key: str) -> str:
+    """The content of a secret file, without the line end.
+
+    Raises:
+        ConfigError: unreadable or empty.
+    """
+    try:
+        text = path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
+    if not text:
+        raise ConfigError(f"{key}: {path} is empty")
+    return text
+
+
+def own_secret(path: Path) -> str:
+    """A random secret in a file that only the owner can read, made at the first call."""
+    import secrets
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+        try:
+            os.link(fresh, path)  # two processes at once: the first one wins, both read it
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    except OSError as error:
+        if not path.exists():
+            raise ConfigError(
+                f"cannot write {path}: {error.strerror}; set state_dir or QWENCTL_STATE_DIR to a "
+                "directory that you can write"
+            ) from None
+    return read_secret(path, "secret")
+
+
+def state_dir() -> Path:
+    """``$XDG_STATE_HOME/qwenctl``, by default ``~/.local/state/qwenctl``."""
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "qwenctl"
+
+
+def config_path(given: str | None = None) -> Path | None:
+    """The config file in force, or None if there is none.
+
+    Raises:
+        ConfigError: a file was named and does not exist.
+    """
+    named = given or os.environ.get(f"{ENV_PREFIX}CONFIG")
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"no config file at {path}; `qwenctl init` writes one")
+        return path
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    for path in (Path("qwenctl.toml"), Path(base).expanduser() / "qwenctl" / "qwenctl.toml"):
+        if path.is_file():
+            return path
+    return None
+
+
+def load_config(given: str | None = None, env: Mapping[str, str] | None = None) -> Config:
+    """Read, overlay and check the configuration.
+
+    Raises:
+        ConfigError: one sentence a problem: the file, the key, what was found, what is allowed.
+    """
+    path = config_path(given)
+    data: dict[str, Any] = {}
+    where = "the environment"
+    if path is not None:
+        where = str(path)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path} is not UTF-8 text") from None
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    origins = _overlay(data, os.environ if env is None else env)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error, where, origins))) from None
+    config._source = str(path.resolve()) if path else ""
+    return config
+
+
+def _overlay(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, str]:
+    """Put ``QWENCTL_*`` variables into ``data``; which key came from which variable."""
+    origins: dict[str, str] = {}
+    for variable in sorted(env):
+        if not variable.startswith(ENV_PREFIX) or variable in _NOT_SETTINGS:
+            continue
+        if variable.startswith(f"{ENV_PREFIX}NODE__"):
+            continue  # the agent's own (gpu_node)
+        keys = [key.lower() for key in variable[len(ENV_PREFIX) :].split("__")]
+        if keys[0] == "gpu" and len(keys) > 1:
+            keys[1] = keys[1].replace("_", "-")
+        table: Any = data
+        for key in keys[:-1]:
+            table = table.setdefault(key, {}) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
+            raise ConfigError(f"{variable}: {'.'.join(keys[:-1])} is not a table")
+        table[keys[-1]] = _env_value(env[variable])
+        origins[".".join(keys)] = variable
+    return origins
+
+
+_NOT_SETTINGS = {f"{ENV_PREFIX}CONFIG", f"{ENV_PREFIX}DEBUG", f"{ENV_PREFIX}EMBEDDED_LINGER"}
+
+
+def _env_value(text: str) -> Any:
+    """Lists and tables are written as JSON; everything else stays text and is converted by type."""
+    if text[:1] in "[{":
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _explain(error: ValidationError, where: str, origins: Mapping[str, str]) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        location = [str(part) for part in problem["loc"] if part != "[key]"]
+        key = ".".join(location)
+        source = origins.get(key)
+        head = f"{source} ({key})" if source else f"{where}: {key}" if key else where
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(location[:-1])
+            near = difflib.get_close_matches(location[-1], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            yield f"{head}: unknown key; {hint}"
+            continue
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        found = (
+            "" if problem["type"] == "missing" or _secret(location) else _found(problem["input"])
+        )
+        yield f"{head}: {message}{found}"
+
+
+def _secret(location: list[str]) -> bool:
+    return bool(location) and any(
+        word in location[-1] for word in ("secret", "password", "hash", "redis_url")
+    )
+
+
+def _found(value: object) -> str:
+    if isinstance(value, (BaseModel, dict, list, tuple)):
+        return ""
+    text = repr(value)
+    return f", found {text if len(text) <= 60 else text[:57] + '…'}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    """The keys allowed in the table at that place."""
+    import typing
+
+    def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield annotation
+        for inner in typing.get_args(annotation):
+            yield from models_in(inner)
+
+    model: type[BaseModel] = Config
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is not None:
+            model = next(models_in(field.annotation), model)
+    return list(model.model_fields)

@@ -1,0 +1,314 @@
+"""The reconciler: the only place from which a GPU is started or stopped.
+
+One `Controller` looks after one GPU. It compares what is wanted (the leases in the store) with what
+is (the cloud), lets `lifecycle.decide` name the next step, and performs it. Any number of them may
+run, in any number of processes: a lock with a fencing epoch lets one act at a time, and whatever it
+leaves undone, the next one sees and finishes.
+
+A cloud knows nothing of our epochs. Hence the rule for calls: a call is made only while the lock is
+sure to outlive it, by the local monotonic clock counted from before the lock was last renewed, and
+only in the pass that holds the epoch in which it was decided (DESIGN §4).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from qwenctl.config import GpuConfig
+from qwenctl.errors import StoreUnavailable
+from qwenctl.lifecycle import (
+    Call,
+    Move,
+    NodeView,
+    Observe,
+    Observed,
+    Phase,
+    Timings,
+    View,
+    Wait,
+    decide,
+    failed,
+)
+from qwenctl.providers.base import (
+    Conflict,
+    Denied,
+    Observation,
+    Provider,
+    ProviderError,
+    Transient,
+)
+from qwenctl.store import Lock, Outcome, Snapshot, Store
+
+__all__ = ["LOCK_MARGIN", "Controller", "owner_name", "timings_of"]
+
+log = logging.getLogger("qwenctl.controller")
+
+LOCK_MARGIN = 5.0
+"""Seconds by which the controller lock outlives the longest cloud call."""
+
+MAX_STEPS = 32
+"""Steps in one pass before the lock is renewed; more than any real sequence needs."""
+
+
+def owner_name() -> str:
+    """A name for this process that is never used twice."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+
+
+def timings_of(gpu: GpuConfig, provider: Provider) -> Timings:
+    """The lifecycle's bounds as configured."""
+    timing = gpu.timing
+    return Timings(
+        drain=timing.drain,
+        start=timing.start,
+        boot=timing.boot,
+        load=timing.load,
+        call_grace=timing.call_grace,
+        heartbeat=4 * timing.heartbeat,
+        node_lost=timing.node_lost,
+        retry=timing.retry,
+        retry_max=timing.retry_max,
+        observe_moving=provider.observe_interval,
+    )
+
+
+class Controller:
+    """Looks after one GPU until told to stop.
+
+    ==========  ==========================================================================
+    call        what it does
+    ==========  ==========================================================================
+    `step`      one pass: as many steps as can be taken now; nothing if another leads
+    `run`       passes whenever something changes or is due, until the event is set
+    `wake`      from any thread: have `run` make a pass at once
+    ==========  ==========================================================================
+    """
+
+    def __init__(
+        self,
+        name: str,
+        gpu: GpuConfig,
+        store: Store,
+        provider: Provider,
+        *,
+        owner: str | None = None,
+        probe: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``probe``: also ask the service itself whether it is ready, for when no proxy runs that
+        the agent could report to."""
+        self.name = name
+        self._gpu = gpu
+        self._store = store
+        self._provider = provider
+        self._owner = owner or owner_name()
+        self._probe = probe
+        self._monotonic = monotonic
+        self._timings = timings_of(gpu, provider)
+        self._ttl = provider.call_timeout + LOCK_MARGIN
+        self._due = threading.Event()
+        self._lock: Lock | None = None
+        self._lock_until = 0.0
+        self._forget()
+
+    # Running
+
+    def wake(self) -> None:
+        """Have `run` make a pass at once."""
+        self._due.set()
+
+    def run(self, stop: threading.Event, *, watch: bool = True) -> None:
+        """Reconcile until ``stop`` is set. ``watch=False``: the caller passes changes on by `wake`."""
+        watcher = self._store.watch([self.name], lambda *_: self.wake()) if watch else None
+        pause = 0.2
+        try:
+            while not stop.is_set():
+                self._due.clear()
+                try:
+                    delay = self.step()
+                    pause = 0.2
+                except StoreUnavailable as error:
+                    log.warning("%s: %s; nothing is started or stopped meanwhile", self.name, error)
+                    delay = pause = min(2.0, pause * 2)
+                except Exception:
+                    log.exception("%s: a pass of the reconciler failed; trying again", self.name)
+                    delay = pause = min(10.0, pause * 2)
+                until = self._monotonic() + delay
+                while not stop.is_set() and (left := until - self._monotonic()) > 0:
+                    if self._due.wait(min(left, 1.0)):
+                        break
+        finally:
+            if watcher:
+                watcher.stop()
+            self._give_up_lock()
+
+    def step(self) -> float:
+        """One pass; the seconds after which the next one is due at the latest.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached; nothing was done since.
+        """
+        asked_at = self._monotonic()
+        lock, taken, left = self._store.acquire(self.name, self._owner, self._ttl)
+        if lock is None:
+            self._lock = None
+            return left + 0.02
+        if taken or lock != self._lock:
+            self._forget()  # what we knew belongs to an epoch in which somebody else may have acted
+        self._lock, self._lock_until = lock, asked_at + self._ttl
+        for _ in range(MAX_STEPS):
+            snapshot = self._store.snapshot(self.name)
+            view = self._view(snapshot)
+            step = decide(view, self._timings, snapshot.now)
+            if isinstance(step, Wait):
+                return self._delay(step.seconds, snapshot)
+            if isinstance(step, Observe):
+                self._observe(lock, snapshot)
+            elif isinstance(step, Move):
+                if self._move(lock, snapshot, step) is Outcome.EPOCH:
+                    return 0.05
+            elif self._monotonic() + self._provider.call_timeout >= self._lock_until:
+                return 0.0  # the lock might end during the call: renew it, decide anew
+            elif delay := self._call(lock, snapshot, view, step):
+                return delay
+        return 0.05
+
+    def _delay(self, seconds: float, snapshot: Snapshot) -> float:
+        if snapshot.next_expiry is not None:
+            seconds = min(seconds, snapshot.next_expiry - snapshot.now)
+        return max(0.005, min(seconds, self._ttl / 3))
+
+    def _give_up_lock(self) -> None:
+        if self._lock is not None:
+            try:
+                self._store.release_lock(self.name, self._lock)
+            except StoreUnavailable:
+                pass  # it runs out by itself
+            self._lock = None
+
+    # Looking
+
+    def _forget(self) -> None:
+        self._observation = Observation(Observed.UNKNOWN)
+        self._observed_at: float | None = None
+        self._denied = False
+        self._probed_seq: int | None = None
+
+    def _view(self, snapshot: Snapshot) -> View:
+        look_at = snapshot.time("look_at")
+        observed_at = self._observed_at
+        if observed_at is not None and look_at is not None and look_at >= observed_at:
+            observed_at = None
+        node = snapshot.node_view
+        if self._probe and self._probe_says_ready(snapshot):
+            node = NodeView(hello=True, state="ready")
+        return View(
+            phase=snapshot.phase,
+            since=snapshot.since,
+            wanted=snapshot.wanted,
+            working=snapshot.working,
+            blocked=bool(snapshot.blocks),
+            cut="cut" in snapshot.state,
+            observed=self._observation.state,
+            observed_at=observed_at,
+            observed_reason=self._observation.reason,
+            denied=self._denied,
+            called_at=snapshot.time("called_at"),
+            call_error=snapshot.state.get("call_error", ""),
+            node=node,
+            failure=snapshot.failure,
+            ready_at=snapshot.time("ready_at"),
+            found_running=self._gpu.found_running,
+        )
+
+    def _observe(self, lock: Lock, snapshot: Snapshot) -> None:
+        error = ""
+        self._denied = False
+        try:
+            self._observation = self._provider.describe()
+        except ProviderError as problem:
+            error = str(problem)
+            self._denied = isinstance(problem, Denied)
+            self._observation = Observation(Observed.UNKNOWN, reason=error)
+            log.warning("%s: cannot look at the instance: %s", self.name, error)
+        # The instance was looked at after this snapshot was taken, so that its time is a safe one.
+        self._observed_at = snapshot.now
+        seen = self._observation
+        self._store.record_observation(
+            self.name,
+            lock,
+            state=seen.state.value,
+            instance_id=seen.instance_id,
+            address=self._gpu.address or seen.address,
+            reason=seen.reason,
+            error=error,
+        )
+
+    def _probe_says_ready(self, snapshot: Snapshot) -> bool:
+        if snapshot.phase not in (Phase.BOOTING, Phase.LOADING) or not snapshot.address:
+            return self._probed_seq == snapshot.start_seq and snapshot.phase is not Phase.OFF
+        import requests
+
+        path = self._gpu.service[0].readiness.path if self._gpu.service else "/"
+        try:
+            url = f"http://{snapshot.address}:{self._gpu.port}{path}"
+            if requests.get(url, timeout=1.0, allow_redirects=False).status_code < 400:
+                self._probed_seq = snapshot.start_seq
+        except requests.RequestException:
+            return False
+        return self._probed_seq == snapshot.start_seq
+
+    # Acting
+
+    def _move(self, lock: Lock, snapshot: Snapshot, move: Move) -> Outcome:
+        outcome = self._store.transition(
+            self.name,
+            lock,
+            snapshot.phase,
+            move,
+            drain=self._timings.drain,
+            idle_timeout=self._gpu.idle_timeout,
+        )
+        if outcome is Outcome.OK:
+            log.info(
+                "%s: %s -> %s (%s)%s",
+                self.name,
+                snapshot.phase.value,
+                move.to.value,
+                move.cause,
+                f": {move.failure.message}" if move.failure and move.to is Phase.FAILED else "",
+            )
+        return outcome
+
+    def _call(self, lock: Lock, snapshot: Snapshot, view: View, call: Call) -> float:
+        """Make the call; the seconds to wait before the next step, or 0 to go on at once."""
+        request_id, problem = "", ""
+        try:
+            request_id = self._provider.start() if call.verb == "start" else self._provider.stop()
+        except Conflict as error:
+            log.info("%s: %s: %s", self.name, call.verb, error)
+            self._observed_at = None
+            return self._timings.observe_moving
+        except Transient as error:
+            problem = str(error)  # the cloud may have accepted it: the next look tells
+        except ProviderError as error:
+            problem = str(error)
+            if call.verb == "start":
+                move = failed(
+                    view, self._timings, snapshot.now, error.code, problem, condemns=False
+                )
+                self._move(lock, snapshot, move)
+                return 0.0
+        self._store.record_call(
+            self.name, lock, snapshot.phase, call.verb, request_id=request_id, error=problem
+        )
+        self._observed_at = None
+        level = logging.WARNING if problem else logging.INFO
+        log.log(level, "%s: %s call %s", self.name, call.verb, problem or "accepted")
+        return 0.0

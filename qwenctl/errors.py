@@ -1,0 +1,50 @@
+"""What can go wrong in a way that a person can act on, and the exit code for it.
+
+The codes are part of the interface: scripts test them. `docs/reference/cli.md` lists them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+__all__ = ["ConfigError", "ExitCode", "StoreAuthError", "StoreUnavailable", "UserError"]
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line."""
+
+    OK = 0
+    ERROR = 1  # anything that has no code of its own
+    USAGE = 2  # bad option, bad config
+    NO_CAPACITY = 3  # the cloud has no such machine free
+    DENIED = 4  # permission, credentials, wrong password
+    TIMEOUT = 5  # it did not happen in the given time
+    FAILED = 6  # the instance or its service failed to come up
+    BLOCKED = 7  # somebody has blocked the GPU
+    UNAVAILABLE = 8  # Redis or the proxy cannot be reached
+    INTERRUPTED = 130  # Ctrl-C
+
+
+class UserError(Exception):
+    """One clear sentence for the user; printed without a traceback."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.ERROR
+
+
+class ConfigError(UserError):
+    """Raised where the configuration or the command line cannot be used as it is."""
+
+    exit_code = ExitCode.USAGE
+
+
+class StoreUnavailable(UserError):
+    """Raised by every store call when Redis cannot be reached. Nothing may be done blind."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
+class StoreAuthError(StoreUnavailable):
+    """Redis can be reached and refuses the password."""
+
+    exit_code = ExitCode.DENIED

@@ -1,0 +1,481 @@
+"""The life of one GPU: its phases, which may follow which, and what to do next.
+
+Pure: no I/O, no clock, no Redis. Whoever needs to know what a phase means asks here; nobody else
+compares phase strings. Times are seconds on the store's one clock (DESIGN §4), durations seconds.
+
+The controller builds a `View`, calls `decide` and performs the one action it returns, then looks
+again. Nothing is remembered between two calls, so another replica can continue after a crash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, Union
+
+__all__ = [
+    "TRANSITIONS",
+    "Call",
+    "Failure",
+    "Guard",
+    "Move",
+    "NodeView",
+    "Observe",
+    "Observed",
+    "Phase",
+    "Step",
+    "Timings",
+    "View",
+    "Wait",
+    "backoff",
+    "decide",
+]
+
+
+class Phase(str, Enum):
+    """Where a GPU is in its life. The string values are stored and shown; they never change."""
+
+    OFF = "off"
+    STARTING = "starting"  # the start call is due or made, the cloud does not say running yet
+    BOOTING = "booting"  # the cloud says running, the agent has not said hello yet
+    LOADING = "loading"  # the agent is there, the services are not ready yet
+    READY = "ready"
+    DRAINING = "draining"  # nobody wants it; still running until nobody can be using it
+    STOPPING = "stopping"  # the stop call is due or made
+    FAILED = "failed"  # something went wrong; see `Failure`
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests may be forwarded without asking the store first."""
+        return self is Phase.READY
+
+    @property
+    def waking(self) -> bool:
+        """Whether the GPU is on its way up."""
+        return self in (Phase.STARTING, Phase.BOOTING, Phase.LOADING)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is under way: the phase lasts until somebody wants something else."""
+        return self in (Phase.OFF, Phase.READY, Phase.FAILED)
+
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.OFF: frozenset({Phase.STARTING, Phase.BOOTING, Phase.STOPPING, Phase.FAILED}),
+    Phase.STARTING: frozenset({Phase.BOOTING, Phase.OFF, Phase.FAILED}),
+    Phase.BOOTING: frozenset(
+        {Phase.LOADING, Phase.DRAINING, Phase.STOPPING, Phase.OFF, Phase.FAILED}
+    ),
+    Phase.LOADING: frozenset(
+        {Phase.READY, Phase.DRAINING, Phase.STOPPING, Phase.OFF, Phase.FAILED}
+    ),
+    Phase.READY: frozenset(
+        {Phase.LOADING, Phase.DRAINING, Phase.STOPPING, Phase.OFF, Phase.FAILED}
+    ),
+    Phase.DRAINING: frozenset(
+        {Phase.READY, Phase.BOOTING, Phase.STOPPING, Phase.OFF, Phase.FAILED}
+    ),
+    Phase.STOPPING: frozenset({Phase.OFF, Phase.FAILED}),
+    Phase.FAILED: frozenset({Phase.STARTING, Phase.BOOTING, Phase.STOPPING, Phase.OFF}),
+}
+"""Which phase may follow which. Every recorded transition is one of these."""
+
+
+class Observed(str, Enum):
+    """What the cloud says about the instance."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ABSENT = "absent"  # no such instance
+    UNKNOWN = "unknown"  # the cloud could not be asked
+
+
+class Guard(str, Enum):
+    """What the store checks in the same atomic script that makes a transition."""
+
+    NONE = "none"
+    WANTED = "wanted"  # an unexpired lease and no block
+    UNWANTED = "unwanted"  # no unexpired lease, or a block
+    IDLE = "idle"  # unwanted, no running work, and the phase has lasted the drain time
+    NO_WORK = "no_work"  # no running work and the phase has lasted the drain time
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Bounds, in seconds. The defaults suit a cloud instance; the local provider is faster."""
+
+    drain: float = 4.0
+    """How long nobody must have wanted the GPU before it is stopped. More than the snapshot age
+    plus the write-back interval of a proxy, 1 s each (DESIGN §4), so never under 3."""
+    start: float = 300.0
+    """How long the cloud may take from an accepted start to running."""
+    boot: float = 300.0
+    """How long the agent may take from running to hello."""
+    load: float = 1200.0
+    """How long the services may take from hello to ready."""
+    call_grace: float = 15.0
+    """How long the cloud may go on showing the old state after it accepted a call."""
+    heartbeat: float = 20.0
+    """A heartbeat older than this makes the controller look at the cloud."""
+    node_lost: float = 180.0
+    """A heartbeat older than this means that the agent is gone."""
+    retry: float = 10.0
+    """The first wait after a failure; doubles with each further one."""
+    retry_max: float = 300.0
+    stable: float = 60.0
+    """A GPU that was ready for less than this counts as a failed attempt when it dies."""
+    observe_moving: float = 2.0
+    """How old an observation may be right after a change; a quarter of the phase's own age later
+    on, so that a long boot costs few calls."""
+    observe_slow: float = 15.0
+    """How old an observation may be in a phase that has been changing for long."""
+    observe_settled: float = 60.0
+    """How old an observation may be while nothing happens."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the last attempt failed. Kept until the GPU is ready (and stays so) or off."""
+
+    code: str
+    message: str
+    attempts: int
+    retry_at: float
+    condemns: bool
+    """Whether the instance itself is no good: it must be stopped before the next attempt. False
+    when the start failed, where an instance found running is one that started after all."""
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """What the agent of the present boot says; all unset before its hello."""
+
+    hello: bool = False
+    state: Literal["loading", "ready", "failed", ""] = ""
+    error: str = ""
+    heartbeat_age: float | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """All that `decide` may look at."""
+
+    phase: Phase
+    since: float
+    wanted: bool
+    """An unexpired lease, and no block."""
+    working: bool
+    """Running work: an unexpired `inflight:` or `busy:` lease."""
+    blocked: bool
+    cut: bool
+    """A person said `down --now` or `block --now`: stop even under running work."""
+    observed: Observed
+    observed_at: float | None
+    observed_reason: str = ""
+    denied: bool = False
+    """The cloud could not be asked for want of permission: a person has to act."""
+    called_at: float | None = None
+    """When the cloud last accepted (or may have accepted) the call of this phase."""
+    call_error: str = ""
+    """Why it is not sure that the cloud accepted that call."""
+    node: NodeView = NodeView()
+    failure: Failure | None = None
+    ready_at: float | None = None
+    found_running: Literal["adopt", "stop", "ignore"] = "adopt"
+
+
+@dataclass(frozen=True)
+class Move:
+    """Record a transition, then decide again."""
+
+    to: Phase
+    cause: str
+    guard: Guard = Guard.NONE
+    failure: Failure | None = None
+    """The failure to keep with the new phase; None clears it."""
+    adopt: bool = False
+    """Grant the found instance one idle timeout in the same breath."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """Make the provider call that the phase is about."""
+
+    verb: Literal["start", "stop"]
+
+
+@dataclass(frozen=True)
+class Observe:
+    """Ask the cloud, then decide again."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do for so many seconds, unless something changes before."""
+
+    seconds: float
+    why: str
+
+
+Step = Union[Move, Call, Observe, Wait]
+
+
+def backoff(attempts: int, timings: Timings) -> float:
+    """Seconds to wait after that many failed attempts in a row (1 or more)."""
+    return float(min(timings.retry_max, timings.retry * 2 ** min(max(attempts, 1) - 1, 16)))
+
+
+def failed(
+    view: View, timings: Timings, now: float, code: str, message: str, *, condemns: bool
+) -> Move:
+    """The transition to `failed` with the next retry time."""
+    before = 0 if view.failure is None or _stable(view, timings, now) else view.failure.attempts
+    attempts = before + 1
+    return Move(
+        Phase.FAILED,
+        code,
+        failure=Failure(code, message, attempts, now + backoff(attempts, timings), condemns),
+    )
+
+
+def _stable(view: View, timings: Timings, now: float) -> bool:
+    """Whether this boot was ready for long enough to count as a success."""
+    return view.ready_at is not None and now - view.ready_at >= timings.stable
+
+
+def decide(view: View, timings: Timings, now: float) -> Step:
+    """The one next step for this GPU.
+
+    In state X, with demand / without demand:
+
+    =========  =======================================  ==========================================
+    off        start (or take over one found running)   stay; an instance found running is adopted
+    starting   wait for running                         give up before the call, else as booting
+    booting    wait for the agent's hello               drain
+    loading    wait for readiness                       drain
+    ready      stay                                     drain
+    draining   back to ready                            stop once idle for the drain time
+    stopping   finish the stop first, then off          finish the stop
+    failed     stop a bad instance, retry at retry_at   stop a bad instance, then off
+    =========  =======================================  ==========================================
+    """
+    if view.observed_at is None or now - view.observed_at > _max_age(view, timings, now):
+        return Observe()
+    if view.observed is Observed.UNKNOWN:
+        if view.denied and view.wanted and view.phase in (Phase.OFF, Phase.STARTING):
+            return failed(view, timings, now, "denied", view.observed_reason, condemns=False)
+        return Wait(timings.observe_moving, "the cloud cannot be asked; nothing is done blind")
+    return _BY_PHASE[view.phase](view, timings, now)
+
+
+def _max_age(view: View, timings: Timings, now: float) -> float:
+    """How old the observation may be."""
+    silent = (view.node.heartbeat_age or 0.0) > timings.heartbeat
+    if view.phase is Phase.READY and silent:
+        return timings.observe_moving
+    if view.phase.settled or view.phase is Phase.DRAINING:
+        return timings.observe_settled
+    return min(timings.observe_slow, max(timings.observe_moving, (now - view.since) / 4))
+
+
+def _off(view: View, timings: Timings, now: float) -> Step:
+    if view.observed is Observed.STOPPING:
+        return Wait(timings.observe_moving, "the instance is being stopped by somebody else")
+    if view.observed in (Observed.RUNNING, Observed.STARTING):
+        return _found_running(view, timings)
+    if not view.wanted:
+        return Wait(timings.observe_settled, "nobody needs it")
+    if view.observed is Observed.ABSENT:
+        return failed(view, timings, now, "not_found", _absent(view), condemns=False)
+    return Move(Phase.STARTING, "demand", Guard.WANTED, failure=view.failure)
+
+
+def _found_running(view: View, timings: Timings) -> Step:
+    if view.observed is Observed.STARTING:
+        return Wait(timings.observe_moving, "the instance is being started by somebody else")
+    if view.wanted:
+        return Move(Phase.BOOTING, "found_running", Guard.WANTED)
+    if view.found_running == "ignore":
+        return Wait(timings.observe_settled, "found running, left alone (found_running = ignore)")
+    if view.blocked or view.found_running == "stop":
+        return Move(Phase.STOPPING, "found_running", Guard.IDLE)
+    return Move(Phase.BOOTING, "found_running", adopt=True)
+
+
+def _starting(view: View, timings: Timings, now: float) -> Step:
+    if view.observed is Observed.RUNNING:
+        return Move(Phase.BOOTING, "running", failure=view.failure)
+    if view.observed is Observed.ABSENT:
+        return failed(view, timings, now, "not_found", _absent(view), condemns=False)
+    if view.observed is not Observed.STOPPED:
+        if now - (view.called_at or view.since) > timings.start:
+            message = f"the instance is still {view.observed.value} {timings.start:.0f} s after the start call"
+            return failed(view, timings, now, "start_timeout", message, condemns=True)
+        return Wait(timings.observe_moving, f"the instance is {view.observed.value}")
+    if view.called_at is None:
+        if view.observed_at is not None and view.observed_at < view.since:
+            return Observe()
+        if not view.wanted:
+            return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)
+        return Call("start")
+    if now - view.called_at < timings.call_grace:
+        return Wait(min(1.0, timings.observe_moving), "the start call was accepted")
+    message = (
+        view.call_error
+        or view.observed_reason
+        or "the cloud accepted the start, but the instance is still stopped"
+    )
+    return failed(view, timings, now, "start_failed", message, condemns=False)
+
+
+def _lost(view: View, timings: Timings, now: float) -> Step | None:
+    """What to do if the instance is no longer running, or None if it is."""
+    if view.observed is Observed.STOPPING:
+        return Move(Phase.STOPPING, "stopped_outside", failure=view.failure)
+    if view.observed not in (Observed.STOPPED, Observed.ABSENT):
+        return None
+    if not view.wanted or _stable(view, timings, now):
+        return Move(Phase.OFF, "stopped_outside")
+    message = (
+        view.observed_reason or "the instance stopped by itself or was stopped by somebody else"
+    )
+    return failed(view, timings, now, "instance_lost", message, condemns=False)
+
+
+def _up(view: View, timings: Timings, now: float) -> Step | None:
+    """What booting, loading and ready have in common."""
+    if lost := _lost(view, timings, now):
+        return lost
+    if view.cut:
+        return Move(Phase.STOPPING, "down_now")
+    if not view.wanted:
+        return Move(
+            Phase.DRAINING, "blocked" if view.blocked else "idle", Guard.UNWANTED, view.failure
+        )
+    return None
+
+
+def _node_failed(view: View, timings: Timings, now: float) -> Step | None:
+    if view.node.state != "failed":
+        return None
+    message = view.node.error or "the agent reports that the service cannot run"
+    return failed(view, timings, now, "service_failed", message, condemns=True)
+
+
+def _booting(view: View, timings: Timings, now: float) -> Step:
+    if step := _up(view, timings, now):
+        return step
+    if view.node.hello or view.node.state:
+        return Move(Phase.LOADING, "hello", failure=view.failure)
+    if now - view.since > timings.boot:
+        message = (
+            f"the instance is running, but its agent has not called within {timings.boot:.0f} s"
+        )
+        return failed(view, timings, now, "agent_silent", message, condemns=True)
+    return Wait(_until(view.since + timings.boot, now, timings), "waiting for the agent")
+
+
+def _loading(view: View, timings: Timings, now: float) -> Step:
+    if step := _up(view, timings, now) or _node_failed(view, timings, now):
+        return step
+    if view.node.state == "ready":
+        return Move(Phase.READY, "ready", failure=view.failure)
+    if now - view.since > timings.load:
+        message = f"the service is not ready after {timings.load:.0f} s"
+        return failed(view, timings, now, "load_timeout", message, condemns=True)
+    if (view.node.heartbeat_age or 0.0) > timings.node_lost:
+        return _agent_lost(view, timings, now)
+    return Wait(_until(view.since + timings.load, now, timings), "waiting for the service")
+
+
+def _ready(view: View, timings: Timings, now: float) -> Step:
+    if step := _up(view, timings, now):
+        return step
+    if not view.working:
+        if step := _node_failed(view, timings, now):
+            return step
+        if (view.node.heartbeat_age or 0.0) > timings.node_lost:
+            return _agent_lost(view, timings, now)
+    if view.node.state == "loading":
+        return Move(Phase.LOADING, "service_restarted", failure=view.failure)
+    return Wait(timings.heartbeat, "in use")
+
+
+def _agent_lost(view: View, timings: Timings, now: float) -> Step:
+    message = f"the agent has not been heard of for {timings.node_lost:.0f} s"
+    return failed(view, timings, now, "agent_lost", message, condemns=True)
+
+
+def _draining(view: View, timings: Timings, now: float) -> Step:
+    if lost := _lost(view, timings, now):
+        return lost
+    if view.cut:
+        return Move(Phase.STOPPING, "down_now")
+    if view.wanted:
+        back = Phase.READY if view.node.state == "ready" else Phase.BOOTING
+        return Move(back, "demand", Guard.WANTED, view.failure)
+    left = view.since + timings.drain - now
+    if left > 0:
+        return Wait(left, "draining")
+    if view.working:
+        return Wait(1.0, "draining: work is still running")
+    return Move(Phase.STOPPING, "idle", Guard.IDLE)
+
+
+def _stopping(view: View, timings: Timings, now: float) -> Step:
+    if view.observed in (Observed.STOPPED, Observed.ABSENT):
+        return Move(Phase.FAILED if view.failure else Phase.OFF, "stopped", failure=view.failure)
+    if view.observed is Observed.RUNNING:
+        if view.observed_at is not None and view.observed_at < view.since:
+            return Observe()
+        if view.called_at is None or now - view.called_at >= timings.call_grace:
+            return Call("stop")
+    return Wait(min(1.0, timings.observe_moving), f"the instance is {view.observed.value}")
+
+
+def _failed(view: View, timings: Timings, now: float) -> Step:
+    failure = view.failure
+    if view.observed in (Observed.RUNNING, Observed.STARTING):
+        if failure is None or not failure.condemns:
+            if view.observed is Observed.RUNNING:
+                return Move(Phase.BOOTING, "started_after_all", failure=failure)
+            return Wait(timings.observe_moving, "the instance is starting after all")
+        left = view.since + timings.drain - now
+        if view.cut:
+            return Move(Phase.STOPPING, "down_now", failure=failure)
+        if left > 0 or view.working:
+            return Wait(max(left, 1.0), "failed: waiting until nobody can be using it")
+        return Move(Phase.STOPPING, failure.code, Guard.NO_WORK, failure)
+    if view.observed is Observed.STOPPING:
+        return Wait(timings.observe_moving, "the instance is stopping")
+    if not view.wanted:
+        return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)
+    if failure is not None and now < failure.retry_at:
+        return Wait(failure.retry_at - now, "waiting to try again")
+    if view.observed_at is not None and view.observed_at < (failure.retry_at if failure else 0.0):
+        return Observe()
+    if view.observed is Observed.ABSENT:
+        return failed(view, timings, now, "not_found", _absent(view), condemns=False)
+    return Move(Phase.STARTING, "retry", Guard.WANTED, failure)
+
+
+def _absent(view: View) -> str:
+    return view.observed_reason or "the cloud knows no such instance"
+
+
+def _until(deadline: float, now: float, timings: Timings) -> float:
+    return max(0.05, min(deadline - now, timings.observe_moving))
+
+
+_BY_PHASE = {
+    Phase.OFF: _off,
+    Phase.STARTING: _starting,
+    Phase.BOOTING: _booting,
+    Phase.LOADING: _loading,
+    Phase.READY: _ready,
+    Phase.DRAINING: _draining,
+    Phase.STOPPING: _stopping,
+    Phase.FAILED: _failed,
+}

@@ -1,0 +1,27 @@
+-- The first message of a boot. The signature has been checked; here nonce and boot are.
+-- ARGV: 3 nonce, 4 how long to remember it (ms), 5 boot id, 6 agent version.
+-- Returns {'ok' | 'replay' | 'earlier_boot' | 'unexpected', start_seq}.
+-- 'unexpected': the GPU should be off. The controller is woken to look at the cloud; if the
+-- instance really runs, a later hello counts.
+local nonce, boot = ARGV[3], ARGV[5]
+local seq = tonumber(redis.call('HGET', STATE, 'start_seq') or 0)
+redis.call('ZREMRANGEBYSCORE', NONCES, '-inf', num(NOW))
+if redis.call('ZSCORE', NONCES, nonce) then return {'replay', seq} end
+redis.call('ZADD', NONCES, num(NOW + tonumber(ARGV[4])), nonce)
+if redis.call('HGET', STATE, 'ended_boot') == boot then return {'earlier_boot', seq} end
+local now_phase = phase()
+if now_phase == 'off' or now_phase == 'stopping' then
+  redis.call('HSET', STATE, 'look_at', num(NOW))
+  changed('hello')
+  return {'unexpected', seq}
+end
+if now_phase == 'starting' then redis.call('HSET', STATE, 'look_at', num(NOW)) end
+local known = redis.call('HGET', NODE, 'boot_id')
+if known ~= boot then
+  redis.call('DEL', NODE)
+  event('hello', 'actor', 'node', 'boot_id', boot, 'start_seq', num(seq), 'version', ARGV[6])
+end
+redis.call('HSET', NODE, 'boot_id', boot, 'start_seq', num(seq), 'hello_at', num(NOW),
+  'seen_at', num(NOW), 'version', ARGV[6])
+changed('hello')
+return {'ok', seq}

@@ -1,0 +1,74 @@
+-- Shared by every script; put in front of each when it is loaded.
+--
+-- KEYS of every script, all with the hash tag of one GPU, so that they lie in one cluster slot:
+--   1 state   hash     phase, since, start_seq, cause, actor, called_at, ready_at, failure, cut, …
+--   2 leases  zset     lease name -> expiry
+--   3 blocks  zset     block name -> expiry
+--   4 info    hash     lease or block name -> JSON {reason, actor, since}
+--   5 lock    hash     owner, epoch, expiry
+--   6 node    hash     boot_id, start_seq, state, seen_at, report, …
+--   7 nonces  zset     nonce -> expiry
+--   8 events  stream   the history
+--   9 log     list     the node's last log lines
+-- ARGV[1] is the time in milliseconds, or -1 for the server's own clock; ARGV[2] the channel to
+-- publish on. Times are milliseconds since 1970 on that one clock; no key ever has a TTL.
+local STATE, LEASES, BLOCKS, INFO, LOCK = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local NODE, NONCES, EVENTS, LOG = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local CHANNEL = ARGV[2]
+local NOW = tonumber(ARGV[1])
+if NOW < 0 then
+  local t = redis.call('TIME')
+  NOW = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+local function num(x) return string.format('%.0f', x) end
+local function unexpired(zset) return redis.call('ZCOUNT', zset, '(' .. num(NOW), '+inf') end
+local function phase() return redis.call('HGET', STATE, 'phase') or 'off' end
+local function changed(what) redis.call('PUBLISH', CHANNEL, what) end
+
+local function event(kind, ...)
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', 5000, '*', 'time', num(NOW), 'kind', kind, ...)
+end
+
+local function prune(zset)
+  local gone = redis.call('ZRANGEBYSCORE', zset, '-inf', num(NOW))
+  for _, name in ipairs(gone) do
+    redis.call('ZREM', zset, name)
+    if not redis.call('ZSCORE', LEASES, name) and not redis.call('ZSCORE', BLOCKS, name) then
+      redis.call('HDEL', INFO, name)
+    end
+  end
+end
+
+local function is_work(name) return name:sub(1, 9) == 'inflight:' or name:sub(1, 5) == 'busy:' end
+
+local function working()
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '(' .. num(NOW), '+inf')) do
+    if is_work(name) then return true end
+  end
+  return false
+end
+
+local function wanted() return unexpired(BLOCKS) == 0 and unexpired(LEASES) > 0 end
+
+-- Give or extend a lease. exact: set the expiry even where that shortens it.
+local function grant(name, ttl, reason, actor, exact)
+  local before = tonumber(redis.call('ZSCORE', LEASES, name) or 0)
+  local expiry = NOW + ttl
+  if not exact and before > expiry then expiry = before end
+  redis.call('ZADD', LEASES, num(expiry), name)
+  if before <= NOW then
+    prune(LEASES)
+    redis.call('HSET', INFO, name, cjson.encode({reason = reason, actor = actor, since = NOW}))
+    if not is_work(name) then
+      event('lease', 'name', name, 'cause', reason, 'actor', actor, 'expiry', num(expiry))
+    end
+    changed('lease')
+  end
+end
+
+-- The controller's right to act: it holds the lock, in this epoch, now.
+local function holds(owner, epoch)
+  local lock = redis.call('HMGET', LOCK, 'owner', 'epoch', 'expiry')
+  return lock[1] == owner and lock[2] == epoch and tonumber(lock[3] or 0) > NOW
+end

@@ -1,0 +1,21 @@
+-- A proxy writes back what it has seen since the last time: at most once a second.
+-- ARGV: 3 in-flight lease, 4 its time to live (ms; 0: nothing in flight any more), 5 actor, then
+--       for each active client: lease, time to live (ms), ms since its request began.
+-- Returns the phase.
+-- A request that began before a `down` does not extend anything when it ends.
+local inflight, inflight_ttl, actor = ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local now_phase = phase()
+local on = now_phase == 'ready' or now_phase == 'draining' or now_phase == 'loading'
+if inflight_ttl > 0 and on then
+  grant(inflight, inflight_ttl, 'requests in flight', actor, true)
+elseif inflight_ttl == 0 and redis.call('ZREM', LEASES, inflight) == 1 then
+  redis.call('HDEL', INFO, inflight)
+  changed('lease')
+end
+local released = tonumber(redis.call('HGET', STATE, 'released_at') or 0)
+for i = 6, #ARGV, 3 do
+  if NOW - tonumber(ARGV[i + 2]) > released then
+    grant(ARGV[i], tonumber(ARGV[i + 1]), 'request', actor, false)
+  end
+end
+return now_phase

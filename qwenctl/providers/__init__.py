@@ -1,0 +1,54 @@
+"""Where GPUs live: `base` is the contract, each other module is one cloud, in the same verbs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwenctl.config import Config, GpuConfig
+    from qwenctl.providers.base import Provider
+
+__all__ = ["ENTRY_POINTS", "make_provider"]
+
+ENTRY_POINTS = "qwenctl.providers"
+"""The entry point group of other people's providers: callables ``(name, gpu, config)``."""
+
+_PLANNED = {"aliyun": "aliyunsdkecs", "aws": "boto3"}
+
+
+def make_provider(name: str, gpu: GpuConfig, config: Config) -> Provider:
+    """The provider of the GPU called ``name``, as its ``provider`` key says.
+
+    Raises:
+        ConfigError: no such provider is installed, or it cannot work with this configuration.
+    """
+    # Imported here: the command line shows its help without loading any provider, and the local
+    # machine's process, which comes through this package too, stays small.
+    if gpu.provider == "local":
+        from qwenctl.providers.local import LocalProvider
+
+        return LocalProvider.from_config(name, gpu, config)
+    return _third_party(name, gpu, config)
+
+
+def _third_party(name: str, gpu: GpuConfig, config: Config) -> Provider:
+    from importlib.metadata import entry_points
+    from importlib.util import find_spec
+
+    from qwenctl.errors import ConfigError
+
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    key = f"gpu.{name}.provider = {gpu.provider!r}"
+    if gpu.provider in found:
+        try:
+            make = found[gpu.provider].load()
+        except ImportError as error:
+            raise ConfigError(f"{key}: cannot load {found[gpu.provider].value}: {error}") from None
+        provider: Provider = make(name, gpu, config)
+        return provider
+    if gpu.provider in _PLANNED:
+        if find_spec(_PLANNED[gpu.provider]) is None:
+            raise ConfigError(f"{key} needs its SDK: pip install 'qwenctl[{gpu.provider}]'")
+        raise ConfigError(f'{key}: this version has only "local"')
+    known = ", ".join(sorted({"local", *found}))
+    raise ConfigError(f"{key}: no such provider is installed; known: {known}")

@@ -1,0 +1,496 @@
+"""What is known of a GPU, put so that a page, a script or a person can use it.
+
+`page_status` is for the waiting page and its API, `full_status` for ``qwenctl status``, `explain`
+for ``qwenctl why``. All three only read the snapshot and the events given; nothing in their results
+is secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from qwenctl.lifecycle import Phase
+from qwenctl.trace import STEPS, Mark, Outcome, Wake, expected, wakes
+
+if TYPE_CHECKING:
+    from qwenctl.config import GpuConfig
+    from qwenctl.store import Event, Lease, Snapshot
+
+__all__ = [
+    "HISTORY",
+    "Reason",
+    "cause_words",
+    "duration",
+    "explain",
+    "full_status",
+    "lease_words",
+    "page_status",
+]
+
+HISTORY = 1000
+"""How many events to hand in: enough for the last 20 wakes that the ETA is learned from."""
+
+_ACTIVE = {Phase.BOOTING: "boot", Phase.LOADING: "load"}
+
+
+def page_status(
+    snapshot: Snapshot, events: Sequence[Event], gpu_config: GpuConfig, *, may_wake: bool
+) -> dict[str, Any]:
+    """The JSON that the waiting page shows.
+
+    ``steps`` are in order ``request``, ``start``, ``boot``, ``load``, ``ready``; each is ``done``,
+    ``active``, ``todo`` or ``failed``, with the seconds it took (or has taken so far) and the
+    seconds it usually takes. ``elapsed_seconds`` counts from the click; ``eta_seconds`` is what is
+    left, 0 when it takes longer than usual, null when the GPU is not on its way up.
+    """
+    history = wakes(events)
+    usual = expected(history, gpu_config.boot_estimate)
+    now, phase = snapshot.now, snapshot.phase
+    wake = _present(history, snapshot)
+    active = _active_step(snapshot, wake)
+    keys = (*STEPS, "ready")
+    position = keys.index(active) if active else -1
+
+    steps: list[dict[str, Any]] = []
+    for index, key in enumerate(keys):
+        state = "done" if index < position else "todo"
+        if index == position:
+            state = "failed" if phase is Phase.FAILED else "active"
+        if phase in (Phase.READY, Phase.DRAINING):
+            state = "done"
+        seconds = wake.durations.get(key) if wake and state != "todo" else None
+        if wake and state == "active" and seconds is None:
+            began = wake.began(key) if key in STEPS else None
+            seconds = None if began is None else now - began
+        steps.append(
+            {
+                "key": key,
+                "state": state,
+                "seconds": _round(seconds),
+                "expected": _round(usual.get(key)),
+            }
+        )
+
+    eta = None
+    if snapshot.wanted and active and phase is not Phase.FAILED:
+        spent = steps[position]["seconds"] or 0.0
+        eta = max(0.0, usual.get(active, 0.0) - spent)
+        eta += sum(usual[key] for key in STEPS[position + 1 :])
+    return {
+        "gpu": snapshot.gpu,
+        "phase": phase.value,
+        "wanted": snapshot.wanted,
+        "steps": steps,
+        "elapsed_seconds": _round(_elapsed(wake, snapshot)),
+        "eta_seconds": _round(eta),
+        "progress": _progress(snapshot),
+        "failure": _failure(snapshot),
+        "blocked": _blocked(snapshot),
+        "wake_on": gpu_config.wake_on,
+        "may_wake": may_wake,
+    }
+
+
+def _present(history: Sequence[Wake], snapshot: Snapshot) -> Wake | None:
+    """The wake that the snapshot is in the middle, or at the end, of."""
+    last = history[-1] if history else None
+    fitting = {
+        Outcome.UNDER_WAY: snapshot.phase.waking or snapshot.phase is Phase.DRAINING,
+        Outcome.READY: snapshot.phase in (Phase.READY, Phase.DRAINING),
+        Outcome.FAILED: snapshot.phase is Phase.FAILED,
+        Outcome.ABANDONED: False,
+    }
+    return last if last and fitting[last.outcome] else None
+
+
+def _active_step(snapshot: Snapshot, wake: Wake | None) -> str:
+    """The step under way or the one that failed; empty if nothing is on its way up."""
+    phase = snapshot.phase
+    if phase is Phase.FAILED:
+        reached = wake.marks if wake else {}
+        for step, mark in (("load", Mark.HELLO), ("boot", Mark.RUNNING)):
+            if mark in reached:
+                return step
+        return "start"
+    if phase is Phase.STARTING:
+        called = snapshot.time("called_at") is not None or (wake and Mark.CALL in wake.marks)
+        return "start" if called else "request"
+    if phase in (Phase.OFF, Phase.STOPPING):
+        return "request" if snapshot.wanted else ""
+    return _ACTIVE.get(phase, "ready")
+
+
+def _elapsed(wake: Wake | None, snapshot: Snapshot) -> float | None:
+    if wake is not None:
+        end = wake.marks.get(Mark.READY, wake.ended_at)
+        return (snapshot.now if end is None else end) - wake.started_at
+    if snapshot.wanted and not snapshot.phase.serves:
+        asked = [lease.since for lease in snapshot.leases if lease.since is not None]
+        return snapshot.now - min(asked) if asked else None
+    return None
+
+
+def _progress(snapshot: Snapshot) -> dict[str, Any] | None:
+    if snapshot.phase is not Phase.LOADING or snapshot.report is None:
+        return None
+    progress = snapshot.report.progress
+    return progress.model_dump() if progress.phase or progress.text else None
+
+
+def _failure(snapshot: Snapshot) -> dict[str, Any] | None:
+    failure = snapshot.failure
+    if failure is None:
+        return None
+    again = snapshot.phase is Phase.FAILED and snapshot.wanted
+    return {
+        "code": failure.code,
+        "message": failure.message,
+        "attempts": failure.attempts,
+        "retry_in_seconds": _round(max(0.0, failure.retry_at - snapshot.now)) if again else None,
+    }
+
+
+def _blocked(snapshot: Snapshot) -> dict[str, Any] | None:
+    if not snapshot.blocks:
+        return None
+    block = max(snapshot.blocks, key=lambda block: block.expiry)
+    return {
+        "kind": block.kind,
+        "by": block.actor,
+        "reason": block.reason,
+        "seconds_left": _left(block, snapshot.now),
+    }
+
+
+def _left(lease: Lease, now: float) -> float | None:
+    return None if lease.expiry == inf else _round(max(0.0, lease.expiry - now))
+
+
+def _round(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+# For the command line
+
+
+def full_status(
+    snapshot: Snapshot,
+    events: Sequence[Event],
+    gpu_config: GpuConfig,
+    *,
+    url: str = "",
+) -> dict[str, Any]:
+    """All there is to say about a GPU, as JSON types. Times are Unix seconds on the store's clock.
+
+    ``idle_seconds_left`` is how long it stays on if nobody uses it any more; null while it is off,
+    blocked, or working.
+    """
+    now = snapshot.now
+    page = page_status(snapshot, events, gpu_config, may_wake=not snapshot.blocks)
+    page.pop("may_wake")
+    history = wakes(events)
+    return {
+        **page,
+        "now": now,
+        "since": snapshot.since or None,
+        "cause": snapshot.state.get("cause", ""),
+        "actor": snapshot.state.get("actor", ""),
+        "working": snapshot.working,
+        "idle_seconds_left": _idle_left(snapshot),
+        "url": url,
+        "address": gpu_config.address or snapshot.address,
+        "provider": gpu_config.provider,
+        "price_per_hour": gpu_config.price_per_hour,
+        "leases": [_entry(lease, now) for lease in snapshot.leases],
+        "blocks": [_entry(block, now) for block in snapshot.blocks],
+        "leader": snapshot.leader or None,
+        "cloud": _cloud(snapshot),
+        "node": _node(snapshot),
+        "last_wake": _wake(history[-1]) if history else None,
+    }
+
+
+def _idle_left(snapshot: Snapshot) -> float | None:
+    if not snapshot.phase.serves or snapshot.working or not snapshot.wanted:
+        return None
+    return _round(max(lease.expiry for lease in snapshot.leases) - snapshot.now)
+
+
+def _entry(lease: Lease, now: float) -> dict[str, Any]:
+    return {
+        "name": lease.name,
+        "kind": lease.kind,
+        "actor": lease.actor,
+        "reason": lease.reason,
+        "since": lease.since,
+        "seconds_left": _left(lease, now),
+        "text": lease_words(lease),
+    }
+
+
+def _cloud(snapshot: Snapshot) -> dict[str, Any]:
+    at = snapshot.time("observed_at")
+    return {
+        "state": snapshot.state.get("observed") or None,
+        "instance_id": snapshot.state.get("instance_id", ""),
+        "reason": snapshot.state.get("observed_reason", ""),
+        "error": snapshot.state.get("observe_error", ""),
+        "age_seconds": None if at is None else _round(max(0.0, snapshot.now - at)),
+    }
+
+
+def _node(snapshot: Snapshot) -> dict[str, Any] | None:
+    if not snapshot.node:
+        return None
+    view, report = snapshot.node_view, snapshot.report
+    return {
+        "state": view.state or ("hello" if view.hello else ""),
+        "error": view.error,
+        "version": snapshot.node.get("version", ""),
+        "heartbeat_age_seconds": _round(view.heartbeat_age),
+        "uptime_seconds": report.uptime if report else None,
+        "active": report.active if report else 0,
+        "services": [service.model_dump() for service in report.services] if report else [],
+        "resources": report.resources.model_dump(mode="json") if report else None,
+    }
+
+
+def _wake(wake: Wake) -> dict[str, Any]:
+    return {
+        "id": wake.id,
+        "started_at": wake.started_at,
+        "actor": wake.actor,
+        "cause": wake.cause,
+        "outcome": wake.outcome.value,
+        "code": wake.code,
+        "seconds": _round(wake.seconds),
+        "durations": {step: _round(seconds) for step, seconds in wake.durations.items()},
+        "phases": {name: _round(seconds) for name, seconds in wake.phases.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One thing that `explain` has to say; ``str()`` gives the sentence."""
+
+    topic: str
+    """``state``, ``on``, ``off``, ``failure``, ``started``, ``stopped``, ``cloud`` or ``next``."""
+    text: str
+    since: float | None = None
+    until: float | None = None
+    """Unix seconds on the store's clock; None: not known, or without end."""
+    actor: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def explain(
+    snapshot: Snapshot, events: Sequence[Event], now: float | None = None, *, drain: float = 4.0
+) -> list[Reason]:
+    """Who keeps the GPU on or off, since when and until when, why, and what happens next."""
+    now = snapshot.now if now is None else now
+    reasons = [_state(snapshot, now)]
+    reasons += [_holds(lease, now, "on") for lease in _by_weight(snapshot.leases)]
+    reasons += [_holds(block, now, "off") for block in _by_weight(snapshot.blocks)]
+    if not snapshot.leases and not snapshot.blocks:
+        reasons.append(Reason("off", "nobody needs it: there is no lease and no block"))
+    if failure := snapshot.failure:
+        tries = f"attempt {failure.attempts} failed" if failure.attempts > 1 else "it failed"
+        reasons.append(Reason("failure", f"{tries} ({failure.code}): {failure.message}"))
+    if error := snapshot.state.get("observe_error"):
+        reasons.append(
+            Reason(
+                "cloud", f"the cloud cannot be asked: {error}; nothing is started or stopped blind"
+            )
+        )
+    elif cloud := snapshot.state.get("observed_reason"):
+        reasons.append(Reason("cloud", f"the cloud says: {cloud}"))
+    reasons += _last_start(events, now)
+    reasons += _last_stop(events, now)
+    reasons.append(_next(snapshot, now, drain))
+    return reasons
+
+
+def _by_weight(leases: Sequence[Lease]) -> list[Lease]:
+    return sorted(leases, key=lambda lease: (lease.is_work, lease.expiry), reverse=True)
+
+
+def _state(snapshot: Snapshot, now: float) -> Reason:
+    phase = snapshot.phase
+    cause = cause_words(snapshot.state.get("cause", ""))
+    if not snapshot.since:
+        return Reason("state", "off; it has never been used")
+    ago = duration(now - snapshot.since)
+    text = f"{phase.value} for {ago}" + (f": {cause}" if cause else "")
+    return Reason("state", text, since=snapshot.since, actor=snapshot.state.get("actor", ""))
+
+
+def _holds(lease: Lease, now: float, side: str) -> Reason:
+    text = f"kept {side} by {lease_words(lease)}"
+    if lease.since is not None:
+        text += f", since {duration(now - lease.since)}"
+    if lease.expiry == inf:
+        text += ", until somebody unblocks it"
+    elif lease.is_work:
+        text += ", until it is finished"
+    else:
+        text += f", for another {duration(lease.expiry - now)}"
+    until = None if lease.expiry == inf or lease.is_work else lease.expiry
+    return Reason(side, text, lease.since, until, lease.actor)
+
+
+def lease_words(lease: Lease) -> str:
+    """A lease or block in plain words: who, and what for."""
+    rest = lease.name.partition(":")[2]
+    reason = lease.reason
+    if lease.kind == "request":
+        return _because(f"a visitor ({lease.actor or rest})", "" if reason == "request" else reason)
+    if lease.kind == "inflight":
+        return f"requests in flight through {rest}"
+    if lease.kind == "busy":
+        return "running work that the node reports"
+    if lease.kind == "pin":
+        return _because(f"{lease.actor or rest} (qwenctl up)", reason)
+    if lease.kind == "prewarm":
+        return _because(f"the schedule {rest}", reason)
+    if lease.kind == "adopted":
+        return "the rule that an instance found running is kept for one idle timeout"
+    if lease.kind == "maintenance":
+        return _because(f"{lease.actor or rest} (qwenctl block)", reason)
+    if lease.kind == "off-hours":
+        return _because(f"the off-hours {rest}", reason)
+    if lease.kind == "budget":
+        return _because("the budget", reason)
+    return _because(lease.name, reason)
+
+
+def _because(who: str, reason: str) -> str:
+    return f"{who}: {reason}" if reason else who
+
+
+_CAUSES = {
+    "demand": "somebody needs it",
+    "found_running": "the instance was found running",
+    "running": "the cloud says that the instance runs",
+    "hello": "its agent has reported",
+    "ready": "its service answers",
+    "idle": "nobody needed it any more",
+    "blocked": "it was blocked",
+    "down_now": "somebody said --now",
+    "stopped": "the instance is stopped",
+    "stopped_outside": "the instance stopped by itself or was stopped by somebody else",
+    "retry": "another attempt after a failure",
+    "started_after_all": "the instance started after all",
+    "demand_gone": "nobody needed it any more",
+    "service_restarted": "its service restarts",
+}
+
+
+def cause_words(cause: str) -> str:
+    """The cause of a transition in plain words; a failure code stays as it is."""
+    return _CAUSES.get(cause, cause)
+
+
+def _last_start(events: Sequence[Event], now: float) -> list[Reason]:
+    for wake in reversed(wakes(events)):
+        if wake.cause == "service_restarted":
+            continue
+        who = f"{wake.actor}: " if wake.actor and wake.cause not in _CAUSES else ""
+        text = f"last started {duration(now - wake.started_at)} ago: {who}{cause_words(wake.cause)}"
+        if wake.seconds is not None:
+            text += f"; ready after {duration(wake.seconds)}"
+        elif wake.outcome is not Outcome.UNDER_WAY:
+            text += f"; {wake.outcome.value} ({cause_words(wake.code)})"
+        return [Reason("started", text, since=wake.started_at, actor=wake.actor)]
+    return []
+
+
+def _last_stop(events: Sequence[Event], now: float) -> list[Reason]:
+    """The last stop and, if a person was behind it, who."""
+    stopped: Event | None = None
+    for event in reversed(events):
+        fields = event.fields
+        if stopped is None:
+            outside = fields.get("to") == "off" and fields.get("cause") == "stopped_outside"
+            if event.kind == "transition" and (fields.get("to") == "stopping" or outside):
+                stopped = event
+                if outside:
+                    break
+        elif event.kind in ("down", "block"):
+            command = f"qwenctl {event.kind}" + (" --now" if fields.get("cut") == "1" else "")
+            text = _because(
+                f"{fields.get('actor', 'somebody')} ({command})", fields.get("cause", "")
+            )
+            return [_stop_reason(stopped, now, text, fields.get("actor", ""))]
+        elif event.kind == "transition" and fields.get("to") in ("ready", "starting", "failed"):
+            break
+    if stopped is None:
+        return []
+    return [_stop_reason(stopped, now, cause_words(stopped.fields.get("cause", "")), "")]
+
+
+def _stop_reason(event: Event, now: float, why: str, actor: str) -> Reason:
+    ago = duration(now - event.time)
+    return Reason("stopped", f"last stopped {ago} ago: {why}", since=event.time, actor=actor)
+
+
+def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:
+    """What happens next if nothing else comes."""
+    phase, wanted, failure = snapshot.phase, snapshot.wanted, snapshot.failure
+    at: float | None = None
+    if phase is Phase.FAILED and failure is not None and wanted:
+        at = failure.retry_at
+        text = f"it is tried again in {duration(at - now)}" if at > now else "it is tried again now"
+    elif phase is Phase.FAILED:
+        text = "it goes off; the next demand tries again"
+    elif phase is Phase.STOPPING:
+        text = "it goes off" + (", and starts again at once" if wanted else "")
+    elif phase is Phase.DRAINING:
+        at = snapshot.since + drain
+        text = f"it is stopped in {duration(max(0.0, at - now))} unless somebody needs it"
+        if snapshot.working:
+            at, text = None, "it is stopped as soon as the running work is finished"
+    elif phase is Phase.OFF:
+        text = "it starts" if wanted else "it stays off" + _until_unblocked(snapshot, now)
+        if not wanted and not snapshot.blocks:
+            text += " until somebody needs it"
+    elif not wanted:
+        text = "it drains and is stopped"
+    elif phase.waking:
+        text = "it becomes ready, then stays on as long as somebody needs it"
+    elif snapshot.working:
+        text = "it stays on while work is running"
+    else:
+        at = max(lease.expiry for lease in snapshot.leases)
+        text = f"it is stopped in {duration(at - now + drain)} unless somebody uses it before"
+    if not snapshot.leader and (wanted or not phase.settled or phase is Phase.READY):
+        text += ", once a controller runs: start `qwenctl serve`"
+    return Reason("next", text, until=at)
+
+
+def _until_unblocked(snapshot: Snapshot, now: float) -> str:
+    if not snapshot.blocks:
+        return ""
+    end = max(block.expiry for block in snapshot.blocks)
+    return " until it is unblocked" if end == inf else f" for {duration(end - now)}, while blocked"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, size, lower, part in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= size:
+            high, low = whole // size, whole % size // part
+            return f"{high} {unit} {low} {lower}" if low else f"{high} {unit}"
+    return f"{whole} s"

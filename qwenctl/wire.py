@@ -1,0 +1,258 @@
+"""What the node's agent and the proxy say to each other, and how each knows the other.
+
+The agent opens every connection, so the node needs no inbound control port. It says `Hello` once a
+boot, then sends a `Report` at every change and every heartbeat; the answers carry the `Spec` of what
+to run and the `Command`s to carry out.
+
+Every message is signed with the deployment's node secret (HMAC-SHA256, RFC 2104) over method, path,
+time, nonce and body. Answers are signed too, over the nonce they answer, because they name commands
+to run. Replays are refused by nonce, stale ones by time, and a report counts only for the boot that
+said hello after the start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "HELLO_PATH",
+    "MAX_MESSAGE_BYTES",
+    "MAX_SKEW_SECONDS",
+    "REPORT_PATH",
+    "Activity",
+    "Answer",
+    "BadSignature",
+    "Command",
+    "Hello",
+    "Progress",
+    "Readiness",
+    "Report",
+    "Resources",
+    "Service",
+    "ServiceState",
+    "Spec",
+    "Stale",
+    "check_answer",
+    "check_message",
+    "sign_answer",
+    "sign_message",
+]
+
+HELLO_PATH = "/_qwenctl/node/hello"
+REPORT_PATH = "/_qwenctl/node/report"
+
+MAX_SKEW_SECONDS = 120.0
+"""How far the node's clock may be from the store's. A nonce is remembered for twice as long."""
+
+MAX_MESSAGE_BYTES = 256 * 1024
+"""A longer message is refused before it is read."""
+
+TIME_HEADER = "X-Qwenctl-Time"
+NONCE_HEADER = "X-Qwenctl-Nonce"
+SIGNATURE_HEADER = "X-Qwenctl-Signature"
+
+
+class _Message(BaseModel):
+    # An older proxy must understand a newer agent and the other way round: unknown keys are ignored.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Readiness(_Message):
+    """When a service counts as ready: an HTTP GET of ``path`` answers with a status below 400."""
+
+    path: str = "/"
+    interval: float = Field(1.0, gt=0, description="seconds between two probes")
+    timeout: float = Field(5.0, gt=0, description="seconds one probe may take")
+
+
+class Activity(_Message):
+    """How the agent learns that a service is generating, where the traffic does not show it.
+
+    ``path`` is read over HTTP each heartbeat; ``metrics`` are names of Prometheus samples to add up
+    (vLLM: ``vllm:num_requests_running``). Without metrics the body is JSON and its number
+    ``active`` counts.
+    """
+
+    path: str = ""
+    metrics: tuple[str, ...] = ()
+
+
+class Service(_Message):
+    """One thing that the node runs: a process with a port, readiness and activity probe."""
+
+    name: str = "webui"
+    runtime: Literal["process"] = "process"
+    command: tuple[str, ...] = Field(description="program and arguments; no shell")
+    env: dict[str, str] = Field(default_factory=dict)
+    cwd: str = ""
+    port: int = Field(7860, ge=1, le=65535)
+    readiness: Readiness = Readiness()
+    activity: Activity = Activity()
+    stop_timeout: float = Field(10.0, ge=0, description="seconds from SIGTERM to SIGKILL")
+    max_restarts: int = Field(5, ge=0, description="crashes in a row before the service is failed")
+
+
+class Spec(_Message):
+    """What the node should run. ``version`` is a hash of the rest: a changed spec is another one."""
+
+    version: str
+    services: tuple[Service, ...]
+    heartbeat: float = 5.0
+    dead_man: float = 600.0
+    """Seconds without contact to any proxy, with nothing running, until the node stops itself."""
+
+
+class Hello(_Message):
+    """The agent's first message of a boot."""
+
+    gpu: str
+    boot_id: str = Field(min_length=8, max_length=64)
+    agent_version: str = ""
+    uptime: float = Field(0.0, description="seconds since the instance booted")
+
+
+class Progress(_Message):
+    """What the node is doing, for the waiting page."""
+
+    phase: str = Field("", max_length=40, description="pull, create, weights, warm-up, …")
+    percent: float | None = Field(None, ge=0, le=100)
+    text: str = Field("", max_length=400)
+
+
+class ServiceState(_Message):
+    name: str
+    state: Literal["starting", "ready", "crashed", "failed", "stopped"]
+    port: int
+    restarts: int = 0
+    error: str = Field("", max_length=2000)
+
+
+class Resources(_Message):
+    """Figures of the node; None where the machine does not tell."""
+
+    cpu_percent: float | None = None
+    memory_used: int | None = Field(None, description="bytes")
+    memory_total: int | None = Field(None, description="bytes")
+    disk_free: int | None = Field(None, description="bytes")
+    gpus: tuple[dict[str, float | int | str], ...] = ()
+
+
+LogLine = Annotated[str, Field(max_length=4000)]
+
+
+class Report(_Message):
+    """Heartbeat, progress and ready callback in one: the whole state of the node, each time."""
+
+    gpu: str
+    boot_id: str = Field(min_length=8, max_length=64)
+    start_seq: int = Field(description="which start this boot belongs to, from the hello's answer")
+    state: Literal["loading", "ready", "failed", "stopping"]
+    error: str = Field("", max_length=2000)
+    active: int = Field(0, ge=0, description="generations running now")
+    progress: Progress = Progress()
+    services: tuple[ServiceState, ...] = Field((), max_length=64)
+    resources: Resources = Resources()
+    uptime: float = 0.0
+    log: tuple[LogLine, ...] = Field((), max_length=200, description="new log lines, oldest first")
+    spec_version: str = ""
+
+
+class Command(_Message):
+    """Something the node should do once; ``stop-instance`` is for `down` on clouds without an API."""
+
+    verb: Literal["drain", "restart-service", "collect-logs"]
+    service: str = ""
+
+
+class Answer(_Message):
+    """The proxy's answer to a hello or a report."""
+
+    server_time: float
+    start_seq: int = 0
+    spec: Spec | None = Field(
+        None, description="set when the node's version is not the present one"
+    )
+    commands: tuple[Command, ...] = ()
+    hello_again: bool = Field(False, description="the proxy does not know this boot: say hello")
+    refused: str = Field("", description="why the message did not count, one sentence")
+
+
+class BadSignature(Exception):
+    """The message was not signed with this deployment's node secret, or was changed on the way."""
+
+
+class Stale(Exception):
+    """The message's time is too far from ours. ``skew`` is theirs minus ours, in seconds."""
+
+    def __init__(self, skew: float) -> None:
+        direction = "ahead of" if skew > 0 else "behind"
+        super().__init__(
+            f"the node's clock is {abs(skew):.0f} s {direction} the proxy's "
+            f"(allowed: {MAX_SKEW_SECONDS:.0f} s); set it with NTP (timedatectl set-ntp true)"
+        )
+        self.skew = skew
+
+
+def _mac(secret: str, *parts: bytes) -> str:
+    mac = hmac.new(secret.encode(), digestmod=hashlib.sha256)
+    for part in parts:
+        # Length-prefixed, so that no two different lists of parts give the same bytes.
+        mac.update(len(part).to_bytes(8, "big") + part)
+    return "v1=" + mac.hexdigest()
+
+
+def sign_message(
+    secret: str, method: str, path: str, body: bytes, *, now: float, nonce: str | None = None
+) -> dict[str, str]:
+    """The headers that prove a message. ``now`` is Unix time in seconds as the signer knows it."""
+    nonce = nonce or secrets.token_hex(16)
+    stamp = f"{now:.3f}"
+    mac = _mac(
+        secret, b"message", method.encode(), path.encode(), stamp.encode(), nonce.encode(), body
+    )
+    return {TIME_HEADER: stamp, NONCE_HEADER: nonce, SIGNATURE_HEADER: mac}
+
+
+def check_message(
+    secret: str, method: str, path: str, body: bytes, headers: Mapping[str, str], *, now: float
+) -> str:
+    """The message's nonce, for the caller to refuse a second time.
+
+    Raises:
+        BadSignature: a header is missing or malformed, or the signature is another one.
+        Stale: signed right, but more than `MAX_SKEW_SECONDS` from ``now``.
+    """
+    stamp, nonce = headers.get(TIME_HEADER, ""), headers.get(NONCE_HEADER, "")
+    given = headers.get(SIGNATURE_HEADER, "")
+    expected = _mac(
+        secret, b"message", method.encode(), path.encode(), stamp.encode(), nonce.encode(), body
+    )
+    if not 16 <= len(nonce) <= 64 or not hmac.compare_digest(given.encode(), expected.encode()):
+        raise BadSignature("signed with another node secret, or changed on the way")
+    try:
+        skew = float(stamp) - now
+    except ValueError:
+        raise BadSignature("the time header is no number") from None
+    if not abs(skew) <= MAX_SKEW_SECONDS:
+        raise Stale(skew)
+    return nonce
+
+
+def sign_answer(secret: str, nonce: str, status: int, body: bytes) -> dict[str, str]:
+    """The header that proves an answer to the message with that nonce."""
+    return {SIGNATURE_HEADER: _mac(secret, b"answer", nonce.encode(), str(status).encode(), body)}
+
+
+def check_answer(
+    secret: str, nonce: str, status: int, body: bytes, headers: Mapping[str, str]
+) -> None:
+    """Raises `BadSignature` unless the answer comes from a proxy that knows the node secret."""
+    expected = sign_answer(secret, nonce, status, body)[SIGNATURE_HEADER]
+    if not hmac.compare_digest(headers.get(SIGNATURE_HEADER, "").encode(), expected.encode()):
+        raise BadSignature("the answer was not signed with this deployment's node secret")
