@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     logging.getLogger("asyncio").setLevel("ERROR")
     try:
-        return serve(load_config(options.config), options.listen, options.log_level)
+        return serve(load_config(options.config), options.listen)
     except UserError as error:
         if os.environ.get("QWENCTL_DEBUG"):
             raise
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return int(ExitCode.INTERRUPTED)
 
 
-def serve(config: Config, listen: str | None, log_level: str) -> int:
+def serve(config: Config, listen: str | None) -> int:
     """Check what can be checked, bind the port, run.
 
     Raises:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import threading
@@ -111,7 +112,7 @@ class Proxy:
         elif path == f"{PREFIX}/api/events":
             await self.feed.stream(scope, receive, send)
         elif path == f"{PREFIX}/gate":
-            await self._gate(scope, receive, send)
+            await self._gate(scope, send)
         else:
             await self.control(scope, receive, send)
 
@@ -119,7 +120,7 @@ class Proxy:
         """Render one of the control plane's pages as the answer to any other request."""
         await with_path(self.control, f"{PREFIX}/{name}")(scope, receive, send)
 
-    async def _gate(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _gate(self, scope: Scope, send: Send) -> None:
         """The admission decision for a proxy in front of the node (nginx ``auth_request``, Caddy or
         Traefik forward auth): 204 forward it, 401 sign in first, 403 not now."""
         asked = Request.from_scope(scope, self.trusted)
@@ -185,6 +186,10 @@ class Proxy:
         await self.forwarder.start()
         await self.mirror.start()
         self.activities.start()
+        # Most of what lives now lives for ever: do not look through it at each collection.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         self._watcher = self.store.watch(
             list(self.config.gpu), lambda gpu, _: self._controllers[gpu].wake()
         )

@@ -321,7 +321,7 @@ class Views:
         code = (error.name or "error").lower().replace(" ", "_")
         return self._error(error.code or 500, code, error.description or error.name)
 
-    def crash(self, error: Exception) -> ResponseReturnValue:
+    def crash(self, _error: Exception) -> ResponseReturnValue:
         reference = secrets.token_hex(4)
         log.exception("a request to %s failed (reference %s)", request.path, reference)
         return self._error(

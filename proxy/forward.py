@@ -13,12 +13,9 @@ from .request import Receive, Request, Send
 
 __all__ = ["ClientGone", "Forwarder", "NotConnected", "UpstreamDied"]
 
-SMALL = 64 * 1024
-"""An answer with a Content-Length up to this is read whole and sent in one piece."""
-
-WATCH_AFTER = 0.1
-"""After so many seconds without an answer we watch for the client hanging up. Nearly all requests
-are done by then and are spared the cost."""
+SWEEP = 0.25
+"""Every so many seconds, requests older than that get a task that waits for the client to hang up.
+Nearly all requests are done by then and are spared the cost."""
 
 KEEP_ALIVE = 4.0
 """How long an idle connection to the node is kept: less than the 5 s after which uvicorn, under
@@ -41,27 +38,39 @@ class ClientGone(Exception):
     """The client hung up; the node's connection has been closed."""
 
 
+class _PlainRequest(aiohttp.ClientRequest):
+    """Sends the client's headers and none of aiohttp's own (Accept, User-Agent, …)."""
+
+    DEFAULT_HEADERS = {}  # noqa: RUF012 - aiohttp's own attribute
+
+    def update_auto_headers(self, skip_auto_headers: object) -> None:
+        pass
+
+
 class Forwarder:
     """A pool of connections to the nodes."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._watches: set[_ClientWatch] = set()
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=KEEP_ALIVE, use_dns_cache=True
-            ),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+            request_class=_PlainRequest,
             max_line_size=64 * 1024,
             max_field_size=64 * 1024,
             read_bufsize=256 * 1024,
         )
+        self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
+        if self._sweeper:
+            self._sweeper.cancel()
         if self._session:
             await self._session.close()
 
@@ -69,6 +78,12 @@ class Forwarder:
     def session(self) -> aiohttp.ClientSession:
         assert self._session is not None, "start() was not awaited"
         return self._session
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            for watch in self._watches:
+                watch.grow_older()
 
     async def __call__(self, base: str, request: Request, receive: Receive, send: Send) -> int:
         """Forward one request to the node at ``base`` (``http://host:port``); the answer's status.
@@ -80,6 +95,7 @@ class Forwarder:
         """
         body = _Body(receive) if _has_body(request) else None
         watch = _ClientWatch(body, receive)
+        self._watches.add(watch)
         try:
             return await self._exchange(base, request, body, send)
         except asyncio.CancelledError:
@@ -87,6 +103,7 @@ class Forwarder:
                 raise
             raise ClientGone from None
         finally:
+            self._watches.discard(watch)
             watch.stop()
 
     async def _exchange(self, base: str, request: Request, body: _Body | None, send: Send) -> int:
@@ -99,25 +116,22 @@ class Forwarder:
                 data=body,
                 allow_redirects=False,
                 chunked=True if body and "content-length" not in request.headers else None,
+                skip_auto_headers=("Content-Type",) if body else None,
             ) as answer:
-                head = {
-                    "type": "http.response.start",
-                    "status": answer.status,
-                    "headers": response_headers(answer.raw_headers),
-                }
-                length = answer.content_length
-                if length is not None and length <= SMALL:
-                    content = await answer.read()
-                    started = True
-                    await send(head)
-                    await send({"type": "http.response.body", "body": content})
-                    return answer.status
                 started = True
-                await send(head)
+                await send(
+                    {
+                        "type": "http.response.start",
+                        "status": answer.status,
+                        "headers": response_headers(answer.raw_headers),
+                    }
+                )
                 stream = answer.content
-                while chunk := await stream.readany():
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
+                more = True
+                while more:
+                    chunk = await stream.readany()
+                    more = not stream.at_eof()
+                    await send({"type": "http.response.body", "body": chunk, "more_body": more})
                 return answer.status
         except aiohttp.ClientConnectorError as error:
             raise NotConnected(str(error.os_error or error)) from None
@@ -164,10 +178,13 @@ class _ClientWatch:
         self._body, self._receive = body, receive
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER, self._start)
+        self._seen = False
 
-    def _start(self) -> None:
-        self._watcher = asyncio.ensure_future(self._watch())
+    def grow_older(self) -> None:
+        """Begin to watch at the second sweep that finds the request still there."""
+        if self._seen and self._watcher is None:
+            self._watcher = asyncio.ensure_future(self._watch())
+        self._seen = True
 
     async def _watch(self) -> None:
         if self._body:
@@ -179,7 +196,6 @@ class _ClientWatch:
             self._task.cancel()
 
     def stop(self) -> None:
-        self._timer.cancel()
         if self._watcher:
             self._watcher.cancel()
 

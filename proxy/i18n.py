@@ -167,6 +167,7 @@ _EN: dict[str, str] = {
     # Small pages
     "message.back": "Back",
     "message.retry": "Try again",
+    "message.title": "That did not work",
     "message.400.title": "That did not work",
     "message.400.text": "The request was not complete, or the page was open for too long.",
     "message.403.title": "No access",
@@ -304,6 +305,7 @@ _ZH: dict[str, str] = {
     "login.throttled": "尝试次数过多，请在 {time}后再试。",
     "message.back": "返回",
     "message.retry": "重试",
+    "message.title": "操作未成功",
     "message.400.title": "操作未成功",
     "message.400.text": "请求不完整，或页面打开时间过长。",
     "message.403.title": "没有权限",

@@ -93,7 +93,7 @@ class NodeDesk:
             return self._report(message, nonce, gpu)
         except StoreUnavailable as error:
             log.warning("%s: a message cannot be recorded: %s", message.gpu, error)
-            return 503, self._answer(message.gpu, refused="the proxy has lost its store")
+            return 503, self._answer(refused="the proxy has lost its store")
 
     def _hello(self, hello: wire.Hello, nonce: str) -> tuple[int, wire.Answer]:
         verdict, seq = self._store.hello(hello, nonce)
@@ -102,7 +102,7 @@ class NodeDesk:
             log.info(
                 "%s: hello of boot %s (agent %s)", hello.gpu, hello.boot_id, hello.agent_version
             )
-            return 200, self._answer(hello.gpu, start_seq=seq, spec=self._specs[hello.gpu])
+            return 200, self._answer(start_seq=seq, spec=self._specs[hello.gpu])
         why = {
             "replay": "this message was received before",
             "earlier_boot": f"boot {hello.boot_id} has ended; the instance must boot anew",
@@ -117,7 +117,7 @@ class NodeDesk:
             self._count(report.gpu, "report")
             spec = self._specs[report.gpu]
             changed = report.spec_version != spec.version
-            return 200, self._answer(report.gpu, start_seq=seq, spec=spec if changed else None)
+            return 200, self._answer(start_seq=seq, spec=spec if changed else None)
         if verdict == "replay":
             return self._refuse(409, report.gpu, verdict, "this message was received before")
         why = f"boot {report.boot_id} is not the one that said hello after start {seq}"
@@ -125,7 +125,7 @@ class NodeDesk:
         return status, answer.model_copy(update={"hello_again": True})
 
     def _answer(
-        self, gpu: str, *, start_seq: int = 0, spec: wire.Spec | None = None, refused: str = ""
+        self, *, start_seq: int = 0, spec: wire.Spec | None = None, refused: str = ""
     ) -> wire.Answer:
         return wire.Answer(
             server_time=self._clock(), start_seq=start_seq, spec=spec, refused=refused
@@ -141,7 +141,7 @@ class NodeDesk:
             self._refusals[gpu, code] = (now, 0)
         else:
             self._refusals[gpu, code] = (last, held_back + 1)
-        return status, self._answer(gpu, refused=why)
+        return status, self._answer(refused=why)
 
     def _count(self, gpu: str, outcome: str) -> None:
         self._metrics.callbacks.labels(gpu, outcome).inc()

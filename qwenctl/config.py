@@ -126,6 +126,9 @@ class ProxyConfig(_Table):
     """Address and port to listen on."""
     public_url: str = ""
     """Where people and nodes reach the proxy; default: http:// and the listen address."""
+    node_urls: tuple[str, ...] = ()
+    """Where nodes reach the proxies, one URL a replica, so that a node finds another one when one
+    dies; none: `public_url`."""
     allow_anonymous: bool = False
     """Listen on other than loopback addresses although access control is off."""
     trusted_proxies: tuple[str, ...] = ()
@@ -292,6 +295,11 @@ class Config(_Table):
         """Where people and nodes reach the proxy, without a slash at the end."""
         return (self.proxy.public_url or f"http://{self.proxy.listen}").rstrip("/")
 
+    @property
+    def node_urls(self) -> tuple[str, ...]:
+        """Where nodes reach the proxies, without slashes at the end."""
+        return tuple(url.rstrip("/") for url in self.proxy.node_urls) or (self.url,)
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         claimed: dict[str, str] = {}
@@ -453,7 +461,9 @@ def _overlay(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, str]:
     return origins
 
 
-_NOT_SETTINGS = {f"{ENV_PREFIX}CONFIG", f"{ENV_PREFIX}DEBUG", f"{ENV_PREFIX}EMBEDDED_LINGER"}
+_NOT_SETTINGS = {
+    f"{ENV_PREFIX}{name}" for name in ("CONFIG", "DEBUG", "EMBEDDED_LINGER", "TEST_SNAPSHOT_DELAY")
+}
 
 
 def _env_value(text: str) -> Any:

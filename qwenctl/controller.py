@@ -173,8 +173,8 @@ class Controller:
             elif isinstance(step, Move):
                 if self._move(lock, snapshot, step) is Outcome.EPOCH:
                     return 0.05
-            elif self._monotonic() + self._provider.call_timeout >= self._lock_until:
-                return 0.0  # the lock might end during the call: renew it, decide anew
+            elif not self._lock_outlives_call():
+                return 0.0  # renew it, decide anew
             elif delay := self._call(lock, snapshot, view, step):
                 return delay
         return 0.05
@@ -265,6 +265,10 @@ class Controller:
         return self._probed_seq == snapshot.start_seq
 
     # Acting
+
+    def _lock_outlives_call(self) -> bool:
+        """Whether the lock is sure to last until a call that is made now has ended."""
+        return self._monotonic() + self._provider.call_timeout < self._lock_until
 
     def _move(self, lock: Lock, snapshot: Snapshot, move: Move) -> Outcome:
         outcome = self._store.transition(

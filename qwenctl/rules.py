@@ -99,9 +99,15 @@ def classify(
 _BROWSER_NAVIGATION = Rule(
     activity="keeps_on",
     methods=("GET",),
-    headers={"sec-fetch-mode": "^navigate$", "sec-purpose": "^$", "purpose": "^$"},
+    headers={
+        "sec-fetch-mode": "^navigate$",
+        "sec-fetch-user": r"^\?1$",
+        "sec-purpose": "^$",
+        "purpose": "^$",
+    },
 )
-"""Somebody opened a page; only real browsers send these headers, prefetches add a purpose."""
+"""Somebody opened a page. Only browsers send these headers; a page that reloads itself lacks
+Sec-Fetch-User, a prefetch adds a purpose."""
 
 _LAST = (
     _BROWSER_NAVIGATION,
@@ -110,7 +116,7 @@ _LAST = (
 )
 
 _GRADIO = (
-    # A tab whose stream broke asks for app_id each second until it gets a 2xx, then loads anew.
+    # A tab whose answer broke off asks for app_id until the app is back (Gradio 6 then reloads).
     Rule(activity="passive", path=r"^(/gradio_api)?/(heartbeat|monitoring|app_id)(/|$)"),
     Rule(
         activity="wakes",

@@ -332,7 +332,7 @@ def _state(snapshot: Snapshot, now: float) -> Reason:
 def _holds(lease: Lease, now: float, side: str) -> Reason:
     text = f"kept {side} by {lease_words(lease)}"
     if lease.since is not None:
-        text += f", since {duration(now - lease.since)}"
+        text += f", since {duration(now - lease.since)} ago"
     if lease.expiry == inf:
         text += ", until somebody unblocks it"
     elif lease.is_work:

@@ -316,7 +316,8 @@ def main(argv: list[str] | None = None) -> None:
         listener.bind((options.host, options.port))
     except OSError as error:
         sys.exit(f"Cannot listen on {options.host} port {options.port}: {error.strerror or error}.")
-    load_weights(options.load_seconds)
+    if options.load_seconds:
+        load_weights(options.load_seconds)
 
     import uvicorn
 

@@ -432,8 +432,10 @@
   }
 
   function load() {
+    // Usually this page stands at the address that was asked for; it also has one of its own.
     // Replacing an address that has a fragment by itself would only scroll.
-    if (location.hash) location.reload();
+    if (location.pathname.startsWith("/_qwenctl/")) location.replace(config.next);
+    else if (location.hash) location.reload();
     else location.replace(location.href);
   }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any, cast
 
 from qwenctl.errors import ExitCode, UserError
 
@@ -64,11 +65,13 @@ def _run(args: Sequence[str] | None) -> int:
     from qwenctl.cli.app import app
 
     # Typer has its own copy of Click in newer versions; its public names lead to the right one.
-    usage_error, click_error = typer.BadParameter.__mro__[1:3]
+    usage_error: type[Exception]
+    click_error: type[Exception]
+    usage_error, click_error = cast(Any, typer.BadParameter.__mro__[1:3])
     try:
         code = app(args=args, prog_name="qwenctl", standalone_mode=False)
     except click_error as error:
-        text = error.format_message()  # type: ignore[attr-defined]
+        text = cast(Any, error).format_message()
         if not isinstance(error, usage_error):
             return _error(text, ExitCode.ERROR)
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -96,4 +99,6 @@ def _unexpected(error: Exception) -> int:
         return ExitCode.ERROR
     first = (str(error).splitlines() or [""])[0]
     text = f"{type(error).__name__}: {first}".rstrip(": ")
-    return _error(f"{text} (a mistake in qwenctl; set QWENCTL_DEBUG=1 for the traceback)", ExitCode.ERROR)
+    return _error(
+        f"{text} (a mistake in qwenctl; set QWENCTL_DEBUG=1 for the traceback)", ExitCode.ERROR
+    )

@@ -10,14 +10,12 @@ from qwenctl.cli import access, context, demo, power, serve, settings, setup, sh
 
 __all__ = ["app"]
 
-_OPTIONS = {"-h", "--help"}
-
 app = typer.Typer(
     name="qwenctl",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: the same in a terminal, a pipe and the docs, and at once
-    context_settings={"help_option_names": sorted(_OPTIONS)},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -32,7 +30,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     config: context.ConfigOption = None,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,

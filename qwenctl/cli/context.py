@@ -41,9 +41,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 BecauseOption = Annotated[
     str,
-    typer.Option(
-        "--because", metavar="TEXT", help="Reason, shown in `why`.", show_default=False
-    ),
+    typer.Option("--because", metavar="TEXT", help="Reason, shown in `why`.", show_default=False),
 ]
 
 _config_file: str | None = None
@@ -70,10 +68,15 @@ def load(given: str | None = None) -> Config:
 class Target:
     """One GPU of the configuration with its store."""
 
-    def __init__(self, gpu: str | None, config_file: str | None = None) -> None:
-        self.config = load(config_file)
-        self.name = self.config.gpu_name(gpu)
-        self.store = open_store(self.config)
+    def __init__(self, config: Config, name: str, store: Store) -> None:
+        self.config, self.name, self.store = config, name, store
+
+    @classmethod
+    def find(cls, gpu: str | None, config_file: str | None = None) -> Target:
+        """The GPU that the options name."""
+        config = load(config_file)
+        name = config.gpu_name(gpu)
+        return cls(config, name, open_store(config))
 
     @property
     def gpu(self) -> GpuConfig:

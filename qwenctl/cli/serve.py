@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from qwenctl.cli import missing
-from qwenctl.cli.context import ConfigOption, config_file, load
+from qwenctl.cli.context import ConfigOption, load
 
 __all__ = ["proxy_command", "serve"]
 
@@ -54,11 +54,15 @@ def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
 def serve(
     listen: Annotated[
         str | None,
-        typer.Option("--listen", metavar="HOST:PORT", help="Address to listen on.", show_default=False),
+        typer.Option(
+            "--listen", metavar="HOST:PORT", help="Address to listen on.", show_default=False
+        ),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Run the proxy: waiting pages, forwarding, and the controller that starts and stops GPUs.
+    """Run the proxy that wakes, forwards and stops.
+
+    It serves waiting pages, forwards to the GPU, and runs the controller that starts and stops it.
 
     \b
     Examples:
@@ -69,7 +73,8 @@ def serve(
     if listen:
         os.environ["QWENCTL_PROXY__LISTEN"] = listen
     loaded = load(config)  # so that a mistake in it is told here, in one sentence
-    loaded.gpu_name(None) if not loaded.gpu else None
-    command, env = proxy_command(loaded.source if loaded.source else config or config_file() or "")
+    if not loaded.gpu:
+        loaded.gpu_name(None)  # raises the sentence on that
+    command, env = proxy_command(loaded.source)
     sys.stdout.flush()
-    os.execve(command[0], command, env)
+    os.execve(command[0], command, env)  # noqa: S606

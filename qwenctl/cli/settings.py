@@ -171,6 +171,10 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_toml_value, value))}]"
     if isinstance(value, dict):
-        return "{}" if not value else f"{{ {', '.join(f'{_toml_key(k)} = {_toml_value(v)}' for k, v in value.items())} }}"
+        return (
+            "{}"
+            if not value
+            else f"{{ {', '.join(f'{_toml_key(k)} = {_toml_value(v)}' for k, v in value.items())} }}"
+        )
     # A JSON string, number or boolean is one in TOML too.
     return json.dumps(value, ensure_ascii=False)

@@ -32,11 +32,13 @@ FOLLOW_SECONDS = 2.0
 
 def status(
     gpu: GpuOption = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show changes until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show changes until Ctrl-C.")
+    ] = False,
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show what each GPU is doing, who uses it and how long it stays on.
+    """Show what each GPU is doing and who uses it.
 
     \b
     Examples:
@@ -87,7 +89,18 @@ def _watch_lines(
         changed.wait()
         changed.clear()
         data = _read(config, store, names)
-        key = repr([(g["phase"], g["since"], g["failure"], g["blocked"], [x["name"] for x in g["leases"]]) for g in data["gpus"].values()])
+        key = repr(
+            [
+                (
+                    g["phase"],
+                    g["since"],
+                    g["failure"],
+                    g["blocked"],
+                    [x["name"] for x in g["leases"]],
+                )
+                for g in data["gpus"].values()
+            ]
+        )
         if key == last:
             continue
         last = key
@@ -145,14 +158,20 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
     if failure := state["failure"]:
         again = failure["retry_in_seconds"]
         text = f"{failure['code']}: {failure['message']} (attempt {failure['attempts']}"
-        yield row("failure", text + (f", next in {duration(again)})" if again is not None else ")"), "red")
+        yield row(
+            "failure", text + (f", next in {duration(again)})" if again is not None else ")"), "red"
+        )
     if state["phase"] in ("starting", "booting", "loading"):
         yield row("steps", _steps_line(state["steps"]))
     if progress := state["progress"]:
         percent = "" if progress["percent"] is None else f" {progress['percent']:.0f} %"
         yield row("progress", f"{progress['phase']}{percent} {progress['text']}".strip())
     for index, lease in enumerate(state["leases"]):
-        left = "" if lease["kind"] in ("inflight", "busy") else f", {duration(lease['seconds_left'])} left"
+        left = (
+            ""
+            if lease["kind"] in ("inflight", "busy")
+            else f", {duration(lease['seconds_left'])} left"
+        )
         yield row("used by" if index == 0 else "", lease["text"] + left)
     if state["idle_seconds_left"] is not None:
         yield row("idle", f"goes off in {duration(state['idle_seconds_left'])} unless it is used")
@@ -240,7 +259,7 @@ def _wake_line(wake: Mapping[str, Any]) -> str:
 
 
 def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Say who keeps the GPU on or off, since when and until when, and what happens next.
+    """Say who keeps the GPU on or off, and what happens next.
 
     \b
     Examples:
@@ -249,14 +268,18 @@ def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = 
     """
     from qwenctl.status import HISTORY, explain
 
-    target = Target(gpu, config)
+    target = Target.find(gpu, config)
     snapshot = target.store.snapshot(target.name)
     events = target.store.events(target.name, HISTORY)
     reasons = explain(snapshot, events, snapshot.now, drain=target.gpu.timing.drain)
     if json:
         print_json(
-            {"gpu": target.name, "phase": snapshot.phase.value, "now": snapshot.now,
-             "reasons": [vars(reason) for reason in reasons]}
+            {
+                "gpu": target.name,
+                "phase": snapshot.phase.value,
+                "now": snapshot.now,
+                "reasons": [vars(reason) for reason in reasons],
+            }
         )
         return
     first, *rest = reasons
@@ -266,11 +289,17 @@ def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = 
     for reason in rest:
         times = []
         if reason.since is not None and reason.topic != "state":
-            times.append(f"since {clock(reason.since, snapshot.now)}"
-                         if reason.topic in ("on", "off") else clock(reason.since, snapshot.now))
+            times.append(
+                f"since {clock(reason.since, snapshot.now)}"
+                if reason.topic in ("on", "off")
+                else clock(reason.since, snapshot.now)
+            )
         if reason.until is not None:
-            times.append(f"until {clock(reason.until, snapshot.now)}"
-                         if reason.topic in ("on", "off") else clock(reason.until, snapshot.now))
+            times.append(
+                f"until {clock(reason.until, snapshot.now)}"
+                if reason.topic in ("on", "off")
+                else clock(reason.until, snapshot.now)
+            )
         suffix = paint(f"  ({', '.join(times)})", dim=True) if times else ""
         mark = paint("→" if reason.topic == "next" else "•", dim=True)
         body = paint(reason.text, "red") if reason.topic in ("failure", "cloud") else reason.text
@@ -294,7 +323,7 @@ def events(
       qwenctl events --follow
       qwenctl events --json | jq -r 'select(.kind == "transition") | .to'
     """
-    target = Target(gpu, config)
+    target = Target.find(gpu, config)
     last = ""
     for event in target.store.events(target.name, count):
         _print_event(event, json)
@@ -349,6 +378,8 @@ def event_words(event: Event) -> str:
         return f"node: {', '.join(part for part in parts if part)}"
     if event.kind == "hello":
         return f"node: hello, boot {f.get('boot_id', '?')}"
+    if event.kind == "first-byte":
+        return "first answer to a visitor"
     rest = " ".join(f"{key}={value}" for key, value in f.items())
     return f"{event.kind} {rest}".strip()
 
@@ -369,7 +400,7 @@ def logs(
       qwenctl logs -n 50
       qwenctl logs --follow
     """
-    target = Target(gpu, config)
+    target = Target.find(gpu, config)
 
     def show(lines: list[str]) -> None:
         for line in lines:

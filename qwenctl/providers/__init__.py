@@ -13,7 +13,7 @@ __all__ = ["ENTRY_POINTS", "make_provider"]
 ENTRY_POINTS = "qwenctl.providers"
 """The entry point group of other people's providers: callables ``(name, gpu, config)``."""
 
-_PLANNED = {"aliyun": "aliyunsdkecs", "aws": "boto3"}
+_PLANNED = ("aliyun", "aws")
 
 
 def make_provider(name: str, gpu: GpuConfig, config: Config) -> Provider:
@@ -33,7 +33,6 @@ def make_provider(name: str, gpu: GpuConfig, config: Config) -> Provider:
 
 def _third_party(name: str, gpu: GpuConfig, config: Config) -> Provider:
     from importlib.metadata import entry_points
-    from importlib.util import find_spec
 
     from qwenctl.errors import ConfigError
 
@@ -47,8 +46,9 @@ def _third_party(name: str, gpu: GpuConfig, config: Config) -> Provider:
         provider: Provider = make(name, gpu, config)
         return provider
     if gpu.provider in _PLANNED:
-        if find_spec(_PLANNED[gpu.provider]) is None:
-            raise ConfigError(f"{key} needs its SDK: pip install 'qwenctl[{gpu.provider}]'")
-        raise ConfigError(f'{key}: this version has only "local"')
+        raise ConfigError(
+            f'{key}: this version has only "local"; upgrade with '
+            f"pip install --upgrade 'qwenctl[{gpu.provider}]'"
+        )
     known = ", ".join(sorted({"local", *found}))
     raise ConfigError(f"{key}: no such provider is installed; known: {known}")

@@ -100,7 +100,7 @@ class LocalProvider:
             gpu=name,
             config=gpu.local,
             state_dir=config.state_path / "instances" / config.deployment,
-            proxy_urls=[config.url],
+            proxy_urls=config.node_urls,
             node_secret_file=None if inline else file.absolute(),
             node_secret=inline,
             dead_man=gpu.timing.dead_man,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +51,7 @@ class StandInProxy:
         self.last_answer: tuple[int, bytes, dict[str, str]] | None = None
         self._news = threading.Condition()
         self._nonces: set[str] = set()
+        self._connections: list[socket.socket] = []
         stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,6 +74,11 @@ class StandInProxy:
             daemon_threads = True
             allow_reuse_address = True
 
+            def get_request(self) -> Any:
+                connection, address = super().get_request()
+                stand_in._connections.append(connection)
+                return connection, address
+
             def handle_error(self, *args: Any) -> None:
                 pass  # an agent that was killed in the middle of a message
 
@@ -82,6 +90,9 @@ class StandInProxy:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        for connection in self._connections:  # kept ones too, as when a process ends
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> StandInProxy:
         return self

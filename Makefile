@@ -1,0 +1,62 @@
+# `make help` says what there is. Everything happens in .venv; nothing outside it is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+ONCE ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check format docs bench setup wheel clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.demo ## Run the whole thing on this machine until Ctrl-C (ONCE=1: one cycle, unattended)
+	@$(BIN)/qwenctl demo $(if $(ONCE),--once) $(ARGS)
+
+test: .venv/.dev ## Run all tests (a few minutes; needs nginx and Chromium for some)
+	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+test-fast: .venv/.dev ## Run the fast tests (under a minute)
+	@$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not browser" $(ARGS)
+
+check: .venv/.dev ## Lint, types, import contracts, oldest Python, generated docs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/vermin -q --no-tips --eval-annotations --backport typing -t=3.10- --violations qwenctl proxy gpu_node
+	@$(BIN)/python docs/generate.py --check
+
+format: .venv/.dev ## Mend what the linter can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: .venv/.dev ## Write the generated parts of the documentation anew
+	@$(BIN)/python docs/generate.py
+
+bench: .venv/.dev ## Measure (about ten minutes; benchmarks/README.md)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+setup: .venv/.dev ## Make .venv with everything that development needs
+
+wheel: .venv/.dev ## Build the wheel into dist/
+	@$(PIP) install build
+	@$(BIN)/python -m build --wheel
+
+clean: ## Remove .venv, caches and build results
+	rm -rf .venv dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 …"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "python3 -m venv does not work here: install python3-venv"; exit 1; }
+
+.venv/.demo: pyproject.toml | .venv/bin/pip
+	@echo "Installing qwenctl and the demo's Gradio into .venv (once, a minute or two) …"
+	@$(PIP) install -e '.[demo]'
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/pip
+	@echo "Installing qwenctl and its development tools into .venv (once, a few minutes) …"
+	@$(PIP) install -e '.[all,demo,dev]'
+	@touch $@ .venv/.demo

@@ -1,0 +1,1 @@
+"""Measurements of qwenctl against peers, each in one run. See README.md."""

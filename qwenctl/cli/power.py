@@ -1,0 +1,531 @@
+"""`qwenctl up`, `down`, `block` and `unblock`.
+
+They write leases and blocks; the reconciler starts and stops. Progress goes to stderr, the result to
+stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from qwenctl.cli.context import (
+    BecauseOption,
+    ConfigOption,
+    DryRunOption,
+    GpuOption,
+    JsonOption,
+    Target,
+    duration_option,
+    print_json,
+    user,
+)
+from qwenctl.cli.output import warn
+from qwenctl.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from qwenctl.lifecycle import Failure
+    from qwenctl.store import Snapshot
+
+__all__ = ["block", "down", "unblock", "up"]
+
+SETTLE_SECONDS = 120.0
+"""How long `up` waits after a failure for the bad instance to be stopped."""
+
+
+class _Blocked(UserError):
+    exit_code = ExitCode.BLOCKED
+
+
+class _NoCapacity(UserError):
+    exit_code = ExitCode.NO_CAPACITY
+
+
+class _Denied(UserError):
+    exit_code = ExitCode.DENIED
+
+
+class _TimedOut(UserError):
+    exit_code = ExitCode.TIMEOUT
+
+
+class _Failed(UserError):
+    exit_code = ExitCode.FAILED
+
+
+_BY_CODE: dict[str, type[UserError]] = {"no_capacity": _NoCapacity, "denied": _Denied}
+
+NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Return at once.")]
+TimeoutOption = Annotated[
+    float | None, duration_option("--timeout", help="Give up waiting after this long (exit 5).")
+]
+
+
+def up(
+    gpu: GpuOption = None,
+    for_: Annotated[
+        float | None,
+        duration_option("--for", help="Keep it on this long, counted from when it is ready."),
+    ] = None,
+    because: BecauseOption = "",
+    no_wait: NoWaitOption = False,
+    timeout: TimeoutOption = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="After a failure go on trying until --timeout.")
+    ] = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Wake the GPU, wait until it is ready, and print its address.
+
+    Without --for it stays on for one idle timeout, and longer while it is used. Ctrl-C stops the
+    waiting, not the wake.
+
+    \b
+    Examples:
+      qwenctl up
+      qwenctl up --for 2h --because "demo for the team"
+      qwenctl up --timeout 10m --json
+
+    \b
+    Exit codes: 0 ready, 3 no capacity, 4 denied, 5 timeout, 6 failed to come up,
+    7 blocked, 130 Ctrl-C.
+    """
+    target = Target.find(gpu, config)
+    wake = _Wake(target, for_, because, quiet=json)
+    if dry_run:
+        wake.explain(json)
+        return
+    try:
+        wake.hold()
+        if no_wait:
+            wake.hand_over()
+        else:
+            wake.wait(timeout, retry)
+    except UserError as error:
+        if json:
+            print_json(
+                {
+                    "gpu": target.name,
+                    "outcome": "failed",
+                    "error": str(error),
+                    "exit_code": int(error.exit_code),
+                }
+            )
+        raise
+    except KeyboardInterrupt:
+        wake.interrupted()
+        raise
+    wake.report(json)
+
+
+class _Wake:
+    """One `qwenctl up`."""
+
+    def __init__(self, target: Target, for_: float | None, because: str, *, quiet: bool) -> None:
+        self.target, self.quiet = target, quiet
+        self.who = user()
+        self.lease = f"pin:{self.who}"
+        self.reason = because
+        self.exact = for_ is not None
+        gpu = target.gpu
+        self.ttl = for_ if for_ is not None else gpu.idle_timeout + gpu.boot_estimate
+        self.first = self.last = target.store.snapshot(target.name)
+        self.held_at = 0.0
+
+    def hold(self) -> None:
+        """Pin it, or pin it anew; raises if somebody forbids that."""
+        store, name = self.target.store, self.target.name
+        if self.held_at and self.last.released_at > self.held_at:
+            raise UserError(f"{name}: somebody said `qwenctl down` meanwhile; not waking it again")
+        admission = store.pin(
+            name, self.lease, self.ttl, reason=self.reason, actor=self.who, exact=self.exact
+        )
+        if admission.blocked_by:
+            self._blocked(store.snapshot(name))
+        self.held_at = self.held_at or store.snapshot(name).now
+
+    def _blocked(self, snapshot: Snapshot) -> NoReturn:
+        raise _Blocked(_block_words(snapshot) or f"{snapshot.gpu} is blocked")
+
+    def explain(self, json: bool) -> None:
+        """What would be done."""
+        from qwenctl.lifecycle import Phase
+        from qwenctl.status import HISTORY, duration, page_status
+
+        snapshot, name = self.first, self.target.name
+        if snapshot.blocks:
+            self._blocked(snapshot)
+        events = self.target.store.events(name, HISTORY)
+        page = page_status(snapshot, events, self.target.gpu, may_wake=True)
+        seconds = sum(step["expected"] or 0.0 for step in page["steps"])
+        starts = snapshot.phase not in (Phase.READY, Phase.DRAINING)
+        if json:
+            print_json(
+                {
+                    "gpu": name,
+                    "dry_run": True,
+                    "phase": snapshot.phase.value,
+                    "would_start": starts,
+                    "lease": self.lease,
+                    "lease_seconds": self.ttl,
+                    "expected_seconds": round(seconds, 1) if starts else 0.0,
+                }
+            )
+            return
+        effect = (
+            f"it is {snapshot.phase.value} and would be ready in about {duration(seconds)}"
+            if starts
+            else f"it is {snapshot.phase.value} already"
+        )
+        print(f"would keep {name} on for {duration(self.ttl)} ({self.lease}); {effect}")
+
+    def hand_over(self) -> None:
+        """With --no-wait: where no controller runs, make the start call ourselves."""
+        from qwenctl.cli.waiting import Follower, Reconciling
+        from qwenctl.lifecycle import Phase
+
+        if self.first.leader:
+            return
+        with Follower(self.target) as follower, Reconciling(self.target, follower):
+            deadline = time.monotonic() + 60.0
+            for snapshot in follower.snapshots(every=5.0, deadline=deadline):
+                self.last = snapshot
+                called = snapshot.time("called_at") is not None
+                if snapshot.phase is Phase.STARTING and called:
+                    return
+                if snapshot.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY):
+                    return
+                if failure := self._new_failure(snapshot):
+                    self._give_up(failure)
+        raise _TimedOut(f"{self.target.name}: the start call was not made within 60 s")
+
+    def wait(self, timeout: float | None, retry: bool) -> None:
+        """Until it is ready, showing how far it is."""
+        from qwenctl.cli.waiting import Follower, Reconciling, step_display
+        from qwenctl.lifecycle import Phase
+        from qwenctl.status import page_status
+
+        began = time.monotonic()
+        deadline = None if timeout is None else began + timeout
+        renew = max(1.0, min(30.0, self.ttl / 3))
+        renew_at = began + renew
+        given_up: Failure | None = None
+        with Follower(self.target) as follower, Reconciling(self.target, follower):
+            with step_display(quiet=self.quiet) as display:
+                every = min(renew, display.every)
+                for snapshot in follower.snapshots(every=every, deadline=deadline):
+                    self.last = snapshot
+                    display.show(
+                        page_status(snapshot, follower.events, self.target.gpu, may_wake=True)
+                    )
+                    if snapshot.blocks:
+                        self._blocked(snapshot)
+                    if snapshot.phase is Phase.READY:
+                        self.hold()  # from now on for the whole time asked for
+                        self.last = self.target.store.snapshot(self.target.name)
+                        return
+                    failure = self._new_failure(snapshot)
+                    if failure and (failure.code == "denied" or not retry):
+                        given_up = failure
+                        break
+                    if time.monotonic() >= renew_at or snapshot.released_at > self.held_at:
+                        self.hold()
+                        renew_at = time.monotonic() + renew
+            if given_up:
+                self._release()
+                self._settle(follower)
+        if given_up:
+            raise _failure_error(self.target.name, given_up)
+        if failure := self._new_failure(self.last):
+            raise _failure_error(self.target.name, failure)
+        raise _TimedOut(
+            f"{self.target.name} is not ready after {timeout:g} s (it is {self.last.phase.value}); "
+            "the wake goes on, `qwenctl down` gives it up"
+        )
+
+    def _new_failure(self, snapshot: Snapshot) -> Failure | None:
+        """A failure of this wake; an earlier one is being retried already."""
+        from qwenctl.lifecycle import Phase
+
+        if snapshot.phase is not Phase.FAILED or snapshot.failure == self.first.failure:
+            return None
+        return snapshot.failure
+
+    def _release(self) -> None:
+        """Without us wanting it, nothing is tried again later, unseen."""
+        self.target.store.release(
+            self.target.name, actor=self.who, reason="up failed", only=self.lease
+        )
+
+    def _settle(self, follower: Any) -> None:
+        """Where no proxy runs, see to it that a bad instance does not stay on."""
+        from qwenctl.lifecycle import Phase
+
+        if self.first.leader:
+            return
+        deadline = time.monotonic() + SETTLE_SECONDS
+        for snapshot in follower.snapshots(every=5.0, deadline=deadline):
+            if snapshot.phase is Phase.OFF or snapshot.wanted:
+                return
+
+    def _give_up(self, failure: Failure) -> NoReturn:
+        self._release()
+        raise _failure_error(self.target.name, failure)
+
+    def interrupted(self) -> None:
+        name = self.target.name
+        if not self.held_at:
+            return
+        text = (
+            f"\n{name} goes on waking (it is {self.last.phase.value}); `qwenctl down` gives it up."
+        )
+        if not self.first.leader:
+            text += " No proxy runs: `qwenctl up` or `qwenctl serve` carries it on."
+        warn(text)
+
+    def report(self, json: bool) -> None:
+        """The result."""
+        from qwenctl.lifecycle import Phase
+        from qwenctl.status import HISTORY, duration, full_status
+
+        target = self.target
+        snapshot = target.store.snapshot(target.name)
+        ready = snapshot.phase is Phase.READY
+        alone = not self.first.leader
+        if json:
+            status = full_status(
+                snapshot,
+                target.store.events(target.name, HISTORY),
+                target.gpu,
+                url=target.config.url,
+            )
+            print_json(
+                {
+                    "gpu": target.name,
+                    "outcome": "ready" if ready else "requested",
+                    "phase": snapshot.phase.value,
+                    "url": target.config.url,
+                    "lease": self.lease,
+                    "lease_seconds": self.ttl,
+                    "proxy_runs": not alone,
+                    "last_wake": status["last_wake"],
+                }
+            )
+            return
+        stays = f"stays on for at least {duration(self.ttl)}"
+        if ready:
+            print(f"{target.name} is ready: {target.config.url}  ({stays})")
+        else:
+            print(f"{target.name} is on its way ({snapshot.phase.value}); it {stays}")
+        if alone:
+            dead_man = duration(target.gpu.timing.dead_man)
+            warn(
+                f"No proxy runs, so nobody stops it when it is idle: the instance stops itself after "
+                f"{dead_man} without a proxy. Run `qwenctl serve`."
+            )
+
+
+def _failure_error(name: str, failure: Failure) -> UserError:
+    kind = _BY_CODE.get(failure.code, _Failed)
+    return kind(f"{name} did not come up ({failure.code}): {failure.message}")
+
+
+def _block_words(snapshot: Snapshot) -> str:
+    """Who blocks it, why and until when; empty if nobody does."""
+    from math import inf
+
+    from qwenctl.status import duration, lease_words
+
+    if not snapshot.blocks:
+        return ""
+    block = max(snapshot.blocks, key=lambda block: block.expiry)
+    left = "until somebody unblocks it"
+    if block.expiry != inf:
+        left = f"for another {duration(block.expiry - snapshot.now)}"
+    return f"{snapshot.gpu} is blocked by {lease_words(block)}, {left}; `qwenctl unblock` lifts it"
+
+
+def down(
+    gpu: GpuOption = None,
+    now: Annotated[bool, typer.Option("--now", help="Cut running work, too.")] = False,
+    because: BecauseOption = "",
+    no_wait: NoWaitOption = False,
+    timeout: TimeoutOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Give up the demand for the GPU and wait until it is off.
+
+    Running work is finished first, unless --now. The next request may wake it
+    again; `qwenctl block` forbids that.
+
+    \b
+    Examples:
+      qwenctl down
+      qwenctl down --now --because "wrong model"
+    """
+    target = Target.find(gpu, config)
+    before = target.store.snapshot(target.name)
+    if dry_run:
+        _explain_down(before, json, now)
+        return
+    dropped = target.store.release(target.name, actor=user(), reason=because, cut=now)
+    if _is_off(before):
+        extra = f"; dropped {dropped} demand{'s' if dropped != 1 else ''}" if dropped else ""
+        _say_result(target, json, "already_off", f"{target.name} is off already{extra}")
+        return
+    _wait_off(target, before, no_wait=no_wait, timeout=timeout, json=json)
+
+
+def _is_off(snapshot: Snapshot) -> bool:
+    from qwenctl.lifecycle import Phase
+
+    return snapshot.phase is Phase.OFF
+
+
+def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
+    from qwenctl.status import lease_words
+
+    going = [lease for lease in snapshot.leases if now or not lease.is_work]
+    staying = [lease for lease in snapshot.leases if lease.is_work and not now]
+    if json:
+        print_json(
+            {
+                "gpu": snapshot.gpu,
+                "dry_run": True,
+                "phase": snapshot.phase.value,
+                "would_stop": not _is_off(snapshot),
+                "dropped": [lease.name for lease in going],
+                "finished_first": [lease.name for lease in staying],
+            }
+        )
+        return
+    if _is_off(snapshot):
+        print(f"{snapshot.gpu} is off already")
+        return
+    print(f"would stop {snapshot.gpu}, which is {snapshot.phase.value}")
+    for lease in going:
+        print(f"  {'cutting' if lease.is_work else 'against'} {lease_words(lease)}")
+    for lease in staying:
+        print(f"  after {lease_words(lease)} is finished")
+
+
+def _wait_off(
+    target: Target, before: Snapshot, *, no_wait: bool, timeout: float | None, json: bool
+) -> None:
+    """Wait until off, with our own reconciler where no proxy runs one."""
+    if no_wait:
+        if not before.leader:
+            warn(
+                "No proxy runs, so nobody stops it yet: leave out --no-wait, or run `qwenctl serve`."
+            )
+        _say_result(target, json, "requested", f"{target.name} is going off")
+        return
+    try:
+        _follow_down(target, before.leader, timeout, quiet=json)
+    except KeyboardInterrupt:
+        carry = "" if before.leader else " once `qwenctl down` or `qwenctl serve` runs again"
+        warn(f"\n{target.name} goes on stopping{carry}.")
+        raise
+    _say_result(target, json, "off", f"{target.name} is off")
+
+
+def _follow_down(target: Target, leader: str, timeout: float | None, *, quiet: bool) -> None:
+    from qwenctl.cli.waiting import Follower, Reconciling, say
+    from qwenctl.status import lease_words
+
+    said = ""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with Follower(target) as follower, Reconciling(target, follower):
+        for snapshot in follower.snapshots(every=5.0, deadline=deadline):
+            if _is_off(snapshot):
+                return
+            wanted = [lease for lease in snapshot.leases if not lease.is_work]
+            if wanted and not snapshot.blocks:
+                raise UserError(
+                    f"{target.name} stays on, it is needed again by {lease_words(wanted[0])}; "
+                    "`qwenctl block` forbids that"
+                )
+            work = "; ".join(lease_words(lease) for lease in snapshot.leases if lease.is_work)
+            text = f"  {snapshot.phase.value}" + (f", waiting for {work}" if work else "")
+            if text != said:
+                said = text
+                say(text, quiet=quiet)
+    raise _TimedOut(
+        f"{target.name} is not off after {timeout:g} s ({said.strip()}); "
+        + ("it goes on stopping" if leader else "run `qwenctl down` again or `qwenctl serve`")
+    )
+
+
+def _say_result(target: Target, json: bool, outcome: str, text: str) -> None:
+    if json:
+        print_json({"gpu": target.name, "outcome": outcome})
+    else:
+        print(text)
+    sys.stdout.flush()
+
+
+def block(
+    gpu: GpuOption = None,
+    for_: Annotated[
+        float | None, duration_option("--for", help="How long; default: until `qwenctl unblock`.")
+    ] = None,
+    because: BecauseOption = "",
+    now: Annotated[bool, typer.Option("--now", help="Cut running work, too.")] = False,
+    no_wait: NoWaitOption = False,
+    timeout: TimeoutOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Forbid the GPU to be on, for a time or until unblocked.
+
+    Running work is finished first, unless --now.
+
+    \b
+    Examples:
+      qwenctl block --for 2h --because "driver update"
+      qwenctl block --now
+    """
+    from qwenctl.status import duration
+
+    target = Target.find(gpu, config)
+    before = target.store.snapshot(target.name)
+    span = "until unblocked" if for_ is None else f"for {duration(for_)}"
+    if dry_run:
+        if not json:
+            print(f"would block {target.name} {span}")
+        _explain_down(before, json, now)
+        return
+    who = user()
+    target.store.block(target.name, f"maintenance:{who}", for_, reason=because, actor=who, cut=now)
+    if not json:
+        print(f"{target.name} is blocked {span}", flush=True)
+    if _is_off(before):
+        if json:
+            _say_result(target, json, "blocked", "")
+        return
+    _wait_off(target, before, no_wait=no_wait, timeout=timeout, json=json)
+
+
+def unblock(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = None) -> None:
+    """Lift every block; the next demand may wake the GPU again.
+
+    \b
+    Example:
+      qwenctl unblock
+    """
+    target = Target.find(gpu, config)
+    lifted = target.store.unblock(target.name, actor=user())
+    if json:
+        print_json({"gpu": target.name, "lifted": lifted})
+    elif lifted:
+        print(f"{target.name}: lifted {', '.join(lifted)}")
+    else:
+        print(f"{target.name} was not blocked")

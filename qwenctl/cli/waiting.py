@@ -1,0 +1,266 @@
+"""Waiting for a GPU: the reconciler run inline, changes followed as they come, live steps."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from qwenctl.cli.context import Target
+from qwenctl.cli.output import live, paint, warn
+
+if TYPE_CHECKING:
+    from qwenctl.store import Event, Snapshot
+
+__all__ = ["STEP_WORDS", "Follower", "Reconciling", "StepLines", "step_display"]
+
+STEP_WORDS = {
+    "request": "Request",
+    "start": "Starting the instance",
+    "boot": "Booting",
+    "load": "Loading",
+    "ready": "Ready",
+}
+
+JOIN_SECONDS = 10.0
+"""How long to wait at the end for a cloud call under way."""
+
+
+class Reconciling:
+    """The reconciler in a thread, for as long as the ``with`` block lasts.
+
+    It hears of changes through the follower. Where a proxy's controller holds the lock, ours only waits its turn and changes nothing.
+    """
+
+    def __init__(self, target: Target, follower: Follower) -> None:
+        from qwenctl.controller import Controller
+        from qwenctl.providers import make_provider
+
+        self._stop = threading.Event()
+        provider = make_provider(target.name, target.gpu, target.config)
+        self._controller = Controller(target.name, target.gpu, target.store, provider, probe=True)
+        self._thread = threading.Thread(
+            target=self._controller.run,
+            args=(self._stop,),
+            kwargs={"watch": False},
+            name="reconciler",
+            daemon=True,
+        )
+        follower.listeners.append(self._controller.wake)
+
+    def __enter__(self) -> Reconciling:
+        _log_to_terminal()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._controller.wake()
+        self._thread.join(JOIN_SECONDS)
+
+
+class _OneLine(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if os.environ.get("QWENCTL_DEBUG"):
+            text = logging.Formatter("%(name)s: %(message)s").format(record)
+        else:
+            text = record.getMessage()
+            if record.exc_info and record.exc_info[1]:
+                text += f" ({record.exc_info[1]}; QWENCTL_DEBUG=1 shows the traceback)"
+        warn(f"warning: {text}")
+
+
+def _log_to_terminal() -> None:
+    logger = logging.getLogger("qwenctl")
+    if not any(isinstance(handler, _OneLine) for handler in logger.handlers):
+        logger.addHandler(_OneLine())
+        logger.propagate = False
+        logger.setLevel(logging.INFO if os.environ.get("QWENCTL_DEBUG") else logging.WARNING)
+
+
+class Follower:
+    """The snapshots of one GPU, a new one at each change. A context manager."""
+
+    def __init__(self, target: Target) -> None:
+        from qwenctl.status import HISTORY
+
+        self._store, self._name = target.store, target.name
+        self.events: list[Event] = self._store.events(self._name, HISTORY)
+        self._changed = threading.Event()
+        self.listeners: list[Callable[[], None]] = [self._changed.set]
+        self._watcher = self._store.watch([self._name], self._tell)
+
+    def _tell(self, *_: str) -> None:
+        for listener in self.listeners:
+            listener()
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # It may be in the middle of a read of a second; nobody needs to wait for that.
+        threading.Thread(target=self._watcher.stop, daemon=True).start()
+
+    def snapshots(self, *, every: float, deadline: float | None = None) -> Iterator[Snapshot]:
+        """A snapshot now, at each change, and at least ``every`` seconds; `events` goes along.
+
+        Ends at the deadline (monotonic), after one last snapshot.
+        """
+        while True:
+            self._changed.clear()
+            last = self.events[-1].id if self.events else "0"
+            self.events += self._store.events(self._name, 1000, after=last)
+            yield self._store.snapshot(self._name)
+            pause = every
+            if deadline is not None:
+                pause = min(every, deadline - time.monotonic())
+                if pause <= 0:
+                    return
+            self._changed.wait(pause)
+
+
+class StepLines:
+    """The steps of a wake, a line for each change; for logs and pipes."""
+
+    every = 10.0
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __enter__(self) -> StepLines:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, page: dict[str, Any]) -> None:
+        for text in _lines(page):
+            if text not in self._said:
+                self._said.add(text)
+                print(text, file=sys.stderr, flush=True)
+
+
+def _lines(page: dict[str, Any]) -> Iterator[str]:
+    from qwenctl.status import duration
+
+    for step in page["steps"][:-1]:
+        word = STEP_WORDS[step["key"]]
+        if step["state"] == "done" and step["seconds"] is not None:
+            yield f"  {word}: done in {duration(step['seconds'])}"
+        elif step["state"] == "active":
+            usual = f", usually {duration(step['expected'])}" if step["expected"] else ""
+            yield f"  {word}{usual}"
+    progress = page["progress"]
+    if progress and progress["phase"]:
+        # Not each percent: a log wants the phases.
+        yield f"  … {progress['phase']}"
+    failure = page["failure"]
+    if failure and page["phase"] == "failed":
+        yield f"  attempt {failure['attempts']} failed ({failure['code']}): {failure['message']}"
+
+
+class _StepScreen:
+    """The steps of a wake, drawn anew several times a second; for terminals."""
+
+    every = 0.5
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._page: dict[str, Any] | None = None
+        self._at = 0.0
+        console = Console(stderr=True)
+        self._live = Live(
+            get_renderable=self._render, console=console, refresh_per_second=8, transient=False
+        )
+
+    def __enter__(self) -> _StepScreen:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._live.refresh()
+        self._live.__exit__(*exception)
+
+    def show(self, page: dict[str, Any]) -> None:
+        self._page, self._at = page, time.monotonic()
+
+    def _render(self) -> Any:
+        from rich.spinner import Spinner
+        from rich.table import Table
+        from rich.text import Text
+
+        from qwenctl.status import duration
+
+        page = self._page
+        if page is None:
+            return Text("")
+        age = time.monotonic() - self._at
+        grid = Table.grid(padding=(0, 1))
+        marks = {"done": Text("✓", "green"), "todo": Text("·", "dim"), "failed": Text("✗", "red")}
+        for step in page["steps"]:
+            active = step["state"] == "active" and page["phase"] != "ready"
+            if not hasattr(self, "_spinner"):
+                self._spinner = Spinner("dots", style="yellow")
+            seconds = step["seconds"]
+            if seconds is not None and active:
+                seconds += age
+            took = "" if seconds is None else duration(seconds)
+            if active and step["expected"]:
+                took += f" of about {duration(step['expected'])}"
+            elif step["state"] == "todo" and step["expected"]:
+                took = f"about {duration(step['expected'])}"
+            style = "bold" if active else "dim" if step["state"] == "todo" else ""
+            mark = self._spinner if active else marks.get(step["state"], Text(" "))
+            grid.add_row(mark, Text(STEP_WORDS[step["key"]], style), Text(took, "dim"))
+        grid.add_row("", Text(_footer(page, age), "cyan"), "")
+        return grid
+
+
+def _footer(page: dict[str, Any], age: float) -> str:
+    from qwenctl.status import duration
+
+    failure, progress = page["failure"], page["progress"]
+    if failure and page["phase"] == "failed":
+        again = failure["retry_in_seconds"]
+        retry = "" if again is None else f"; next attempt in {duration(max(0.0, again - age))}"
+        return f"{failure['code']}: {failure['message']}{retry}"
+    parts = []
+    if progress:
+        percent = "" if progress["percent"] is None else f" {progress['percent']:.0f} %"
+        parts.append(f"{progress['phase']}{percent} {progress['text']}".strip())
+    if page["phase"] == "stopping":
+        parts.append("it is just being stopped and starts again after that")
+    eta = page["eta_seconds"]
+    if eta is not None and page["phase"] != "ready":
+        left = eta - age
+        parts.append(f"about {duration(left)} left" if left > 1 else "any moment now")
+    return ", ".join(parts)
+
+
+def step_display(*, quiet: bool = False) -> Any:
+    """What shows the steps on stderr; with ``quiet`` nothing does."""
+    if quiet:
+        return _Silence()
+    return _StepScreen() if live(sys.stderr) else StepLines()
+
+
+class _Silence(StepLines):
+    def show(self, page: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """A line on stderr about what goes on."""
+    if not quiet:
+        print(paint(text, dim=True, stream=sys.stderr), file=sys.stderr, flush=True)

@@ -1,0 +1,58 @@
+"""Ports and HTTP for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+__all__ = ["Answer", "free_ports", "post", "post_all"]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on 127.0.0.1 that nobody has now, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one request: a status and a body, or an error."""
+
+    status: int
+    body: str = ""
+    error: str = ""
+
+
+async def post(
+    http: aiohttp.ClientSession, url: str, *, host: str = "", body: bytes = b"x", method: str = "POST"
+) -> Answer:
+    """One request, read to its last byte; a connection that breaks is status 0."""
+    headers = {"Host": host} if host else {}
+    try:
+        async with http.request(method, url, data=body, headers=headers) as response:
+            return Answer(response.status, await response.text())
+    except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError) as error:
+        return Answer(0, error=f"{type(error).__name__}: {error}")
+
+
+def post_all(urls: Sequence[str], *, host: str = "", timeout: float = 60.0) -> list[Answer]:
+    """All requests at the same moment, each on a connection of its own."""
+
+    async def run() -> list[Answer]:
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=timeout),
+        ) as http:
+            return list(await asyncio.gather(*(post(http, url, host=host) for url in urls)))
+
+    return asyncio.run(run())

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+ALLOWED = {"qwenctl", "qwenctl.wire"}
+
+
+def test_the_agent_needs_only_the_wire_format_of_qwenctl() -> None:
+    script = (
+        "import sys, gpu_node.__main__\n"
+        "print(*[m for m in sys.modules if m.partition('.')[0] in ('qwenctl', 'redis', 'flask', 'rich', 'typer')])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert set(shown.stdout.split()) == ALLOWED
