@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.harness import (
     HERE,
-    Missing,
+    CannotMeasure,
     Report,
     Row,
     Target,
@@ -79,7 +79,7 @@ def _time(command: Sequence[str]) -> float:
     )
     took = time.perf_counter() - began
     if done.returncode:
-        raise Missing(f"{' '.join(command)} failed: {done.stderr.strip()}")
+        raise CannotMeasure(f"{' '.join(command)} failed: {done.stderr.strip()}")
     return took
 
 

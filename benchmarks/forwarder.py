@@ -29,7 +29,7 @@ from benchmarks.harness import (
     HERE,
     LOAD_CORE,
     SERVER_CORE,
-    Missing,
+    CannotMeasure,
     Report,
     Row,
     Target,
@@ -178,7 +178,7 @@ def chp_program() -> list[str]:
     """configurable-http-proxy's command; npm installs it into the user's cache at the first use.
 
     Raises:
-        Missing: no Node.js, or npm failed.
+        CannotMeasure: no Node.js, or npm failed.
     """
     node = need("node", "apt-get install nodejs npm")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -192,7 +192,7 @@ def chp_program() -> list[str]:
             [*command, "--prefix", str(prefix)], capture_output=True, text=True, timeout=300
         )
         if done.returncode or not program.is_file():
-            raise Missing(f"npm could not install {CHP}: {done.stderr.strip()[-300:]}")
+            raise CannotMeasure(f"npm could not install {CHP}: {done.stderr.strip()[-300:]}")
     return [node, str(program)]
 
 
@@ -318,7 +318,7 @@ def _load(subject: Subject, seconds: int, connections: int) -> Load:
     used = subject.cpu() - before
     text = done.stdout
     if done.returncode or "Non-2xx" in text or "Socket errors" in text:
-        raise RuntimeError(f"wrk on port {subject.port}: {text}{done.stderr}")
+        raise CannotMeasure(f"wrk on port {subject.port}: {text}{done.stderr}")
     total = int(_find(r"(\d+) requests in", text)[0])
     p50, p99 = (_milliseconds(*_find(rf" {n}%\s+([\d.]+)(us|ms|s)", text)) for n in (50, 99))
     return Load(float(_find(r"Requests/sec:\s+([\d.]+)", text)[0]), p50, p99, used / total * 1e6)
@@ -327,7 +327,7 @@ def _load(subject: Subject, seconds: int, connections: int) -> Load:
 def _find(pattern: str, text: str) -> tuple[str, ...]:
     match = re.search(pattern, text)
     if not match:
-        raise RuntimeError(f"wrk did not say {pattern!r}: {text}")
+        raise CannotMeasure(f"wrk did not say {pattern!r}: {text}")
     return match.groups()
 
 
@@ -384,7 +384,7 @@ def _upload(port: int, size: int) -> float:
         answer = connection.recv(4096)
         took = time.perf_counter() - began
     if b" 204 " not in answer.split(b"\r\n", 1)[0]:
-        raise RuntimeError(f"upload on port {port}: {answer[:200]!r}")
+        raise CannotMeasure(f"upload on port {port}: {answer[:200]!r}")
     return took
 
 
@@ -399,14 +399,14 @@ def _download(port: int, size: int) -> float:
         while b"\r\n\r\n" not in head:
             part = connection.recv(65536)
             if not part:
-                raise RuntimeError(f"download on port {port}: {head[:200]!r}")
+                raise CannotMeasure(f"download on port {port}: {head[:200]!r}")
             head += part
         got = len(head.partition(b"\r\n\r\n")[2])
         while got < size and (count := connection.recv_into(buffer)):
             got += count
         took = time.perf_counter() - began
     if got != size or b" 200 " not in head.split(b"\r\n", 1)[0]:
-        raise RuntimeError(f"download on port {port}: {got} bytes of {size}; {head[:200]!r}")
+        raise CannotMeasure(f"download on port {port}: {got} bytes of {size}; {head[:200]!r}")
     return took
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import random
 import shutil
 import signal
 import socket
@@ -30,7 +31,7 @@ __all__ = [
     "HERE",
     "LOAD_CORE",
     "SERVER_CORE",
-    "Missing",
+    "CannotMeasure",
     "Report",
     "Row",
     "Target",
@@ -59,8 +60,8 @@ T = TypeVar("T")
 Row = dict[str, "str | float | None"]
 
 
-class Missing(Exception):
-    """A program that the benchmark needs is not installed; the message says how to get it."""
+class CannotMeasure(Exception):
+    """A program is missing, or something failed; the message says what, and how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` runs
     try:
         report = run(given)
-    except Missing as error:
+    except CannotMeasure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -179,11 +180,11 @@ def need(program: str, how: str) -> str:
     """The path of a program.
 
     Raises:
-        Missing: it is not installed.
+        CannotMeasure: it is not installed.
     """
     found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     if not found:
-        raise Missing(f"{program} is not installed: {how}")
+        raise CannotMeasure(f"{program} is not installed: {how}")
     return found
 
 
@@ -211,21 +212,28 @@ def pinned(core: int, command: Sequence[str]) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nobody has, below those that the system gives to outgoing connections.
+
+    The system's own choice would not do: by the time the server binds it, one of the thousands of
+    connections that a benchmark opens may have got it.
+    """
+    for port in random.sample(range(12000, 32000), 100):
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise CannotMeasure("no free port between 12000 and 32000")
 
 
 def until(what: str, ready: Callable[[], bool], seconds: float = 30.0, pause: float = 0.02) -> None:
     """Wait for something that cannot be waited for by an event, such as a stranger's port.
 
     Raises:
-        Missing: it did not come.
+        CannotMeasure: it did not come.
     """
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
-            raise Missing(f"{what} did not come within {seconds:.0f} s")
+            raise CannotMeasure(f"{what} did not come within {seconds:.0f} s")
         time.sleep(pause)
 
 
@@ -235,14 +243,16 @@ def wait_port(
     """Wait until something listens on a port of this machine.
 
     Raises:
-        Missing: it does not, or the process has ended.
+        CannotMeasure: it does not, or the process has ended.
     """
 
     def listens() -> bool:
         if process.poll() is not None:
-            raise Missing(f"{what} ended with code {process.returncode}; run it by hand to see why")
+            raise CannotMeasure(
+                f"{what} ended with code {process.returncode}; run it by hand to see why"
+            )
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return True
+            return process.poll() is None  # somebody else's server would not do
         return False
 
     until(f"{what} on port {port}", listens, seconds)

@@ -17,7 +17,7 @@ import psutil
 from benchmarks.harness import (
     HERE,
     SERVER_CORE,
-    Missing,
+    CannotMeasure,
     children,
     free_port,
     pinned,
@@ -63,7 +63,7 @@ class Product:
             "POST", f"/_qwenctl/api/wake?gpu={GPU}", **{"X-Qwenctl-Wake": "1"}
         )
         if status != 202:
-            raise RuntimeError(f"the wake was refused: {status} {answer}")
+            raise CannotMeasure(f"the wake was refused: {status} {answer}")
 
     @property
     def phase(self) -> str:
@@ -75,11 +75,19 @@ class Product:
     def cut(self) -> None:
         """`qwenctl down --now`, and wait until the GPU is off."""
         command = [PROGRAM, "down", "--now", "--config", str(self.config)]
-        done = subprocess.run(
-            command, cwd=HERE.parent, env=environment(), capture_output=True, text=True, timeout=60
-        )
+        try:
+            done = subprocess.run(
+                command,
+                cwd=HERE.parent,
+                env=environment(),
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        except subprocess.TimeoutExpired:
+            raise CannotMeasure("`qwenctl down --now` did not end within 60 s") from None
         if done.returncode:
-            raise RuntimeError(f"qwenctl down --now: {done.stderr.strip()}")
+            raise CannotMeasure(f"qwenctl down --now: {done.stderr.strip()}")
         self.wait_phase("off")
 
     def processes(self) -> dict[str, psutil.Process]:
@@ -132,10 +140,10 @@ def product(
         core: the processor core of the proxy; None: any.
 
     Raises:
-        Missing: qwenctl is not installed, or does not start.
+        CannotMeasure: qwenctl is not installed, or does not start.
     """
     if not Path(PROGRAM).exists():
-        raise Missing(f"{PROGRAM} is not installed: pip install -e '.[proxy]'")
+        raise CannotMeasure(f"{PROGRAM} is not installed: pip install -e '.[proxy]'")
     with scratch() as directory, children() as spawn:
         command, service_port = service(directory)
         port = free_port()

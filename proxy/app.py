@@ -266,7 +266,8 @@ class HostCheck:
     def __init__(self, app: ASGIApp, config: Config) -> None:
         self._app = app
         self._open = config.access.mode != "none" or config.proxy.allow_anonymous
-        names = {"localhost", urlsplit(config.url).hostname or "", *_hosts(config)}
+        names = {"localhost", *_hosts(config)}
+        names |= {urlsplit(url).hostname or "" for url in (config.url, *config.node_urls)}
         names.add(config.proxy.listen.rpartition(":")[0].strip("[]"))
         self._names = {name.lower() for name in names if name}
 

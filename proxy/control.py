@@ -171,7 +171,6 @@ class Views:
             **self._texts(),
             gpu=name,
             status=status,
-            csrf_token="",
             next_url=self._next(),
         )
         asked_for = "qwenctl.original_path" in request.environ["asgi.scope"]
@@ -211,7 +210,6 @@ class Views:
             "login.html",
             **texts,
             next_url=self._next(),
-            csrf_token="",
             error=error,
             retry_after=retry_after,
         )
@@ -337,10 +335,14 @@ class Views:
             return self.sign_in()
         if html:
             texts = self._texts()
-            title = texts["t"].get(
-                f"message.{status}", texts["t"].get("message.title", str(status))
+            table = texts["t"]
+            body = render_template(
+                "message.html",
+                **texts,
+                title=table.get(f"message.{status}.title", table["message.title"]),
+                text=table.get(f"message.{status}.text", detail),
+                detail=detail,
             )
-            body = render_template("message.html", **texts, title=title, text=detail)
             return body, status, headers
         headers["Content-Type"] = "application/problem+json; charset=utf-8"
         return problem_body(status, code, detail), status, headers

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -14,7 +13,6 @@ from tests.support.deployment import Deployment
 from tests.support.valkey import ValkeyServer
 
 Deploy = Callable[..., Deployment]
-T = TypeVar("T")
 
 _numbers = count(1)
 
@@ -41,9 +39,3 @@ def deploy(tmp_path: Path, valkey: ValkeyServer) -> Iterator[Deploy]:
     for deployment in made:
         deployment.close()
 
-
-def at_once(*jobs: Callable[[], T]) -> list[T]:
-    """Run jobs that mostly wait in threads; the first error is raised after all have ended."""
-    with ThreadPoolExecutor(len(jobs)) as threads:
-        futures = [threads.submit(job) for job in jobs]
-    return [future.result() for future in futures]

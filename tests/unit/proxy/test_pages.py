@@ -117,7 +117,7 @@ def render(template: str, lang: str = "en", **variables: Any) -> str:
 
 
 def waiting(given: dict[str, Any], lang: str = "en", gpu: str = "main", next_url: str = "/") -> str:
-    return render("waiting.html", lang, gpu=gpu, status=given, csrf_token="tok", next_url=next_url)
+    return render("waiting.html", lang, gpu=gpu, status=given, next_url=next_url)
 
 
 class Document(HTMLParser):
@@ -270,7 +270,7 @@ def test_the_waiting_page_is_good_html(name: str, lang: str) -> None:
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_other_pages_are_good_html(lang: str) -> None:
     t = text(lang)
-    login: dict[str, Any] = {"next_url": "/?a=1&b", "csrf_token": "tok"}
+    login: dict[str, Any] = {"next_url": "/?a=1&b"}
     pages = [
         render("login.html", lang, **login, error="", retry_after=None),
         render("login.html", lang, **login, error=t["login.wrong"], retry_after=None),
@@ -298,8 +298,8 @@ def test_what_others_wrote_stays_text() -> None:
         waiting(given, gpu=evil, next_url=evil),
         waiting(status(blocked={**BLOCK, "by": evil, "reason": evil, "kind": evil})),
         waiting(status("loading", "load", progress={"phase": evil, "percent": 1.0, "text": evil})),
+        render("login.html", next_url=evil, error=evil, retry_after=None),
         render("message.html", title=evil, text=evil, detail=evil),
-        render("login.html", next_url=evil, csrf_token=evil, error=evil, retry_after=None),
     ]
     for page in pages:
         assert "<img" not in page
@@ -411,7 +411,6 @@ class Backend:
             t=text("en"),
             gpu="main",
             status=self.status,
-            csrf_token="tok",
             next_url=next_url,
         )
 
@@ -712,7 +711,7 @@ def test_without_script_a_form_wakes(backend: Backend, url: str, chromium: Brows
     expect(page.locator("h1")).to_have_text("Starting the GPU instance")
     expect(page.locator('li[data-key="start"]')).to_have_attribute("data-state", "active")
     context.close()
-    assert backend.wakes == [{"gpu": "main", "next": "/?a=1&b=2", "csrf": "tok"}]
+    assert backend.wakes == [{"gpu": "main", "next": "/?a=1&b=2"}]
 
 
 @browser

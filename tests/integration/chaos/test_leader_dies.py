@@ -1,0 +1,219 @@
+"""The leading proxy is killed or frozen at every step of a wake and of a stop.
+
+Whoever comes after it finishes what it began: no second start for one wake, no stop with a request
+in flight, no call that comes late.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from qwenctl.lifecycle import Phase
+from tests.integration.chaos.conftest import Deploy
+from tests.support.deployment import Deployment, ProxyProcess, owner_pid
+from tests.support.parallel import at_once
+
+SLOW_CLOUD = Path(__file__).parents[2] / "support" / "slow_cloud"
+
+TAKEOVER = 15.0
+"""Longer than a dead leader's lock lasts, in seconds."""
+
+WAKE = (Phase.STARTING, Phase.BOOTING, Phase.LOADING, Phase.READY)
+STOP = (Phase.DRAINING, Phase.STOPPING)
+
+
+def keep_trying(proxy: ProxyProcess, path: str = "/count", timeout: float = 60.0) -> int:
+    """The status that a client gets who tries again when its connection breaks."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        with suppress(requests.ConnectionError):
+            return proxy.post(path, timeout=timeout).status_code
+        time.sleep(0.1)
+    return 0
+
+
+def kill_leader_at(deployment: Deployment, phase: Phase, after: str) -> ProxyProcess:
+    event = deployment.wait_transition(phase, after=after, timeout=TAKEOVER + 15)
+    for proxy in deployment.proxies:
+        if proxy.alive and proxy.pid == owner_pid(event.fields["actor"]):
+            proxy.kill()
+            return proxy
+    raise AssertionError(f"nobody of us made it {phase.value}\n{deployment.history()}")
+
+
+def wake_survives(deployment: Deployment, phase: Phase) -> None:
+    """Kill the leader in that phase of a wake; the held request is answered, the GPU goes off."""
+    leader = deployment.leader()
+    survivor = (deployment.others(leader) or [leader])[0]
+    alone = survivor is leader
+    after = deployment.last_event()
+    with ThreadPoolExecutor(1) as thread:
+        # In flight for longer than the idle timeout, so that a careless stop would cut it.
+        held: Future[int] = thread.submit(keep_trying, survivor, "/count?seconds=3")
+        killed = kill_leader_at(deployment, phase, after)
+        if alone:
+            killed.start().wait_ready()
+        assert held.result() == 200, deployment.history()
+    instance = deployment.instance()
+    assert len(instance.starts) <= 1, deployment.history()  # its line may have died with the leader
+    assert len(instance.boots) == 1, deployment.history()
+    assert not instance.stops
+    # The in-flight lease of a proxy that died with a request lasts 30 s.
+    deployment.wait_transition(Phase.OFF, after=after, timeout=60)
+    assert len(instance.boots) == 1, deployment.history()
+    assert len(instance.stops) <= 1
+    instance.assert_nothing_cut()
+
+
+def stop_survives(deployment: Deployment, phase: Phase, *, demand: bool) -> None:
+    """Kill the leader in that phase of a stop; with new demand it ends ready, without it off."""
+    leader = deployment.leader()
+    survivor = (deployment.others(leader) or [leader])[0]
+    assert survivor.post().status_code == 200
+    after = deployment.last_event()
+    killed = kill_leader_at(deployment, phase, after)
+    if killed is survivor:
+        killed.start().wait_ready()
+    instance = deployment.instance()
+    if demand:
+        assert keep_trying(survivor) == 200, deployment.history()
+        assert deployment.wait_phase(Phase.READY).phase is Phase.READY
+        assert len(instance.boots) == (1 if phase is Phase.DRAINING else 2), deployment.history()
+        after = deployment.last_event()
+    deployment.wait_transition(Phase.OFF, after=after, timeout=TAKEOVER + 30)
+    assert instance.record["state"] == "stopped"
+    assert len(instance.stops) <= len(instance.boots), deployment.history()
+    instance.assert_nothing_cut()
+
+
+def test_a_wake_outlives_its_leader(deploy: Deploy) -> None:
+    deployment = deploy(replicas=2).start()
+    wake_survives(deployment, Phase.BOOTING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [2, 1], ids=["taken-over", "restarted"])
+def test_kill_9_at_every_transition(deploy: Deploy, replicas: int) -> None:
+    def scenario(phase: Phase, demand: bool) -> None:
+        deployment = deploy(replicas=replicas).start()
+        if phase in WAKE:
+            wake_survives(deployment, phase)
+        else:
+            stop_survives(deployment, phase, demand=demand)
+
+    scenarios = [(phase, True) for phase in WAKE]
+    scenarios += [(phase, demand) for phase in STOP for demand in (True, False)]
+    at_once(*(lambda p=p, d=d: scenario(p, d) for p, d in scenarios))  # type: ignore[misc]
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(deploy: Deploy) -> None:
+    """Replicas die and come back at any moment while clients come and go."""
+    seconds = 45.0
+
+    def scenario(seed: int) -> None:
+        dice = random.Random(seed)
+        deployment = deploy(replicas=2, gpus={"main": {"idle_timeout": 1}}).start()
+        over = threading.Event()
+        wrong: list[str] = []
+
+        def client() -> None:
+            while not over.is_set():
+                proxy = dice.choice(deployment.proxies)
+                with suppress(requests.ConnectionError):  # it was killed
+                    answer = proxy.post("/count?seconds=0.3")
+                    if answer.status_code != 200:
+                        wrong.append(f"{answer.status_code} {answer.text}")
+                over.wait(dice.choice([0.1, 1.0, 4.2, 6.0]))
+
+        def monkey() -> None:
+            while not over.wait(dice.uniform(0.5, 5.0)):
+                victim = dice.choice(deployment.proxies)
+                victim.kill()
+                over.wait(dice.uniform(0.0, 3.0))
+                victim.start()
+
+        clients = [threading.Thread(target=each) for each in (client, client, monkey)]
+        for each in clients:
+            each.start()
+        over.wait(seconds)
+        over.set()
+        for each in clients:
+            each.join()
+        for proxy in deployment.proxies:
+            proxy.wait_ready()
+        assert not wrong, wrong
+        deployment.wait_phase(Phase.OFF, timeout=70)
+        instance = deployment.instance()
+        instance.assert_nothing_cut()
+        assert instance.record["state"] == "stopped"
+        assert abs(len(instance.starts) - len(instance.stops)) <= 1, deployment.history()
+
+    at_once(*(lambda s=s: scenario(s) for s in (1, 2, 3)))  # type: ignore[misc]
+
+
+def slow_cloud(deploy: Deploy, **gpu: Any) -> Deployment:
+    """Two replicas on a cloud that takes its time to answer."""
+    return deploy(
+        replicas=2,
+        gpus={"main": {"provider": "slow", **gpu}},
+        env={"PYTHONPATH": str(SLOW_CLOUD)},
+    ).start()
+
+
+@pytest.mark.slow
+def test_a_leader_frozen_before_its_start_call_makes_no_second_start(deploy: Deploy) -> None:
+    deployment = slow_cloud(deploy, idle_timeout=6)
+    leader = deployment.leader()
+    (survivor,) = deployment.others(leader)
+    after = deployment.last_event()
+    with ThreadPoolExecutor(1) as thread:
+        held = thread.submit(survivor.post, "/count")
+        deployment.wait_transition(Phase.STARTING, after=after)
+        leader.send(signal.SIGSTOP)
+        instance = deployment.instance()
+        assert not instance.starts, "frozen too late: the call was made"
+        try:
+            call = deployment.wait_event(lambda e: e.kind == "call", after=after)
+            assert owner_pid(call.fields["actor"]) == survivor.pid
+            assert held.result().status_code == 200
+        finally:
+            leader.send(signal.SIGCONT)
+    deployment.wait_transition(Phase.OFF, after=call.id, timeout=TAKEOVER + 20)
+    assert len(instance.starts) == len(instance.stops) == 1, deployment.history()
+
+
+@pytest.mark.slow
+def test_a_leader_frozen_before_its_stop_call_stops_nothing_later(deploy: Deploy) -> None:
+    """The successor has stopped the GPU and started it again when the frozen one wakes up."""
+    deployment = slow_cloud(deploy, idle_timeout=6)
+    leader = deployment.leader()
+    (survivor,) = deployment.others(leader)
+    assert survivor.post().status_code == 200
+    after = deployment.last_event()
+    deployment.wait_transition(Phase.STOPPING, after=after)
+    leader.send(signal.SIGSTOP)
+    instance = deployment.instance()
+    assert not instance.stops, "frozen too late: the call was made"
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            stream = thread.submit(survivor.post, "/stream?seconds=6")
+            deployment.wait_transition(Phase.READY, after=after, timeout=TAKEOVER + 20)
+            assert len(instance.stops) == 1
+            leader.send(signal.SIGCONT)
+            assert stream.result().text.endswith("end\n"), deployment.history()
+    finally:
+        leader.send(signal.SIGCONT)
+    assert deployment.store.snapshot("main").phase is Phase.READY
+    assert (len(instance.starts), len(instance.stops)) == (2, 1), deployment.history()
+    instance.assert_nothing_cut()

@@ -1,0 +1,265 @@
+"""A small WebUI that says exactly what it has received, and misbehaves on request.
+
+``python upstream.py PORT``. Every path that is not listed in `PAGES` is answered with an echo of the
+request. ``/journal`` tells what has happened so far; tests read it past the proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+JOURNAL: list[dict[str, Any]] = []
+CHUNK = bytes(range(256)) * 256  # 64 KiB
+
+Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+async def echo(request: web.BaseRequest) -> web.StreamResponse:
+    digest, size = hashlib.sha256(), 0
+    async for chunk in request.content.iter_chunked(1 << 18):
+        digest.update(chunk)
+        size += len(chunk)
+    transport = request.transport
+    assert transport is not None
+    content = {
+        "method": request.method,
+        "target": request.raw_path,
+        "headers": [[name.decode(), value.decode("latin-1")] for name, value in request.raw_headers],
+        "size": size,
+        "sha256": digest.hexdigest(),
+        "connection": transport.get_extra_info("peername")[1],
+    }
+    return web.json_response(content)
+
+
+async def journal(request: web.BaseRequest) -> web.StreamResponse:
+    return web.json_response(JOURNAL)
+
+
+async def blob(request: web.BaseRequest) -> web.StreamResponse:
+    """``size`` bytes, with Content-Length unless ``chunked``."""
+    size = int(request.query["size"])
+    answer = web.StreamResponse()
+    if "chunked" not in request.query:
+        answer.content_length = size
+    await answer.prepare(request)
+    while size:
+        piece = CHUNK[:size]
+        await answer.write(piece)
+        size -= len(piece)
+        JOURNAL[-1]["left"] = size
+    await answer.write_eof()
+    return answer
+
+
+async def events(request: web.BaseRequest) -> web.StreamResponse:
+    """One event each time somebody asks ``/next``."""
+    answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await answer.prepare(request)
+    for number in range(int(request.query.get("count", "1000000"))):
+        await answer.write(f"data: {number}\n\n".encode())
+        await NEXT.acquire()
+    await answer.write_eof()
+    return answer
+
+
+async def next_event(request: web.BaseRequest) -> web.StreamResponse:
+    NEXT.release()
+    return web.Response(status=204)
+
+
+async def long_poll(request: web.BaseRequest) -> web.StreamResponse:
+    await asyncio.sleep(60)
+    return web.Response(text="too late")
+
+
+async def status(request: web.BaseRequest) -> web.StreamResponse:
+    code = int(request.query["code"])
+    headers = {"ETag": '"7"', "X-Kept": "yes"}
+    if code == 304 and "length" in request.query:
+        return await raw(
+            request, b"HTTP/1.1 304 Not Modified\r\nContent-Length: 1234\r\nETag: \"7\"\r\n\r\n"
+        )
+    return web.Response(status=code, headers=headers)
+
+
+async def cookies(request: web.BaseRequest) -> web.StreamResponse:
+    answer = web.Response(text="cookies")
+    for value in ("a=1; Path=/", "b=2; HttpOnly", "a=3; Path=/x"):
+        answer.headers.add("Set-Cookie", value)
+    for value in ("one", "two"):
+        answer.headers.add("X-Twice", value)
+    return answer
+
+
+async def hop_by_hop(request: web.BaseRequest) -> web.StreamResponse:
+    return await raw(
+        request,
+        b"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Private\r\nKeep-Alive: timeout=3\r\n"
+        b"X-Private: secret\r\nProxy-Authenticate: Basic\r\nX-Public: seen\r\n"
+        b"Content-Length: 2\r\n\r\nok",
+    )
+
+
+async def hints(request: web.BaseRequest) -> web.StreamResponse:
+    return await raw(
+        request,
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone",
+    )
+
+
+async def close_delimited(request: web.BaseRequest) -> web.StreamResponse:
+    return await raw(request, b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 100_000, close=True)
+
+
+async def zipped(request: web.BaseRequest) -> web.StreamResponse:
+    body = gzip.compress(b"packed " * 1000, mtime=0)
+    return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+
+async def too_large(request: web.BaseRequest) -> web.StreamResponse:
+    """413 before the body has been read."""
+    return await raw(
+        request,
+        b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 9\r\nConnection: close\r\n\r\ntoo large",
+        close=True,
+    )
+
+
+async def redirect(request: web.BaseRequest) -> web.StreamResponse:
+    return web.Response(status=302, headers={"Location": "https://example.org/else?x=%20"})
+
+
+async def die(request: web.BaseRequest) -> web.StreamResponse:
+    """Break the connection: before the answer, or in the middle of one."""
+    transport = request.transport
+    assert transport is not None
+    how = request.query["when"]
+    if how == "middle":
+        transport.write(  # type: ignore[attr-defined]
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+        )
+    elif how == "middle-length":
+        transport.write(  # type: ignore[attr-defined]
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhello"
+        )
+    elif how == "short":
+        transport.write(  # type: ignore[attr-defined]
+            b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello"
+        )
+    await asyncio.sleep(0.1)
+    transport.close()
+    await asyncio.sleep(60)
+    raise AssertionError
+
+
+async def raw(
+    request: web.BaseRequest, content: bytes, *, close: bool = False
+) -> web.StreamResponse:
+    """Write an answer byte by byte as it is, past the server's own ideas."""
+    transport = request.transport
+    assert transport is not None
+    transport.write(content)  # type: ignore[attr-defined]
+    await asyncio.sleep(0.05)
+    if close:
+        transport.close()
+    else:
+        await asyncio.sleep(0.3)
+        transport.close()
+    await asyncio.sleep(60)
+    raise AssertionError
+
+
+async def stop_listening(request: web.BaseRequest) -> web.StreamResponse:
+    """Close the port; connections that are open stay so."""
+    asyncio.get_running_loop().call_later(0.05, SITES[0]._server.close)  # type: ignore[union-attr]
+    return web.Response(status=204)
+
+
+async def websocket(request: web.BaseRequest) -> web.StreamResponse:
+    socket = web.WebSocketResponse(protocols=("chat.v2", "chat.v1"), max_msg_size=0, compress=False)
+    await socket.prepare(request)
+    entry = JOURNAL[-1]
+    entry["headers"] = {name.lower(): value for name, value in request.headers.items()}
+    async for message in socket:
+        if message.type is WSMsgType.TEXT and message.data.startswith("close "):
+            await socket.close(code=int(message.data.split()[1]), message=b"as asked")
+        elif message.type is WSMsgType.TEXT and message.data == "abort":
+            assert request.transport is not None
+            request.transport.abort()  # type: ignore[attr-defined]
+        elif message.type is WSMsgType.TEXT:
+            await socket.send_str(message.data)
+        elif message.type is WSMsgType.BINARY:
+            await socket.send_bytes(message.data)
+    entry["closed_with"] = socket.close_code
+    return socket
+
+
+async def refuse_websocket(request: web.BaseRequest) -> web.StreamResponse:
+    return web.Response(status=403, text="not you")
+
+
+PAGES: dict[str, Page] = {
+    "/journal": journal,
+    "/blob": blob,
+    "/events": events,
+    "/next": next_event,
+    "/long-poll": long_poll,
+    "/status": status,
+    "/cookies": cookies,
+    "/hop-by-hop": hop_by_hop,
+    "/hints": hints,
+    "/close-delimited": close_delimited,
+    "/gzip": zipped,
+    "/too-large": too_large,
+    "/redirect": redirect,
+    "/die": die,
+    "/stop-listening": stop_listening,
+    "/ws": websocket,
+    "/ws-refused": refuse_websocket,
+}
+
+NEXT = asyncio.Semaphore(0)
+SITES: list[web.TCPSite] = []
+
+
+async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    page = PAGES.get(request.path, echo)
+    if page is journal:
+        return await page(request)
+    JOURNAL.append({"method": request.method, "target": request.raw_path, "end": ""})
+    entry = JOURNAL[-1]
+    try:
+        result = await page(request)
+    except asyncio.CancelledError:
+        entry["end"] = "cancelled"
+        raise
+    except Exception as error:
+        entry["end"] = repr(error)
+        raise
+    entry["end"] = "done"
+    return result
+
+
+async def main(port: int) -> None:
+    server = web.Server(answer, handler_cancellation=True, access_log=None)
+    runner = web.ServerRunner(server)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    SITES.append(site)
+    await site.start()
+    print(json.dumps({"listening": port}), flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1])))

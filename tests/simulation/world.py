@@ -1,0 +1,593 @@
+"""A small world under virtual time around the real store and the real controllers.
+
+Real: `Store` on a real Valkey, `Controller`, `lifecycle`, the proxy's gate. Simulated: the clock, the
+cloud, the node's agent, and the proxies' timing (the rules of `proxy.mirror` and `proxy.activity`,
+at their limits).
+
+Each controller lives in a thread of its own and stops before every script, cloud call and check
+until it is told to go on, so that one can be frozen, killed, or made to fail between any two
+instructions while the others act. Only one thread runs at a time: a run is repeatable.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+from virtual_time import VirtualClock
+
+from proxy.activity import INFLIGHT_TTL, RENEW, WRITE_BACK
+from proxy.auth import Identity
+from proxy.gate import Verdict, judge
+from proxy.mirror import FRESH
+from proxy.request import Request
+from qwenctl.config import GpuConfig
+from qwenctl.controller import Controller
+from qwenctl.errors import StoreUnavailable
+from qwenctl.lifecycle import Observed, Phase
+from qwenctl.providers.base import Conflict, Observation, ProviderError, Transient
+from qwenctl.store import Snapshot, Store, Touch
+from qwenctl.wire import Hello, Report
+
+GPU = "main"
+
+
+class Killed(BaseException):
+    """The process of a controller ends here, as by SIGKILL."""
+
+
+class Cloud:
+    """One instance, as its cloud sees it. Latencies in seconds."""
+
+    call_timeout = 5.0
+    observe_interval = 2.0
+
+    def __init__(self, clock: VirtualClock, *, boot: float = 0.0, halt: float = 0.0) -> None:
+        self._clock = clock
+        self.boot, self.halt = boot, halt
+        self._state = Observed.STOPPED
+        self._settles_at = 0.0
+        self.boots = 0
+        """How often the instance came up, by whomever."""
+        self.refuse_start: Callable[[], ProviderError | None] = lambda: None
+        self.refuse_stop: Callable[[], ProviderError | None] = lambda: None
+        self.refuse_describe: Callable[[], ProviderError | None] = lambda: None
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called when a running instance begins to stop because a controller said so."""
+        self.on_down: Callable[[], None] = lambda: None
+        """Called when the instance is no longer running, for whatever reason."""
+        self.started_by_us = False
+        self.starts: list[float] = []
+        self.stops: list[float] = []
+        self.second_starts: list[float] = []
+
+    @property
+    def state(self) -> Observed:
+        if self._clock() >= self._settles_at:
+            if self._state is Observed.STARTING:
+                self._state = Observed.RUNNING
+                self.boots += 1
+            elif self._state is Observed.STOPPING:
+                self._state = Observed.STOPPED
+        return self._state
+
+    def _enter(self, state: Observed, seconds: float) -> None:
+        was_up = self.state is Observed.RUNNING
+        self._state, self._settles_at = state, self._clock() + seconds
+        if was_up:
+            self.on_down()
+        assert self.state  # settles at once where it takes no time
+
+    # What controllers call
+
+    def describe(self) -> Observation:
+        if error := self.refuse_describe():
+            raise error
+        return Observation(self.state, "i-1", "192.0.2.1" if self.state is Observed.RUNNING else "")
+
+    def start(self) -> str:
+        error = self.refuse_start()
+        if error and not (isinstance(error, Transient) and error.cloud_code == "accepted"):
+            raise error
+        if self.state is Observed.STOPPING:
+            raise Conflict("the instance is stopping")
+        self.starts.append(self._clock())
+        if self.state is Observed.STOPPED:
+            self.started_by_us = True
+            self._enter(Observed.STARTING, self.boot)
+        elif self.started_by_us:
+            self.second_starts.append(self._clock())
+        if error:
+            raise error
+        return f"start-{len(self.starts)}"
+
+    def stop(self) -> str:
+        error = self.refuse_stop()
+        if error and not (isinstance(error, Transient) and error.cloud_code == "accepted"):
+            raise error
+        if self.state is Observed.STARTING:
+            raise Conflict("the instance is starting")
+        self.stops.append(self._clock())
+        if self.state is Observed.RUNNING:
+            self.on_stop()
+            self.started_by_us = False
+            self._enter(Observed.STOPPING, self.halt)
+        if error:
+            raise error
+        return f"stop-{len(self.stops)}"
+
+    # What others do
+
+    def start_outside(self) -> None:
+        if self.state is Observed.STOPPED:
+            self._enter(Observed.STARTING, self.boot)
+
+    def stop_outside(self) -> None:
+        if self.state is Observed.RUNNING:
+            self.started_by_us = False
+            self._enter(Observed.STOPPING, self.halt)
+
+    def die(self) -> None:
+        if self.state is Observed.RUNNING:
+            self.started_by_us = False
+            self._enter(Observed.STOPPED, 0.0)
+
+
+class PointedStore(Store):
+    """A store that tells before each script, and may fail before or after it."""
+
+    def __init__(
+        self, client: redis.Redis, deployment: str, clock: VirtualClock, point: Callable[[str], None]
+    ) -> None:
+        super().__init__(client, deployment, now=clock)
+        self._point = point
+        self.faults: list[str] = []
+        """What becomes of the next script: ``lost`` before it ran, or its ``answer`` lost."""
+
+    def _run(self, script: str, gpu: str, *args: str | int | float) -> Any:
+        self._point(f"{script}:{args[2]}>{args[3]}" if script == "transition" else script)
+        fault = self.faults.pop() if self.faults else ""
+        if fault == "lost":
+            raise StoreUnavailable("Redis cannot be reached")
+        result = super()._run(script, gpu, *args)
+        if fault:
+            raise StoreUnavailable("Redis cannot be reached")
+        return result
+
+
+class PointedProvider:
+    """One controller's way to the cloud: tells before each call, and between call and answer."""
+
+    def __init__(self, cloud: Cloud, point: Callable[[str], None]) -> None:
+        self._cloud, self._point = cloud, point
+        self.call_timeout, self.observe_interval = cloud.call_timeout, cloud.observe_interval
+
+    def describe(self) -> Observation:
+        self._point("describe")
+        return self._cloud.describe()
+
+    def start(self) -> str:
+        self._point("call:start")
+        request_id = self._cloud.start()
+        self._point("called:start")
+        return request_id
+
+    def stop(self) -> str:
+        self._point("call:stop")
+        request_id = self._cloud.stop()
+        self._point("called:stop")
+        return request_id
+
+
+class PointedController(Controller):
+    """The real one, with a point before the check of the lock (rule of calls, DESIGN §4)."""
+
+    point: Callable[[str], None]
+
+    def _lock_outlives_call(self) -> bool:
+        self.point("check")
+        return super()._lock_outlives_call()
+
+
+class WithoutLockRule(PointedController):
+    """A call is made however long ago its decision was."""
+
+    def _lock_outlives_call(self) -> bool:
+        self.point("check")
+        return True
+
+
+class WithoutEpochRule(PointedController):
+    """Who takes the lock anew goes on with what it had decided before."""
+
+    def _lock_outlives_call(self) -> bool:
+        if super()._lock_outlives_call():
+            return True
+        asked_at = self._monotonic()
+        lock, _, _ = self._store.acquire(self.name, self._owner, self._ttl)
+        self._lock_until = asked_at + self._ttl
+        return lock is not None
+
+
+class Puppet:
+    """The process of one controller, moved from point to point."""
+
+    def __init__(
+        self,
+        name: str,
+        client: redis.Redis,
+        deployment: str,
+        clock: VirtualClock,
+        cloud: Cloud,
+        gpu: GpuConfig,
+        kind: type[PointedController] = PointedController,
+        adjust: Callable[[Controller], None] = lambda _: None,
+    ) -> None:
+        self.name, self._clock = name, clock
+        self.at = ""
+        """The point that it waits at; ``pass`` between two passes."""
+        self.due = clock()
+        """When its next pass is due."""
+        self.error: BaseException | None = None
+        self.trail: list[str] = []
+        self._killed = False
+        self._go, self._arrived = threading.Semaphore(0), threading.Semaphore(0)
+        self.store = PointedStore(client, deployment, clock, self._point)
+        self.controller = kind(
+            GPU,
+            gpu,
+            self.store,
+            PointedProvider(cloud, self._point),
+            owner=name,
+            monotonic=clock,
+        )
+        self.controller.point = self._point
+        adjust(self.controller)
+        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
+        self._thread.start()
+        self._arrived.acquire()
+
+    def _point(self, what: str) -> None:
+        self.at = what
+        self._arrived.release()
+        self._go.acquire()
+        if self._killed:
+            raise Killed
+        self.trail.append(what)
+
+    def _live(self) -> None:
+        try:
+            while True:
+                self._point("pass")
+                try:
+                    self.due = self._clock() + self.controller.step()
+                except StoreUnavailable:
+                    self.due = self._clock() + 0.5
+        except Killed:
+            pass
+        except BaseException as error:
+            self.error = error
+        self.at = "dead"
+        self._arrived.release()
+
+    def go(self) -> str:
+        """Let it take one instruction; where it waits then."""
+        assert self.at != "dead"
+        self._go.release()
+        assert self._arrived.acquire(timeout=30)
+        if self.error:
+            raise self.error
+        return self.at
+
+    def go_to(self, point: str, limit: int = 200) -> None:
+        """Let it go on until it waits before that point."""
+        for _ in range(limit):
+            if self.at == point:
+                return
+            self.go()
+        raise AssertionError(f"{self.name} is at {self.at}, not at {point}: {self.trail[-20:]}")
+
+    def go_past(self, point: str, limit: int = 200) -> None:
+        """Let it go on until it has just done what comes after that point."""
+        self.go_to(point, limit)
+        self.go()
+
+    def finish_pass(self, limit: int = 200) -> None:
+        """Let it make a whole pass."""
+        self.go()
+        self.go_to("pass", limit)
+
+    def kill(self) -> None:
+        """End it where it is, with what it has not written down."""
+        if self.at != "dead":
+            self._killed = True
+            self._go.release()
+            self._thread.join(timeout=30)
+            assert not self._thread.is_alive()
+
+
+@dataclass
+class Flight:
+    """One request that counts, forwarded to the node."""
+
+    lease: str
+    began: float
+
+
+def wake_request() -> Request:
+    """A browser's message, of the class that wakes and is held."""
+    return Request(
+        method="POST",
+        path="/gradio_api/queue/join",
+        target="/gradio_api/queue/join",
+        headers={
+            "host": "gpu.test",
+            "sec-fetch-mode": "cors",
+            "sec-fetch-site": "same-origin",
+            "origin": "http://gpu.test",
+        },
+        raw_headers=[],
+        peer="127.0.0.1",
+        scheme="http",
+        trusted_peer=False,
+    )
+
+
+@dataclass
+class Proxy:
+    """A proxy process at the limits of what its rules allow.
+
+    Its snapshot is renewed only when it would be older than ``fresh``; its news are written as late
+    as the test says, but not later than `due`.
+    """
+
+    name: str
+    store: Store
+    clock: VirtualClock
+    gpu: GpuConfig
+    story: Callable[[str], None] = lambda _: None
+    fresh: float = FRESH
+    snapshot: Snapshot = field(default_factory=lambda: Snapshot(GPU, 0.0, {}))
+    fetched_at: float = float("-inf")
+    flights: list[Flight] = field(default_factory=list)
+    held: dict[str, float] = field(default_factory=dict)
+    """Clients whose requests wait → when their demand was renewed last."""
+    touched: dict[str, float] = field(default_factory=dict)
+    dirty_since: float | None = None
+    written_at: float = float("-inf")
+    leased: bool = False
+
+    def refresh(self) -> Snapshot:
+        self.fetched_at = self.clock()
+        self.snapshot = self.store.snapshot(GPU)
+        return self.snapshot
+
+    def view(self) -> Snapshot:
+        """`proxy.mirror.Mirror.view`: what is known, asking first if that is not fresh."""
+        return self.snapshot if self.clock() - self.fetched_at <= self.fresh else self.refresh()
+
+    @property
+    def due(self) -> float:
+        """When something has to be written at the latest."""
+        if self.dirty_since is not None:
+            return self.dirty_since + WRITE_BACK
+        return self.written_at + RENEW if self.flights else float("inf")
+
+    def visit(self, client: str) -> None:
+        """The waiting page's wake: demand without a request in flight."""
+        self.story("wake")
+        self.store.demand(
+            GPU,
+            f"request:{client}",
+            self.gpu.idle_timeout,
+            reason="visit",
+            actor=client,
+            inflight=f"inflight:{self.name}",
+        )
+        self.refresh()
+
+    def request(self, client: str) -> Verdict:
+        """A waking request arrives: `proxy.data.DataPlane` up to forwarding or holding it."""
+        who = Identity("anonymous", client)
+        for _ in range(4):
+            ruling = judge(self.gpu, wake_request(), who, self.view())
+            if ruling.verdict is Verdict.FORWARD:
+                self.story("forward")
+                self._enter(client)
+                return ruling.verdict
+            if ruling.verdict not in (Verdict.LEASE, Verdict.HOLD):
+                return ruling.verdict
+            self._demand(client)
+            if ruling.verdict is Verdict.HOLD and not self.snapshot.phase.serves:
+                break
+        if not self.snapshot.blocks:
+            self.held[client] = self.clock()
+            self.story("hold")
+        return Verdict.HOLD
+
+    def _demand(self, client: str) -> None:
+        admission = self.store.demand(
+            GPU,
+            f"request:{client}",
+            self.gpu.idle_timeout
+            + (0.0 if self.snapshot.phase.serves else self.gpu.boot_estimate),
+            reason="request",
+            actor=client,
+            inflight=f"inflight:{self.name}",
+            inflight_ttl=INFLIGHT_TTL,
+        )
+        self.leased = self.leased or admission.phase.serves
+        self.refresh()
+
+    def release_held(self) -> None:
+        """Let held requests go on where the GPU is ready, and renew the demand of the others."""
+        for client, asked_at in list(self.held.items()):
+            if self.view().phase.serves:
+                self.story("release")
+                del self.held[client]
+                self._enter(client)
+            elif self.clock() - asked_at > min(20.0, self.gpu.idle_timeout / 3):
+                self.held[client] = self.clock()
+                self._demand(client)
+
+    def _enter(self, client: str) -> None:
+        flight = Flight(f"request:{client}", self.clock())
+        self.flights.append(flight)
+        self._touch(flight)
+
+    def end(self, flight: Flight) -> None:
+        if flight in self.flights:
+            self.flights.remove(flight)
+            self._touch(flight)
+
+    def _touch(self, flight: Flight) -> None:
+        self.touched[flight.lease] = max(flight.began, self.touched.get(flight.lease, 0.0))
+        if self.dirty_since is None:
+            self.dirty_since = self.clock()
+
+    def cut(self) -> None:
+        """The node is gone, and with it whatever was in flight."""
+        for flight in list(self.flights):
+            self.end(flight)
+
+    def write(self) -> None:
+        """`proxy.activity.Activities._write`."""
+        touched, self.touched, self.dirty_since = self.touched, {}, None
+        self.written_at = self.clock()
+        self.leased = bool(self.flights)
+        self.store.touch(
+            GPU,
+            f"inflight:{self.name}",
+            INFLIGHT_TTL if self.flights else 0.0,
+            [
+                Touch(lease, self.gpu.idle_timeout, self.clock() - began)
+                for lease, began in touched.items()
+            ],
+            actor=self.name,
+        )
+
+
+@dataclass
+class Node:
+    """The agent on the instance."""
+
+    store: Store
+    clock: VirtualClock
+    cloud: Cloud
+    load: float = 0.0
+    """Seconds from hello to ready."""
+    mood: str = "well"
+    """``well``, ``mute`` (never calls), ``broken`` (the service cannot run), ``stuck`` (loads for
+    ever)."""
+    active: int = 0
+    said_hello_at: float | None = None
+    _boot: int = -1
+    _seq: int = 0
+    _messages: int = 0
+
+    def speak(self) -> None:
+        """Say hello or report, whichever is due now."""
+        if self.cloud.state is not Observed.RUNNING:
+            return
+        if self._boot != self.cloud.boots:
+            self._boot, self.said_hello_at = self.cloud.boots, None
+        if self.mood == "mute":
+            return
+        self._messages += 1
+        nonce, boot = f"nonce-{self._messages:012d}", f"boot-{self._boot:08d}"
+        if self.said_hello_at is None:
+            verdict, seq = self.store.hello(Hello(gpu=GPU, boot_id=boot), nonce)
+            if verdict == "ok":
+                self._seq, self.said_hello_at = seq, self.clock()
+            return
+        ready = self.mood == "well" and self.clock() - self.said_hello_at >= self.load
+        state = "failed" if self.mood == "broken" else "ready" if ready else "loading"
+        report = Report(
+            gpu=GPU,
+            boot_id=boot,
+            start_seq=self._seq,
+            state=state,
+            error="the service crashes" if state == "failed" else "",
+            active=self.active,
+        )
+        verdict, _ = self.store.report(report, nonce, heartbeat=5.0)
+        if verdict == "other_boot":
+            self.said_hello_at = None
+
+
+class World:
+    """Everything together, and what may never happen in it."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        deployment: str,
+        clock: VirtualClock,
+        gpu: GpuConfig,
+        *,
+        proxies: int = 2,
+        controllers: int = 2,
+        boot: float = 0.0,
+        halt: float = 0.0,
+        load: float = 0.0,
+        fresh: float = FRESH,
+        kind: type[PointedController] = PointedController,
+        adjust: Callable[[Controller], None] = lambda _: None,
+    ) -> None:
+        self.clock, self.gpu = clock, gpu
+        self.cloud = Cloud(clock, boot=boot, halt=halt)
+        self.cloud.on_stop = self._stopping
+        self.cloud.on_down = self._down
+        self.store = Store(client, deployment, now=clock)
+        self.story: list[str] = []
+        """What happened, in the words of the model."""
+        self.cuts: list[str] = []
+        """Requests in flight that a stop call has hit, which must not happen."""
+        self.incarnations: Counter[int] = Counter()
+        self._make = lambda name: Puppet(
+            name, client, deployment, clock, self.cloud, gpu, kind, adjust
+        )
+        self.puppets = [self._make(f"c{number}") for number in range(controllers)]
+        self.proxies = [
+            Proxy(f"p{n}", self.store, clock, gpu, self._teller(n), fresh) for n in range(proxies)
+        ]
+        self.node = Node(self.store, clock, self.cloud, load)
+
+    def _teller(self, number: int) -> Callable[[str], None]:
+        return lambda what: self.story.append(f"{what}{number}")
+
+    def replace(self, index: int) -> None:
+        """Kill a controller where it is and start a new process in its place."""
+        self.puppets[index].kill()
+        self.incarnations[index] += 1
+        self.puppets[index] = self._make(f"c{index}.{self.incarnations[index]}")
+
+    @property
+    def phase(self) -> Phase:
+        return self.store.snapshot(GPU).phase
+
+    def _stopping(self) -> None:
+        flights = sum(len(proxy.flights) for proxy in self.proxies)
+        cause = self.store.snapshot(GPU).state.get("cause", "")
+        if flights and cause not in ("down_now", "stopped_outside"):
+            self.cuts.append(f"{flights} in flight when stopped for {cause}")
+
+    def _down(self) -> None:
+        for proxy in self.proxies:
+            proxy.cut()
+
+    def close(self) -> None:
+        for puppet in self.puppets:
+            puppet.kill()
+
+    def transitions(self) -> Sequence[tuple[str, str, str, str]]:
+        """All of them: from, to, cause, failure."""
+        return [
+            (event.fields["from"], event.fields["to"], event.fields["cause"], event.fields["failure"])
+            for event in self.store.events(GPU, 100_000)
+            if event.kind == "transition"
+        ]
