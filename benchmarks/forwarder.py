@@ -224,8 +224,12 @@ server {{
         CHP: [*chp, *listen, *api, "--default-target", f"http://{target}"],
     }
     if shutil.which(caddy):
-        from_ = f"http://127.0.0.1:{ports['Caddy']}"
-        commands["Caddy"] = [caddy, "reverse-proxy", "--from", from_, "--to", target]
+        caddyfile = running.directory / "Caddyfile"
+        caddyfile.write_text(
+            "{\nadmin off\nauto_https off\n}\n"
+            f"http://:{ports['Caddy']} {{\nbind 127.0.0.1\nreverse_proxy {target}\n}}\n"
+        )
+        commands["Caddy"] = [caddy, "run", "--adapter", "caddyfile", "--config", str(caddyfile)]
     home = {"HOME": str(running.directory), "XDG_DATA_HOME": str(running.directory / "caddy")}
     env = {**environment(), **home, "GOMAXPROCS": "1"}
     with children() as spawn:

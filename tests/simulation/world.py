@@ -35,6 +35,16 @@ from qwenctl.wire import Hello, Report
 
 GPU = "main"
 
+WORDS = {
+    ("off", "starting"): "starting",
+    ("loading", "ready"): "ready",
+    ("ready", "draining"): "drain",
+    ("draining", "ready"): "undrain",
+    ("draining", "stopping"): "stopping",
+    ("stopping", "off"): "off",
+}
+"""The model's names of the transitions."""
+
 
 class Killed(BaseException):
     """The process of a controller ends here, as by SIGKILL."""
@@ -141,10 +151,15 @@ class PointedStore(Store):
     """A store that tells before each script, and may fail before or after it."""
 
     def __init__(
-        self, client: redis.Redis, deployment: str, clock: VirtualClock, point: Callable[[str], None]
+        self,
+        client: redis.Redis,
+        deployment: str,
+        clock: VirtualClock,
+        point: Callable[[str], None],
+        tell: Callable[[str], None],
     ) -> None:
         super().__init__(client, deployment, now=clock)
-        self._point = point
+        self._point, self._tell = point, tell
         self.faults: list[str] = []
         """What becomes of the next script: ``lost`` before it ran, or its ``answer`` lost."""
 
@@ -154,6 +169,8 @@ class PointedStore(Store):
         if fault == "lost":
             raise StoreUnavailable("Redis cannot be reached")
         result = super()._run(script, gpu, *args)
+        if script == "transition" and result == "ok":
+            self._tell(WORDS.get((str(args[2]), str(args[3])), ""))
         if fault:
             raise StoreUnavailable("Redis cannot be reached")
         return result
@@ -162,8 +179,10 @@ class PointedStore(Store):
 class PointedProvider:
     """One controller's way to the cloud: tells before each call, and between call and answer."""
 
-    def __init__(self, cloud: Cloud, point: Callable[[str], None]) -> None:
-        self._cloud, self._point = cloud, point
+    def __init__(
+        self, cloud: Cloud, point: Callable[[str], None], tell: Callable[[str], None]
+    ) -> None:
+        self._cloud, self._point, self._tell = cloud, point, tell
         self.call_timeout, self.observe_interval = cloud.call_timeout, cloud.observe_interval
 
     def describe(self) -> Observation:
@@ -172,12 +191,14 @@ class PointedProvider:
 
     def start(self) -> str:
         self._point("call:start")
+        self._tell("CLOUD START by ")
         request_id = self._cloud.start()
         self._point("called:start")
         return request_id
 
     def stop(self) -> str:
         self._point("call:stop")
+        self._tell("CLOUD STOP by ")
         request_id = self._cloud.stop()
         self._point("called:stop")
         return request_id
@@ -224,8 +245,9 @@ class Puppet:
         clock: VirtualClock,
         cloud: Cloud,
         gpu: GpuConfig,
-        kind: type[PointedController] = PointedController,
-        adjust: Callable[[Controller], None] = lambda _: None,
+        tell: Callable[[str], None],
+        kind: type[PointedController],
+        adjust: Callable[[Controller], None],
     ) -> None:
         self.name, self._clock = name, clock
         self.at = ""
@@ -236,12 +258,12 @@ class Puppet:
         self.trail: list[str] = []
         self._killed = False
         self._go, self._arrived = threading.Semaphore(0), threading.Semaphore(0)
-        self.store = PointedStore(client, deployment, clock, self._point)
+        self.store = PointedStore(client, deployment, clock, self._point, tell)
         self.controller = kind(
             GPU,
             gpu,
             self.store,
-            PointedProvider(cloud, self._point),
+            PointedProvider(cloud, self._point, tell),
             owner=name,
             monotonic=clock,
         )
@@ -426,7 +448,7 @@ class Proxy:
     def release_held(self) -> None:
         """Let held requests go on where the GPU is ready, and renew the demand of the others."""
         for client, asked_at in list(self.held.items()):
-            if self.view().phase.serves:
+            if self.refresh().phase.serves:  # who waits is told of changes
                 self.story("release")
                 del self.held[client]
                 self._enter(client)
@@ -548,23 +570,27 @@ class World:
         self.cuts: list[str] = []
         """Requests in flight that a stop call has hit, which must not happen."""
         self.incarnations: Counter[int] = Counter()
-        self._make = lambda name: Puppet(
-            name, client, deployment, clock, self.cloud, gpu, kind, adjust
+        self._make = lambda index, name: Puppet(
+            name, client, deployment, clock, self.cloud, gpu, self._teller(index), kind, adjust
         )
-        self.puppets = [self._make(f"c{number}") for number in range(controllers)]
+        self.puppets = [self._make(number, f"c{number}") for number in range(controllers)]
         self.proxies = [
             Proxy(f"p{n}", self.store, clock, gpu, self._teller(n), fresh) for n in range(proxies)
         ]
         self.node = Node(self.store, clock, self.cloud, load)
 
     def _teller(self, number: int) -> Callable[[str], None]:
-        return lambda what: self.story.append(f"{what}{number}")
+        def tell(what: str) -> None:
+            if what:
+                self.story.append(f"{what}{number}")
+
+        return tell
 
     def replace(self, index: int) -> None:
         """Kill a controller where it is and start a new process in its place."""
         self.puppets[index].kill()
         self.incarnations[index] += 1
-        self.puppets[index] = self._make(f"c{index}.{self.incarnations[index]}")
+        self.puppets[index] = self._make(index, f"c{index}.{self.incarnations[index]}")
 
     @property
     def phase(self) -> Phase:
