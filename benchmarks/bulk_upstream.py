@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import sys
+from typing import cast
 
 CHUNK = bytes(1 << 20)
 
@@ -20,8 +21,7 @@ class Upstream(asyncio.BufferedProtocol):
     buffer = memoryview(bytearray(1 << 20))  # shared: its content is never read
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         self.head = b""
         self.head_done = False
         self.left = 0  # of the request's body, in bytes

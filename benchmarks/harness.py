@@ -45,6 +45,7 @@ __all__ = [
     "percentile",
     "pinned",
     "scratch",
+    "text",
     "until",
     "wait_port",
 ]
@@ -97,12 +98,12 @@ class Report:
             for number, column in enumerate(rows[0]):
                 table.add_column(column, justify="right" if number else "left")
             for row in rows:
-                table.add_row(*(_text(value) for value in row.values()))
+                table.add_row(*(text(value) for value in row.values()))
             console.print(table)
         for target in self.targets:
             sign, mark = "≤" if target.at_most else "≥", "met" if target.met else "MISSED"
             console.print(
-                f"{target.what}: {_text(target.measured)} (target {sign} {target.limit:g}): {mark}"
+                f"{target.what}: {text(target.measured)} (target {sign} {target.limit:g}): {mark}"
             )
         for note in self.notes:
             console.print(f"note: {note}")
@@ -125,7 +126,8 @@ class Report:
         return path
 
 
-def _text(value: str | float | None) -> str:
+def text(value: str | float | None) -> str:
+    """A cell of a table: three digits, or all of a large number."""
     if value is None:
         return "–"
     if isinstance(value, str):

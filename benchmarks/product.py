@@ -70,7 +70,10 @@ class Product:
         return str(self.ask("GET", f"/_qwenctl/api/status?gpu={GPU}")[1].get("phase"))
 
     def wait_phase(self, phase: str, seconds: float = 60.0) -> None:
-        until(f"phase {phase!r} (it is {self.phase!r})", lambda: self.phase == phase, seconds, 0.05)
+        try:
+            until(f"phase {phase!r}", lambda: self.phase == phase, seconds, 0.05)
+        except CannotMeasure as error:
+            raise CannotMeasure(f"{error}; it is {self.phase!r}") from None
 
     def cut(self) -> None:
         """`qwenctl down --now`, and wait until the GPU is off."""

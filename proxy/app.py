@@ -101,7 +101,11 @@ class Proxy:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
-            await self.asgi(scope, receive, send)
+            try:
+                await self.asgi(scope, receive, send)
+            except asyncio.CancelledError:
+                # The server goes down and has waited long enough; no traceback for each stream.
+                log.info("%s was cut off by the shutdown", scope["path"])
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]

@@ -18,7 +18,7 @@ from qwenctl.config import AccessConfig, Config
 
 from .request import Request
 
-__all__ = ["COOKIE", "Authenticator", "Identity", "NoAccessControl", "PasswordAccess", "Throttle"]
+__all__ = ["COOKIE", "KEY_PREFIX", "Authenticator", "Identity", "NoAccessControl", "PasswordAccess", "Throttle"]
 
 COOKIE = "qwenctl_session"
 

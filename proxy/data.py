@@ -24,6 +24,7 @@ from .activity import INFLIGHT_TTL, Activities
 from .auth import Authenticator, Identity
 from .forward import ClientGone, Forwarder, NotConnected, UpstreamDied
 from .gate import Ruling, Verdict, judge
+from .held import Held
 from .metrics import Metrics
 from .mirror import Mirror, View
 from .problem import refuse_websocket, send_problem
@@ -96,6 +97,8 @@ class DataPlane:
         while True:
             view = await self._mirror.view(name)
             ruling = judge(self._config.gpu[name], request, identity, view.snapshot)
+            if ruling.verdict is Verdict.HOLD and not isinstance(receive, Held):
+                receive = Held(request, receive)
             try:
                 done = await self._carry_out(
                     ruling, name, view, request, identity, scope, receive, send, deadline
@@ -173,7 +176,8 @@ class DataPlane:
             await self._unready(scope, send, request, name, ruling.why)
             return True
         if verdict is Verdict.HOLD:
-            return await self._hold(name, view, request, identity, scope, send, deadline)
+            assert isinstance(receive, Held)
+            return await self._hold(name, view, request, identity, scope, receive, send, deadline)
         admission = await self._demand(
             name, identity, wake=ruling.activity is Activity.WAKES, reason=_reason(request)
         )
@@ -322,10 +326,15 @@ class DataPlane:
         request: Request,
         identity: Identity,
         scope: Scope,
+        receive: Held,
         send: Send,
         deadline: float,
     ) -> bool:
-        """Wake the GPU and wait until it is ready (False: judge again) or there is no hope."""
+        """Wake the GPU and wait until it is ready (False: judge again) or there is no hope.
+
+        Raises:
+            ClientGone: nobody waits any more.
+        """
         if self._held >= self._config.proxy.max_held:
             await self._unready(scope, send, request, name, "too many requests are waiting")
             return True
@@ -362,7 +371,7 @@ class DataPlane:
                         f"not ready after {self._config.proxy.hold:.0f} s",
                     )
                     return True
-                await view.wait(min(deadline - now, RENEW_DEMAND, gpu.idle_timeout / 3))
+                await receive.wait(view, min(deadline - now, RENEW_DEMAND, gpu.idle_timeout / 3))
         except StoreUnavailable:
             await self._problem(
                 scope,
@@ -375,6 +384,7 @@ class DataPlane:
             )
             return True
         finally:
+            await receive.stop()
             self._held -= 1
             self._metrics.held.labels(name).dec()
 
@@ -486,7 +496,10 @@ def with_path(app: ASGIApp, path: str) -> ASGIApp:
             **scope,
             "path": path,
             "raw_path": path.encode(),
-            "qwenctl.original_path": scope["path"],
+            # As it was sent: decoded, a %3F or %2F in it would become another address.
+            "qwenctl.original_path": (scope.get("raw_path") or scope["path"].encode())
+            .decode("latin-1")
+            .partition("?")[0],
             "qwenctl.original_query": scope.get("query_string", b""),
         }
         await app(inner, receive, send)

@@ -123,7 +123,7 @@ class Forwarder:
                     {
                         "type": "http.response.start",
                         "status": answer.status,
-                        "headers": response_headers(answer.raw_headers),
+                        "headers": response_headers(answer.raw_headers, answer.status),
                     }
                 )
                 stream = answer.content

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-from .auth import COOKIE, api_key
+from .auth import COOKIE, KEY_PREFIX
 from .request import Request
 
 __all__ = ["HOP_BY_HOP", "request_headers", "response_headers"]
@@ -23,6 +24,13 @@ HOP_BY_HOP = frozenset(
     }
 )
 """Headers that speak of one connection only."""
+
+_CREDENTIALS = (b"authorization", b"x-api-key")
+_OUR_KEY = re.compile(rf"(?:^|[\s,]){KEY_PREFIX}")
+
+# We say "100 Continue" ourselves once the node's connection stands and the body is wanted; a node
+# that does not know Expect would have us wait for its word for ever.
+_EXPECT = frozenset({b"expect"})
 
 _FORWARDED = frozenset(
     {b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"forwarded"}
@@ -44,28 +52,35 @@ def _named(connection: str) -> frozenset[bytes]:
     )
 
 
+def _text(value: bytes) -> str:
+    """A header's value as the client library, which writes UTF-8, sends on byte for byte; the rare
+    Latin-1 value becomes UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
 def request_headers(request: Request) -> list[tuple[str, str]]:
     """What the node gets: the client's headers without hop-by-hop ones and without our own
     credentials, and who the client is."""
-    drop = HOP_BY_HOP | _FORWARDED
+    drop = HOP_BY_HOP | _FORWARDED | _EXPECT
     if connection := request.headers.get("connection"):
         drop |= _named(connection)
     if request.method == "WEBSOCKET":
         drop |= _WEBSOCKET
-    ours = api_key(request.headers)
     out: list[tuple[str, str]] = []
     for name, value in request.raw_headers:
         key = name.lower()
         if key in drop:
             continue
-        text = value.decode("latin-1")
-        if key == b"cookie":
-            text = "; ".join(
-                part for part in text.split("; ") if not part.lstrip().startswith(f"{COOKIE}=")
-            )
+        text = _text(value)
+        if key == b"cookie" and COOKIE in text:
+            parts = text.split(";")  # "; " is usual, ";" is sent too
+            text = ";".join(p for p in parts if p.partition("=")[0].strip() != COOKIE).strip()
             if not text:
                 continue
-        elif ours and key in (b"authorization", b"x-api-key") and ours in text:
+        elif key in _CREDENTIALS and _OUR_KEY.search(text):
             continue
         out.append((name.decode("latin-1"), text))
     before = request.headers.get("x-forwarded-for") if request.trusted_peer else None
@@ -76,10 +91,14 @@ def request_headers(request: Request) -> list[tuple[str, str]]:
     return out
 
 
-def response_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def response_headers(
+    raw: Iterable[tuple[bytes, bytes]], status: int = 200
+) -> list[tuple[bytes, bytes]]:
     """What the client gets: the node's headers without hop-by-hop ones."""
     headers = [(name.lower(), value) for name, value in raw]
     drop = HOP_BY_HOP
+    if status in (204, 304):  # may name the length of a body that does not come
+        drop |= {b"content-length"}
     for name, value in headers:
         if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
             drop |= _named(value.decode("latin-1"))

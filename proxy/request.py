@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["ASGIApp", "Networks", "Receive", "Request", "Scope", "Send", "networks"]
+__all__ = ["ASGIApp", "Message", "Networks", "Receive", "Request", "Scope", "Send", "networks"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

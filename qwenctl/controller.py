@@ -293,11 +293,11 @@ class Controller:
     def _call(self, lock: Lock, snapshot: Snapshot, view: View, call: Call) -> float:
         """Make the call; the seconds to wait before the next step, or 0 to go on at once."""
         request_id, problem = "", ""
+        self._observed_at = None  # whatever comes of it: what was seen before the call is over
         try:
             request_id = self._provider.start() if call.verb == "start" else self._provider.stop()
         except Conflict as error:
             log.info("%s: %s: %s", self.name, call.verb, error)
-            self._observed_at = None
             return self._timings.observe_moving
         except Transient as error:
             problem = str(error)  # the cloud may have accepted it: the next look tells
@@ -312,7 +312,6 @@ class Controller:
         self._store.record_call(
             self.name, lock, snapshot.phase, call.verb, request_id=request_id, error=problem
         )
-        self._observed_at = None
         level = logging.WARNING if problem else logging.INFO
         log.log(level, "%s: %s call %s", self.name, call.verb, problem or "accepted")
         return 0.0

@@ -1,0 +1,308 @@
+"""Random walks of the whole control plane under virtual time, with everything going wrong at times.
+
+Two proxies at the limits of their rules, two or three controllers that are frozen, killed and cut
+off from Redis between any two instructions, a cloud that refuses, throttles and half accepts, an
+instance that dies or is started and stopped by others, an agent that fails. A walk is repeated by
+its seed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+import redis
+from virtual_time import VirtualClock
+from world import GPU, PointedController, WithoutLockRule, World
+
+from qwenctl.config import GpuConfig, TimingConfig
+from qwenctl.lifecycle import TRANSITIONS, Observed, Phase
+from qwenctl.providers.base import Conflict, Denied, NoCapacity, ProviderError, Throttled, Transient
+
+IDLE = 20.0
+TIMING = TimingConfig(
+    drain=3.0,
+    start=60.0,
+    boot=60.0,
+    load=90.0,
+    call_grace=15.0,
+    heartbeat=5.0,
+    node_lost=60.0,
+    retry=5.0,
+    retry_max=40.0,
+)
+BOOT, HALT, LOAD = 12.0, 6.0, 8.0
+
+READY_WITHIN = 600.0
+"""From the last fault, with demand: an instance that hangs is given up, stopped, the longest backoff
+waited out, and then it boots."""
+OFF_WITHIN = IDLE + TIMING.drain + HALT + 120.0
+"""From the last request: the idle timeout, the drain time, the stop, and leases of dead proxies,
+controllers' locks and slow looks at the cloud."""
+
+PHASES_SEEN: set[tuple[str, str]] = set()
+"""Which transitions the walks have taken, all together."""
+
+
+class Walk:
+    """One random run; the seed says it all."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        deployment: str,
+        seed: int,
+        kind: type[PointedController] = PointedController,
+    ) -> None:
+        self.random = random.Random(seed)
+        self.clock = VirtualClock()
+        self.world = World(
+            client,
+            deployment,
+            self.clock,
+            GpuConfig(idle_timeout=IDLE, boot_estimate=30.0, timing=TIMING),
+            controllers=self.random.choice([2, 3]),
+            boot=BOOT,
+            halt=HALT,
+            load=LOAD,
+            kind=kind,
+        )
+        self.troubled = True
+        self.frozen: dict[int, float] = {}
+        """Controllers that stand still → until when."""
+        self.calling: dict[int, float] = {}
+        """Controllers inside a cloud call → when that ends at the latest."""
+        self.node_due = 0.0
+        cloud = self.world.cloud
+        cloud.refuse_start = lambda: self._refusal(NoCapacity, Throttled, Transient, Conflict, Denied)
+        cloud.refuse_stop = lambda: self._refusal(Throttled, Transient, Conflict, Denied)
+        cloud.refuse_describe = lambda: self._refusal(Throttled, Transient, Denied)
+        self.actions: list[tuple[int, Callable[[], None]]] = [
+            (60, self._controller),
+            (14, self._request),
+            (3, self._visit),
+            (12, self._end),
+            (30, self._time),
+            (6, self._proxy),
+            (1, self._long_silence),
+            (2, self._freeze),
+            (1, self._kill),
+            (2, self._redis_fails),
+            (1, self._instance),
+            (1, self._mood),
+            (1, self._person),
+        ]
+
+    def _refusal(self, *kinds: type[ProviderError]) -> ProviderError | None:
+        if not self.troubled or self.random.random() > 0.12:
+            return None
+        kind = self.random.choice(kinds)
+        accepted = "accepted" if kind is Transient and self.random.random() < 0.5 else ""
+        return kind("the cloud says no", cloud_code=accepted)
+
+    # What may happen
+
+    def _controller(self) -> None:
+        index = self.random.randrange(len(self.world.puppets))
+        puppet = self.world.puppets[index]
+        if self.frozen.get(index, 0.0) > self.clock():
+            return
+        if puppet.at == "pass" and puppet.due > self.clock() and self.random.random() < 0.8:
+            return
+        self._move(index)
+
+    def _move(self, index: int) -> None:
+        puppet = self.world.puppets[index]
+        before = puppet.at
+        after = puppet.go()
+        if before == "check" and after.startswith("call:"):
+            # The call takes effect, and ends, at any moment until its timeout, and not later.
+            self.calling[index] = self.clock() + self.world.cloud.call_timeout
+        elif not after.startswith("call"):
+            self.calling.pop(index, None)
+
+    def _request(self) -> None:
+        proxy = self.random.choice(self.world.proxies)
+        if len(proxy.flights) + len(proxy.held) < 4:
+            proxy.request(self.random.choice("abcd"))
+
+    def _visit(self) -> None:
+        self.random.choice(self.world.proxies).visit(self.random.choice("abcd"))
+
+    def _end(self) -> None:
+        proxy = self.random.choice(self.world.proxies)
+        if proxy.flights:
+            proxy.end(self.random.choice(proxy.flights))
+
+    def _proxy(self) -> None:
+        proxy = self.random.choice(self.world.proxies)
+        self.random.choice([proxy.refresh, proxy.write])()
+
+    def _time(self) -> None:
+        self._pass(self.random.choice([0.01, 0.1, 0.5, 1.0, 3.0]))
+
+    def _long_silence(self) -> None:
+        """Nobody wants it for long, so that it comes to draining and off."""
+        for proxy in self.world.proxies:
+            proxy.held.clear()
+            if self.random.random() < 0.8:
+                proxy.cut()
+        for _ in range(self.random.randrange(10, 60)):
+            self._pass(self.random.choice([0.5, 1.0]))
+            self._controllers_work()
+
+    def _freeze(self) -> None:
+        index = self.random.randrange(len(self.world.puppets))
+        self.frozen[index] = self.clock() + self.random.choice([1.0, 8.0, 12.0, 30.0])
+
+    def _kill(self) -> None:
+        index = self.random.randrange(len(self.world.puppets))
+        self.world.replace(index)
+        self.calling.pop(index, None)
+
+    def _redis_fails(self) -> None:
+        puppet = self.random.choice(self.world.puppets)
+        puppet.store.faults.append(self.random.choice(["lost", "answer"]))
+
+    def _instance(self) -> None:
+        cloud = self.world.cloud
+        self.random.choice([cloud.die, cloud.start_outside, cloud.stop_outside])()
+        if self.random.random() < 0.5:
+            self.world.store.look(GPU, actor="p0", cause="the connection broke")
+
+    def _mood(self) -> None:
+        self.world.node.mood = self.random.choice(["well", "well", "well", "mute", "broken", "stuck"])
+
+    def _person(self) -> None:
+        store = self.world.store
+        cut = self.random.random() < 0.3
+        self.random.choice(
+            [
+                lambda: store.release(GPU, actor="ada", cut=cut),
+                lambda: store.block(GPU, "maintenance:ada", 20.0, reason="x", actor="ada", cut=cut),
+                lambda: store.unblock(GPU, actor="ada"),
+                lambda: store.pin(GPU, "pin:ada", 15.0, reason="up", actor="ada"),
+            ]
+        )()
+
+    # Time
+
+    def _deadline(self) -> float:
+        """How far time may go before something must have happened."""
+        return min(*(proxy.due for proxy in self.world.proxies), *self.calling.values(), self.node_due)
+
+    def _pass(self, seconds: float) -> None:
+        end = self.clock() + seconds
+        while self.clock() < end:
+            self.clock.advance(max(0.0, min(end, self._deadline()) - self.clock()))
+            for proxy in self.world.proxies:
+                if proxy.due <= self.clock():
+                    proxy.write()
+                proxy.release_held()
+            for index, until in list(self.calling.items()):
+                while index in self.calling and until <= self.clock():
+                    self._move(index)
+            if self.node_due <= self.clock():
+                self.node_due = self.clock() + TIMING.heartbeat
+                self.world.node.speak()
+
+    def _controllers_work(self) -> None:
+        for index, puppet in enumerate(self.world.puppets):
+            if self.frozen.get(index, 0.0) <= self.clock():
+                for _ in range(60):
+                    if puppet.at == "pass" and puppet.due > self.clock():
+                        break
+                    self._move(index)
+
+    # The run
+
+    def go(self, steps: int) -> None:
+        weights = [weight for weight, _ in self.actions]
+        for _ in range(steps):
+            _, action = self.random.choices(self.actions, weights)[0]
+            action()
+            self.check()
+
+    def check(self) -> None:
+        assert not self.world.cuts
+        assert not self.world.cloud.second_starts
+
+    def heal(self) -> None:
+        """From now on nothing fails any more."""
+        self.troubled = False
+        self.frozen.clear()
+        self.world.node.mood = "well"
+        for puppet in self.world.puppets:
+            puppet.store.faults.clear()
+        self.world.store.unblock(GPU, actor="ada")
+
+    def until(self, phase: Phase, truth: Observed, within: float, *, demand: bool) -> None:
+        """Work on until the GPU is in that phase, truly, which must be so in time."""
+        end = self.clock() + within
+        while not (self.world.phase is phase and self.world.cloud.state is truth):
+            assert self.clock() < end, (
+                f"{self.world.phase.value} instead of {phase.value} after {within} s; "
+                f"{self.world.transitions()[-12:]}"
+            )
+            if demand and not any(proxy.held for proxy in self.world.proxies):
+                self.world.proxies[0].request("a")
+            self._controllers_work()
+            self._pass(0.5)
+            self.check()
+
+    def settle(self) -> None:
+        """With demand it becomes ready, without it becomes off."""
+        self.heal()
+        self.until(Phase.READY, Observed.RUNNING, READY_WITHIN, demand=True)
+        for proxy in self.world.proxies:
+            proxy.held.clear()
+            proxy.cut()
+        self.until(Phase.OFF, Observed.STOPPED, OFF_WITHIN, demand=False)
+
+    def check_history(self) -> None:
+        """Every transition is in the table, follows the one before, and failures say why."""
+        at = "off"
+        for source, target, cause, failure in self.world.transitions():
+            assert source == at
+            assert Phase(target) in TRANSITIONS[Phase(source)]
+            assert cause
+            if target == "failed":
+                problem = json.loads(failure)
+                assert problem["code"]
+                assert problem["message"]
+                assert problem["attempts"] >= 1
+            PHASES_SEEN.add((source, target))
+            at = target
+        epochs = [
+            int(event.fields["epoch"])
+            for event in self.world.store.events(GPU, 100_000)
+            if event.kind == "transition"
+        ]
+        assert epochs == sorted(epochs)
+
+
+def walk(client: redis.Redis, deployment: str, seed: int, rounds: int, steps: int) -> None:
+    run = Walk(client, f"{deployment}-{seed}", seed)
+    try:
+        for _ in range(rounds):
+            run.troubled = True
+            run.go(steps)
+            run.settle()
+        run.check_history()
+        assert run.world.cloud.starts
+        assert run.world.cloud.stops
+    finally:
+        run.world.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_short_walk(client: redis.Redis, deployment: str, seed: int) -> None:
+    walk(client, deployment, seed, rounds=2, steps=250)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 112))
+def test_a_long_walk(client: redis.Redis, deployment: str, seed: int) -> None:
+    walk(client, deployment, seed, rounds=5, steps=600)
