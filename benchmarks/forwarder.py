@@ -84,7 +84,7 @@ def run(given: argparse.Namespace) -> Report:
         measure_transfers(report, subjects, min(rounds, 3), mebibytes << 20)
     report.notes += [
         "the upstream shares its core with the load generator, which bounds the fastest peers",
-        "CPU µs a request is the proxy's own, and steadier than requests/s on a busy machine",
+        "CPU µs is the proxy's own processor time a request, steadier than requests/s on a busy machine",
     ]
     return report
 
@@ -93,6 +93,7 @@ def run(given: argparse.Namespace) -> Report:
 class Subject:
     """One proxy, or the upstream itself."""
 
+    name: str
     port: int
     processes: tuple[psutil.Process, ...] = ()
 
@@ -238,13 +239,13 @@ server {{
             for name, command in commands.items()
         }
         subjects = {
-            DIRECT: Subject(running.service_port),
-            OURS: Subject(running.port, (psutil.Process(running.process.pid),)),
+            DIRECT: Subject(DIRECT, running.service_port),
+            OURS: Subject(OURS, running.port, (psutil.Process(running.process.pid),)),
         }
         for name, process in started.items():
             wait_port(ports[name], process, name)
             root = psutil.Process(process.pid)
-            subjects[name] = Subject(ports[name], (root, *root.children(recursive=True)))
+            subjects[name] = Subject(name, ports[name], (root, *root.children(recursive=True)))
         yield subjects
 
 
@@ -293,13 +294,13 @@ def measure_requests(
         rows.append(
             {
                 "proxy": name,
-                "requests/s": round(m.rate),
+                "req/s": round(m.rate),
                 "of CHP": round(ratio[name], 2),
                 "p50 ms": round(m.p50, 3),
                 "p99 ms": round(m.p99, 3),
                 "added p50": round(m.p50 - floor.p50, 3) if proxied else None,
                 "added p99": round(m.p99 - floor.p99, 3) if proxied else None,
-                "CPU µs/request": round(m.cpu, 1) if proxied else None,
+                "CPU µs": round(m.cpu, 1) if proxied else None,
             }
         )
     report.tables[f"{connections} connection{'s' * (connections > 1)}, kept alive"] = rows
@@ -322,7 +323,7 @@ def _load(subject: Subject, seconds: int, connections: int) -> Load:
     used = subject.cpu() - before
     text = done.stdout
     if done.returncode or "Non-2xx" in text or "Socket errors" in text:
-        raise CannotMeasure(f"wrk on port {subject.port}: {text}{done.stderr}")
+        raise CannotMeasure(f"wrk on {subject.name}: {text}{done.stderr}")
     total = int(_find(r"(\d+) requests in", text)[0])
     p50, p99 = (_milliseconds(*_find(rf" {n}%\s+([\d.]+)(us|ms|s)", text)) for n in (50, 99))
     return Load(float(_find(r"Requests/sec:\s+([\d.]+)", text)[0]), p50, p99, used / total * 1e6)
@@ -346,7 +347,7 @@ def measure_transfers(
     report: Report, subjects: Mapping[str, Subject], rounds: int, size: int
 ) -> None:
     rows: dict[str, Row] = {name: {"proxy": name} for name in subjects}
-    for direction, transfer in (("upload", _upload), ("download", _download)):
+    for direction, transfer in (("upload", upload), ("download", download)):
         rates: dict[str, list[float]] = {name: [] for name in subjects}
         peaks: dict[str, list[float]] = {name: [] for name in subjects}
 
@@ -361,7 +362,7 @@ def measure_transfers(
             chp = median([a / b for a, b in zip(rates[name], rates[CHP])])
             row[f"{direction} MB/s"] = round(median(rates[name]))
             row[f"{direction} of CHP"] = round(chp, 2)
-            row[f"{direction} peak RSS MiB"] = round(max(peaks[name])) if name != DIRECT else None
+            row[f"{direction} RSS MiB"] = round(max(peaks[name])) if name != DIRECT else None
     report.tables[f"one body of {size >> 20} MiB"] = list(rows.values())
 
 
@@ -370,16 +371,20 @@ def _transfer(
 ) -> tuple[float, float]:
     """MB/s, and the proxy's peak memory in MiB."""
     subject.forget_peak()
-    return size / transfer(subject.port, size) / 1e6, subject.peak()
+    try:
+        seconds = transfer(subject.port, size)
+    except OSError as error:
+        raise CannotMeasure(f"{transfer.__name__} through {subject.name}: {error}") from None
+    return size / seconds / 1e6, subject.peak()
 
 
-def _upload(port: int, size: int) -> float:
+def upload(port: int, size: int) -> float:
     """Seconds from the first byte sent to the answer."""
     chunk = bytes(256 << 10)
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.settimeout(120)
         began = time.perf_counter()
-        connection.sendall(_head("PUT", "/sink", f"Content-Length: {size}\r\n"))
+        connection.sendall(_head(port, "PUT", "/sink", f"Content-Length: {size}\r\n"))
         left = size
         while left:
             part = chunk[: min(left, len(chunk))]
@@ -388,34 +393,35 @@ def _upload(port: int, size: int) -> float:
         answer = connection.recv(4096)
         took = time.perf_counter() - began
     if b" 204 " not in answer.split(b"\r\n", 1)[0]:
-        raise CannotMeasure(f"upload on port {port}: {answer[:200]!r}")
+        raise OSError(f"{answer[:200]!r}")
     return took
 
 
-def _download(port: int, size: int) -> float:
+def download(port: int, size: int) -> float:
     """Seconds from the request to the last byte."""
     buffer = bytearray(1 << 20)
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.settimeout(120)
         began = time.perf_counter()
-        connection.sendall(_head("GET", f"/{size}"))
+        connection.sendall(_head(port, "GET", f"/{size}"))
         got, head = 0, b""
         while b"\r\n\r\n" not in head:
             part = connection.recv(65536)
             if not part:
-                raise CannotMeasure(f"download on port {port}: {head[:200]!r}")
+                raise OSError(f"{head[:200]!r}")
             head += part
         got = len(head.partition(b"\r\n\r\n")[2])
         while got < size and (count := connection.recv_into(buffer)):
             got += count
         took = time.perf_counter() - began
     if got != size or b" 200 " not in head.split(b"\r\n", 1)[0]:
-        raise CannotMeasure(f"download on port {port}: {got} bytes of {size}; {head[:200]!r}")
+        raise OSError(f"{got} bytes of {size}; {head[:200]!r}")
     return took
 
 
-def _head(method: str, path: str, more: str = "") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{more}Connection: close\r\n\r\n".encode()
+def _head(port: int, method: str, path: str, more: str = "") -> bytes:
+    lines = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{more}Connection: close\r\n\r\n"
+    return lines.encode()
 
 
 if __name__ == "__main__":

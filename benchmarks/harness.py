@@ -93,6 +93,8 @@ class Report:
     def show(self) -> None:
         """Print the tables and the targets."""
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=120)
         for title, rows in self.tables.items():
             table = Table(title=f"{self.title}: {title}", title_justify="left")
             for number, column in enumerate(rows[0]):
@@ -167,7 +169,10 @@ def main(
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` runs
     try:
+        load = psutil.getloadavg()[0]
         report = run(given)
+        if load > len(_CORES) / 2:
+            report.notes.append(f"other programs kept the machine busy (load {load:.1f} before)")
     except CannotMeasure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -112,7 +112,7 @@ def _boot(running: Product) -> float:
     before = len(_times(log))
     connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
     try:
-        connection.request("POST", "/chat", body=b"hello")
+        connection.request("POST", "/chat", b"{}", {"Content-Type": "application/json"})
         answer = connection.getresponse()  # returns with the first bytes
         first = time.time()
         text = answer.read()

@@ -18,7 +18,15 @@ from qwenctl.config import AccessConfig, Config
 
 from .request import Request
 
-__all__ = ["COOKIE", "KEY_PREFIX", "Authenticator", "Identity", "NoAccessControl", "PasswordAccess", "Throttle"]
+__all__ = [
+    "COOKIE",
+    "KEY_PREFIX",
+    "Authenticator",
+    "Identity",
+    "NoAccessControl",
+    "PasswordAccess",
+    "Throttle",
+]
 
 COOKIE = "qwenctl_session"
 

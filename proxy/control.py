@@ -172,6 +172,7 @@ class Views:
             gpu=name,
             status=status,
             next_url=self._next(),
+            signed_in=identity.kind == "browser",
         )
         asked_for = "qwenctl.original_path" in request.environ["asgi.scope"]
         headers = {"Retry-After": str(max(2, round(status.get("eta_seconds") or 10)))}

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
 from yarl import URL
 
 from .headers import request_headers, response_headers
@@ -16,6 +18,9 @@ __all__ = ["ClientGone", "Forwarder", "NotConnected", "UpstreamDied"]
 SWEEP = 0.25
 """Every so many seconds, requests older than that get a task that waits for the client to hang up.
 Nearly all requests are done by then and are spared the cost."""
+
+HEADERS_ALONE = 0.05
+"""How long a request's headers wait for its body's first piece, in seconds, to go out as one."""
 
 KEEP_ALIVE = 4.0
 """How long an idle connection to the node is kept: less than the 5 s after which uvicorn, under
@@ -45,6 +50,20 @@ class _PlainRequest(aiohttp.ClientRequest):
 
     def update_auto_headers(self, skip_auto_headers: object) -> None:
         pass
+
+    async def write_bytes(
+        self,
+        writer: AbstractStreamWriter,
+        conn: Connection,
+        content_length: int | None = None,
+    ) -> None:
+        # aiohttp sends the headers together with the first piece of the body. The node must see
+        # them also when the client wants to hear from it before it sends any.
+        timer = asyncio.get_running_loop().call_later(HEADERS_ALONE, writer.send_headers)
+        try:
+            await super().write_bytes(writer, conn, content_length)
+        finally:
+            timer.cancel()
 
 
 class Forwarder:

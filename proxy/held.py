@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from typing import Any
 
 from .forward import ClientGone
 from .mirror import View
@@ -28,7 +29,6 @@ class Held:
         self._receive = receive
         self._ahead: deque[Message] = deque()
         self._size = 0
-        self._whole = False
         self._gone = False
         self._watcher: asyncio.Task[None] | None = None
         length = request.headers.get("content-length", "0")
@@ -48,12 +48,13 @@ class Held:
         """
         if self._watcher is None and self._may_read:
             self._watcher = asyncio.ensure_future(self._watch())
-        news = asyncio.ensure_future(view.wait(timeout))
-        waits = {news}
+        # The event of now: a snapshot that comes before this task runs is not missed.
+        news = asyncio.ensure_future(view.changed.wait())
+        waits: set[asyncio.Future[Any]] = {news}
         if self._watcher and not self._watcher.done():
             waits.add(self._watcher)
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             news.cancel()
         if self._gone:
@@ -68,13 +69,13 @@ class Held:
                 await watcher
 
     async def _watch(self) -> None:
-        while not self._whole or self._size <= READ_AHEAD:
+        while self._may_read:
             message = await self._receive()
             self._ahead.append(message)
             if message["type"] == "http.disconnect":
                 self._gone = True
                 return
             self._size += len(message.get("body", b""))
-            self._whole = not message.get("more_body")
-            if self._size > READ_AHEAD and not self._whole:
-                return  # a chunked body that turns out to be long
+            # A chunked body may turn out to be long; one that has come whole is followed by the
+            # news of the client's hanging up only.
+            self._may_read = self._size <= READ_AHEAD or not message.get("more_body")

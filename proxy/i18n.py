@@ -164,6 +164,7 @@ _EN: dict[str, str] = {
     "login.wrong": "That is not the password.",
     "login.expired": "This page was open for too long. Please try again.",
     "login.throttled": "Too many attempts. Try again in {time}.",
+    "logout": "Sign out",
     # Small pages
     "message.back": "Back",
     "message.retry": "Try again",
@@ -303,6 +304,7 @@ _ZH: dict[str, str] = {
     "login.wrong": "密码不正确。",
     "login.expired": "页面打开时间过长，请重试。",
     "login.throttled": "尝试次数过多，请在 {time}后再试。",
+    "logout": "退出登录",
     "message.back": "返回",
     "message.retry": "重试",
     "message.title": "操作未成功",

@@ -89,8 +89,11 @@ class Request:
 
     @property
     def hostname(self) -> str:
-        """The host without port, lower case."""
-        return (urlsplit(f"//{self.host}").hostname or "") if self.host else ""
+        """The host without port, lower case; what is no host name at all as it was sent."""
+        try:
+            return urlsplit(f"//{self.host}").hostname or ""
+        except ValueError:
+            return self.host.lower()
 
     @property
     def proto(self) -> str:
@@ -124,7 +127,12 @@ class Request:
         if site is not None:
             return site in ("same-origin", "none")
         origin = self.headers.get("origin")
-        return origin is None or urlsplit(origin).netloc.lower() == self.host.lower()
+        if origin is None:
+            return True
+        try:
+            return urlsplit(origin).netloc.lower() == self.host.lower()
+        except ValueError:
+            return False
 
 
 def _within(address: str, allowed: Networks) -> bool:

@@ -272,6 +272,8 @@ def decide(view: View, timings: Timings, now: float) -> Step:
 
 def _max_age(view: View, timings: Timings, now: float) -> float:
     """How old the observation may be."""
+    if view.observed is Observed.UNKNOWN:  # nothing goes on until the cloud answers
+        return timings.observe_moving if view.wanted and not view.denied else timings.observe_slow
     silent = (view.node.heartbeat_age or 0.0) > timings.heartbeat
     if view.phase is Phase.READY and silent:
         return timings.observe_moving
@@ -284,7 +286,7 @@ def _off(view: View, timings: Timings, now: float) -> Step:
     if view.observed is Observed.STOPPING:
         return Wait(timings.observe_moving, "the instance is being stopped by somebody else")
     if view.observed in (Observed.RUNNING, Observed.STARTING):
-        return _found_running(view, timings)
+        return _found_running(view, timings, now)
     if not view.wanted:
         return Wait(timings.observe_settled, "nobody needs it")
     if view.observed is Observed.ABSENT:
@@ -292,7 +294,7 @@ def _off(view: View, timings: Timings, now: float) -> Step:
     return Move(Phase.STARTING, "demand", Guard.WANTED, failure=view.failure)
 
 
-def _found_running(view: View, timings: Timings) -> Step:
+def _found_running(view: View, timings: Timings, now: float) -> Step:
     if view.observed is Observed.STARTING:
         return Wait(timings.observe_moving, "the instance is being started by somebody else")
     if view.wanted:
@@ -300,6 +302,9 @@ def _found_running(view: View, timings: Timings) -> Step:
     if view.found_running == "ignore":
         return Wait(timings.observe_settled, "found running, left alone (found_running = ignore)")
     if view.blocked or view.found_running == "stop":
+        left = view.since + timings.drain - now
+        if left > 0 or view.working:
+            return Wait(max(left, 1.0), "found running: waiting until nobody can be using it")
         return Move(Phase.STOPPING, "found_running", Guard.IDLE)
     return Move(Phase.BOOTING, "found_running", adopt=True)
 
@@ -427,7 +432,8 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
 def _stopping(view: View, timings: Timings, now: float) -> Step:
     if view.observed in (Observed.STOPPED, Observed.ABSENT):
         return Move(Phase.FAILED if view.failure else Phase.OFF, "stopped", failure=view.failure)
-    if view.observed is Observed.RUNNING:
+    # One that hangs in its start is stopped too; a cloud that refuses that says so (Conflict).
+    if view.observed in (Observed.RUNNING, Observed.STARTING):
         if view.observed_at is not None and view.observed_at < view.since:
             return Observe()
         if view.called_at is None or now - view.called_at >= timings.call_grace:
@@ -456,8 +462,6 @@ def _failed(view: View, timings: Timings, now: float) -> Step:
         return Wait(failure.retry_at - now, "waiting to try again")
     if view.observed_at is not None and view.observed_at < (failure.retry_at if failure else 0.0):
         return Observe()
-    if view.observed is Observed.ABSENT:
-        return failed(view, timings, now, "not_found", _absent(view), condemns=False)
     return Move(Phase.STARTING, "retry", Guard.WANTED, failure)
 
 

@@ -121,7 +121,9 @@ _GRADIO = (
     Rule(
         activity="wakes",
         methods=("POST",),
-        path=r"^(/gradio_api)?/(run|call|queue/join|upload|api|component_server|process_recording)(/|$)",
+        # One segment after run, call and api: scanners post to /api/v1/… and deeper.
+        path=r"^(/gradio_api)?/((run|call(/v2)?|api)/[^/]+|queue/join|upload|component_server"
+        r"|process_recording)/?$",
     ),
     Rule(
         activity="keeps_on",
@@ -151,8 +153,18 @@ _OPENAI = (
     *_LAST,
 )
 
+_WRITES = ("POST", "PUT", "PATCH", "DELETE")
+
 _GENERIC = (
-    Rule(activity="wakes", methods=("POST", "PUT", "PATCH", "DELETE")),
+    # No path tells use from the scanners that post to every public address, so a request wakes only
+    # with a sign of somebody who means it: a page's own script or form (that its site is this one is
+    # checked for every wake), one of our keys, or a body in JSON; scanners send forms and XML.
+    Rule(activity="wakes", methods=_WRITES, headers={"sec-fetch-site": "^same-origin$"}),
+    Rule(activity="wakes", methods=_WRITES, headers={"origin": "^https?://"}),
+    Rule(activity="wakes", methods=_WRITES, headers={"authorization": "(?i)^bearer +qk_"}),
+    Rule(activity="wakes", methods=_WRITES, headers={"x-api-key": "^qk_"}),
+    Rule(activity="wakes", methods=_WRITES, headers={"content-type": "(?i)^application/json"}),
+    Rule(activity="keeps_on", methods=_WRITES),
     *_LAST,
 )
 

@@ -264,6 +264,7 @@ def _wake(wake: Wake) -> dict[str, Any]:
         "started_at": wake.started_at,
         "actor": wake.actor,
         "cause": wake.cause,
+        "lease": wake.lease,
         "outcome": wake.outcome.value,
         "code": wake.code,
         "seconds": _round(wake.seconds),
@@ -345,27 +346,28 @@ def _holds(lease: Lease, now: float, side: str) -> Reason:
 
 def lease_words(lease: Lease) -> str:
     """A lease or block in plain words: who, and what for."""
-    rest = lease.name.partition(":")[2]
-    reason = lease.reason
-    if lease.kind == "request":
-        return _because(f"a visitor ({lease.actor or rest})", "" if reason == "request" else reason)
-    if lease.kind == "inflight":
+    return _words(lease.name, lease.actor, lease.reason)
+
+
+def _words(name: str, actor: str, reason: str) -> str:
+    kind, _, rest = name.partition(":")
+    who = actor or rest
+    if kind == "request":
+        return _because(f"a visitor ({who})", "" if reason == "request" else reason)
+    if kind == "inflight":
         return f"requests in flight through {rest}"
-    if lease.kind == "busy":
+    if kind == "busy":
         return "running work that the node reports"
-    if lease.kind == "pin":
-        return _because(f"{lease.actor or rest} (qwenctl up)", reason)
-    if lease.kind == "prewarm":
-        return _because(f"the schedule {rest}", reason)
-    if lease.kind == "adopted":
+    if kind == "adopted":
         return "the rule that an instance found running is kept for one idle timeout"
-    if lease.kind == "maintenance":
-        return _because(f"{lease.actor or rest} (qwenctl block)", reason)
-    if lease.kind == "off-hours":
-        return _because(f"the off-hours {rest}", reason)
-    if lease.kind == "budget":
-        return _because("the budget", reason)
-    return _because(lease.name, reason)
+    named = {
+        "pin": f"{who} (qwenctl up)",
+        "prewarm": f"the schedule {rest}",
+        "maintenance": f"{who} (qwenctl block)",
+        "off-hours": f"the off-hours {rest}",
+        "budget": "the budget",
+    }
+    return _because(named.get(kind, name), reason)
 
 
 def _because(who: str, reason: str) -> str:
@@ -399,8 +401,10 @@ def _last_start(events: Sequence[Event], now: float) -> list[Reason]:
     for wake in reversed(wakes(events)):
         if wake.cause == "service_restarted":
             continue
-        who = f"{wake.actor}: " if wake.actor and wake.cause not in _CAUSES else ""
-        text = f"last started {duration(now - wake.started_at)} ago: {who}{cause_words(wake.cause)}"
+        why = cause_words(wake.cause)
+        if wake.lease:
+            why = f"needed by {_words(wake.lease, wake.actor, wake.cause)}"
+        text = f"last started {duration(now - wake.started_at)} ago: {why}"
         if wake.seconds is not None:
             text += f"; ready after {duration(wake.seconds)}"
         elif wake.outcome is not Outcome.UNDER_WAY:

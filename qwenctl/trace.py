@@ -87,6 +87,8 @@ class Wake:
     """Who asked for it."""
     cause: str
     """Why, in the words of the lease; or the cause of the transition if nobody asked."""
+    lease: str = ""
+    """Name of the lease that asked for it, if one did."""
     marks: dict[Mark, float] = field(default_factory=dict)
     progress: list[tuple[str, float]] = field(default_factory=list)
     """What the node did from when on: (``pull``, ``weights``, …; time)."""
@@ -219,7 +221,8 @@ class _Fold:
             first.id,
             first.time,
             first.fields.get("actor", ""),
-            (asked.fields.get("cause") or asked.kind) if asked else cause,
+            asked.fields.get("cause", "") if asked else cause,
+            asked.fields.get("name", "") if asked and asked.kind == "lease" else "",
             {Mark.CLICK: first.time},
         )
         self.wakes.append(wake)

@@ -35,6 +35,9 @@ _EXTRAS = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (see `qwenctl.errors.ExitCode`)."""
+    # Looking for plugins reads the metadata of every installed package: a tenth of a second in a
+    # large environment, before the first line is printed.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         return _run(args)
     except BrokenPipeError:

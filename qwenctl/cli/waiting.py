@@ -156,8 +156,10 @@ def _lines(page: dict[str, Any]) -> Iterator[str]:
         word = STEP_WORDS[step["key"]]
         if step["state"] == "done" and step["seconds"] is not None:
             yield f"  {word}: done in {duration(step['seconds'])}"
-        elif step["state"] == "active":
-            usual = f", usually {duration(step['expected'])}" if step["expected"] else ""
+        elif step["state"] == "active" and step["key"] != "request":
+            usual = (
+                f", usually {duration(step['expected'])}" if (step["expected"] or 0) >= 0.5 else ""
+            )
             yield f"  {word}{usual}"
     progress = page["progress"]
     if progress and progress["phase"]:

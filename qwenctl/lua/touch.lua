@@ -5,7 +5,8 @@
 -- A request that began before a `down` does not extend anything when it ends.
 local inflight, inflight_ttl, actor = ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now_phase = phase()
-local on = now_phase == 'ready' or now_phase == 'draining' or now_phase == 'loading'
+-- In `failed` too: an instance that is to be stopped for good may still be answering a request.
+local on = now_phase ~= 'off' and now_phase ~= 'starting' and now_phase ~= 'stopping'
 if inflight_ttl > 0 and on then
   grant(inflight, inflight_ttl, 'requests in flight', actor, true)
 elseif inflight_ttl == 0 and redis.call('ZREM', LEASES, inflight) == 1 then

@@ -278,3 +278,29 @@ def test_a_transition_of_an_earlier_epoch(make: Callable[..., World], rule: bool
         assert world.phase is Phase.STARTING
         assert world.store.snapshot(GPU).state["epoch"] == "1"
     assert world.cloud.starts == []  # the rule of calls holds in either case
+
+
+def test_a_request_forwarded_as_the_agent_is_given_up(make: Callable[..., World]) -> None:
+    """The move to ``failed`` is made by what the agent does not say, while the service still works:
+    a request forwarded from the last good snapshot must be waited for like any other."""
+    world = make()
+    zero, proxy = world.puppets[0], world.proxies[1]
+    wake_until_ready(world)
+    world.store.pin(GPU, "pin:ada", 3600.0, reason="up", actor="ada")
+    world.clock.advance(world.gpu.timing.node_lost + 1)
+    proxy.refresh()
+    zero.go()
+    zero.go_past("transition:ready>failed")
+    proxy.request("bob")
+    assert proxy.flights
+    for _ in range(60):  # long, but the agent's and not the request's fault
+        pass_time(world, 1.0)
+        zero.finish_pass()
+    assert world.phase is Phase.FAILED
+    assert world.cuts == []
+    proxy.end(proxy.flights[0])
+    for _ in range(10):
+        pass_time(world, 1.0)
+        zero.finish_pass()
+    assert world.cloud.stops
+    assert world.cuts == []

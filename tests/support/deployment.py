@@ -126,7 +126,7 @@ class ProxyProcess:
         return requests.post(f"{self.url}/_qwenctl/api/wake", params={"gpu": gpu}, timeout=10)
 
     def post(self, path: str = "/count", timeout: float = 60.0) -> requests.Response:
-        return requests.post(self.url + path, data=b"x", timeout=timeout)
+        return requests.post(self.url + path, json={}, timeout=timeout)
 
 
 class Instance:

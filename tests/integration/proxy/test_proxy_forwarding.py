@@ -105,11 +105,11 @@ def test_what_is_no_http_gets_400_and_harms_nobody(ready: RunningProxy) -> None:
 
 def test_duplicate_headers_and_host_are_kept(ready: RunningProxy) -> None:
     result = echo(
-        ready, b"GET / HTTP/1.1\nHost: localhost:99\nX-Twice: one\nX-Twice: two\nX-Latin: caf\xe9\n"
+        ready, "GET / HTTP/1.1\nHost: localhost:99\nX-Twice: one\nX-Twice: two\nX-Text: 你好\n".encode()
     )
     assert seen(result, "x-twice") == ["one", "two"]
     assert seen(result, "host") == ["localhost:99"]
-    assert seen(result, "x-latin") == ["caf\xe9"]
+    assert seen(result, "x-text") == ["你好".encode().decode("latin-1")]
 
 
 def test_set_cookie_and_other_duplicates_come_back(ready: RunningProxy) -> None:
@@ -469,17 +469,14 @@ def test_a_client_that_hangs_up_in_its_upload(ready: RunningProxy) -> None:
 
 
 def test_a_node_that_dies_before_the_answer_gives_502(ready: RunningProxy) -> None:
-    for when in ("before", "short"):
-        for method in ("GET", "POST"):
-            answer = requests.request(method, ready.url(f"/die?when={when}"), timeout=10)
-            assert answer.status_code == 502
-            assert answer.headers["content-type"].startswith("application/problem+json")
-            assert answer.json()["code"] == "upstream_died"
-    kinds = [event.kind for event in ready.store.events("main", 50)]
-    assert "look" in kinds or ready.snapshot().state, "the state is checked"
+    for method in ("GET", "POST"):
+        answer = requests.request(method, ready.url("/die?when=before"), timeout=10)
+        assert answer.status_code == 502
+        assert answer.headers["content-type"].startswith("application/problem+json")
+        assert answer.json()["code"] == "upstream_died"
 
 
-@pytest.mark.parametrize("when", ["middle", "middle-length"])
+@pytest.mark.parametrize("when", ["middle", "middle-length", "short"])
 def test_a_node_that_dies_in_its_answer_breaks_the_clients_connection(
     ready: RunningProxy, when: str
 ) -> None:
@@ -502,14 +499,11 @@ def test_no_traceback_of_all_that(ready: RunningProxy) -> None:
 def test_a_node_that_does_not_listen_gives_502_after_the_recheck(tmp_path: Path) -> None:
     with running(tmp_path) as proxy:
         proxy.wake()
-        until(lambda: requests.get(proxy.url("/stop-listening"), timeout=5).status_code == 204)
-        target = proxy.url("/x")
-
-        def refused() -> requests.Response | None:
-            answer = requests.get(target, timeout=10)
-            return answer if answer.status_code != 200 else None
-
-        answer = until(refused, 15, "a refused connection")
-        assert answer.status_code in (502, 503)
+        assert requests.get(proxy.url("/stop-listening"), timeout=5).status_code == 204
+        began = time.monotonic()
+        answer = requests.get(proxy.url("/x"), timeout=10)
+        assert answer.status_code in (502, 503)  # 503: the state turned out to be another one
         assert answer.headers["content-type"].startswith("application/problem+json")
         assert answer.headers["retry-after"]
+        assert time.monotonic() - began < 6
+        assert "no connection to the node" in proxy.log

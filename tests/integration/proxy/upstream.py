@@ -51,7 +51,7 @@ async def blob(request: web.BaseRequest) -> web.StreamResponse:
     if "chunked" not in request.query:
         answer.content_length = size
     await answer.prepare(request)
-    while size:
+    while size and request.method != "HEAD":
         piece = CHUNK[:size]
         await answer.write(piece)
         size -= len(piece)
@@ -180,9 +180,13 @@ async def raw(
 
 
 async def stop_listening(request: web.BaseRequest) -> web.StreamResponse:
-    """Close the port; connections that are open stay so."""
-    asyncio.get_running_loop().call_later(0.05, SITES[0]._server.close)  # type: ignore[union-attr]
-    return web.Response(status=204)
+    """Close the port, and this connection; the program goes on."""
+    server = SITES[0]._server
+    assert server is not None
+    server.close()
+    answer = web.Response(status=204)
+    answer.force_close()
+    return answer
 
 
 async def websocket(request: web.BaseRequest) -> web.StreamResponse:

@@ -1,0 +1,162 @@
+"""WebSockets through a real proxy: messages, subprotocols, close codes, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from tests.integration.proxy.running import RunningProxy, gpu, running, until
+
+MIB = 1 << 20
+
+
+def talk(
+    proxy: RunningProxy,
+    conversation: Callable[[ClientConnection], Awaitable[None]],
+    path: str = "/ws",
+    *subprotocols: str,
+    headers: dict[str, str] | None = None,
+) -> None:
+    async def go() -> None:
+        async with connect(
+            f"ws://127.0.0.1:{proxy.port}{path}",
+            subprotocols=[Subprotocol(name) for name in subprotocols] or None,
+            additional_headers=headers,
+            max_size=None,
+            proxy=None,
+        ) as socket:
+            await asyncio.wait_for(conversation(socket), 15)
+
+    asyncio.run(go())
+
+
+def test_text_binary_and_large_messages_both_ways(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        big = bytes(range(256)) * (5 * MIB // 256)
+        for message in ("hello 你好", "", b"", b"\x00\xff", big, "é" * MIB):
+            await socket.send(message)
+            assert await socket.recv() == message
+
+    talk(ready, conversation)
+
+
+def test_a_fragmented_message_arrives_whole(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        await socket.send(["one ", "message ", "in three"])
+        assert await socket.recv() == "one message in three"
+
+    talk(ready, conversation)
+
+
+def test_the_node_chooses_the_subprotocol(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        assert socket.subprotocol == "chat.v1"
+
+    talk(ready, conversation, "/ws", "chat.v0", "chat.v1")
+
+
+def test_no_subprotocol_where_none_was_asked_for(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        assert socket.subprotocol is None
+
+    talk(ready, conversation)
+
+
+def test_headers_of_the_handshake(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        await socket.send("x")
+        await socket.recv()
+
+    headers = {"Cookie": "theirs=1; qwenctl_session=ours", "X-Forwarded-For": "6.6.6.6"}
+    talk(ready, conversation, "/ws?handshake=1", headers=headers)
+    got = until(lambda: ready.journal_of("/ws?handshake=1")[-1].get("headers"))
+    assert got["cookie"] == "theirs=1"
+    assert got["x-forwarded-for"] == "127.0.0.1"
+    assert got["host"] == f"127.0.0.1:{ready.port}"
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 3000, 4321])
+def test_close_code_of_the_node_reaches_the_client(ready: RunningProxy, code: int) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        await socket.send(f"close {code}")
+        with pytest.raises(ConnectionClosed):
+            await socket.recv()
+        assert (socket.close_code, socket.close_reason) == (code, "as asked")
+
+    talk(ready, conversation)
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 3000, 4321])
+def test_close_code_of_the_client_reaches_the_node(ready: RunningProxy, code: int) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        await socket.close(code=code, reason="going")
+
+    path = f"/ws?closing={code}"
+    talk(ready, conversation, path)
+    ended = until(lambda: ready.journal_of(path)[-1].get("closed_with"), 2.0)
+    assert ended == code
+
+
+def test_a_client_that_vanishes_ends_the_nodes_side(ready: RunningProxy) -> None:
+    path = "/ws?vanish"
+
+    async def conversation(socket: ClientConnection) -> None:
+        await socket.send("x")
+        await socket.recv()
+        socket.transport.abort()
+
+    talk(ready, conversation, path)
+    until(lambda: ready.journal_of(path)[-1]["end"], 1.0, "the end at the node")
+
+
+def test_a_node_that_vanishes_ends_the_clients_side(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        await socket.send("abort")
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(socket.recv(), 2)
+        assert socket.close_code == 1011
+
+    talk(ready, conversation)
+
+
+def test_a_refused_handshake_keeps_its_status(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        raise AssertionError("accepted")
+
+    with pytest.raises(InvalidStatus) as refused:
+        talk(ready, conversation, "/ws-refused")
+    assert refused.value.response.status_code == 403
+
+
+def test_none_of_ours_under_the_reserved_prefix(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        raise AssertionError("accepted")
+
+    with pytest.raises(InvalidStatus) as refused:
+        talk(ready, conversation, "/_qwenctl/api/events")
+    assert refused.value.response.status_code == 404
+
+
+def test_a_websocket_does_not_wake(tmp_path: Path) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        raise AssertionError("accepted")
+
+    presets = ("gradio", "open-webui", "openai", "generic")
+    gpus = {name: gpu(preset=name, hosts=[f"{name}.localhost"]) for name in presets}
+    with running(tmp_path, gpu=gpus) as proxy:
+        for name in presets:
+            with pytest.raises(InvalidStatus) as refused:
+                talk(proxy, conversation, "/ws", headers={"Host": f"{name}.localhost"})
+            assert refused.value.response.status_code == 503
+            assert b'"code": "not_ready"' in (refused.value.response.body or b"")
+            assert proxy.untouched(name)
+
+
+def test_no_traceback_of_all_that(ready: RunningProxy) -> None:
+    assert "Traceback" not in ready.log

@@ -1,0 +1,234 @@
+"""The ruling for each request × visitor × phase × setting, as a table."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from proxy.auth import Identity
+from proxy.gate import Verdict, judge, may_wake
+from qwenctl.lifecycle import Failure, Phase
+from qwenctl.rules import Activity
+from tests.unit.proxy.made import (
+    ANYBODY,
+    BROWSER,
+    KEY,
+    NAVIGATION,
+    SAME_SITE,
+    gpu,
+    request,
+    snapshot,
+)
+
+OFF_PHASES = [p.value for p in Phase if not p.serves and p is not Phase.DRAINING]
+
+CLICK = request("POST", "/gradio_api/queue/join", SAME_SITE)
+CROSS = request("POST", "/gradio_api/queue/join", {**SAME_SITE, "Sec-Fetch-Site": "cross-site"})
+CROSS_OLD = request("POST", "/gradio_api/queue/join", {"Origin": "http://evil"})
+CLIENT = request("POST", "/gradio_api/queue/join", {"Content-Type": "application/json"})
+PAGE = request("GET", "/", NAVIGATION)
+CURL = request("GET", "/", {"Accept": "*/*"})
+BOT = request("GET", "/", {"Accept": "text/html"})
+HEARTBEAT = request("GET", "/gradio_api/heartbeat/abc", SAME_SITE)
+SOCKET = request("WEBSOCKET", "/ws")
+
+
+def ruling(
+    phase: str,
+    what: object = CLICK,
+    who: Identity | None = ANYBODY,
+    *,
+    blocked: bool = False,
+    failure: str = "",
+    **settings: object,
+) -> Verdict:
+    return judge(
+        gpu(**settings), what, who, snapshot(phase, blocked=blocked, failure=failure)  # type: ignore[arg-type]
+    ).verdict
+
+
+def test_every_phase_is_in_the_table() -> None:
+    assert {*OFF_PHASES, "ready", "draining"} == {phase.value for phase in Phase}
+
+
+@pytest.mark.parametrize("phase", [phase.value for phase in Phase])
+@pytest.mark.parametrize("what", [CLICK, CLIENT, PAGE, CURL, HEARTBEAT, SOCKET])
+def test_nobody_gets_anything_without_access(phase: str, what: object) -> None:
+    for wake_on in ("visit", "click", "never"):
+        assert ruling(phase, what, None, wake_on=wake_on) is Verdict.SIGN_IN
+
+
+@pytest.mark.parametrize("who", [ANYBODY, BROWSER, KEY])
+@pytest.mark.parametrize("what", [CLICK, CROSS, CLIENT, PAGE, CURL, BOT, HEARTBEAT, SOCKET])
+def test_a_ready_gpu_gets_everything(what: object, who: Identity) -> None:
+    assert ruling("ready", what, who) is Verdict.FORWARD
+
+
+@pytest.mark.parametrize(
+    ("what", "verdict"),
+    [
+        (CLICK, Verdict.LEASE),
+        (CLIENT, Verdict.LEASE),
+        (PAGE, Verdict.FORWARD),  # no Sec-Fetch-User: a page that loads itself is no use
+        (request("GET", "/", {**NAVIGATION, "Sec-Fetch-User": "?1"}), Verdict.LEASE),
+        (SOCKET, Verdict.LEASE),
+        (CURL, Verdict.FORWARD),
+        (HEARTBEAT, Verdict.FORWARD),
+    ],
+)
+def test_draining_turns_use_into_a_lease_first(what: object, verdict: Verdict) -> None:
+    assert ruling("draining", what) is verdict
+
+
+def test_a_drain_that_cannot_be_taken_back() -> None:
+    """Blocked, or condemned: nothing goes there any more."""
+    lost = Failure("node_lost", "gone", attempts=1, retry_at=0.0, condemns=True)
+    failure = json.dumps(vars(lost))
+    for more in ({"blocked": True}, {"failure": failure}):
+        assert ruling("draining", CLICK, **more) is Verdict.HOLD  # type: ignore[arg-type]
+        assert ruling("draining", PAGE, **more) is Verdict.PAGE  # type: ignore[arg-type]
+        assert ruling("draining", CURL, **more) is Verdict.UNREADY  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("phase", OFF_PHASES)
+@pytest.mark.parametrize(
+    ("what", "who", "wake_on", "api", "verdict"),
+    [
+        # a tab that was left open
+        (CLICK, ANYBODY, "visit", "hold", Verdict.HOLD),
+        (CLICK, BROWSER, "visit", "hold", Verdict.HOLD),
+        (CLICK, BROWSER, "visit", "fail", Verdict.HOLD),
+        (CLICK, BROWSER, "click", "hold", Verdict.UNREADY),
+        (CLICK, BROWSER, "never", "hold", Verdict.UNREADY),
+        # a program
+        (CLIENT, KEY, "visit", "hold", Verdict.HOLD),
+        (CLIENT, KEY, "click", "hold", Verdict.HOLD),
+        (CLIENT, KEY, "never", "hold", Verdict.HOLD),
+        (CLIENT, KEY, "visit", "fail", Verdict.WAKE),
+        (CLIENT, ANYBODY, "visit", "hold", Verdict.HOLD),
+        (CLIENT, ANYBODY, "visit", "fail", Verdict.WAKE),
+        (CLIENT, ANYBODY, "click", "hold", Verdict.UNREADY),
+        (CLIENT, ANYBODY, "never", "hold", Verdict.UNREADY),
+        # another site
+        (CROSS, ANYBODY, "visit", "hold", Verdict.UNREADY),
+        (CROSS, BROWSER, "visit", "hold", Verdict.UNREADY),
+        (CROSS_OLD, ANYBODY, "visit", "hold", Verdict.UNREADY),
+        # looking
+        (PAGE, ANYBODY, "visit", "hold", Verdict.PAGE),
+        (PAGE, BROWSER, "never", "hold", Verdict.PAGE),
+        (BOT, ANYBODY, "visit", "hold", Verdict.PAGE),
+        (CURL, ANYBODY, "visit", "hold", Verdict.UNREADY),
+        (CURL, KEY, "visit", "hold", Verdict.UNREADY),
+        (HEARTBEAT, BROWSER, "visit", "hold", Verdict.UNREADY),
+        (SOCKET, KEY, "visit", "hold", Verdict.UNREADY),
+    ],
+)
+def test_a_gpu_that_is_not_there(
+    phase: str, what: object, who: Identity, wake_on: str, api: str, verdict: Verdict
+) -> None:
+    assert ruling(phase, what, who, wake_on=wake_on, api=api) is verdict
+
+
+@pytest.mark.parametrize(
+    ("wake_on", "page", "client", "key"),
+    [("visit", True, True, True), ("click", True, False, True), ("never", False, False, True)],
+)
+def test_who_may_wake(wake_on: str, page: bool, client: bool, key: bool) -> None:
+    config = gpu(wake_on=wake_on)
+    for who in (ANYBODY, BROWSER):
+        assert may_wake(config, who, by_page=True) is page
+        assert may_wake(config, who) is client
+    assert may_wake(config, KEY) is may_wake(config, KEY, by_page=True) is key
+    assert not may_wake(config, None)
+    assert not may_wake(config, None, by_page=True)
+
+
+@pytest.mark.parametrize("phase", [*OFF_PHASES, "ready", "draining"])
+def test_what_a_rule_refuses_is_refused_always(phase: str) -> None:
+    rules = [{"activity": "refused", "path": "^/admin"}]
+    assert ruling(phase, request("GET", "/admin", NAVIGATION), KEY, rules=rules) is Verdict.REFUSE
+
+
+def test_own_rules_come_first() -> None:
+    quiet = [{"activity": "passive", "path": "^/gradio_api/queue/join$"}]
+    assert ruling("off", CLICK, rules=quiet) is Verdict.UNREADY
+    loud = [{"activity": "wakes", "methods": ["GET"], "path": "^/render$"}]
+    assert ruling("off", request("GET", "/render"), rules=loud) is Verdict.HOLD
+
+
+# What the presets make of requests
+
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+WAKES, KEEPS_ON, PASSIVE, MESSAGES = (
+    Activity.WAKES,
+    Activity.KEEPS_ON,
+    Activity.PASSIVE,
+    Activity.MESSAGES,
+)
+
+
+@pytest.mark.parametrize(
+    ("preset", "method", "path", "headers", "activity"),
+    [
+        ("generic", "POST", "/x", SAME_SITE, WAKES),
+        ("generic", "POST", "/x", {"Origin": "http://me"}, WAKES),
+        ("generic", "POST", "/x", {"Authorization": "Bearer qk_1"}, WAKES),
+        ("generic", "POST", "/x", {"X-API-Key": "qk_1"}, WAKES),
+        ("generic", "PUT", "/x", {"Content-Type": "application/json; charset=utf-8"}, WAKES),
+        ("generic", "POST", "/x", {}, KEEPS_ON),
+        ("generic", "POST", "/x", FORM, KEEPS_ON),
+        ("generic", "POST", "/x", {"Authorization": "Bearer sk-1"}, KEEPS_ON),
+        ("generic", "POST", "/x", {"Origin": "null"}, KEEPS_ON),
+        ("generic", "POST", "/xmlrpc.php", {"Content-Type": "text/xml"}, KEEPS_ON),
+        ("generic", "GET", "/x", SAME_SITE, PASSIVE),
+        ("generic", "GET", "/x", JSON, PASSIVE),
+        ("generic", "PROPFIND", "/x", JSON, PASSIVE),
+        ("generic", "WEBSOCKET", "/x", {}, MESSAGES),
+        ("gradio", "POST", "/gradio_api/queue/join", {}, WAKES),
+        ("gradio", "POST", "/gradio_api/run/predict", {}, WAKES),
+        ("gradio", "POST", "/gradio_api/call/v2/chat", {}, WAKES),
+        ("gradio", "POST", "/gradio_api/call/chat", {}, WAKES),
+        ("gradio", "POST", "/gradio_api/upload", {}, WAKES),
+        ("gradio", "POST", "/run/predict/", {}, WAKES),
+        ("gradio", "POST", "/api/predict", {}, WAKES),
+        ("gradio", "POST", "/api/v1/pods", {}, PASSIVE),
+        ("gradio", "POST", "/api", {}, PASSIVE),
+        ("gradio", "POST", "/wp-login.php", {}, PASSIVE),
+        ("gradio", "POST", "/", {}, PASSIVE),
+        ("gradio", "GET", "/gradio_api/queue/data", {}, KEEPS_ON),
+        ("gradio", "GET", "/gradio_api/call/chat/17", {}, KEEPS_ON),
+        ("gradio", "GET", "/gradio_api/heartbeat/x", {}, PASSIVE),
+        ("gradio", "POST", "/gradio_api/heartbeat/x", {}, PASSIVE),
+        ("openai", "POST", "/v1/chat/completions", {}, WAKES),
+        ("openai", "GET", "/v1/models", {}, PASSIVE),
+        ("openai", "POST", "/xmlrpc.php", {}, PASSIVE),
+        ("open-webui", "POST", "/api/chat/completions", {}, WAKES),
+        ("open-webui", "GET", "/ws/socket.io/", {}, PASSIVE),
+        ("open-webui", "WEBSOCKET", "/ws/socket.io/", {}, PASSIVE),
+        ("open-webui", "POST", "/wp-login.php", {}, KEEPS_ON),
+    ],
+)
+def test_presets(
+    preset: str, method: str, path: str, headers: dict[str, str], activity: Activity
+) -> None:
+    asked = request(method, path, headers)
+    assert judge(gpu(preset=preset), asked, ANYBODY, snapshot("ready")).activity is activity
+
+
+@pytest.mark.parametrize("preset", ["generic", "gradio", "openai", "open-webui"])
+@pytest.mark.parametrize(
+    ("more", "activity"),
+    [
+        ({"Sec-Fetch-User": "?1"}, KEEPS_ON),
+        ({}, PASSIVE),
+        ({"Sec-Fetch-User": "?1", "Sec-Purpose": "prefetch"}, PASSIVE),
+        ({"Sec-Fetch-User": "?1", "Sec-Purpose": "prefetch;prerender"}, PASSIVE),
+        ({"Sec-Fetch-User": "?1", "Purpose": "prefetch"}, PASSIVE),
+    ],
+)
+def test_opening_a_page(preset: str, more: dict[str, str], activity: Activity) -> None:
+    asked = request("GET", "/", {**NAVIGATION, **more})
+    assert judge(gpu(preset=preset), asked, ANYBODY, snapshot("ready")).activity is activity
+    assert ruling("off", asked, preset=preset) is Verdict.PAGE

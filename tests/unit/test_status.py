@@ -1,0 +1,244 @@
+"""What page, `status` and `why` say, from a real store where one is needed."""
+
+from __future__ import annotations
+
+import json
+from math import inf
+from typing import Any
+
+import pytest
+
+from qwenctl.config import GpuConfig
+from qwenctl.status import duration, explain, full_status, lease_words, page_status
+from qwenctl.store import Event, Lease, Snapshot
+
+GPU = GpuConfig(boot_estimate=40.0)
+NOW = 10_000.0
+
+
+def snap(
+    phase: str, *, leases: tuple[Lease, ...] = (), blocks: tuple[Lease, ...] = (), **state: str
+) -> Snapshot:
+    fields = {"phase": phase, "since": str(int((NOW - 5) * 1000)), **state}
+    return Snapshot("main", NOW, fields, leases, blocks)
+
+
+def lease(name: str = "request:anna", left: float = 600.0, **more: Any) -> Lease:
+    return Lease(name, NOW + left, since=NOW - 9, **{"actor": "anna", "reason": "", **more})
+
+
+def event(time: float, kind: str, **fields: str) -> Event:
+    return Event(f"{time:.0f}-0", time, kind, {"actor": "", **fields})
+
+
+def move(time: float, source: str, to: str, cause: str = "") -> Event:
+    return event(time, "transition", **{"from": source, "to": to, "cause": cause})
+
+
+STARTED = [
+    event(NOW - 9, "lease", name="request:anna", cause="request", actor="anna", expiry="99999000"),
+    move(NOW - 8.9, "off", "starting", "demand"),
+    event(NOW - 8.8, "call", verb="start"),
+]
+BOOTING = [*STARTED, move(NOW - 5, "starting", "booting", "running")]
+LOADING = [*BOOTING, move(NOW - 4, "booting", "loading", "hello")]
+
+
+def states(page: dict[str, Any]) -> str:
+    return " ".join(f"{step['key']}={step['state']}" for step in page["steps"])
+
+
+def test_the_contract_of_the_page() -> None:
+    page = page_status(snap("off"), [], GPU, may_wake=True)
+    assert list(page) == [
+        "gpu", "phase", "wanted", "steps", "elapsed_seconds", "eta_seconds", "progress",
+        "failure", "blocked", "wake_on", "may_wake",
+    ]  # fmt: skip
+    assert [step["key"] for step in page["steps"]] == ["request", "start", "boot", "load", "ready"]
+    assert all(list(step) == ["key", "state", "seconds", "expected"] for step in page["steps"])
+    json.dumps(page, allow_nan=False)
+
+
+def test_off_and_nobody_asked() -> None:
+    page = page_status(snap("off"), [], GPU, may_wake=False)
+    assert {step["state"] for step in page["steps"]} == {"todo"}
+    assert (page["wanted"], page["eta_seconds"], page["elapsed_seconds"]) == (False, None, None)
+    assert page["may_wake"] is False
+
+
+@pytest.mark.parametrize(
+    ("phase", "events", "expected"),
+    [
+        ("off", [], "request=active start=todo boot=todo load=todo ready=todo"),
+        ("starting", STARTED[:2], "request=active start=todo boot=todo load=todo ready=todo"),
+        ("starting", STARTED, "request=done start=active boot=todo load=todo ready=todo"),
+        ("booting", BOOTING, "request=done start=done boot=active load=todo ready=todo"),
+        ("loading", LOADING, "request=done start=done boot=done load=active ready=todo"),
+        ("loading", [], "request=done start=done boot=done load=active ready=todo"),
+        ("ready", LOADING, "request=done start=done boot=done load=done ready=done"),
+        ("stopping", [], "request=active start=todo boot=todo load=todo ready=todo"),
+    ],
+)
+def test_steps_by_phase(phase: str, events: list[Event], expected: str) -> None:
+    page = page_status(snap(phase, leases=(lease(),)), events, GPU, may_wake=True)
+    assert states(page) == expected
+
+
+def test_durations_and_eta_while_loading() -> None:
+    page = page_status(snap("loading", leases=(lease(),)), LOADING, GPU, may_wake=True)
+    by_key = {step["key"]: step for step in page["steps"]}
+    assert by_key["start"]["seconds"] == pytest.approx(3.8)
+    assert by_key["load"]["seconds"] == 4.0
+    assert by_key["load"]["expected"] == 20.0
+    assert page["elapsed_seconds"] == 9.0
+    assert page["eta_seconds"] == 16.0
+
+
+def test_eta_never_goes_below_the_steps_that_follow() -> None:
+    slow = snap("starting", leases=(lease(),))
+    old = [Event(e.id, e.time - 500, e.kind, e.fields) for e in STARTED]
+    assert page_status(slow, old, GPU, may_wake=True)["eta_seconds"] == 30.0  # boot and load
+
+
+def test_progress_comes_from_the_report() -> None:
+    from qwenctl.wire import Progress, Report
+
+    report = Report(
+        gpu="main", boot_id="b" * 8, start_seq=1, state="loading",
+        progress=Progress(phase="weights", percent=40, text="3 of 8"),
+    )  # fmt: skip
+    base = snap("loading", leases=(lease(),))
+    loading = Snapshot(
+        base.gpu, base.now, base.state, base.leases, (), {"report": report.model_dump_json()}
+    )
+    page = page_status(loading, LOADING, GPU, may_wake=True)
+    assert page["progress"] == {"phase": "weights", "percent": 40.0, "text": "3 of 8"}
+
+
+FAILURE = json.dumps(
+    {
+        "code": "no_capacity",
+        "message": "none free",
+        "attempts": 2,
+        "retry_at": NOW + 20,
+        "condemns": False,
+    }
+)
+
+
+def test_failure_with_and_without_demand() -> None:
+    failed = [
+        *STARTED,
+        event(NOW - 1, "transition", **{"from": "starting", "to": "failed", "failure": FAILURE}),
+    ]
+    wanted = page_status(
+        snap("failed", leases=(lease(),), failure=FAILURE), failed, GPU, may_wake=True
+    )
+    assert wanted["failure"] == {
+        "code": "no_capacity", "message": "none free", "attempts": 2, "retry_in_seconds": 20.0,
+    }  # fmt: skip
+    assert states(wanted).startswith("request=done start=failed boot=todo")
+    alone = page_status(snap("failed", failure=FAILURE), failed, GPU, may_wake=True)
+    assert alone["failure"]["retry_in_seconds"] is None
+
+
+def test_blocked_names_the_block_that_lasts_longest() -> None:
+    blocks = (
+        lease("budget", 50.0, actor="", reason="used up"),
+        Lease("maintenance:bob", inf, "driver", "bob", NOW - 60),
+    )
+    page = page_status(snap("off", blocks=blocks, leases=(lease(),)), [], GPU, may_wake=True)
+    assert page["blocked"] == {
+        "kind": "maintenance",
+        "by": "bob",
+        "reason": "driver",
+        "seconds_left": None,
+    }
+    assert page["wanted"] is False
+    assert page["eta_seconds"] is None
+    json.dumps(page, allow_nan=False)
+
+
+def test_full_status_is_json_and_counts_the_idle_time() -> None:
+    ready = snap("ready", leases=(lease(left=60), lease("pin:bob", 300.0)), observed="running")
+    full = full_status(ready, LOADING, GPU, url="http://x")
+    assert full["idle_seconds_left"] == 300.0
+    assert full["cloud"]["state"] == "running"
+    assert {entry["kind"] for entry in full["leases"]} == {"request", "pin"}
+    json.dumps(full, allow_nan=False)
+    working = snap("ready", leases=(lease("inflight:p1", 30.0),))
+    assert full_status(working, [], GPU)["idle_seconds_left"] is None
+
+
+def texts(*args: Any, **kwargs: Any) -> str:
+    return "\n".join(str(reason) for reason in explain(*args, **kwargs))
+
+
+def test_why_names_who_keeps_it_on_and_what_happens_next() -> None:
+    ready = snap("ready", leases=(lease("pin:bob", 300.0, actor="bob", reason="demo"),))
+    said = texts(ready, LOADING, drain=4.0)
+    assert "kept on by bob (qwenctl up): demo" in said
+    assert "for another 5 min" in said
+    assert "needed by a visitor (anna)" in said
+    assert "stopped in 5 min 4 s unless somebody uses it" in said
+    assert "qwenctl serve" in said  # no controller holds the lock
+
+
+def test_why_names_who_stopped_it() -> None:
+    history = [
+        move(NOW - 50, "loading", "ready", "ready"),
+        event(NOW - 30, "down", actor="bob", cause="lunch", cut="0"),
+        move(NOW - 29, "ready", "draining", "idle"),
+        move(NOW - 25, "draining", "stopping", "idle"),
+        move(NOW - 20, "stopping", "off", "stopped"),
+    ]
+    assert "bob (qwenctl down): lunch" in texts(snap("off"), history)
+    idle = [entry for entry in history if entry.kind != "down"]
+    said = texts(snap("off"), idle)
+    assert "last stopped 25 s ago: nobody needed it any more" in said
+    assert "stays off until somebody needs it" in said
+
+
+def test_why_does_not_blame_an_earlier_down() -> None:
+    history = [
+        event(NOW - 90, "down", actor="bob"),
+        move(NOW - 80, "off", "starting", "demand"),
+        move(NOW - 70, "loading", "ready", "ready"),
+        move(NOW - 30, "ready", "draining", "idle"),
+        move(NOW - 25, "draining", "stopping", "idle"),
+    ]
+    assert "bob" not in texts(snap("stopping"), history)
+
+
+def test_why_with_blocks_failures_and_a_silent_cloud() -> None:
+    block = Lease("maintenance:bob", inf, "driver", "bob", NOW - 60)
+    said = texts(snap("off", blocks=(block,), observe_error="no route"), [])
+    assert "kept off by bob (qwenctl block): driver" in said
+    assert "cannot be asked: no route" in said
+    assert "stays off until it is unblocked" in said
+    said = texts(snap("failed", leases=(lease(),), failure=FAILURE), [])
+    assert "attempt 2 failed (no_capacity): none free" in said
+    assert "tried again in 20 s" in said
+
+
+def test_why_of_one_found_running() -> None:
+    history = [move(NOW - 9, "off", "booting", "found_running")]
+    said = texts(snap("booting", leases=(lease("adopted:ctl"),)), history)
+    assert "found running" in said
+
+
+def test_every_kind_of_lease_has_words() -> None:
+    kinds = ["request:a", "inflight:p", "busy:n", "pin:u", "prewarm:s", "adopted:c",
+             "maintenance:u", "budget", "off-hours:s", "own:thing"]  # fmt: skip
+    words = [lease_words(Lease(name, inf)) for name in kinds]
+    assert len(set(words)) == len(kinds)
+    assert all(words)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min"), (65, "1 min 5 s"),
+     (3600, "1 h"), (7800, "2 h 10 min"), (200_000, "2 d 7 h"), (-1, "0.0 s")],
+)  # fmt: skip
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
