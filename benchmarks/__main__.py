@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.harness import HERE, text
+from benchmarks.harness import HERE, on_interrupt, text
 
 NAMES = ("cli", "footprint", "wake", "forwarder")
 BEGIN, END = "<!-- figures: written by python -m benchmarks -->\n", "<!-- end of figures -->\n"
@@ -26,6 +26,7 @@ def main() -> int:
         parser.error(
             f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}"
         )
+    on_interrupt()
     failed = []
     for name in given.names or NAMES:
         # A process of its own: one benchmark's pinning and imports must not touch the next one's.
@@ -35,11 +36,15 @@ def main() -> int:
             f"benchmarks.{name}",
             *(["--quick"] if given.quick else []),
         ]
-        try:
-            if subprocess.run(command, cwd=HERE.parent).returncode:
-                failed.append(name)
-        except KeyboardInterrupt:
-            return 130
+        # Not `subprocess.run`, which kills its child a moment after Ctrl-C: this one cleans up.
+        with subprocess.Popen(command, cwd=HERE.parent) as child:
+            try:
+                if child.wait():
+                    failed.append(name)
+            except (KeyboardInterrupt, SystemExit):
+                child.terminate()
+                child.wait()
+                raise
     if not given.quick:
         write_readme()
     if failed:
@@ -86,4 +91,7 @@ def _markdown(record: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -42,6 +42,7 @@ __all__ = [
     "main",
     "median",
     "need",
+    "on_interrupt",
     "percentile",
     "pinned",
     "scratch",
@@ -167,7 +168,7 @@ def main(
     )
     options(parser)
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` runs
+    on_interrupt()
     try:
         load = psutil.getloadavg()[0]
         report = run(given)
@@ -181,6 +182,20 @@ def main(
     report.show()
     print(f"written: {report.save(record=not given.quick)}")
     return 0
+
+
+def on_interrupt() -> None:
+    """Have SIGINT and SIGTERM end the program in order; a second one does not disturb the end."""
+
+    def interrupted(number: int, _: object) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, interrupted)
 
 
 def need(program: str, how: str) -> str:

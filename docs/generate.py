@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from qwenctl.config import Config, Duration
+from qwenctl.config_docs import descriptions, schema
 from qwenctl.errors import ExitCode
 from qwenctl.rules import PRESETS
 
@@ -51,10 +52,7 @@ def main() -> int:
 
 def pages() -> Iterator[tuple[str, str]]:
     """Every generated file: its path from the root, its text."""
-    schema = Config.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "qwenctl.toml"
-    yield "docs/reference/config.schema.json", json.dumps(schema, indent=2, sort_keys=True) + "\n"
+    yield "docs/reference/config.schema.json", json.dumps(schema(), indent=2, sort_keys=True) + "\n"
     yield "docs/reference/config.md", config_page()
     yield "docs/reference/cli.md", cli_page()
     yield "docs/reference/rules.md", rules_page()
@@ -144,7 +142,7 @@ def config_page() -> str:
         lines += ["", "| key | type | default | meaning |", "|---|---|---|---|"]
         for name, field in model.model_fields.items():
             inner = inner_model(field.annotation)
-            meaning = " ".join((field.description or "").split()).replace("``", "`")
+            meaning = descriptions(model).get(name, "")
             if inner is not None and typing.get_origin(field.annotation) is not tuple:
                 meaning = meaning or "a table of its own, see below"
             row = (f"`{name}`", type_words(field), default_words(field), meaning)
@@ -167,7 +165,7 @@ def sample() -> str:
         for name, field in model.model_fields.items():
             if inner_model(field.annotation) is not None:
                 continue
-            for line in _wrapped(" ".join((field.description or "").split()).replace("``", "`")):
+            for line in _wrapped(descriptions(model).get(name, "")):
                 lines.append(f"# {line}")
             lines.append(f"# {name} = {_toml(field)}")
         lines.append("")

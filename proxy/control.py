@@ -83,6 +83,7 @@ def make_control(parts: Parts) -> Flask:
     add("/", "home", views.waiting)
     add("/waiting", "waiting", views.waiting)
     add("/sign-in", "sign_in", views.sign_in)
+    add("/problem", "told", views.told)
     add("/login", "login", views.login, methods=["GET", "POST"])
     add("/logout", "logout", views.logout, methods=["POST"])
     add("/wake", "wake_form", views.wake_form, methods=["POST"])
@@ -156,6 +157,7 @@ class Views:
             target = request.values.get("next", "/")
         parts = urlsplit(target)
         safe = target.startswith("/") and not target.startswith(("//", "/\\"))
+        safe = safe and target.isprintable()  # browsers drop tabs and line ends
         return target if safe and not parts.scheme and not parts.netloc else "/"
 
     # Pages
@@ -304,6 +306,11 @@ class Views:
 
     # Errors
 
+    def told(self) -> ResponseReturnValue:
+        """What the data plane has to say to somebody who opened a page."""
+        told = request.environ["asgi.scope"].get("qwenctl.problem")
+        raise Problem(*told) if told else Problem(404, "not_found", "there is no such page")
+
     def problem(self, error: Problem) -> ResponseReturnValue:
         return self._error(error.status, error.code, error.detail, error.retry_after)
 
@@ -337,12 +344,15 @@ class Views:
         if html:
             texts = self._texts()
             table = texts["t"]
+            in_place = "qwenctl.original_path" in request.environ["asgi.scope"]
+            again = {"url": self._next(), "label": table["message.retry"]}
             body = render_template(
                 "message.html",
                 **texts,
                 title=table.get(f"message.{status}.title", table["message.title"]),
                 text=table.get(f"message.{status}.text", detail),
                 detail=detail,
+                link=again if in_place and status >= 500 else None,
             )
             return body, status, headers
         headers["Content-Type"] = "application/problem+json; charset=utf-8"

@@ -106,6 +106,17 @@ class DataPlane:
             except ClientGone:
                 self._metrics.requests.labels(name, "client_gone").inc()
                 return
+            except StoreUnavailable:
+                await self._problem(
+                    scope,
+                    send,
+                    request,
+                    503,
+                    "store_lost",
+                    "the proxy cannot reach its store; nothing is started or stopped meanwhile",
+                    retry_after=5,
+                )
+                return
             except NotConnected as error:
                 if await self._moved_on(name, view, str(error)):
                     continue
@@ -161,20 +172,12 @@ class DataPlane:
             await self._pages("waiting", _for_gpu(scope, name), receive, send)
             return True
         assert identity is not None
-        if view.lost:
-            await self._problem(
-                scope,
-                send,
-                request,
-                503,
-                "store_lost",
-                "the proxy cannot reach its store; nothing is started or stopped meanwhile",
-                retry_after=5,
-            )
-            return True
         if verdict is Verdict.UNREADY:
+            if view.lost:
+                raise StoreUnavailable(view.lost)
             await self._unready(scope, send, request, name, ruling.why)
             return True
+        # A store that is only slow gets the demand; one that is lost says so now.
         if verdict is Verdict.HOLD:
             assert isinstance(receive, Held)
             return await self._hold(name, view, request, identity, scope, receive, send, deadline)
@@ -265,7 +268,9 @@ class DataPlane:
     async def _after_death(self, scope: Scope, send: Send, request: Request, name: str) -> None:
         await self._mirror.refresh(name)
         phase = self._mirror.peek(name).snapshot.phase
-        if phase.serves:
+        # A person gets a page with a link, and not the waiting page, which opens this one by itself:
+        # a WebUI that each visit breaks would be visited for ever.
+        if phase.serves or request.is_navigation:
             await self._problem(
                 scope,
                 send,
@@ -334,6 +339,7 @@ class DataPlane:
 
         Raises:
             ClientGone: nobody waits any more.
+            StoreUnavailable: nobody can be told to wake it.
         """
         if self._held >= self._config.proxy.max_held:
             await self._unready(scope, send, request, name, "too many requests are waiting")
@@ -372,17 +378,6 @@ class DataPlane:
                     )
                     return True
                 await receive.wait(view, min(deadline - now, RENEW_DEMAND, gpu.idle_timeout / 3))
-        except StoreUnavailable:
-            await self._problem(
-                scope,
-                send,
-                request,
-                503,
-                "store_lost",
-                "the proxy cannot reach its store; nothing is started or stopped meanwhile",
-                retry_after=5,
-            )
-            return True
         finally:
             await receive.stop()
             self._held -= 1
@@ -402,6 +397,9 @@ class DataPlane:
     ) -> None:
         if scope["type"] == "websocket":
             await refuse_websocket(scope, send, status, code, detail)
+        elif request.is_navigation:
+            problem = (status, code, detail, retry_after)
+            await self._pages("problem", {**scope, "qwenctl.problem": problem}, _no_body, send)
         else:
             await send_problem(request, send, status, code, detail, retry_after=retry_after)
 
@@ -458,6 +456,10 @@ class DataPlane:
 
 HOPELESS = frozenset({"denied", "not_found"})
 """Failures that no waiting mends: a person has to act."""
+
+
+async def _no_body() -> dict[str, object]:
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 class _Started:

@@ -44,7 +44,7 @@ class View:
         self.used = False
         self.version = 0
         self.changed = asyncio.Event()
-        """Set, and replaced by a new one, at each new snapshot."""
+        """Set, and replaced by a new one, at each new snapshot and each vain attempt at one."""
         self.refreshing: asyncio.Task[None] | None = None
         self.stale = False
         """Something has changed since the refresh under way began."""
@@ -52,6 +52,11 @@ class View:
     @property
     def age(self) -> float:
         return time.monotonic() - self.fetched_at
+
+    def tell(self) -> None:
+        """Wake everybody who waits for news."""
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     async def wait(self, timeout: float) -> None:
         """Return at the next snapshot, or after so many seconds."""
@@ -103,26 +108,38 @@ class Mirror:
         view.used = True
         if view.age <= FRESH:
             return view
-        if view.lost and time.monotonic() - view.tried_at < FRESH:
+        began = time.monotonic()
+        if view.lost and began - view.tried_at < FRESH:
             return view  # tried a moment ago, in vain
-        try:
-            await asyncio.wait_for(asyncio.shield(self.refresh(gpu)), PATIENCE)
-        except asyncio.TimeoutError:
-            view.lost = view.lost or "the store does not answer"
-            view.tried_at = time.monotonic()
+        self._ask(view)
+        while view.age > FRESH and not (view.lost and view.tried_at >= began):
+            if (left := began + PATIENCE - time.monotonic()) <= 0:
+                view.lost = view.lost or "the store does not answer"
+                view.tried_at = time.monotonic()
+                break
+            await view.wait(left)
         return view
 
-    def refresh(self, gpu: str) -> asyncio.Task[None]:
-        """Ask the store now; refreshes of one GPU under way at the same time are one."""
+    async def refresh(self, gpu: str) -> None:
+        """Ask the store; return with a snapshot that is younger than this call, or with the store
+        known to be lost."""
         view = self._views[gpu]
-        if view.refreshing is None or view.refreshing.done():
-            view.refreshing = asyncio.create_task(self._refresh(view))
-        return view.refreshing
+        began = time.monotonic()
+        view.stale = True
+        self._ask(view)
+        while view.fetched_at < began and not (view.lost and view.tried_at >= began):
+            await view.changed.wait()
 
     def _invalidate(self, gpu: str) -> None:
         view = self._views[gpu]
         view.stale = True
-        self.refresh(gpu)
+        self._ask(view)
+
+    def _ask(self, view: View) -> None:
+        """Have a new snapshot come. Nobody waits for this task itself: while things change faster
+        than snapshots come, it goes on and on."""
+        if view.refreshing is None or view.refreshing.done():
+            view.refreshing = asyncio.create_task(self._refresh(view))
 
     async def _refresh(self, view: View) -> None:
         loop = asyncio.get_running_loop()
@@ -137,13 +154,13 @@ class Mirror:
                 if not view.lost:
                     log.warning("%s; going on with what is known", error)
                 view.lost, view.tried_at = str(error), time.monotonic()
+                view.tell()
                 return
             if view.lost:
                 log.warning("the store answers again")
             view.snapshot, view.fetched_at, view.lost = snapshot, asked_at, ""
             view.version += 1
-            view.changed.set()
-            view.changed = asyncio.Event()
+            view.tell()
             if not view.stale:
                 return
 
@@ -153,4 +170,4 @@ class Mirror:
             for view in self._views.values():
                 if view.used and view.age > REFRESH / 2:
                     view.used = False
-                    self.refresh(view.gpu)
+                    self._ask(view)

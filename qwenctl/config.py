@@ -93,7 +93,7 @@ Duration = Annotated[
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ApiKey(_Table):
@@ -354,9 +354,11 @@ def read_secret(path: Path, key: str) -> str:
         ConfigError: unreadable or empty.
     """
     try:
-        text = path.read_text().strip()
+        text = path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{key}: {path} is not UTF-8 text") from None
     if not text:
         raise ConfigError(f"{key}: {path} is empty")
     return text
@@ -481,6 +483,8 @@ def _explain(error: ValidationError, where: str, origins: Mapping[str, str]) -> 
         location = [str(part) for part in problem["loc"] if part != "[key]"]
         key = ".".join(location)
         source = origins.get(key)
+        if source is None and problem["type"] == "extra_forbidden":  # a table only in variables
+            source = next((origins[k] for k in origins if k.startswith(f"{key}.")), None)
         head = f"{source} ({key})" if source else f"{where}: {key}" if key else where
         if problem["type"] == "extra_forbidden":
             known = _known_keys(location[:-1])

@@ -58,7 +58,7 @@ def pool(state: Path, **options: Any) -> Any:
         def _connect(self) -> Any:
             try:
                 return super()._connect()  # type: ignore[no-untyped-call]
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError, PermissionError):
                 ensure(state)
                 return super()._connect()  # type: ignore[no-untyped-call]
 

@@ -42,7 +42,7 @@ class Activity(str, Enum):
 class Rule(BaseModel):
     """One row of the table; every condition that is given must hold."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     activity: Literal["wakes", "keeps_on", "messages", "passive", "refused"]
     """The class of a request that matches."""

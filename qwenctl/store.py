@@ -21,7 +21,7 @@ from typing import Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from qwenctl import embedded
@@ -563,6 +563,11 @@ class Watcher:
                 pause = min(2.0, pause * 2)
 
 
+_REFUSALS = (redis.exceptions.OutOfMemoryError, redis.exceptions.ClusterError)
+_REFUSAL_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
+"""A full disk or memory, a cluster that is not whole: the server is there and of no use."""
+
+
 @contextlib.contextmanager
 def _errors(client: redis.Redis) -> Iterator[None]:
     try:
@@ -589,6 +594,10 @@ def _errors(client: redis.Redis) -> Iterator[None]:
             f"Redis at {_place(client)} cannot be reached: {text.rstrip('.')}; check redis_url and "
             "that the server runs"
         ) from None
+    except redis.exceptions.ResponseError as error:
+        if not isinstance(error, _REFUSALS) and not str(error).startswith(_REFUSAL_CODES):
+            raise  # a mistake in a script of ours
+        raise StoreUnavailable(f"Redis at {_place(client)} refuses to work: {error}") from None
 
 
 def _place(client: redis.Redis) -> str:
@@ -623,7 +632,7 @@ def connect(config: Config) -> redis.Redis:
             Path(config.redis_password_file).expanduser(), "redis_password_file"
         )
     if not config.redis_url:
-        return redis.Redis(connection_pool=embedded.pool(config.state_path, **options))
+        return redis.Redis.from_pool(embedded.pool(config.state_path, **options))
     url = urlsplit(config.redis_url)
     try:
         if url.scheme == "redis+sentinel":
@@ -654,7 +663,9 @@ def _sentinel(netloc: str, path: str, options: dict[str, Any]) -> redis.Redis:
         name, _, port = host.partition(":")
         places.append((name, int(port or 26379)))
     service, _, database = path.strip("/").partition("/")
-    sentinel: Any = cast(Any, Sentinel)(places, socket_timeout=3.0)
+    # One that does not answer is passed over for the next, not tried again.
+    asking = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 0)}
+    sentinel: Any = cast(Any, Sentinel)(places, sentinel_kwargs=asking)
     return cast(
         redis.Redis, sentinel.master_for(service or "mymaster", db=int(database or 0), **options)
     )

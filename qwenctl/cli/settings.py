@@ -104,11 +104,9 @@ def schema() -> None:
     Example:
       qwenctl config schema > qwenctl.schema.json
     """
-    from qwenctl.config import Config
+    from qwenctl.config_docs import schema as described
 
-    print_json(
-        {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
-    )
+    print_json(described())
 
 
 def masked(value: Any, key: str = "") -> Any:

@@ -27,9 +27,9 @@ ARGUMENTS = [
     "--host-resolver-rules=MAP *.localhost 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 
-# Chromium says so itself when a page comes with an error status, as the waiting page does (503) and
-# the login page after a wrong password (403).
-EXPECTED_ERRORS = ("the server responded with a status of 503", "responded with a status of 403")
+# Chromium says so itself when a page comes with an error status: the waiting page (503), the page
+# about a broken connection (502), the login page after a wrong password (403).
+EXPECTED_ERRORS = tuple(f"responded with a status of {status}" for status in (403, 502, 503))
 
 
 def sample_webui(**changes: Any) -> dict[str, Any]:

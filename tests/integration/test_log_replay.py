@@ -29,7 +29,9 @@ PRESETS = ("generic", "gradio", "open-webui", "openai")
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r'^\S+ \S+ \S+ \[[^]]*\] "(\S+) (.*?)(?: HTTP/[\d.]+)?" \d+ \S+ "[^"]*" "(.*)"$')
 
-CHROME = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 Chrome/131.0.0.0 Safari/537.36"
+CHROME = (
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 Chrome/131.0.0.0 Safari/537.36"
+)
 FORM = "application/x-www-form-urlencoded"
 
 

@@ -692,6 +692,7 @@ def test_scripts_survive_a_server_that_forgot_them(store: Store, client: redis.R
     assert leases(store) == {"request:ada": 60}
 
 
+@pytest.mark.slow
 def test_a_cluster() -> None:
     """Everything of one GPU lies in one slot."""
     port = free_port() % 40_000 + 10_000  # the cluster bus takes the port 10,000 above

@@ -221,7 +221,9 @@ class Deployment:
             "gpu": tables,
         }
         for key, value in (settings or {}).items():
-            content[key] = {**content[key], **value} if isinstance(content.get(key), dict) else value
+            content[key] = (
+                {**content[key], **value} if isinstance(content.get(key), dict) else value
+            )
         self.config_file = directory / "qwenctl.toml"
         self.config_file.write_text("".join(f"{k} = {toml(v)}\n" for k, v in content.items()))
         self.config: Config = load_config(str(self.config_file), env={})

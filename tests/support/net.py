@@ -37,7 +37,12 @@ class Answer:
 
 
 async def post(
-    http: aiohttp.ClientSession, url: str, *, host: str = "", body: bytes = b"{}", method: str = "POST"
+    http: aiohttp.ClientSession,
+    url: str,
+    *,
+    host: str = "",
+    body: bytes = b"{}",
+    method: str = "POST",
 ) -> Answer:
     """One request, read to its last byte; a connection that breaks is status 0."""
     headers = JSON | ({"Host": host} if host else {})

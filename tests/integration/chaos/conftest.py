@@ -38,4 +38,3 @@ def deploy(tmp_path: Path, valkey: ValkeyServer) -> Iterator[Deploy]:
     yield make
     for deployment in made:
         deployment.close()
-

@@ -99,7 +99,7 @@ def test_many_start_it_at_once_and_it_goes_with_the_last(state: Path) -> None:
     leave(clients[0])
     _, alive = psutil.wait_procs([server, keeper], timeout=8)
     assert not alive
-    assert not [p for p in processes_of(state)]
+    assert not list(processes_of(state))
 
     late = client(state)
     assert answer(late) == ":21"  # what was written is still there

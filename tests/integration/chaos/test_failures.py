@@ -56,7 +56,10 @@ CASES = {
         "no_capacity", "no such machine is free", {"local": {"fail": "no_capacity"}}, starts=False
     ),
     "dies": Case(
-        "instance_lost", "the instance died", {"local": {"fail": "dies_after", "dies_after": 2}}, dies=True
+        "instance_lost",
+        "the instance died",
+        {"local": {"fail": "dies_after", "dies_after": 2}},
+        dies=True,
     ),
 }
 

@@ -45,6 +45,7 @@ async def hammer(deployment: Deployment, gpu: str, seconds: float, count: int) -
     timeout = aiohttp.ClientTimeout(total=40)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
         answers += await volley(http, deployment, gpu, 2, 0.0)
+        assert {answer.status for answer in answers} == {200}, answers
         while time.monotonic() < end:
             after = await asyncio.to_thread(deployment.last_event, gpu)
             draining: Event = await asyncio.to_thread(

@@ -18,7 +18,7 @@ def test_wakes_at_the_same_instant_start_once(deploy: Deploy, clients: int) -> N
         base = deployment.proxies[number // 3 % 3].url
         # Two of three are held until ready, the third one is a waiting page's wake.
         urls.append(f"{base}/_qwenctl/api/wake" if number % 3 == 2 else f"{base}/count?n={number}")
-    answers = post_all(urls + [urls[0].replace("n=0", "n=last")])
+    answers = post_all([*urls, urls[0].replace("n=0", "n=last")])
 
     wrong = [answer for answer in answers if answer.status not in (200, 202)]
     assert not wrong, wrong[:5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -37,8 +38,7 @@ NAMES = ("visit", "click", "never", "fails", "blocked", "denied", "once", "big",
 def asleep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProxy]:
     """One proxy with a sleeping GPU for each way to be woken; each test has its own GPU."""
     gpus = {
-        name: gpu(hosts=[f"{name}.localhost"], preset="generic", boot_estimate=20)
-        for name in NAMES
+        name: gpu(hosts=[f"{name}.localhost"], preset="generic", boot_estimate=20) for name in NAMES
     }
     gpus["click"]["wake_on"] = "click"
     gpus["never"]["wake_on"] = "never"
@@ -188,13 +188,12 @@ def test_the_form_wakes_and_leads_back(asleep: RunningProxy) -> None:
     """For browsers without scripts."""
     form = {"Origin": "http://click.localhost", "Accept": "text/html"}
     for target, back in (("/chat?a=1", "/chat?a=1"), ("//evil.example", "/"), ("/\\evil", "/")):
-        answer = ask(
-            asleep, "click", "POST", "/_qwenctl/wake", headers=form, data={"next": target}
-        )
+        answer = ask(asleep, "click", "POST", "/_qwenctl/wake", headers=form, data={"next": target})
         assert (answer.status_code, answer.headers["location"]) == (303, back)
     asleep.wait_for("ready", "click")
 
 
+@pytest.mark.slow
 def test_events_tell_each_phase(tmp_path: Path) -> None:
     gpus = {"main": gpu(local={"boot_seconds": 0.5, "stop_seconds": 0.3}, idle_timeout=1)}
     with running(tmp_path, gpu=gpus) as proxy:
@@ -226,11 +225,13 @@ def test_events_need_a_gpu_that_there_is(asleep: RunningProxy) -> None:
 # Held requests
 
 
+@pytest.mark.slow
 def test_a_large_post_is_held_unread_and_delivered_whole(asleep: RunningProxy) -> None:
     size = 5 << 20
     body = bytes(range(256)) * (size // 256)
     sent_when_ready: list[bool] = []
     with RawClient(asleep.port, timeout=20) as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         client.send(
             f"POST /big HTTP/1.1\r\nHost: big.localhost\r\nContent-Length: {size}\r\n"
             "Content-Type: application/json\r\n\r\n".encode()
@@ -263,6 +264,7 @@ def test_expect_100_is_answered_when_the_node_is_there(asleep: RunningProxy) -> 
         assert client.answer()[0] == 200
 
 
+@pytest.mark.slow
 def test_the_limit_of_holding(asleep: RunningProxy) -> None:
     began = time.monotonic()
     answer = ask(asleep, "limit", "POST", "/x", json={"a": 1})
@@ -302,12 +304,14 @@ def test_a_client_that_leaves_is_not_held(asleep: RunningProxy, rest: bytes) -> 
     until(lambda: held(asleep) == 0, 6)
     with RawClient(asleep.port) as client:
         client.send(
-            b"POST /x HTTP/1.1\r\nHost: leaver.localhost\r\nContent-Type: application/json\r\n" + rest
+            b"POST /x HTTP/1.1\r\nHost: leaver.localhost\r\nContent-Type: application/json\r\n"
+            + rest
         )
         until(lambda: held(asleep) == 1, 2, "the holding")
     until(lambda: held(asleep) == 0, 1.0, "the notice of the hanging up")
 
 
+@pytest.mark.slow
 def test_many_held_requests_all_get_through(tmp_path: Path) -> None:
     gpus = {"main": gpu(preset="generic", local=SLOW_BOOT)}
     with running(tmp_path, gpu=gpus, proxy={"max_held": 30}) as proxy:

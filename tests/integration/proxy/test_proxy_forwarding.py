@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import hashlib
 import json
@@ -105,7 +106,8 @@ def test_what_is_no_http_gets_400_and_harms_nobody(ready: RunningProxy) -> None:
 
 def test_duplicate_headers_and_host_are_kept(ready: RunningProxy) -> None:
     result = echo(
-        ready, "GET / HTTP/1.1\nHost: localhost:99\nX-Twice: one\nX-Twice: two\nX-Text: 你好\n".encode()
+        ready,
+        "GET / HTTP/1.1\nHost: localhost:99\nX-Twice: one\nX-Twice: two\nX-Text: 你好\n".encode(),
     )
     assert seen(result, "x-twice") == ["one", "two"]
     assert seen(result, "host") == ["localhost:99"]
@@ -253,7 +255,9 @@ def test_content_length_is_passed_on(ready: RunningProxy) -> None:
 
 
 def test_expect_100_continue(ready: RunningProxy) -> None:
-    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    head = (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    )
     with RawClient(ready.port) as client:
         client.send(head)
         assert client.head()[0] == 100
@@ -267,9 +271,9 @@ def test_expect_100_continue_refused_by_the_node(ready: RunningProxy) -> None:
     head = b"POST /too-large HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000000\r\n"
     with RawClient(ready.port) as client:
         client.send(head + b"Expect: 100-continue\r\n\r\n")
-        status, headers = client.head()
+        status, _ = client.head()
         while status == 100:
-            status, headers = client.head()
+            status, _ = client.head()
         assert status == 413
 
 
@@ -361,8 +365,8 @@ def test_a_slow_node_slows_the_sender_and_costs_no_memory(ready: RunningProxy) -
             b"POST /long-poll HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000000\r\n\r\n"
         )
         sent = 0
-        with pytest.raises(TimeoutError):
-            while True:
+        with contextlib.suppress(TimeoutError):
+            while sent < 100 * MIB:
                 sent += client.socket.send(b"x" * 65536)
         assert sent < 50 * MIB
         assert ready.memory - before < 25 * MIB

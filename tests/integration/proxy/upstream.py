@@ -32,7 +32,9 @@ async def echo(request: web.BaseRequest) -> web.StreamResponse:
     content = {
         "method": request.method,
         "target": request.raw_path,
-        "headers": [[name.decode(), value.decode("latin-1")] for name, value in request.raw_headers],
+        "headers": [
+            [name.decode(), value.decode("latin-1")] for name, value in request.raw_headers
+        ],
         "size": size,
         "sha256": digest.hexdigest(),
         "connection": transport.get_extra_info("peername")[1],
@@ -86,7 +88,7 @@ async def status(request: web.BaseRequest) -> web.StreamResponse:
     headers = {"ETag": '"7"', "X-Kept": "yes"}
     if code == 304 and "length" in request.query:
         return await raw(
-            request, b"HTTP/1.1 304 Not Modified\r\nContent-Length: 1234\r\nETag: \"7\"\r\n\r\n"
+            request, b'HTTP/1.1 304 Not Modified\r\nContent-Length: 1234\r\nETag: "7"\r\n\r\n'
         )
     return web.Response(status=code, headers=headers)
 

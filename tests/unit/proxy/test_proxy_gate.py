@@ -44,7 +44,10 @@ def ruling(
     **settings: object,
 ) -> Verdict:
     return judge(
-        gpu(**settings), what, who, snapshot(phase, blocked=blocked, failure=failure)  # type: ignore[arg-type]
+        gpu(**settings),
+        what,
+        who,
+        snapshot(phase, blocked=blocked, failure=failure),  # type: ignore[arg-type]
     ).verdict
 
 

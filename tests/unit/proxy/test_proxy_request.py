@@ -101,7 +101,7 @@ def passed(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         ("a=1; qwenctl_session=s; b=2", "a=1; b=2"),
         ("a=1; qwenctl_session=s; qwenctl_session=t; b=2", "a=1; b=2"),
         ("a=qwenctl_session; x_qwenctl_session=1", "a=qwenctl_session; x_qwenctl_session=1"),
-        ("a=1;  b=\"x; y\"", "a=1;  b=\"x; y\""),
+        ('a=1;  b="x; y"', 'a=1;  b="x; y"'),
         ("qwenctl_session=s", None),
         ("qwenctl_session = s", None),
     ],

@@ -1,0 +1,281 @@
+"""`qwenctl up` and `down` with a real instance of the local provider, mostly without a proxy.
+
+The service is started by the test, as an image that starts its WebUI by itself would: without a
+proxy the agent is not told what to run, and readiness is probed by the command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from valkey_server import ValkeyServer, free_port
+
+from qwenctl.config import Config, load_config
+from qwenctl.errors import ExitCode
+from qwenctl.lifecycle import Phase
+from qwenctl.providers import make_provider
+from qwenctl.store import Store
+
+PROGRAM = Path(sys.executable).with_name("qwenctl")
+
+
+class Machine:
+    """One deployment with a GPU of the local provider, and the program to run on it."""
+
+    def __init__(self, directory: Path, url: str, deployment: str, client: Any) -> None:
+        self.directory = directory
+        self.service_port = free_port()
+        self.path = directory / "qwenctl.toml"
+        self.path.write_text(
+            f'deployment = "{deployment}"\nstate_dir = "{directory}/st"\nredis_url = "{url}"\n'
+            f'[proxy]\nlisten = "127.0.0.1:{free_port()}"\n'
+            '[gpu.main]\nidle_timeout = "1m"\nboot_estimate = 5\n'
+            "[gpu.main.timing]\nretry = 0.5\n"
+            "[gpu.main.local]\nboot_seconds = 0.3\nstop_seconds = 0.1\n"
+            f'[[gpu.main.service]]\ncommand = ["false"]\nport = {self.service_port}\n'
+        )
+        self.store = Store(client, deployment)
+
+    def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("QWENCTL_")}
+        return subprocess.Popen(
+            [PROGRAM, *args],
+            cwd=self.directory,
+            env={**inherited, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        program = self.start(*args, **env)
+        try:
+            stdout, stderr = program.communicate(timeout=60)
+        finally:
+            program.kill()
+        return subprocess.CompletedProcess(args, program.returncode, stdout, stderr)
+
+    @property
+    def phase(self) -> Phase:
+        return self.store.snapshot("main").phase
+
+    @property
+    def provider(self) -> Any:
+        config: Config = load_config(str(self.path), env={})
+        return make_provider("main", config.gpu["main"], config)
+
+    @contextlib.contextmanager
+    def service(self) -> Iterator[None]:
+        """The WebUI, on its port."""
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", self.service_port), Handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield
+            server.shutdown()
+
+
+@pytest.fixture
+def machine(
+    tmp_path: Path, valkey: ValkeyServer, deployment: str, client: Any
+) -> Iterator[Machine]:
+    machine = Machine(tmp_path, valkey.url, deployment, client)
+    yield machine
+    machine.provider.stop()
+
+
+def fails(done: subprocess.CompletedProcess[str], code: ExitCode, *words: str) -> None:
+    assert done.returncode == code, done.stdout + done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in last
+
+
+def test_up_and_down(machine: Machine) -> None:
+    with machine.service():
+        done = machine.run("up", "--for", "1h", "--because", "demo")
+        assert done.returncode == 0, done.stderr
+        assert "main is ready: http://127.0.0.1:" in done.stdout
+        assert "Starting the instance: done in" in done.stderr
+        assert "No proxy runs" in done.stderr
+        assert "qwenctl serve" in done.stderr
+        assert machine.phase is Phase.READY
+        [pin] = machine.store.snapshot("main").leases
+        # From when it was ready, for exactly so long.
+        assert pin.expiry - machine.store.snapshot("main").now == pytest.approx(3600, abs=10)
+        assert pin.reason == "demo"
+
+        again = machine.run("up", "--json")
+        told = json.loads(again.stdout)
+        assert (told["outcome"], told["proxy_runs"]) == ("ready", False)
+
+        done = machine.run("down", "--because", "lunch")
+    assert (done.returncode, done.stdout) == (0, "main is off\n")
+    assert "draining" in done.stderr
+    assert machine.provider.describe().state.value == "stopped"
+    assert "lunch" in machine.run("why").stdout
+    starts = [e for e in machine.store.events("main") if e.fields.get("verb") == "start"]
+    assert len(starts) == 1
+
+
+def test_down_waits_for_running_work_and_names_it(machine: Machine) -> None:
+    with machine.service():
+        assert machine.run("up").returncode == 0
+        machine.store.demand(
+            "main",
+            "request:a",
+            30,
+            reason="request",
+            actor="a",
+            inflight="inflight:p1",
+            inflight_ttl=60,
+        )
+        down = machine.start("down")
+        try:
+            assert down.stderr is not None
+            assert "waiting for requests in flight through p1" in down.stderr.readline()
+            assert machine.phase is Phase.READY
+            machine.store.touch("main", "inflight:p1", 0, [], actor="p1")
+            stdout, _ = down.communicate(timeout=30)
+        finally:
+            down.kill()
+    assert (down.returncode, stdout) == (0, "main is off\n")
+
+
+def test_down_now_cuts(machine: Machine) -> None:
+    with machine.service():
+        assert machine.run("up").returncode == 0
+        machine.store.demand(
+            "main",
+            "request:a",
+            30,
+            reason="request",
+            actor="a",
+            inflight="inflight:p1",
+            inflight_ttl=60,
+        )
+        assert machine.run("down", "--now").stdout == "main is off\n"
+
+
+def test_down_tells_who_needs_it_again(machine: Machine) -> None:
+    with machine.service():
+        assert machine.run("up").returncode == 0
+        down = machine.start("down")
+        try:
+            assert down.stderr is not None
+            while "draining" not in down.stderr.readline():
+                pass
+            machine.store.demand("main", "request:eve", 30, reason="request", actor="eve")
+            _, stderr = down.communicate(timeout=30)
+        finally:
+            down.kill()
+        assert down.returncode == ExitCode.ERROR
+        assert "needed again by a visitor (eve)" in stderr
+        assert machine.run("down", "--now").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [("no_capacity", ExitCode.NO_CAPACITY), ("denied", ExitCode.DENIED)]
+)
+def test_a_refused_start_has_its_own_exit_code_and_leaves_nothing_behind(
+    machine: Machine, fault: str, code: ExitCode
+) -> None:
+    done = machine.run("up", QWENCTL_GPU__MAIN__LOCAL__FAIL=fault)
+    fails(done, code, fault)
+    assert machine.phase is Phase.OFF
+    assert machine.store.snapshot("main").leases == ()
+    done = machine.run("up", "--json", QWENCTL_GPU__MAIN__LOCAL__FAIL=fault)
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["exit_code"], told["outcome"]) == (code, code, "failed")
+
+
+def test_retry_goes_on_until_the_timeout(machine: Machine) -> None:
+    done = machine.run(
+        "up", "--retry", "--timeout", "3s", QWENCTL_GPU__MAIN__LOCAL__FAIL="no_capacity"
+    )
+    fails(done, ExitCode.NO_CAPACITY)
+    attempts = [e for e in machine.store.events("main") if e.fields.get("to") == "failed"]
+    assert len(attempts) >= 2
+
+
+def test_a_bad_instance_is_stopped_before_up_gives_up(machine: Machine) -> None:
+    done = machine.run("up", QWENCTL_GPU__MAIN__TIMING__BOOT="1s")  # nothing listens, nobody calls
+    fails(done, ExitCode.FAILED, "agent_silent")
+    assert machine.phase is Phase.OFF
+    assert machine.provider.describe().state.value == "stopped"
+
+
+def test_the_timeout_leaves_the_wake_running(machine: Machine) -> None:
+    done = machine.run("up", "--timeout", "1s", QWENCTL_GPU__MAIN__LOCAL__FAIL="boot_hangs")
+    fails(done, ExitCode.TIMEOUT, "qwenctl down")
+    assert machine.phase is Phase.STARTING
+    assert machine.store.snapshot("main").leases
+
+
+def test_ctrl_c_leaves_the_wake_running_and_says_so(machine: Machine) -> None:
+    up = machine.start("up", QWENCTL_GPU__MAIN__LOCAL__BOOT_SECONDS="60")
+    try:
+        assert up.stderr is not None
+        while "Starting the instance" not in up.stderr.readline():
+            pass
+        up.send_signal(signal.SIGINT)
+        _, stderr = up.communicate(timeout=30)
+    finally:
+        up.kill()
+    assert up.returncode == ExitCode.INTERRUPTED
+    assert "goes on waking" in stderr
+    assert "Traceback" not in stderr
+    assert machine.phase is Phase.STARTING
+    assert machine.store.snapshot("main").leases
+    assert machine.store.snapshot("main").leader == ""  # the lock was given back
+
+
+def test_a_down_of_somebody_else_ends_the_waiting(machine: Machine) -> None:
+    up = machine.start("up")  # nobody answers on the service's port, so it waits
+    try:
+        assert up.stderr is not None
+        while "Booting" not in up.stderr.readline():
+            pass
+        down = machine.run("down")
+        _, stderr = up.communicate(timeout=30)
+    finally:
+        up.kill()
+    assert down.stdout == "main is off\n"
+    assert up.returncode == ExitCode.ERROR
+    assert "somebody said `qwenctl down`" in stderr
+
+
+def test_no_wait_makes_the_call_where_no_controller_runs(machine: Machine) -> None:
+    done = machine.run("up", "--no-wait")
+    assert done.returncode == 0, done.stderr
+    assert "on its way" in done.stdout
+    starts = [e for e in machine.store.events("main") if e.fields.get("verb") == "start"]
+    assert len(starts) == 1
+
+
+def test_block_drains_and_waits(machine: Machine) -> None:
+    with machine.service():
+        assert machine.run("up").returncode == 0
+        done = machine.run("block", "--for", "1h")
+        assert done.stdout == "main is blocked for 1 h\nmain is off\n"
+        fails(machine.run("up"), ExitCode.BLOCKED)
