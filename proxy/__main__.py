@@ -62,7 +62,13 @@ def serve(config: Config, listen: str | None) -> int:
     application = Proxy(
         config, store, snapshot_delay=float(os.environ.get("QWENCTL_TEST_SNAPSHOT_DELAY") or 0)
     )
-    server = uvicorn.Server(
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: object) -> None:
+            application.close()
+            super().handle_exit(sig, frame)  # type: ignore[arg-type]
+
+    server = Server(
         uvicorn.Config(
             application,
             loop="uvloop",
@@ -83,9 +89,7 @@ def serve(config: Config, listen: str | None) -> int:
     )
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel("WARNING")
-    log.info(
-        "listening on %s, state in %s", config.proxy.listen, config.redis_url or config.state_path
-    )
+    log.info("listening on %s, state in %s", config.proxy.listen, store.place)
     server.run(sockets=[connection])
     return 0 if server.started else int(ExitCode.ERROR)
 

@@ -24,7 +24,10 @@ log = logging.getLogger("qwenctl.proxy")
 WRITE_BACK = 1.0
 """Longest time from an activity to its lease, in seconds: W of DESIGN §4."""
 
-RENEW = 5.0
+RENEW = 1.5
+"""How often the in-flight lease is renewed: within every drain (3 s or more), so that a lease that
+the store has lost (an append-only file cut short, a failover) is there again before a stop."""
+
 INFLIGHT_TTL = 30.0
 
 
@@ -53,8 +56,8 @@ class Use:
         self._began = time.monotonic()
 
     def touch(self) -> None:
-        """Something happened that counts as activity now."""
-        self._activities.touch(self._gpu, self._lease, self._began)
+        """Something happened that counts as activity now, whenever the request began."""
+        self._activities.touch(self._gpu, self._lease)
 
     def __enter__(self) -> Use:
         self._activities._enter(self._gpu, self._lease, self._began)
@@ -99,7 +102,9 @@ class Activities:
 
     def touch(self, gpu: str, lease: str, began: float | None = None) -> None:
         """Extend a client's lease by one idle timeout from now."""
-        self._gpus[gpu].touched[lease] = time.monotonic() if began is None else began
+        touched = self._gpus[gpu].touched
+        # Two requests of one client in one second: the younger one decides.
+        touched[lease] = max(began or time.monotonic(), touched.get(lease, 0.0))
         self._dirty.set()
 
     def _enter(self, gpu: str, lease: str, began: float) -> None:
@@ -107,10 +112,8 @@ class Activities:
         self.touch(gpu, lease, began)
 
     def _leave(self, gpu: str, lease: str, began: float) -> None:
-        entry = self._gpus[gpu]
-        entry.in_flight -= 1
-        # Two requests of one client in one second: the younger one decides.
-        self.touch(gpu, lease, max(began, entry.touched.get(lease, began)))
+        self._gpus[gpu].in_flight -= 1
+        self.touch(gpu, lease, began)
 
     async def _run(self) -> None:
         while True:
@@ -149,6 +152,7 @@ class Activities:
                 ),
             )
             gpu.leased = in_flight
-        except StoreUnavailable as error:
-            log.debug("activity is kept for later: %s", error)
+        except Exception as error:  # whatever it is: use that is not written down is cut off
+            level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING
+            log.log(level, "%s: activity is kept for later: %s", name, error)
             gpu.touched = {**touched, **gpu.touched}

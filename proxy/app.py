@@ -3,7 +3,7 @@
 ::
 
     request ─► HostCheck ─► Router ─┬─ /_qwenctl/api/events ─► Feed.stream      (async, long)
-                                    ├─ /_qwenctl/gate       ─► Gate             (async, quick)
+                                    ├─ /_qwenctl/gate       ─► ForwardAuth      (async, quick)
                                     ├─ /_qwenctl/…          ─► BoundedBody ─► Flask (threads, short)
                                     └─ everything else      ─► DataPlane        (async, long)
 """
@@ -32,7 +32,7 @@ from .control import PREFIX, Parts, make_control
 from .data import DataPlane, with_path
 from .feed import Feed
 from .forward import Forwarder
-from .gate import Verdict, judge
+from .forward_auth import ForwardAuth
 from .metrics import Metrics
 from .mirror import Mirror
 from .node import NodeDesk
@@ -69,7 +69,7 @@ class Proxy:
                 store,
                 self.authenticator,
                 self.feed,
-                NodeDesk(config, store, self.metrics),
+                NodeDesk(config, store, self.metrics, self.activities.in_flight),
                 self.metrics,
                 self.activities,
                 trusted,
@@ -87,6 +87,9 @@ class Proxy:
             self.metrics,
             trusted,
             self.owner,
+        )
+        self.gate = ForwardAuth(
+            config, store, self.mirror, self.activities, self.authenticator, trusted
         )
         self.asgi: ASGIApp = HostCheck(self._route, config)
         self._stop = threading.Event()
@@ -109,67 +112,35 @@ class Proxy:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
-        if path != PREFIX and not path.startswith(PREFIX + "/"):
+        if not Request.from_scope(scope, ()).target.startswith("/"):
+            # "OPTIONS *" asks the server itself; anything else of the kind is a forged host.
+            await self._no_path(scope, send)
+        elif path != PREFIX and not path.startswith(PREFIX + "/"):
             await self.data(scope, receive, send)
         elif scope["type"] == "websocket":
             await refuse_websocket(scope, send, 404, "not_found", "there is no WebSocket here")
         elif path == f"{PREFIX}/api/events":
             await self.feed.stream(scope, receive, send)
         elif path == f"{PREFIX}/gate":
-            await self._gate(scope, send)
+            name = self.data.gpu_for(Request.from_scope(scope, self.trusted))
+            await self.gate(scope, receive, send, name)
         else:
             await self.control(scope, receive, send)
+
+    async def _no_path(self, scope: Scope, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await refuse_websocket(scope, send, 400, "bad_target", "the target is no path")
+            return
+        request = Request.from_scope(scope, ())
+        if request.method == "OPTIONS" and request.target == "*":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await send_problem(request, send, 400, "bad_target", "the target is no path")
 
     async def _page(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Render one of the control plane's pages as the answer to any other request."""
         await with_path(self.control, f"{PREFIX}/{name}")(scope, receive, send)
-
-    async def _gate(self, scope: Scope, send: Send) -> None:
-        """The admission decision for a proxy in front of the node (nginx ``auth_request``, Caddy or
-        Traefik forward auth): 204 forward it, 401 sign in first, 403 not now."""
-        asked = Request.from_scope(scope, self.trusted)
-        uri = asked.headers.get("x-original-uri") or asked.headers.get("x-forwarded-uri") or "/"
-        method = (
-            asked.headers.get("x-original-method")
-            or asked.headers.get("x-forwarded-method")
-            or "GET"
-        )
-        path, _, query = uri.partition("?")
-        original = Request.from_scope(
-            {
-                **scope,
-                "method": method,
-                "path": path,
-                "raw_path": path.encode(),
-                "query_string": query.encode(),
-            },
-            self.trusted,
-        )
-        name = self.data.gpu_for(original)
-        if not name:
-            await send_problem(asked, send, 403, "no_gpu", "no GPU is configured")
-            return
-        identity = self.authenticator.identify(original)
-        view = await self.mirror.view(name)
-        ruling = judge(self.config.gpu[name], original, identity, view.snapshot)
-        if ruling.verdict is Verdict.SIGN_IN:
-            await send_problem(asked, send, 401, "sign_in", "sign in first")
-        elif ruling.verdict is Verdict.FORWARD:
-            if ruling.counts and identity:
-                self.activities.touch(name, identity.lease)
-            address = self.config.gpu[name].address or view.snapshot.address
-            node = f"{address}:{self.config.gpu[name].port}".encode()
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": 204,
-                    "headers": [(b"x-qwenctl-node", node)],
-                }
-            )
-            await send({"type": "http.response.body", "body": b""})
-        else:
-            phase = view.snapshot.phase.value
-            await send_problem(asked, send, 403, "not_ready", f"the GPU is {phase}")
 
     # Beginning and end
 
@@ -207,6 +178,11 @@ class Proxy:
             )
             thread.start()
             self._threads.append(thread)
+
+    def close(self) -> None:
+        """The server has been told to end: let go of everybody who would wait for long."""
+        self.data.close()
+        self.feed.close()
 
     async def _shut_down(self) -> None:
         self._stop.set()

@@ -142,7 +142,8 @@ def _cookie(header: str) -> str:
 class Throttle:
     """Slows the guessing of passwords: so many wrong ones a minute from one address, and in all.
 
-    Only one password is checked at a time (argon2 takes 64 MiB for each).
+    When all have failed too often together, an address that has not failed still gets one try, so
+    that nobody can lock the others out. Only one password is checked at a time (argon2 takes 64 MiB for each).
     """
 
     PER_CLIENT = 5
@@ -164,7 +165,7 @@ class Throttle:
         mine = [when for when, who in self._failures if who == client]
         if len(mine) >= self.PER_CLIENT:
             raise Throttled(self.WINDOW - (now - mine[0]))
-        if len(self._failures) >= self.IN_ALL:
+        if mine and len(self._failures) >= self.IN_ALL:
             raise Throttled(self.WINDOW - (now - self._failures[0][0]))
 
 

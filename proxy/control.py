@@ -155,7 +155,10 @@ class Views:
             target = f"{path}?{query}" if query else path
         else:
             target = request.values.get("next", "/")
-        parts = urlsplit(target)
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            return "/"
         safe = target.startswith("/") and not target.startswith(("//", "/\\"))
         safe = safe and target.isprintable()  # browsers drop tabs and line ends
         return target if safe and not parts.scheme and not parts.netloc else "/"

@@ -2,7 +2,7 @@
 
 A plain ASGI callable. The path of a request, top to bottom: whose GPU it is for, who asks
 (`auth`), what to do with it (`gate`), and then forwarding (`forward`, `websocket`), holding, the
-waiting page, or a problem.
+waiting page, or a problem (`visit`).
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from qwenctl.config import Config, GpuConfig
+from qwenctl.config import Config
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lifecycle import Phase
 from qwenctl.rules import Activity
 from qwenctl.store import Admission, Store
 
 from .activity import INFLIGHT_TTL, Activities
-from .auth import Authenticator, Identity
+from .auth import Authenticator
 from .forward import ClientGone, Forwarder, NotConnected, UpstreamDied
 from .gate import Ruling, Verdict, judge
 from .held import Held
 from .metrics import Metrics
-from .mirror import Mirror, View
-from .problem import refuse_websocket, send_problem
-from .request import ASGIApp, Networks, Receive, Request, Scope, Send
+from .mirror import Mirror
+from .problem import send_problem
+from .request import ASGIApp, Message, Networks, Receive, Request, Scope, Send
+from .visit import Pages, Visit
 from .websocket import forward_websocket
 
-__all__ = ["DataPlane"]
+__all__ = ["DataPlane", "with_path"]
 
 log = logging.getLogger("qwenctl.proxy")
 
@@ -40,6 +41,14 @@ RENEW_DEMAND = 20.0
 
 RECHECK = 3.0
 """How long a request that found no node waits for the controller to say what has happened."""
+
+LOOK_INTERVAL = 1.0
+"""The controller is asked to look at the cloud once in so many seconds, however many requests fail."""
+
+HOPELESS = frozenset({"denied", "not_found"})
+"""Failures that no waiting mends: a person has to act."""
+
+STORE_LOST = "the proxy cannot reach its store; nothing is started or stopped meanwhile"
 
 
 class DataPlane:
@@ -53,12 +62,11 @@ class DataPlane:
         activities: Activities,
         forwarder: Forwarder,
         authenticator: Authenticator,
-        pages: Callable[[str, Scope, Receive, Send], Awaitable[None]],
+        pages: Pages,
         metrics: Metrics,
         trusted: Networks,
         owner: str,
     ) -> None:
-        """``pages(name, scope, receive, send)`` renders one of our pages in place of the answer."""
         self._config = config
         self._store = store
         self._mirror = mirror
@@ -77,10 +85,18 @@ class DataPlane:
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="demand")
         self._held = 0
         self._first_byte: dict[str, int] = {}
+        self._looked_at: dict[str, float] = {}
+        self._closing = False
 
     def gpu_for(self, request: Request) -> str:
         """The GPU that this request is for, by its host name."""
         return self._hosts.get(request.hostname, self._default)
+
+    def close(self) -> None:
+        """The proxy is going down: those who are held are told to come again."""
+        self._closing = True
+        for name in self._config.gpu:
+            self._mirror.peek(name).tell()
 
     async def stop(self) -> None:
         self._threads.shutdown(wait=False)
@@ -89,201 +105,153 @@ class DataPlane:
         request = Request.from_scope(scope, self._trusted)
         name = self.gpu_for(request)
         if not name:
-            await self._problem(scope, send, request, 503, "no_gpu", "no GPU is configured")
+            await send_problem(request, send, 503, "no_gpu", "no GPU is configured")
             return
-        identity = self._authenticator.identify(request)
-        deadline = time.monotonic() + self._config.proxy.hold
-        send, state = _watched(send)
-        while True:
-            view = await self._mirror.view(name)
-            ruling = judge(self._config.gpu[name], request, identity, view.snapshot)
-            if ruling.verdict is Verdict.HOLD and not isinstance(receive, Held):
-                receive = Held(request, receive)
-            try:
-                done = await self._carry_out(
-                    ruling, name, view, request, identity, scope, receive, send, deadline
-                )
-            except ClientGone:
-                self._metrics.requests.labels(name, "client_gone").inc()
-                return
-            except StoreUnavailable:
-                await self._problem(
-                    scope,
-                    send,
-                    request,
-                    503,
-                    "store_lost",
-                    "the proxy cannot reach its store; nothing is started or stopped meanwhile",
-                    retry_after=5,
-                )
-                return
-            except NotConnected as error:
-                if await self._moved_on(name, view, str(error)):
-                    continue
-                await self._problem(
-                    scope,
-                    send,
-                    request,
-                    502,
-                    "node_unreachable",
-                    "the node does not accept connections although it reported ready; "
-                    "the GPU's state is being checked",
-                    retry_after=5,
-                )
-                return
-            except UpstreamDied as error:
-                self._metrics.requests.labels(name, "upstream_died").inc()
-                self._look(name, "upstream died")
-                if state.started or error.started:
-                    # The status is out; ending without the last byte tells the client that it is
-                    # not whole.
-                    log.info("%s: the node broke off an answer: %s", name, error)
-                    return
-                await self._after_death(scope, send, request, name)
-                return
-            if done:
-                return
-
-    async def _carry_out(
-        self,
-        ruling: Ruling,
-        name: str,
-        view: View,
-        request: Request,
-        identity: Identity | None,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        deadline: float,
-    ) -> bool:
-        """Do what the gate said; whether that was the end of it."""
-        verdict = ruling.verdict
-        if verdict is Verdict.FORWARD:
-            await self._to_node(ruling, name, view, request, identity, scope, receive, send)
-            return True
-        self._metrics.requests.labels(name, verdict.value).inc()
-        if verdict is Verdict.SIGN_IN:
-            await self._sign_in(scope, receive, send, request)
-            return True
-        if verdict is Verdict.REFUSE:
-            await self._problem(scope, send, request, 403, "refused", ruling.why)
-            return True
-        if verdict is Verdict.PAGE:
-            await self._pages("waiting", _for_gpu(scope, name), receive, send)
-            return True
-        assert identity is not None
-        if verdict is Verdict.UNREADY:
-            if view.lost:
-                raise StoreUnavailable(view.lost)
-            await self._unready(scope, send, request, name, ruling.why)
-            return True
-        # A store that is only slow gets the demand; one that is lost says so now.
-        if verdict is Verdict.HOLD:
-            assert isinstance(receive, Held)
-            return await self._hold(name, view, request, identity, scope, receive, send, deadline)
-        admission = await self._demand(
-            name, identity, wake=ruling.activity is Activity.WAKES, reason=_reason(request)
+        visit = Visit(
+            request,
+            self._authenticator.identify(request),
+            name,
+            self._config.gpu[name],
+            self._mirror.peek(name),
+            scope,
+            receive,
+            send,
+            self._pages,
         )
-        if admission.blocked_by:
-            await self._blocked(scope, send, request, name)
-            return True
-        if verdict is Verdict.WAKE:
-            await self._unready(scope, send, request, name, "it is being woken")
-            return True
-        await self._mirror.refresh(name)  # LEASE: it is ready again, or on its way down
-        if view.snapshot.phase is Phase.DRAINING:
-            await view.wait(1.0)  # the controller has seen the lease and decides
-        return False
+        try:
+            while not await self._once(visit):
+                pass
+        except ClientGone:
+            self._metrics.requests.labels(name, "client_gone").inc()
+        except StoreUnavailable:
+            await visit.problem(503, "store_lost", STORE_LOST, 5)
+        except UpstreamDied as error:
+            await self._after_death(visit, error)
+
+    async def _once(self, visit: Visit) -> bool:
+        """Judge the request and do as judged; whether that was the end of it."""
+        await self._mirror.view(visit.name)
+        ruling = judge(visit.gpu, visit.request, visit.identity, visit.view.snapshot)
+        self._metrics.requests.labels(visit.name, ruling.verdict.value).inc()
+        match ruling.verdict:
+            case Verdict.FORWARD:
+                return await self._to_node(visit, ruling)
+            case Verdict.SIGN_IN:
+                await visit.sign_in()
+            case Verdict.REFUSE:
+                await visit.problem(403, "refused", ruling.why)
+            case Verdict.PAGE:
+                await visit.page("waiting")
+            case Verdict.UNREADY:
+                if visit.view.lost:
+                    raise StoreUnavailable(visit.view.lost)
+                await visit.unready(ruling.why)
+            case Verdict.WAKE:
+                admission = await self._demand(visit, wake=True)
+                await (
+                    visit.blocked() if admission.blocked_by else visit.unready("it is being woken")
+                )
+            case Verdict.LEASE | Verdict.HOLD:
+                return await self._hold(visit, ruling)
+        return True
 
     # Forwarding
 
-    async def _to_node(
-        self,
-        ruling: Ruling,
-        name: str,
-        view: View,
-        request: Request,
-        identity: Identity | None,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        gpu = self._config.gpu[name]
-        address = gpu.address or view.snapshot.address
-        if not address:
-            raise NotConnected("the cloud has not said where the node is")
-        base = f"http://{f'[{address}]' if ':' in address else address}:{gpu.port}"
-        lease = identity.lease if identity else "request:unknown"
+    async def _to_node(self, visit: Visit, ruling: Ruling) -> bool:
+        """Forward; False if there turns out to be no node after all, which is to be judged anew."""
+        name, snapshot = visit.name, visit.view.snapshot
+        address = visit.gpu.address or snapshot.address
+        base = f"http://{f'[{address}]' if ':' in address else address}:{visit.gpu.port}"
+        lease = visit.identity.lease if visit.identity else "request:unknown"
         use = self._activities.use(name, lease)
-        self._metrics.requests.labels(name, "forward").inc()
-        if scope["type"] == "websocket":
-            touch = use.touch if ruling.activity is Activity.MESSAGES else (lambda: None)
+        try:
+            if not address:
+                raise NotConnected("the cloud has not said where the node is")
             with use if ruling.counts else contextlib.nullcontext():
-                await forward_websocket(self._forward, base, request, scope, receive, send, touch)
-            return
-        seq = view.snapshot.start_seq
-        if self._first_byte.get(name) != seq:
-            self._first_byte[name] = seq
-            send = self._noting_first_byte(name, seq, send)
-        if not ruling.counts:
-            await self._forward(base, request, receive, send)
-            return
-        with use:
-            await self._forward(base, request, receive, send)
-
-    def _noting_first_byte(self, name: str, seq: int, send: Send) -> Send:
-        """Have the first byte after a wake noted in the history, once in this process."""
-        noted = False
-
-        async def noting(message: dict[str, object]) -> None:
-            nonlocal noted
-            await send(message)
-            if not noted:
-                noted = True
-                self._in_background(
-                    lambda: self._store.note(
-                        name, "first-byte", actor=self._owner, start_seq=str(seq)
+                if visit.scope["type"] == "websocket":
+                    touch = use.touch if ruling.activity is Activity.MESSAGES else _nothing
+                    await forward_websocket(
+                        self._forward,
+                        base,
+                        visit.request,
+                        visit.scope,
+                        visit.receive,
+                        visit.send,
+                        touch,
                     )
-                )
-
-        return noting  # type: ignore[return-value]
-
-    async def _moved_on(self, name: str, view: View, error: str) -> bool:
-        """After a refused connection: whether the GPU turns out not to be ready after all."""
-        log.info("%s: no connection to the node: %s", name, error)
-        self._metrics.requests.labels(name, "not_connected").inc()
-        seq = view.snapshot.start_seq
-        self._look(name, "no connection to the node")
-        until = time.monotonic() + RECHECK
-        while (left := until - time.monotonic()) > 0:
-            await self._mirror.refresh(name)
-            now = view.snapshot
-            if view.lost:
+                else:
+                    send = self._noting_first_byte(visit, snapshot.start_seq)
+                    await self._forward(base, visit.request, visit.receive, send)
+        except NotConnected as error:
+            log.info("%s: no connection to the node: %s", name, error)
+            self._metrics.requests.labels(name, "not_connected").inc()
+            if await self._moved_on(visit):
                 return False
-            if now.phase not in (Phase.READY, Phase.DRAINING) or now.start_seq != seq:
+            await visit.problem(
+                502,
+                "node_unreachable",
+                "the node does not accept connections although it reported ready; "
+                "the GPU's state is being checked",
+                5,
+            )
+        return True
+
+    def _noting_first_byte(self, visit: Visit, seq: int) -> Send:
+        """The first byte after a wake goes into the history, once in this process."""
+        name = visit.name
+        if self._first_byte.get(name) == seq:
+            return visit.send
+
+        async def noting(message: Message) -> None:
+            await visit.send(message)
+            if self._first_byte.get(name) != seq:
+                self._first_byte[name] = seq
+                fields = {"actor": self._owner, "start_seq": str(seq)}
+                self._in_background(lambda: self._store.note(name, "first-byte", **fields))
+
+        return noting
+
+    async def _moved_on(self, visit: Visit) -> bool:
+        """After a refused connection: whether the GPU turns out not to be ready after all."""
+        view = visit.view
+        seq = view.snapshot.start_seq
+        self._look(visit.name, "no connection to the node")
+        until = time.monotonic() + RECHECK
+        await self._mirror.refresh(visit.name)
+        while (left := until - time.monotonic()) > 0 and not view.lost:
+            if view.snapshot.phase not in (Phase.READY, Phase.DRAINING):
                 return True
+            if view.snapshot.start_seq != seq:
+                return True
+            view.used = True  # keep it fresh: what we wait for may come without a message
             await view.wait(left)
         return False
 
-    async def _after_death(self, scope: Scope, send: Send, request: Request, name: str) -> None:
-        await self._mirror.refresh(name)
-        phase = self._mirror.peek(name).snapshot.phase
+    async def _after_death(self, visit: Visit, error: UpstreamDied) -> None:
+        self._metrics.requests.labels(visit.name, "upstream_died").inc()
+        self._look(visit.name, "upstream died")
+        if visit.started or error.started:
+            # The status is out; ending without the last byte tells the client that it is not whole.
+            log.info("%s: the node broke off an answer: %s", visit.name, error)
+            return
+        await self._mirror.refresh(visit.name)
+        phase = visit.view.snapshot.phase
         # A person gets a page with a link, and not the waiting page, which opens this one by itself:
         # a WebUI that each visit breaks would be visited for ever.
-        if phase.serves or request.is_navigation:
-            await self._problem(
-                scope,
-                send,
-                request,
+        if phase.serves or visit.request.is_navigation:
+            await visit.problem(
                 502,
                 "upstream_died",
                 "the node broke the connection before it answered; the GPU's state is being checked",
             )
         else:
-            await self._unready(scope, send, request, name, f"the GPU is {phase.value}")
+            await visit.unready(f"the GPU is {phase.value}")
 
     def _look(self, name: str, cause: str) -> None:
-        self._in_background(lambda: self._store.look(name, actor=self._owner, cause=cause))
+        now = time.monotonic()
+        if now - self._looked_at.get(name, float("-inf")) >= LOOK_INTERVAL:
+            self._looked_at[name] = now
+            self._in_background(lambda: self._store.look(name, actor=self._owner, cause=cause))
 
     def _in_background(self, write: Callable[[], None]) -> None:
         def run() -> None:
@@ -295,199 +263,109 @@ class DataPlane:
 
     # Demand
 
-    async def _demand(self, name: str, identity: Identity, *, wake: bool, reason: str) -> Admission:
+    async def _demand(self, visit: Visit, *, wake: bool) -> Admission:
         """Turn demand into a lease. What one client asks for at the same moment is one question."""
-        key = (name, identity.lease, wake)
+        assert visit.identity is not None
+        key = (visit.name, visit.identity.lease, wake)
         running = self._demands.get(key)
+        joined = running is not None
         if running is None:
-            running = asyncio.ensure_future(self._ask(name, identity, wake, reason))
+            running = asyncio.ensure_future(self._ask(visit, visit.identity.lease, wake))
             self._demands[key] = running
             running.add_done_callback(lambda _: self._demands.pop(key, None))
-        return await asyncio.shield(running)
+        admission = await asyncio.shield(running)
+        if joined and admission.released:  # the one who asked began before a `down`; perhaps not we
+            admission = await self._ask(visit, visit.identity.lease, wake)
+        return admission
 
-    async def _ask(self, name: str, identity: Identity, wake: bool, reason: str) -> Admission:
-        gpu = self._config.gpu[name]
-        ttl = gpu.idle_timeout
-        if not self._mirror.peek(name).snapshot.phase.serves:
-            ttl += gpu.boot_estimate
+    async def _ask(self, visit: Visit, lease: str, wake: bool) -> Admission:
+        ttl = visit.gpu.idle_timeout
+        if not visit.view.snapshot.phase.serves:
+            ttl += visit.gpu.boot_estimate
         return await asyncio.get_running_loop().run_in_executor(
             self._threads,
             lambda: self._store.demand(
-                name,
-                identity.lease,
+                visit.name,
+                lease,
                 ttl,
-                reason=reason,
-                actor=identity.name,
+                reason=visit.reason,
+                actor=visit.identity.name if visit.identity else "",
                 inflight=self._activities.inflight_lease,
                 inflight_ttl=INFLIGHT_TTL,
                 may_wake=wake,
+                began_ago=time.monotonic() - visit.began,
             ),
         )
 
-    async def _hold(
-        self,
-        name: str,
-        view: View,
-        request: Request,
-        identity: Identity,
-        scope: Scope,
-        receive: Held,
-        send: Send,
-        deadline: float,
-    ) -> bool:
-        """Wake the GPU and wait until it is ready (False: judge again) or there is no hope.
+    async def _hold(self, visit: Visit, ruling: Ruling) -> bool:
+        """Turn the request into a lease and keep it until the GPU is ready (False: judge again) or
+        there is no hope.
 
         Raises:
             ClientGone: nobody waits any more.
             StoreUnavailable: nobody can be told to wake it.
         """
+        name, view = visit.name, visit.view
         if self._held >= self._config.proxy.max_held:
-            await self._unready(scope, send, request, name, "too many requests are waiting")
+            await visit.unready("too many requests are waiting")
             return True
-        gpu = self._config.gpu[name]
+        if not isinstance(visit.receive, Held):
+            visit.receive = Held(visit.request, visit.receive)
+        receive = visit.receive
+        deadline = visit.began + self._config.proxy.hold
+        every = min(RENEW_DEMAND, visit.gpu.idle_timeout / 3)
         self._held += 1
         self._metrics.held.labels(name).inc()
+        asked_at = float("-inf")
         try:
-            asked_at = float("-inf")
             while True:
                 now = time.monotonic()
-                if now - asked_at > min(RENEW_DEMAND, gpu.idle_timeout / 3):
-                    asked_at = now
-                    admission = await self._demand(
-                        name, identity, wake=True, reason=_reason(request)
-                    )
-                    if admission.blocked_by:
-                        await self._blocked(scope, send, request, name)
+                if now - asked_at > every:
+                    first, asked_at = asked_at < 0, now
+                    if await self._renew(visit, ruling, first=first):
                         return True
-                    if admission.phase.serves:
-                        await self._mirror.refresh(name)
                 snapshot = view.snapshot
-                if snapshot.phase.serves or snapshot.phase is Phase.DRAINING:
+                if snapshot.phase.serves:
                     return False
+                if ruling.verdict is Verdict.LEASE and snapshot.phase is not Phase.DRAINING:
+                    return False  # too late: how it is judged depends on what it is
                 failure = snapshot.failure
                 if snapshot.phase is Phase.FAILED and failure and failure.code in HOPELESS:
-                    await self._unready(scope, send, request, name, failure.message)
+                    await visit.unready(failure.headline)
                     return True
-                if now >= deadline:
-                    await self._unready(
-                        scope,
-                        send,
-                        request,
-                        name,
-                        f"not ready after {self._config.proxy.hold:.0f} s",
-                    )
+                if now >= deadline or self._closing:
+                    why = f"not ready after {self._config.proxy.hold:.0f} s"
+                    await visit.unready("the proxy is restarting" if self._closing else why)
                     return True
-                await receive.wait(view, min(deadline - now, RENEW_DEMAND, gpu.idle_timeout / 3))
+                view.used = True
+                await receive.wait(view, max(0.0, min(deadline - now, every)))
         finally:
             await receive.stop()
             self._held -= 1
             self._metrics.held.labels(name).dec()
 
-    # Refusing
-
-    async def _problem(
-        self,
-        scope: Scope,
-        send: Send,
-        request: Request,
-        status: int,
-        code: str,
-        detail: str,
-        retry_after: float | None = None,
-    ) -> None:
-        if scope["type"] == "websocket":
-            await refuse_websocket(scope, send, status, code, detail)
-        elif request.is_navigation:
-            problem = (status, code, detail, retry_after)
-            await self._pages("problem", {**scope, "qwenctl.problem": problem}, _no_body, send)
-        else:
-            await send_problem(request, send, status, code, detail, retry_after=retry_after)
-
-    async def _sign_in(self, scope: Scope, receive: Receive, send: Send, request: Request) -> None:
-        if request.is_navigation:
-            await self._pages("sign-in", scope, receive, send)
-        else:
-            await self._problem(
-                scope,
-                send,
-                request,
-                401,
-                "sign_in",
-                "send an API key as 'Authorization: Bearer qk_…', or sign in with a browser",
-            )
-
-    async def _unready(
-        self, scope: Scope, send: Send, request: Request, name: str, why: str
-    ) -> None:
-        snapshot = self._mirror.peek(name).snapshot
-        failure = snapshot.failure if snapshot.phase is Phase.FAILED else None
-        if snapshot.blocks:
-            await self._blocked(scope, send, request, name)
-            return
-        detail = f"the GPU {name!r} is {snapshot.phase.value}: {why}"
-        if failure:
-            detail = f"the GPU {name!r} has failed to start: {failure.message}"
-        await self._problem(
-            scope,
-            send,
-            request,
-            503,
-            failure.code if failure else "not_ready",
-            detail,
-            retry_after=_retry_after(self._config.gpu[name], snapshot.phase),
-        )
-
-    async def _blocked(self, scope: Scope, send: Send, request: Request, name: str) -> None:
-        await self._mirror.refresh(name)
-        blocks = self._mirror.peek(name).snapshot.blocks
-        block = blocks[0] if blocks else None
-        until = block.expiry - self._mirror.peek(name).snapshot.now if block else 60.0
-        because = f": {block.reason}" if block and block.reason else ""
-        await self._problem(
-            scope,
-            send,
-            request,
-            503,
-            "blocked",
-            f"the GPU {name!r} is blocked by {block.name if block else 'somebody'}{because}",
-            retry_after=None if until == float("inf") else until,
-        )
+    async def _renew(self, visit: Visit, ruling: Ruling, *, first: bool) -> bool:
+        """Lease once more; whether the request is thereby answered (blocked, or given up)."""
+        try:
+            admission = await self._demand(visit, wake=ruling.wakes)
+        except StoreUnavailable:
+            if first:
+                raise
+            return False  # a failover, perhaps: what has been asked for still stands
+        if admission.blocked_by or admission.released:
+            await self._mirror.refresh(visit.name)
+            if admission.blocked_by:
+                await visit.blocked()
+            else:
+                await visit.unready("somebody has run `qwenctl down` meanwhile")
+            return True
+        if admission.phase is not visit.view.snapshot.phase:
+            await self._mirror.refresh(visit.name)
+        return False
 
 
-HOPELESS = frozenset({"denied", "not_found"})
-"""Failures that no waiting mends: a person has to act."""
-
-
-async def _no_body() -> dict[str, object]:
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-class _Started:
-    started = False
-
-
-def _watched(send: Send) -> tuple[Send, _Started]:
-    state = _Started()
-
-    async def watched(message: dict[str, object]) -> None:
-        state.started = True
-        await send(message)
-
-    return watched, state  # type: ignore[return-value]
-
-
-def _for_gpu(scope: Scope, name: str) -> Scope:
-    return {**scope, "qwenctl.gpu": name}
-
-
-def _reason(request: Request) -> str:
-    return f"{request.method} {request.path[:120]}"
-
-
-def _retry_after(gpu: GpuConfig, phase: Phase) -> float:
-    if phase.waking:
-        return max(2.0, min(15.0, gpu.boot_estimate / 4))
-    return min(60.0, gpu.boot_estimate)
+def _nothing() -> None:
+    pass
 
 
 def with_path(app: ASGIApp, path: str) -> ASGIApp:

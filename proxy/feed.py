@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from .problem import send_problem
 from .request import Networks, Receive, Request, Scope, Send
 
 __all__ = ["Feed"]
+
+log = logging.getLogger("qwenctl.proxy")
 
 HISTORY = 400
 """How many events the steps and the ETA are worked out from."""
@@ -52,6 +55,8 @@ class Feed:
         self._trusted = trusted
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="feed")
         self._lock = threading.Lock()
+        self._texts: dict[str, tuple[int, asyncio.Task[dict[bool, str]]]] = {}
+        self._closing = False
         self._cache: dict[str, tuple[float, dict[str, Any]]] = {}
         self._events: dict[str, list[Event]] = {}
 
@@ -63,7 +68,9 @@ class Feed:
         """
         with self._lock:
             made_at, status = self._cache.get(gpu, (float("-inf"), {}))
-            if fresh or time.monotonic() - made_at > 0.2:
+            # A page that is told "ready" opens at once what it stands for: that must be true now.
+            usable = time.monotonic() - made_at <= 0.2 and status.get("phase") != "ready"
+            if fresh or not usable:
                 status = page_status(
                     self._store.snapshot(gpu),
                     self._history(gpu),
@@ -82,6 +89,10 @@ class Feed:
             known = self._store.events(gpu, HISTORY)
         self._events[gpu] = known = known[-HISTORY:]
         return known
+
+    def close(self) -> None:
+        """The proxy is going down: streams end, and their pages come again."""
+        self._closing = True
 
     async def stop(self) -> None:
         self._threads.shutdown(wait=False)
@@ -109,30 +120,31 @@ class Feed:
             }
         )
         pump = asyncio.ensure_future(self._pump(name, identity, send))
+        gone = asyncio.ensure_future(_hung_up(receive))
         try:
-            while (await receive())["type"] != "http.disconnect":
-                pass
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             pump.cancel()
+            gone.cancel()
 
     async def _pump(self, name: str, identity: Identity, send: Send) -> None:
-        loop = asyncio.get_running_loop()
         gpu = self._config.gpu[name]
         allowed = may_wake(gpu, identity, by_page=True)
         view = self._mirror.peek(name)
         last, renewed_at = "", time.monotonic()
-        while True:
+        while not self._closing:
             changed = view.changed
             try:
-                status = await loop.run_in_executor(
-                    self._threads, lambda: self.status(name, may_wake=allowed, fresh=True)
-                )
-                text = json.dumps(status, ensure_ascii=False)
+                text = (await self._text(name))[allowed]
                 if allowed and time.monotonic() - renewed_at > min(RENEW, gpu.idle_timeout / 3):
                     renewed_at = time.monotonic()
-                    await loop.run_in_executor(self._threads, self._renew, name, identity)
-            except StoreUnavailable:
-                text = last  # nothing new can be known now
+                    await asyncio.get_running_loop().run_in_executor(
+                        self._threads, self._renew, name, identity
+                    )
+            except Exception as error:  # the stream goes on: what is new comes later
+                level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING
+                log.log(level, "%s: no status for a waiting page: %s", name, error)
+                text = last
             if text != last:
                 last = text
                 data = f"event: status\ndata: {text}\n\n"
@@ -143,6 +155,31 @@ class Feed:
                 await asyncio.wait_for(changed.wait(), min(KEEP_ALIVE, gpu.idle_timeout / 3))
             except asyncio.TimeoutError:
                 pass
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _text(self, name: str) -> dict[bool, str]:
+        """The status as JSON, for those who may wake and those who may not; worked out once for
+        each snapshot, however many pages ask."""
+        version = self._mirror.peek(name).version
+        known = self._texts.get(name)
+        if known is None or known[0] != version:
+            known = (version, asyncio.ensure_future(self._make_text(name)))
+            self._texts[name] = known
+        try:
+            return await asyncio.shield(known[1])
+        except Exception:
+            if self._texts.get(name) is known:
+                del self._texts[name]  # the next one tries anew
+            raise
+
+    async def _make_text(self, name: str) -> dict[bool, str]:
+        status = await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: self.status(name, may_wake=True, fresh=True)
+        )
+        return {
+            allowed: json.dumps({**status, "may_wake": allowed}, ensure_ascii=False)
+            for allowed in (True, False)
+        }
 
     def _renew(self, name: str, identity: Identity) -> None:
         """Somebody still looks at the page: keep the demand that he made, if he made one."""
@@ -157,6 +194,11 @@ class Feed:
                 reason="waiting page",
                 actor=identity.name,
             )
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _query(scope: Scope, key: str) -> str:

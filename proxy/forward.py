@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.connector import Connection
+from multidict import CIMultiDict
 from yarl import URL
 
 from .headers import request_headers, response_headers
 from .request import Receive, Request, Send
 
-__all__ = ["ClientGone", "Forwarder", "NotConnected", "UpstreamDied"]
+__all__ = ["ClientGone", "Forwarder", "NotConnected", "UpstreamDied", "node_url"]
 
 SWEEP = 0.25
 """Every so many seconds, requests older than that get a task that waits for the client to hang up.
@@ -43,13 +45,17 @@ class ClientGone(Exception):
     """The client hung up; the node's connection has been closed."""
 
 
+_NO_CONTENT_TYPE: CIMultiDict[None] = CIMultiDict([("Content-Type", None)])
+
+
 class _PlainRequest(aiohttp.ClientRequest):
     """Sends the client's headers and none of aiohttp's own (Accept, User-Agent, …)."""
 
     DEFAULT_HEADERS = {}  # noqa: RUF012 - aiohttp's own attribute
 
-    def update_auto_headers(self, skip_auto_headers: object) -> None:
-        pass
+    def update_auto_headers(self, skip_auto_headers: object) -> None:  # noqa: ARG002
+        # Nothing is added here, and later no Content-Type to a body whose sender gave none.
+        self._skip_auto_headers = _NO_CONTENT_TYPE
 
     async def write_bytes(
         self,
@@ -66,37 +72,77 @@ class _PlainRequest(aiohttp.ClientRequest):
             timer.cancel()
 
 
+class Redirected(Exception):
+    """The node answered a WebSocket handshake with a redirect."""
+
+
+async def _refuse_redirect(*_: object) -> None:
+    raise Redirected
+
+
+def node_url(base: str, request: Request) -> URL:
+    """The request's target at the node, byte for byte.
+
+    A target that does not begin with a slash (``*@other-host/…``) would change the host that it is
+    appended to; the router refuses those, and this holds should it ever not.
+    """
+    if not request.target.startswith("/"):
+        raise ValueError("the target is no path")
+    return URL(base + request.target, encoded=True)
+
+
 class Forwarder:
     """A pool of connections to the nodes."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._websockets: aiohttp.ClientSession | None = None
         self._watches: set[_ClientWatch] = set()
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
+        common: dict[str, Any] = {
+            "connector": connector,
+            "auto_decompress": False,
+            "cookie_jar": aiohttp.DummyCookieJar(),
+            "request_class": _PlainRequest,
+            "max_line_size": 64 * 1024,
+            "max_field_size": 64 * 1024,
+            "read_bufsize": 256 * 1024,
+        }
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0), **common
+        )
+        # aiohttp follows redirects of a WebSocket handshake and cannot be told not to: one could
+        # lead to any host. A trace may raise.
+        trace = aiohttp.TraceConfig()
+        trace.on_request_redirect.append(_refuse_redirect)
+        self._websockets = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            request_class=_PlainRequest,
-            max_line_size=64 * 1024,
-            max_field_size=64 * 1024,
-            read_bufsize=256 * 1024,
+            connector_owner=False,
+            trace_configs=[trace],
+            **common,
         )
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
         if self._sweeper:
             self._sweeper.cancel()
-        if self._session:
-            await self._session.close()
+        for session in (self._websockets, self._session):
+            if session:
+                await session.close()
 
     @property
     def session(self) -> aiohttp.ClientSession:
         assert self._session is not None, "start() was not awaited"
         return self._session
+
+    @property
+    def websockets(self) -> aiohttp.ClientSession:
+        """The session for WebSocket handshakes; raises `Redirected` instead of following."""
+        assert self._websockets is not None, "start() was not awaited"
+        return self._websockets
 
     async def _sweep(self) -> None:
         while True:
@@ -130,12 +176,11 @@ class Forwarder:
         try:
             async with self.session.request(
                 request.method,
-                URL(base + request.target, encoded=True),
+                node_url(base, request),
                 headers=request_headers(request),
                 data=body,
                 allow_redirects=False,
                 chunked=True if body and "content-length" not in request.headers else None,
-                skip_auto_headers=("Content-Type",) if body else None,
             ) as answer:
                 started = True
                 await send(

@@ -5,6 +5,7 @@ Pure: the data plane and the forward-auth endpoint ask here and perform the answ
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,6 +38,8 @@ class Ruling:
     verdict: Verdict
     activity: Activity = Activity.PASSIVE
     why: str = ""
+    wakes: bool = False
+    """Whether it may start the GPU: by its rule, by who asks, and from where."""
 
     @property
     def counts(self) -> bool:
@@ -69,26 +72,36 @@ def judge(
     if identity is None:
         return Ruling(Verdict.SIGN_IN)
     activity = classify(gpu.all_rules, request.method, request.path, request.headers)
+    if activity is not Activity.REFUSED and ("//" in request.path or "/." in request.path):
+        # Another way to write a path must not be a way around a rule that refuses it.
+        plain = posixpath.normpath(request.path.replace("//", "/"))
+        if classify(gpu.all_rules, request.method, plain, request.headers) is Activity.REFUSED:
+            activity = Activity.REFUSED
     if activity is Activity.REFUSED:
         return Ruling(Verdict.REFUSE, activity, "a rule of this GPU refuses such requests")
     phase = snapshot.phase
+    no = _no_wake(gpu, request, identity, activity)
     if phase.serves:
         return Ruling(Verdict.FORWARD, activity)
-    if phase is Phase.DRAINING and not snapshot.blocks and snapshot.failure is None:
-        return Ruling(Verdict.FORWARD if activity is Activity.PASSIVE else Verdict.LEASE, activity)
+    if phase is Phase.DRAINING and not snapshot.blocks:
+        verdict = Verdict.FORWARD if activity is Activity.PASSIVE else Verdict.LEASE
+        return Ruling(verdict, activity, wakes=not no)
     if request.is_navigation:
         return Ruling(Verdict.PAGE, activity)
-    if activity is not Activity.WAKES:
-        return Ruling(Verdict.UNREADY, activity, f"the GPU is {phase.value}")
-    if not request.same_origin and identity.kind != "key":
-        return Ruling(Verdict.UNREADY, activity, "a request from another site does not wake it")
-    if not may_wake(gpu, identity):
-        return Ruling(
-            Verdict.UNREADY,
-            activity,
-            "it is woken from its page"
-            if gpu.wake_on == "click"
-            else "it is woken from the command line, by API keys and by schedules only",
-        )
+    if no:
+        return Ruling(Verdict.UNREADY, activity, no)
     hold = gpu.api == "hold" or request.from_browser
-    return Ruling(Verdict.HOLD if hold else Verdict.WAKE, activity)
+    return Ruling(Verdict.HOLD if hold else Verdict.WAKE, activity, wakes=True)
+
+
+def _no_wake(gpu: GpuConfig, request: Request, identity: Identity, activity: Activity) -> str:
+    """Why this request does not start the GPU, or empty if it does."""
+    if activity is not Activity.WAKES:
+        return "this request does not wake it"
+    if not request.same_origin and identity.kind != "key":
+        return "a request from another site does not wake it"
+    if may_wake(gpu, identity):
+        return ""
+    if gpu.wake_on == "click":
+        return "it is woken from its page"
+    return "it is woken from the command line, by API keys and by schedules only"

@@ -32,9 +32,16 @@ _OUR_KEY = re.compile(rf"(?:^|[\s,]){KEY_PREFIX}")
 # that does not know Expect would have us wait for its word for ever.
 _EXPECT = frozenset({b"expect"})
 
-_FORWARDED = frozenset(
-    {b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"forwarded"}
+_SPOKEN_FOR = (b"x-forwarded-", b"x_forwarded_", b"forwarded", b"x-real-ip", b"x_real_ip")
+"""Beginnings of headers that tell the node who the client is: those are for us to say, except where
+a trusted proxy before us has said them. (Many servers read an underscore as a hyphen.)"""
+
+_OURS_TO_SAY = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
+_END_TO_END = frozenset(
+    {b"host", b"content-length", b"content-type", b"cookie", b"authorization", b"set-cookie"}
 )
+"""Headers that a Connection header cannot take away."""
+
 _WEBSOCKET = frozenset(
     {
         b"sec-websocket-key",
@@ -47,9 +54,8 @@ _WEBSOCKET = frozenset(
 
 def _named(connection: str) -> frozenset[bytes]:
     """The headers that a Connection header declares hop-by-hop."""
-    return frozenset(
-        part.strip().lower().encode() for part in connection.split(",") if part.strip()
-    )
+    named = {part.strip().lower().encode("latin-1", "replace") for part in connection.split(",")}
+    return frozenset(named) - _END_TO_END
 
 
 def _text(value: bytes) -> str:
@@ -64,7 +70,7 @@ def _text(value: bytes) -> str:
 def request_headers(request: Request) -> list[tuple[str, str]]:
     """What the node gets: the client's headers without hop-by-hop ones and without our own
     credentials, and who the client is."""
-    drop = HOP_BY_HOP | _FORWARDED | _EXPECT
+    drop = HOP_BY_HOP | _EXPECT
     if connection := request.headers.get("connection"):
         drop |= _named(connection)
     if request.method == "WEBSOCKET":
@@ -73,6 +79,8 @@ def request_headers(request: Request) -> list[tuple[str, str]]:
     for name, value in request.raw_headers:
         key = name.lower()
         if key in drop:
+            continue
+        if key.startswith(_SPOKEN_FOR) and (not request.trusted_peer or key in _OURS_TO_SAY):
             continue
         text = _text(value)
         if key == b"cookie" and COOKIE in text:

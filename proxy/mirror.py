@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from qwenctl.errors import StoreUnavailable
 from qwenctl.store import Snapshot, Store, Watcher
 
 __all__ = ["FRESH", "Mirror", "View"]
@@ -150,7 +149,7 @@ class Mirror:
                 snapshot = await loop.run_in_executor(self._threads, self._store.snapshot, view.gpu)
                 if self._delay:
                     await asyncio.sleep(self._delay)
-            except (StoreUnavailable, RuntimeError) as error:
+            except Exception as error:  # whatever it is, requests are served with what is known
                 if not view.lost:
                     log.warning("%s; going on with what is known", error)
                 view.lost, view.tried_at = str(error), time.monotonic()

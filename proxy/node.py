@@ -46,12 +46,14 @@ class NodeDesk:
         config: Config,
         store: Store,
         metrics: Metrics,
+        in_flight: Callable[[str], int] = lambda _: 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._secret = config.read_node_secret()
         self._gpus = config.gpu
         self._store = store
         self._metrics = metrics
+        self._in_flight = in_flight
         self._clock = clock
         self._specs = {name: spec_of(gpu) for name, gpu in config.gpu.items()}
         self._refusals: dict[tuple[str, str], tuple[float, int]] = {}
@@ -93,6 +95,9 @@ class NodeDesk:
             return self._report(message, nonce, gpu)
         except StoreUnavailable as error:
             log.warning("%s: a message cannot be recorded: %s", message.gpu, error)
+            if isinstance(message, wire.Report) and self._in_flight(message.gpu):
+                # We still forward to this node: a sign of life, so that it does not stop itself.
+                return 200, self._answer(start_seq=message.start_seq)
             return 503, self._answer(refused="the proxy has lost its store")
 
     def _hello(self, hello: wire.Hello, nonce: str) -> tuple[int, wire.Answer]:

@@ -76,9 +76,14 @@ class Request:
         return self.peer
 
     @property
+    def from_loopback(self) -> bool:
+        """Whether the request comes from this machine, perhaps through a proxy on it."""
+        return _loopback(self.peer)
+
+    @property
     def peer_is_loopback(self) -> bool:
         """Whether the request came from this machine itself, and not through a proxy on it."""
-        return _loopback(self.peer) and "x-forwarded-for" not in self.headers
+        return self.from_loopback and "x-forwarded-for" not in self.headers
 
     @property
     def host(self) -> str:

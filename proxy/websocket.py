@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Callable
 
 import aiohttp
-from yarl import URL
 
-from .forward import Forwarder, NotConnected
+from .forward import Forwarder, NotConnected, Redirected, node_url
 from .headers import request_headers
 from .request import Receive, Request, Scope, Send
 
 __all__ = ["forward_websocket"]
+
+HANDSHAKE = 30.0
+"""How long the node may take to answer a handshake, in seconds."""
 
 GOING_AWAY = 1001
 ABNORMAL = 1011
@@ -36,19 +38,26 @@ async def forward_websocket(
         NotConnected: the node refuses the connection or the handshake; nothing was accepted.
     """
     try:
-        node = await forwarder.session.ws_connect(
-            URL(base + request.target, encoded=True),
-            protocols=tuple(scope.get("subprotocols") or ()),
-            headers=request_headers(request),
-            autoclose=False,
-            max_msg_size=0,
-            compress=0,
+        node = await asyncio.wait_for(
+            forwarder.websockets.ws_connect(
+                node_url(base, request),
+                protocols=tuple(scope.get("subprotocols") or ()),
+                headers=request_headers(request),
+                autoclose=False,
+                max_msg_size=0,
+                compress=0,
+            ),
+            HANDSHAKE,
         )
+    except Redirected:
+        await _refuse(scope, send, 502)
+        return
     except aiohttp.WSServerHandshakeError as error:
-        await _refuse(scope, send, error.status)
+        # A plain answer where a handshake was due is no success.
+        await _refuse(scope, send, error.status if error.status >= 400 else 502)
         return
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-        raise NotConnected(str(error)) from None
+        raise NotConnected(str(error) or "the handshake took too long") from None
     async with node:
         await receive()  # websocket.connect
         await send({"type": "websocket.accept", "subprotocol": node.protocol})
@@ -57,7 +66,9 @@ async def forward_websocket(
             asyncio.ensure_future(_from_node(node, send, on_message)),
         )
         try:
-            _, _pending = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            if pumps[0].done() and pumps[0].exception() is not None:
+                await send({"type": "websocket.close", "code": ABNORMAL, "reason": "upstream lost"})
         finally:
             for pump in pumps:
                 pump.cancel()

@@ -133,10 +133,27 @@ class ProxyConfig(_Table):
     """Listen on other than loopback addresses although access control is off."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks whose X-Forwarded-* headers are believed."""
+    gate_headers: Literal["x-original", "x-forwarded"] = "x-original"
+    """In which headers another data plane tells `/_qwenctl/gate` of the request: X-Original-Method
+    and -URI (nginx, as in the docs) or X-Forwarded-Method and -Uri (Caddy, Traefik)."""
     hold: Duration = 600.0
     """How long a request of an API client is held while the GPU wakes."""
     max_held: int = Field(2000, ge=0)
     """How many requests may be held at once; further ones get 503 with Retry-After."""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        import ipaddress
+
+        for text in value:
+            try:
+                ipaddress.ip_network(text, strict=False)
+            except ValueError:
+                raise ValueError(
+                    f"{text!r} is neither an address nor a network such as 10.0.0.0/8"
+                ) from None
+        return value
 
 
 class LocalConfig(_Table):

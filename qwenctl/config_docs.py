@@ -63,11 +63,11 @@ def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
     found = {model}
 
     def collect(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            if annotation not in found:
-                found.add(annotation)
-                for field in annotation.model_fields.values():
-                    collect(field.annotation)
+        is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        if is_model and annotation not in found:
+            found.add(annotation)
+            for field in annotation.model_fields.values():
+                collect(field.annotation)
         for inner in typing.get_args(annotation):
             collect(inner)
 

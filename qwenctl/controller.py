@@ -180,6 +180,9 @@ class Controller:
         return 0.05
 
     def _delay(self, seconds: float, snapshot: Snapshot) -> float:
+        asked, looked = snapshot.time("look_at"), self._observed_at
+        if asked is not None and looked is not None and asked >= looked:
+            seconds = min(seconds, self._timings.observe_moving)
         if snapshot.next_expiry is not None:
             seconds = min(seconds, snapshot.next_expiry - snapshot.now)
         return max(0.005, min(seconds, self._ttl / 3))
@@ -201,9 +204,8 @@ class Controller:
         self._probed_seq: int | None = None
 
     def _view(self, snapshot: Snapshot) -> View:
-        look_at = snapshot.time("look_at")
         observed_at = self._observed_at
-        if observed_at is not None and look_at is not None and look_at >= observed_at:
+        if self._should_look(snapshot):
             observed_at = None
         node = snapshot.node_view
         if self._probe and self._probe_says_ready(snapshot):
@@ -226,6 +228,13 @@ class Controller:
             ready_at=snapshot.time("ready_at"),
             found_running=self._gpu.found_running,
         )
+
+    def _should_look(self, snapshot: Snapshot) -> bool:
+        """Whether somebody asked for a look since the last one, and that was not just now."""
+        asked, looked = snapshot.time("look_at"), self._observed_at
+        if asked is None or looked is None or asked < looked:
+            return False
+        return snapshot.now - looked >= self._timings.observe_moving
 
     def _observe(self, lock: Lock, snapshot: Snapshot) -> None:
         error = ""
@@ -251,6 +260,8 @@ class Controller:
         )
 
     def _probe_says_ready(self, snapshot: Snapshot) -> bool:
+        if snapshot.node_view.state:
+            return False  # the agent knows better
         if snapshot.phase not in (Phase.BOOTING, Phase.LOADING) or not snapshot.address:
             return self._probed_seq == snapshot.start_seq and snapshot.phase is not Phase.OFF
         import requests
@@ -268,7 +279,8 @@ class Controller:
 
     def _lock_outlives_call(self) -> bool:
         """Whether the lock is sure to last until a call that is made now has ended."""
-        return self._monotonic() + self._provider.call_timeout < self._lock_until
+        # The clock is read last, so that no pause before it goes unnoticed.
+        return self._provider.call_timeout < self._lock_until - self._monotonic()
 
     def _move(self, lock: Lock, snapshot: Snapshot, move: Move) -> Outcome:
         outcome = self._store.transition(

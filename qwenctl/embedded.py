@@ -22,9 +22,9 @@ import platform
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,12 +42,24 @@ START_SECONDS = 15.0
 
 def socket_path(state: Path) -> Path:
     """The server's socket. Unix socket paths are limited to about 100 bytes, so that one in a deep
-    directory lies in the temporary directory, named after the state directory."""
+    directory lies in a directory of the user's own in ``/tmp``, named after the state directory.
+
+    Raises:
+        ConfigError: that directory is somebody else's.
+    """
     path = state / "valkey" / "valkey.sock"
     if len(os.fsencode(path.absolute())) < 100:
         return path
-    digest = hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"qwenctl-{os.getuid()}-{digest}.sock"
+    folder = Path("/tmp") / f"qwenctl-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ConfigError(
+            f"{folder} belongs to somebody else or is open to others; remove it, or set a shorter "
+            "state_dir"
+        )
+    return folder / f"{hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:16]}.sock"
 
 
 def pool(state: Path, **options: Any) -> Any:

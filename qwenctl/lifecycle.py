@@ -9,7 +9,7 @@ again. Nothing is remembered between two calls, so another replica can continue 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, Union
 
@@ -62,7 +62,7 @@ class Phase(str, Enum):
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.OFF: frozenset({Phase.STARTING, Phase.BOOTING, Phase.STOPPING, Phase.FAILED}),
-    Phase.STARTING: frozenset({Phase.BOOTING, Phase.OFF, Phase.FAILED}),
+    Phase.STARTING: frozenset({Phase.BOOTING, Phase.STOPPING, Phase.OFF, Phase.FAILED}),
     Phase.BOOTING: frozenset(
         {Phase.LOADING, Phase.DRAINING, Phase.STOPPING, Phase.OFF, Phase.FAILED}
     ),
@@ -146,6 +146,11 @@ class Failure:
     condemns: bool
     """Whether the instance itself is no good: it must be stopped before the next attempt. False
     when the start failed, where an instance found running is one that started after all."""
+
+    @property
+    def headline(self) -> str:
+        """The message for visitors: its first line. What follows may be the service's own log."""
+        return (self.message.splitlines() or [""])[0][:300]
 
 
 @dataclass(frozen=True)
@@ -261,6 +266,8 @@ def decide(view: View, timings: Timings, now: float) -> Step:
     failed     stop a bad instance, retry at retry_at   stop a bad instance, then off
     =========  =======================================  ==========================================
     """
+    if view.phase in (Phase.READY, Phase.DRAINING) and _stable(view, timings, now):
+        view = replace(view, failure=None)  # it has come through: what failed before is history
     if view.observed_at is None or now - view.observed_at > _max_age(view, timings, now):
         return Observe()
     if view.observed is Observed.UNKNOWN:
@@ -314,6 +321,8 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
         return Move(Phase.BOOTING, "running", failure=view.failure)
     if view.observed is Observed.ABSENT:
         return failed(view, timings, now, "not_found", _absent(view), condemns=False)
+    if view.cut and view.observed is Observed.STARTING:
+        return Move(Phase.STOPPING, "down_now")
     if view.observed is not Observed.STOPPED:
         if now - (view.called_at or view.since) > timings.start:
             message = f"the instance is still {view.observed.value} {timings.start:.0f} s after the start call"
@@ -324,6 +333,9 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
             return Observe()
         if not view.wanted:
             return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)
+        if now - view.since > timings.start:
+            message = f"the cloud has refused the start call for {timings.start:.0f} s"
+            return failed(view, timings, now, "start_timeout", message, condemns=False)
         return Call("start")
     if now - view.called_at < timings.call_grace:
         return Wait(min(1.0, timings.observe_moving), "the start call was accepted")
@@ -403,7 +415,7 @@ def _ready(view: View, timings: Timings, now: float) -> Step:
             return step
         if (view.node.heartbeat_age or 0.0) > timings.node_lost:
             return _agent_lost(view, timings, now)
-    if view.node.state == "loading":
+    if view.node.state == "loading" or (view.node.hello and not view.node.state):
         return Move(Phase.LOADING, "service_restarted", failure=view.failure)
     return Wait(timings.heartbeat, "in use")
 

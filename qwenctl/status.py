@@ -142,12 +142,12 @@ def _progress(snapshot: Snapshot) -> dict[str, Any] | None:
 
 def _failure(snapshot: Snapshot) -> dict[str, Any] | None:
     failure = snapshot.failure
-    if failure is None:
-        return None
+    if failure is None or snapshot.phase in (Phase.READY, Phase.DRAINING):
+        return None  # while it is ready, what failed before is kept only to count the attempts
     again = snapshot.phase is Phase.FAILED and snapshot.wanted
     return {
         "code": failure.code,
-        "message": failure.message,
+        "message": failure.headline,
         "attempts": failure.attempts,
         "retry_in_seconds": _round(max(0.0, failure.retry_at - snapshot.now)) if again else None,
     }
@@ -237,7 +237,7 @@ def _cloud(snapshot: Snapshot) -> dict[str, Any]:
         "state": snapshot.state.get("observed") or None,
         "instance_id": snapshot.state.get("instance_id", ""),
         "reason": snapshot.state.get("observed_reason", ""),
-        "error": snapshot.state.get("observe_error", ""),
+        "error": snapshot.state.get("observe_error", "") or snapshot.state.get("call_error", ""),
         "age_seconds": None if at is None else _round(max(0.0, snapshot.now - at)),
     }
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +44,8 @@ __all__ = [
     "connect",
     "open_store",
 ]
+
+log = logging.getLogger("qwenctl.store")
 
 _LUA = Path(__file__).with_name("lua")
 _KEYS = ("state", "leases", "blocks", "info", "lock", "node", "nonces", "events", "log")
@@ -96,6 +100,8 @@ class Admission:
     phase: Phase
     start_seq: int
     blocked_by: str = ""
+    released: bool = False
+    """The request began before the last `down`, which gave it up."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +269,11 @@ class Store:
     def close(self) -> None:
         self._redis.close()
 
+    @property
+    def place(self) -> str:
+        """Where the server is, without password."""
+        return _place(self._redis)
+
     # Looking
 
     def snapshot(self, gpu: str) -> Snapshot:
@@ -424,9 +435,10 @@ class Store:
         inflight: str = "",
         inflight_ttl: float = 30.0,
         may_wake: bool = True,
+        began_ago: float = 0.0,
     ) -> Admission:
         """Turn a request into a lease, and a draining GPU back into a ready one."""
-        phase, seq, block = self._run(
+        phase, seq, block, released = self._run(
             "demand",
             gpu,
             lease,
@@ -436,8 +448,9 @@ class Store:
             inflight,
             _ms(inflight_ttl),
             "1" if may_wake else "0",
+            _ms(began_ago),
         )
-        return Admission(Phase(phase), int(seq), block)
+        return Admission(Phase(phase), int(seq), block, bool(released))
 
     def touch(
         self, gpu: str, inflight: str, inflight_ttl: float, touches: Sequence[Touch], *, actor: str
@@ -537,11 +550,15 @@ class Watcher:
         self._channels = dict(channels)
         self._on_change = on_change
         self._stopped = threading.Event()
+        self._end = f"qwenctl:watcher:{secrets.token_hex(8)}"
+        """A channel of our own; a message on it ends the wait for the next one."""
         self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopped.set()
+        with contextlib.suppress(Exception):  # without the store the thread ends by itself
+            self._client.publish(self._end, "end")
         self._thread.join(timeout=3)
 
     def _run(self) -> None:
@@ -550,15 +567,17 @@ class Watcher:
             try:
                 pubsub: Any = cast(Any, self._client).pubsub(ignore_subscribe_messages=True)
                 with contextlib.closing(pubsub) as sub:
-                    sub.subscribe(*self._channels)
-                    for gpu in self._channels.values():
-                        self._on_change(gpu, "resync")
+                    sub.subscribe(self._end, *self._channels)
+                    for name in self._channels.values():
+                        self._on_change(name, "resync")
                     pause = 0.05
                     while not self._stopped.is_set():
                         message = sub.get_message(timeout=1.0)
-                        if message and message.get("type") == "message":
-                            self._on_change(self._channels[message["channel"]], message["data"])
-            except (redis.exceptions.RedisError, OSError, ConfigError):
+                        gpu = self._channels.get(message["channel"]) if message else None
+                        if gpu is not None:
+                            self._on_change(gpu, message["data"])
+            except Exception as error:  # whatever it is: without this thread nobody is woken
+                log.debug("waiting for changes was interrupted: %s", error)
                 self._stopped.wait(pause)
                 pause = min(2.0, pause * 2)
 
@@ -642,9 +661,13 @@ def connect(config: Config) -> redis.Redis:
             plain = urlunsplit(url._replace(scheme="redis"))
             return cast(redis.Redis, redis.RedisCluster.from_url(plain, **options))
         return redis.Redis.from_url(config.redis_url, **options)
-    except (ValueError, redis.exceptions.RedisError) as error:
+    except (ValueError, redis.exceptions.RedisError):
         if url.scheme in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
-            raise ConfigError(f"redis_url ({url.scheme}://…) cannot be used: {error}") from None
+            # Not the error's own words: they may quote a part of the password.
+            raise ConfigError(
+                f"redis_url ({url.scheme}://…) cannot be used: characters such as / @ : # in a "
+                "password must be percent-encoded, or put it into redis_password_file"
+            ) from None
         raise ConfigError(
             f"redis_url: unknown scheme {url.scheme!r}; use redis://, rediss://, unix://, "
             "redis+sentinel:// or redis+cluster://"

@@ -44,7 +44,11 @@ class ValkeyServer:
         lines = [f'{name.replace("_", "-")} "{value}"' for name, value in everything.items()]
         self._file = self.directory / "valkey.conf"  # a Sentinel rewrites it
         self._file.write_text("\n".join([*lines, sentinel]) + "\n")
-        self._arguments = [_server_program(), str(self._file), *(["--sentinel"] if sentinel else [])]
+        self._arguments = [
+            _server_program(),
+            str(self._file),
+            *(["--sentinel"] if sentinel else []),
+        ]
         self._password = settings.get("requirepass")
         self.process = self.start()
 

@@ -1,10 +1,11 @@
 -- A request that may wake or use the GPU: turn it into a lease, and say what to do with it.
 -- ARGV: 3 lease, 4 time to live (ms), 5 reason, 6 actor, 7 in-flight lease ('' for none),
---       8 its time to live (ms), 9 '1': may wake, '0': may only use what is on.
--- Returns {phase, start_seq, name of the block in force or ''}.
+--       8 its time to live (ms), 9 '1': may wake, '0': may only use what is on,
+--       10 ms since the request began.
+-- Returns {phase, start_seq, name of the block in force or '', 1 if given up by a later `down`}.
 -- The one move that no controller makes: draining -> ready, so that no request is ever forwarded
--- into a stop. A condemned instance (failure set) and one whose service is not ready stay as
--- they are; a controller sees the lease and decides.
+-- into a stop. With a service that is not ready it stays draining; a controller sees the lease and
+-- decides. (A condemned instance never drains: it is `failed`.)
 local lease, ttl, reason, actor = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local inflight, inflight_ttl, may_wake = ARGV[7], tonumber(ARGV[8]), ARGV[9] == '1'
 local now_phase = phase()
@@ -13,11 +14,15 @@ local seq = tonumber(state[1] or 0)
 
 if unexpired(BLOCKS) > 0 then
   local first = redis.call('ZRANGEBYSCORE', BLOCKS, '(' .. num(NOW), '+inf', 'LIMIT', 0, 1)
-  return {now_phase, seq, first[1]}
+  return {now_phase, seq, first[1], 0}
 end
 if not may_wake and now_phase ~= 'ready' and now_phase ~= 'draining' then
-  return {now_phase, seq, ''}
+  return {now_phase, seq, '', 0}
 end
+if NOW - tonumber(ARGV[10]) < tonumber(redis.call('HGET', STATE, 'released_at') or 0) then
+  return {now_phase, seq, '', 1}
+end
+if now_phase == 'starting' then redis.call('HDEL', STATE, 'cut') end
 if now_phase == 'draining' and redis.call('HGET', NODE, 'state') == 'ready' then
   redis.call('HSET', STATE, 'phase', 'ready', 'since', num(NOW), 'cause', 'demand', 'actor', actor)
   redis.call('HDEL', STATE, 'called_at', 'cut')
@@ -30,4 +35,4 @@ grant(lease, ttl, reason, actor, false)
 if inflight ~= '' and now_phase == 'ready' then
   grant(inflight, inflight_ttl, 'requests in flight', actor, true)
 end
-return {now_phase, seq, ''}
+return {now_phase, seq, '', 0}

@@ -21,6 +21,7 @@ if known ~= boot then
   redis.call('DEL', NODE)
   event('hello', 'actor', 'node', 'boot_id', boot, 'start_seq', num(seq), 'version', ARGV[6])
 end
+redis.call('HDEL', NODE, 'state')  -- what an agent that started anew runs, its reports will say
 redis.call('HSET', NODE, 'boot_id', boot, 'start_seq', num(seq), 'hello_at', num(NOW),
   'seen_at', num(NOW), 'version', ARGV[6])
 changed('hello')

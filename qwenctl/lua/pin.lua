@@ -5,6 +5,7 @@ if unexpired(BLOCKS) > 0 then
   local first = redis.call('ZRANGEBYSCORE', BLOCKS, '(' .. num(NOW), '+inf', 'LIMIT', 0, 1)
   return {phase(), first[1]}
 end
+if phase() == 'starting' then redis.call('HDEL', STATE, 'cut') end
 grant(ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7] == '1')
 changed('lease')
 return {phase(), ''}

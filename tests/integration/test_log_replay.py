@@ -93,7 +93,7 @@ def log_rows() -> list[Row]:
         pytest.skip(f"no log at {file}; set QWENCTL_SHARED to the folder that has logs/")
     lines = gzip.decompress(file.read_bytes()).decode("utf-8", "replace").splitlines()
     found = [LINE.match(line) for line in lines]
-    rows = [Row(*match.groups()) for match in found if match]
+    rows = [Row(match[1], match[2], match[3]) for match in found if match]
     assert len(rows) > 0.999 * len(lines), "the log has another format"
     return rows
 

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -221,6 +221,16 @@ class TestDemand:
         )
         assert leases(store) == {}
         assert snap(store).phase is P.DRAINING
+
+    def test_a_request_that_down_gave_up_does_not_wake(
+        self, store: Store, clock: VirtualClock
+    ) -> None:
+        store.release(GPU, actor="bob")
+        clock.advance(5)
+        assert demand(store, began_ago=5.1).released
+        assert leases(store) == {}
+        assert not demand(store, began_ago=4.9).released
+        assert leases(store) == {"request:ada": 60}
 
 
 class TestTouch:
@@ -451,10 +461,29 @@ class TestTransition:
         assert leases(store) == {
             "request:short": 60,
             "request:long": 60,
-            "pin:short": 60,
+            "pin:short": 5,
             "pin:long": 500,
             "prewarm:x": 5,
         }
+
+    def test_a_service_that_comes_back_extends_nothing(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        bring(store, lock, P.READY)
+        ready_at = clock()
+        demand(store, ttl=60)
+        clock.advance(50)
+        move(store, lock, P.LOADING)
+        move(store, lock, P.READY)
+        assert leases(store) == {"request:ada": 10}
+        assert snap(store).time("ready_at") == ready_at
+
+    def test_running_work_does_not_outlast_its_instance(self, store: Store, lock: Lock) -> None:
+        bring(store, lock, P.READY)
+        demand(store, inflight="inflight:p0")
+        report(store, active=1)
+        move(store, lock, P.OFF)
+        assert leases(store) == {"request:ada": 60}
 
     def test_off_forgets_what_is_over(
         self, store: Store, lock: Lock, client: redis.Redis, clock: VirtualClock
@@ -517,10 +546,23 @@ class TestNode:
 
     def test_a_boot_that_is_over(self, store: Store, lock: Lock) -> None:
         bring(store, lock, P.BOOTING)
+        move(store, lock, P.STOPPING)
         move(store, lock, P.OFF)
         move(store, lock, P.STARTING)
         assert hello(store, "boot-one") == ("earlier_boot", 2)
         assert hello(store, "boot-two") == ("ok", 2)
+
+    def test_a_boot_that_only_seemed_to_be_over(self, store: Store, lock: Lock) -> None:
+        bring(store, lock, P.BOOTING)
+        move(store, lock, P.OFF, cause="stopped_outside")
+        move(store, lock, P.BOOTING, cause="found_running")
+        assert hello(store, "boot-one") == ("ok", 1)
+
+    def test_an_agent_that_starts_anew_has_to_say_what_runs(self, store: Store, lock: Lock) -> None:
+        bring(store, lock, P.READY)
+        assert snap(store).node_view.state == "ready"
+        hello(store)
+        assert snap(store).node_view.state == ""
 
     def test_a_replay(self, store: Store, lock: Lock, clock: VirtualClock) -> None:
         bring(store, lock, P.BOOTING)
@@ -544,9 +586,7 @@ class TestNode:
         move(store, lock, P.OFF)
         assert report(store) == ("other_boot", 1)
 
-    def test_a_refused_report_may_be_sent_again_after_hello(
-        self, store: Store, lock: Lock
-    ) -> None:
+    def test_a_refused_report_may_be_sent_again_after_hello(self, store: Store, lock: Lock) -> None:
         bring(store, lock, P.STARTING)
         message = Report(gpu=GPU, boot_id="boot-one", start_seq=1, state="loading")
         again = nonce()
@@ -666,7 +706,17 @@ class TestWatch:
         store.look(GPU, actor="x", cause="x")
         store.release_lock(GPU, lock)
         seen = [changes.get(timeout=5)[1] for _ in range(9)]
-        assert seen == "phase call observation hello report block block look lock".split()
+        assert seen == [
+            "phase",
+            "call",
+            "observation",
+            "hello",
+            "report",
+            "block",
+            "block",
+            "look",
+            "lock",
+        ]
         assert changes.empty()
 
 
@@ -698,7 +748,7 @@ def test_a_cluster() -> None:
     port = free_port() % 40_000 + 10_000  # the cluster bus takes the port 10,000 above
     with ValkeyServer(port=port, cluster_enabled="yes") as server:
         plain = server.client()
-        plain.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        cast(Any, plain).execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
         deadline = time.monotonic() + 10
         while plain.cluster("info")["cluster_state"] != "ok":
             assert time.monotonic() < deadline

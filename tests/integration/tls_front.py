@@ -35,9 +35,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
         .add_extension(x509.SubjectAlternativeName([address]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    folder.joinpath("cert.pem").write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-    )
+    folder.joinpath("cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     folder.joinpath("key.pem").write_bytes(
         key.private_bytes(
             serialization.Encoding.PEM,

@@ -76,7 +76,9 @@ class Walk:
         """Controllers inside a cloud call → when that ends at the latest."""
         self.node_due = 0.0
         cloud = self.world.cloud
-        cloud.refuse_start = lambda: self._refusal(NoCapacity, Throttled, Transient, Conflict, Denied)
+        cloud.refuse_start = lambda: self._refusal(
+            NoCapacity, Throttled, Transient, Conflict, Denied
+        )
         cloud.refuse_stop = lambda: self._refusal(Throttled, Transient, Conflict, Denied)
         cloud.refuse_describe = lambda: self._refusal(Throttled, Transient, Denied)
         self.actions: list[tuple[int, Callable[[], None]]] = [
@@ -117,6 +119,9 @@ class Walk:
         puppet = self.world.puppets[index]
         before = puppet.at
         after = puppet.go()
+        if after == "check" and self.troubled and self.random.random() < 0.25:
+            # The worst moment to be frozen: all is decided, and the call not yet made.
+            self.frozen[index] = self.clock() + self.random.choice([4.0, 12.0, 60.0])
         if before == "check" and after.startswith("call:"):
             # The call takes effect, and ends, at any moment until its timeout, and not later.
             self.calling[index] = self.clock() + self.world.cloud.call_timeout
@@ -173,25 +178,28 @@ class Walk:
             self.world.store.look(GPU, actor="p0", cause="the connection broke")
 
     def _mood(self) -> None:
-        self.world.node.mood = self.random.choice(["well", "well", "well", "mute", "broken", "stuck"])
+        self.world.node.mood = self.random.choice(
+            ["well", "well", "well", "mute", "broken", "stuck"]
+        )
 
     def _person(self) -> None:
         store = self.world.store
         cut = self.random.random() < 0.3
-        self.random.choice(
-            [
-                lambda: store.release(GPU, actor="ada", cut=cut),
-                lambda: store.block(GPU, "maintenance:ada", 20.0, reason="x", actor="ada", cut=cut),
-                lambda: store.unblock(GPU, actor="ada"),
-                lambda: store.pin(GPU, "pin:ada", 15.0, reason="up", actor="ada"),
-            ]
-        )()
+        wishes: list[Callable[[], object]] = [
+            lambda: store.release(GPU, actor="ada", cut=cut),
+            lambda: store.block(GPU, "maintenance:ada", 20.0, reason="x", actor="ada", cut=cut),
+            lambda: store.unblock(GPU, actor="ada"),
+            lambda: store.pin(GPU, "pin:ada", 15.0, reason="up", actor="ada"),
+        ]
+        self.random.choice(wishes)()
 
     # Time
 
     def _deadline(self) -> float:
         """How far time may go before something must have happened."""
-        return min(*(proxy.due for proxy in self.world.proxies), *self.calling.values(), self.node_due)
+        return min(
+            *(proxy.due for proxy in self.world.proxies), *self.calling.values(), self.node_due
+        )
 
     def _pass(self, seconds: float) -> None:
         end = self.clock() + seconds
@@ -237,6 +245,9 @@ class Walk:
         for puppet in self.world.puppets:
             puppet.store.faults.clear()
         self.world.store.unblock(GPU, actor="ada")
+        for proxy in self.world.proxies:  # every request comes to its end
+            for flight in list(proxy.flights):
+                proxy.end(flight)
 
     def until(self, phase: Phase, truth: Observed, within: float, *, demand: bool) -> None:
         """Work on until the GPU is in that phase, truly, which must be so in time."""
@@ -306,3 +317,17 @@ def test_a_short_walk(client: redis.Redis, deployment: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(100, 112))
 def test_a_long_walk(client: redis.Redis, deployment: str, seed: int) -> None:
     walk(client, deployment, seed, rounds=5, steps=600)
+
+
+def test_the_walks_would_find_it(client: redis.Redis, deployment: str) -> None:
+    """Without the rule of calls some walk sees a second start or a request cut."""
+    for seed in range(7, 60):
+        run = Walk(client, f"{deployment}-{seed}", seed, WithoutLockRule)
+        try:
+            run.go(1500)
+        except AssertionError:
+            assert run.world.cuts or run.world.cloud.second_starts
+            return
+        finally:
+            run.world.close()
+    raise AssertionError("all walks went well without the rule: they see nothing")

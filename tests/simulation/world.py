@@ -435,8 +435,7 @@ class Proxy:
         admission = self.store.demand(
             GPU,
             f"request:{client}",
-            self.gpu.idle_timeout
-            + (0.0 if self.snapshot.phase.serves else self.gpu.boot_estimate),
+            self.gpu.idle_timeout + (0.0 if self.snapshot.phase.serves else self.gpu.boot_estimate),
             reason="request",
             actor=client,
             inflight=f"inflight:{self.name}",
@@ -570,9 +569,12 @@ class World:
         self.cuts: list[str] = []
         """Requests in flight that a stop call has hit, which must not happen."""
         self.incarnations: Counter[int] = Counter()
-        self._make = lambda index, name: Puppet(
-            name, client, deployment, clock, self.cloud, gpu, self._teller(index), kind, adjust
-        )
+
+        def make(index: int, name: str) -> Puppet:
+            tell = self._teller(index)
+            return Puppet(name, client, deployment, clock, self.cloud, gpu, tell, kind, adjust)
+
+        self._make = make
         self.puppets = [self._make(number, f"c{number}") for number in range(controllers)]
         self.proxies = [
             Proxy(f"p{n}", self.store, clock, gpu, self._teller(n), fresh) for n in range(proxies)
@@ -613,7 +615,12 @@ class World:
     def transitions(self) -> Sequence[tuple[str, str, str, str]]:
         """All of them: from, to, cause, failure."""
         return [
-            (event.fields["from"], event.fields["to"], event.fields["cause"], event.fields["failure"])
+            (
+                event.fields["from"],
+                event.fields["to"],
+                event.fields["cause"],
+                event.fields["failure"],
+            )
             for event in self.store.events(GPU, 100_000)
             if event.kind == "transition"
         ]

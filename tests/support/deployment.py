@@ -347,13 +347,15 @@ def owner_pid(owner: str) -> int:
 
 
 def processes_of(directory: Path) -> Iterator[psutil.Process]:
-    """Every process with that directory, or something in it, on its command line or as its agent's
-    state directory."""
+    """Every process that works in that directory, or has something in it on its command line or as
+    its agent's state directory."""
     mark = str(directory)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid == os.getpid():
                 continue
-            words = [*process.cmdline(), process.environ().get("QWENCTL_NODE__STATE_DIR", "")]
+            # A server rewrites its command line, but not its working directory.
+            words = [*process.cmdline(), process.cwd()]
+            words.append(process.environ().get("QWENCTL_NODE__STATE_DIR", ""))
             if any(mark in word for word in words):
                 yield process

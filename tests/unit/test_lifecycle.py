@@ -54,7 +54,7 @@ nodes = st.builds(
 
 
 @st.composite
-def views(draw: st.DrawFn, **fixed: Any) -> View:
+def views(draw: st.DrawFn, /, **fixed: Any) -> View:
     """Any view at all, but for two things that the store rules out: a block and being wanted, and
     a call made before its phase."""
     since = draw(times)
@@ -244,9 +244,7 @@ class LongLife(RuleBasedStateMachine):
     @rule(wanted=st.booleans(), blocked=st.booleans(), working=st.booleans(), cut=st.booleans())
     def people(self, wanted: bool, blocked: bool, working: bool, cut: bool) -> None:
         on = self.view.phase not in (Phase.OFF, Phase.STOPPING)
-        self.change(
-            wanted=wanted and not blocked, blocked=blocked, working=working, cut=cut and on
-        )
+        self.change(wanted=wanted and not blocked, blocked=blocked, working=working, cut=cut and on)
 
     @rule(node=nodes)
     @precondition(lambda self: self.cloud is Observed.RUNNING)
@@ -305,192 +303,198 @@ UNLUCKY = Failure("no_capacity", "why", 2, NOW + 20, condemns=False)
 DUE = dataclasses.replace(UNLUCKY, retry_at=NOW - 1)
 HELLO, READY = NodeView(hello=True), NodeView(hello=True, state="ready")
 BROKEN = NodeView(hello=True, state="failed", error="CUDA out of memory")
-O, P = Observed, Phase
+S, P = Observed, Phase
 
 TABLE: list[tuple[str, View, Any]] = [
     # off
-    ("off, wanted", seen(P.OFF, O.STOPPED), Move(P.STARTING, "demand", Guard.WANTED)),
-    ("off, unwanted", seen(P.OFF, O.STOPPED, wanted=False), Wait),
-    ("off, absent", seen(P.OFF, O.ABSENT), "not_found"),
-    ("off, found", seen(P.OFF, O.RUNNING), Move(P.BOOTING, "found_running", Guard.WANTED)),
+    ("off, wanted", seen(P.OFF, S.STOPPED), Move(P.STARTING, "demand", Guard.WANTED)),
+    ("off, unwanted", seen(P.OFF, S.STOPPED, wanted=False), Wait),
+    ("off, absent", seen(P.OFF, S.ABSENT), "not_found"),
+    ("off, found", seen(P.OFF, S.RUNNING), Move(P.BOOTING, "found_running", Guard.WANTED)),
     (
         "off, found, unwanted",
-        seen(P.OFF, O.RUNNING, wanted=False),
+        seen(P.OFF, S.RUNNING, wanted=False),
         Move(P.BOOTING, "found_running", adopt=True),
     ),
     (
         "off, found, to be stopped",
-        seen(P.OFF, O.RUNNING, wanted=False, found_running="stop"),
+        seen(P.OFF, S.RUNNING, wanted=False, found_running="stop"),
         Move(P.STOPPING, "found_running", Guard.IDLE),
     ),
     (
         "off, found, just off",
-        seen(P.OFF, O.RUNNING, wanted=False, found_running="stop", since=NOW - 1),
+        seen(P.OFF, S.RUNNING, wanted=False, found_running="stop", since=NOW - 1),
         Wait(3.0, "found running: waiting until nobody can be using it"),
     ),
     (
         "off, found, blocked",
-        seen(P.OFF, O.RUNNING, wanted=False, blocked=True),
+        seen(P.OFF, S.RUNNING, wanted=False, blocked=True),
         Move(P.STOPPING, "found_running", Guard.IDLE),
     ),
-    ("off, ignored", seen(P.OFF, O.RUNNING, wanted=False, found_running="ignore"), Wait),
-    ("off, being stopped", seen(P.OFF, O.STOPPING), Wait),
-    ("off, being started", seen(P.OFF, O.STARTING), Wait),
+    ("off, ignored", seen(P.OFF, S.RUNNING, wanted=False, found_running="ignore"), Wait),
+    ("off, being stopped", seen(P.OFF, S.STOPPING), Wait),
+    ("off, being started", seen(P.OFF, S.STARTING), Wait),
     # starting
-    ("starting", seen(P.STARTING, O.STOPPED), Call("start")),
-    ("starting, old look", seen(P.STARTING, O.STOPPED, since=NOW, observed_at=NOW - 1), Observe()),
+    ("starting", seen(P.STARTING, S.STOPPED), Call("start")),
+    ("starting, old look", seen(P.STARTING, S.STOPPED, since=NOW, observed_at=NOW - 1), Observe()),
     (
         "starting, unwanted",
-        seen(P.STARTING, O.STOPPED, wanted=False),
+        seen(P.STARTING, S.STOPPED, wanted=False),
         Move(P.OFF, "demand_gone", Guard.UNWANTED),
     ),
-    ("starting, called", seen(P.STARTING, O.STOPPED, called_at=NOW - 1), Wait),
-    ("starting, nothing came", seen(P.STARTING, O.STOPPED, called_at=NOW - 16), "start_failed"),
-    ("starting, wait", seen(P.STARTING, O.STARTING, called_at=NOW - 16), Wait),
-    ("starting, too long", seen(P.STARTING, O.STARTING, called_at=NOW - 301), "start_timeout"),
-    ("starting, there", seen(P.STARTING, O.RUNNING, wanted=False), Move(P.BOOTING, "running")),
-    ("starting, gone", seen(P.STARTING, O.ABSENT), "not_found"),
-    ("starting, stopping", seen(P.STARTING, O.STOPPING), Wait),
+    ("starting, called", seen(P.STARTING, S.STOPPED, called_at=NOW - 1), Wait),
+    ("starting, nothing came", seen(P.STARTING, S.STOPPED, called_at=NOW - 16), "start_failed"),
+    ("starting, wait", seen(P.STARTING, S.STARTING, called_at=NOW - 16), Wait),
+    ("starting, too long", seen(P.STARTING, S.STARTING, called_at=NOW - 301), "start_timeout"),
+    ("starting, there", seen(P.STARTING, S.RUNNING, wanted=False), Move(P.BOOTING, "running")),
+    ("starting, gone", seen(P.STARTING, S.ABSENT), "not_found"),
+    ("starting, stopping", seen(P.STARTING, S.STOPPING), Wait),
     # booting
-    ("booting", seen(P.BOOTING, O.RUNNING), Wait),
-    ("booting, hello", seen(P.BOOTING, O.RUNNING, node=HELLO), Move(P.LOADING, "hello")),
-    ("booting, silent", seen(P.BOOTING, O.RUNNING, since=NOW - 301), "agent_silent"),
+    ("booting", seen(P.BOOTING, S.RUNNING), Wait),
+    ("booting, hello", seen(P.BOOTING, S.RUNNING, node=HELLO), Move(P.LOADING, "hello")),
+    ("booting, silent", seen(P.BOOTING, S.RUNNING, since=NOW - 301), "agent_silent"),
     (
         "booting, unwanted",
-        seen(P.BOOTING, O.RUNNING, wanted=False),
+        seen(P.BOOTING, S.RUNNING, wanted=False),
         Move(P.DRAINING, "idle", Guard.UNWANTED),
     ),
-    ("booting, lost", seen(P.BOOTING, O.STOPPED), "instance_lost"),
-    ("booting, cut", seen(P.BOOTING, O.RUNNING, cut=True), Move(P.STOPPING, "down_now")),
+    ("booting, lost", seen(P.BOOTING, S.STOPPED), "instance_lost"),
+    ("booting, cut", seen(P.BOOTING, S.RUNNING, cut=True), Move(P.STOPPING, "down_now")),
     # loading
-    ("loading", seen(P.LOADING, O.RUNNING, node=HELLO), Wait),
-    ("loading, ready", seen(P.LOADING, O.RUNNING, node=READY), Move(P.READY, "ready")),
-    ("loading, broken", seen(P.LOADING, O.RUNNING, node=BROKEN), "service_failed"),
-    ("loading, too long", seen(P.LOADING, O.RUNNING, since=NOW - 1201, node=HELLO), "load_timeout"),
+    ("loading", seen(P.LOADING, S.RUNNING, node=HELLO), Wait),
+    ("loading, ready", seen(P.LOADING, S.RUNNING, node=READY), Move(P.READY, "ready")),
+    ("loading, broken", seen(P.LOADING, S.RUNNING, node=BROKEN), "service_failed"),
+    ("loading, too long", seen(P.LOADING, S.RUNNING, since=NOW - 1201, node=HELLO), "load_timeout"),
     (
         "loading, agent lost",
-        seen(P.LOADING, O.RUNNING, node=NodeView(hello=True, heartbeat_age=181)),
+        seen(P.LOADING, S.RUNNING, node=NodeView(hello=True, heartbeat_age=181)),
         "agent_lost",
     ),
     (
         "loading, blocked",
-        seen(P.LOADING, O.RUNNING, wanted=False, blocked=True),
+        seen(P.LOADING, S.RUNNING, wanted=False, blocked=True),
         Move(P.DRAINING, "blocked", Guard.UNWANTED),
     ),
     # ready
-    ("ready", seen(P.READY, O.RUNNING, node=READY), Wait),
+    ("ready", seen(P.READY, S.RUNNING, node=READY), Wait),
     (
         "ready, unwanted",
-        seen(P.READY, O.RUNNING, node=READY, wanted=False),
+        seen(P.READY, S.RUNNING, node=READY, wanted=False),
         Move(P.DRAINING, "idle", Guard.UNWANTED),
     ),
     (
         "ready, restarted",
-        seen(P.READY, O.RUNNING, node=NodeView(hello=True, state="loading")),
+        seen(P.READY, S.RUNNING, node=NodeView(hello=True, state="loading")),
         Move(P.LOADING, "service_restarted"),
     ),
-    ("ready, broken", seen(P.READY, O.RUNNING, node=BROKEN), "service_failed"),
-    ("ready, broken, in use", seen(P.READY, O.RUNNING, node=BROKEN, working=True), Wait),
+    ("ready, broken", seen(P.READY, S.RUNNING, node=BROKEN), "service_failed"),
+    ("ready, broken, in use", seen(P.READY, S.RUNNING, node=BROKEN, working=True), Wait),
     (
         "ready, silent",
-        seen(P.READY, O.RUNNING, observed_at=NOW - 3, node=NodeView(True, "ready", "", 21)),
+        seen(P.READY, S.RUNNING, observed_at=NOW - 3, node=NodeView(True, "ready", "", 21)),
         Observe(),
     ),
     (
         "ready, agent lost",
-        seen(P.READY, O.RUNNING, node=NodeView(True, "ready", "", 181)),
+        seen(P.READY, S.RUNNING, node=NodeView(True, "ready", "", 181)),
         "agent_lost",
     ),
     (
         "ready, agent lost, in use",
-        seen(P.READY, O.RUNNING, node=NodeView(True, "ready", "", 181), working=True),
+        seen(P.READY, S.RUNNING, node=NodeView(True, "ready", "", 181), working=True),
         Wait,
     ),
     (
         "ready, being stopped",
-        seen(P.READY, O.STOPPING, node=READY),
+        seen(P.READY, S.STOPPING, node=READY),
         Move(P.STOPPING, "stopped_outside"),
     ),
     (
         "ready for long, gone",
-        seen(P.READY, O.STOPPED, node=READY, ready_at=NOW - 61),
+        seen(P.READY, S.STOPPED, node=READY, ready_at=NOW - 61),
         Move(P.OFF, "stopped_outside"),
     ),
-    ("just ready, gone", seen(P.READY, O.STOPPED, node=READY, ready_at=NOW - 59), "instance_lost"),
-    ("ready, cut", seen(P.READY, O.RUNNING, working=True, cut=True), Move(P.STOPPING, "down_now")),
+    ("just ready, gone", seen(P.READY, S.STOPPED, node=READY, ready_at=NOW - 59), "instance_lost"),
+    ("ready, cut", seen(P.READY, S.RUNNING, working=True, cut=True), Move(P.STOPPING, "down_now")),
     # draining
     (
         "draining, wanted",
-        seen(P.DRAINING, O.RUNNING, node=READY),
+        seen(P.DRAINING, S.RUNNING, node=READY),
         Move(P.READY, "demand", Guard.WANTED),
     ),
     (
         "draining, wanted, not ready",
-        seen(P.DRAINING, O.RUNNING, node=HELLO),
+        seen(P.DRAINING, S.RUNNING, node=HELLO),
         Move(P.BOOTING, "demand", Guard.WANTED),
     ),
     (
         "draining, done",
-        seen(P.DRAINING, O.RUNNING, wanted=False),
+        seen(P.DRAINING, S.RUNNING, wanted=False),
         Move(P.STOPPING, "idle", Guard.IDLE),
     ),
     (
         "draining, not long enough",
-        seen(P.DRAINING, O.RUNNING, wanted=False, since=NOW - 1),
+        seen(P.DRAINING, S.RUNNING, wanted=False, since=NOW - 1),
         Wait(3.0, "draining"),
     ),
-    ("draining, in use", seen(P.DRAINING, O.RUNNING, wanted=False, working=True), Wait),
+    ("draining, in use", seen(P.DRAINING, S.RUNNING, wanted=False, working=True), Wait),
     (
         "draining, gone",
-        seen(P.DRAINING, O.STOPPED, wanted=False),
+        seen(P.DRAINING, S.STOPPED, wanted=False),
         Move(P.OFF, "stopped_outside"),
     ),
     # stopping
-    ("stopping", seen(P.STOPPING, O.RUNNING), Call("stop")),
-    ("stopping, old look", seen(P.STOPPING, O.RUNNING, since=NOW, observed_at=NOW - 1), Observe()),
-    ("stopping, called", seen(P.STOPPING, O.RUNNING, called_at=NOW - 1), Wait),
-    ("stopping, again", seen(P.STOPPING, O.RUNNING, called_at=NOW - 16), Call("stop")),
-    ("stopping, wait", seen(P.STOPPING, O.STOPPING), Wait),
-    ("stopping, hangs in its start", seen(P.STOPPING, O.STARTING), Call("stop")),
-    ("stopping, done", seen(P.STOPPING, O.STOPPED), Move(P.OFF, "stopped")),
+    ("stopping", seen(P.STOPPING, S.RUNNING), Call("stop")),
+    ("stopping, old look", seen(P.STOPPING, S.RUNNING, since=NOW, observed_at=NOW - 1), Observe()),
+    ("stopping, called", seen(P.STOPPING, S.RUNNING, called_at=NOW - 1), Wait),
+    ("stopping, again", seen(P.STOPPING, S.RUNNING, called_at=NOW - 16), Call("stop")),
+    ("stopping, wait", seen(P.STOPPING, S.STOPPING), Wait),
+    ("stopping, hangs in its start", seen(P.STOPPING, S.STARTING), Call("stop")),
+    ("stopping, done", seen(P.STOPPING, S.STOPPED), Move(P.OFF, "stopped")),
     (
         "stopping, a bad one",
-        seen(P.STOPPING, O.STOPPED, failure=BAD),
+        seen(P.STOPPING, S.STOPPED, failure=BAD),
         Move(P.FAILED, "stopped", failure=BAD),
     ),
     # failed
-    ("failed, wait", seen(P.FAILED, O.STOPPED, failure=UNLUCKY), Wait(20.0, "waiting to try again")),
+    (
+        "failed, wait",
+        seen(P.FAILED, S.STOPPED, failure=UNLUCKY),
+        Wait(20.0, "waiting to try again"),
+    ),
     (
         "failed, again",
-        seen(P.FAILED, O.STOPPED, failure=DUE),
+        seen(P.FAILED, S.STOPPED, failure=DUE),
         Move(P.STARTING, "retry", Guard.WANTED, DUE),
     ),
-    ("failed, old look", seen(P.FAILED, O.STOPPED, failure=DUE, observed_at=NOW - 2), Observe()),
+    ("failed, old look", seen(P.FAILED, S.STOPPED, failure=DUE, observed_at=NOW - 2), Observe()),
     (
         "failed, unwanted",
-        seen(P.FAILED, O.STOPPED, failure=UNLUCKY, wanted=False),
+        seen(P.FAILED, S.STOPPED, failure=UNLUCKY, wanted=False),
         Move(P.OFF, "demand_gone", Guard.UNWANTED),
     ),
     (
         "failed, a bad one runs",
-        seen(P.FAILED, O.RUNNING, failure=BAD),
+        seen(P.FAILED, S.RUNNING, failure=BAD),
         Move(P.STOPPING, "agent_silent", Guard.NO_WORK, BAD),
     ),
-    ("failed, a bad one in use", seen(P.FAILED, O.RUNNING, failure=BAD, working=True), Wait),
+    ("failed, a bad one in use", seen(P.FAILED, S.RUNNING, failure=BAD, working=True), Wait),
     (
         "failed, started after all",
-        seen(P.FAILED, O.RUNNING, failure=UNLUCKY),
+        seen(P.FAILED, S.RUNNING, failure=UNLUCKY),
         Move(P.BOOTING, "started_after_all", failure=UNLUCKY),
     ),
     (
         "failed, no such instance",
-        seen(P.FAILED, O.ABSENT, failure=DUE),
+        seen(P.FAILED, S.ABSENT, failure=DUE),
         Move(P.STARTING, "retry", Guard.WANTED, DUE),  # and there it is found to be absent still
     ),
 ]
 
 
-@pytest.mark.parametrize(("view", "expected"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE])
+@pytest.mark.parametrize(
+    ("view", "expected"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE]
+)
 def test_table(view: View, expected: Any) -> None:
     step = decide(view, T, NOW)
     if isinstance(expected, str):
@@ -510,20 +514,20 @@ def test_the_table_has_every_phase() -> None:
 
 class TestLooking:
     def test_never_looked(self) -> None:
-        assert decide(seen(P.OFF, O.UNKNOWN, observed_at=None), T, NOW) == Observe()
+        assert decide(seen(P.OFF, S.UNKNOWN, observed_at=None), T, NOW) == Observe()
 
     @pytest.mark.parametrize(
         ("view", "seconds"),
         [
-            (seen(P.OFF, O.STOPPED, wanted=False), 60),
-            (seen(P.READY, O.RUNNING, node=READY), 60),
-            (seen(P.BOOTING, O.RUNNING), 2),
-            (seen(P.BOOTING, O.RUNNING, since=NOW - 40), 10),
-            (seen(P.LOADING, O.RUNNING, since=NOW - 1000), 15),
+            (seen(P.OFF, S.STOPPED, wanted=False), 60),
+            (seen(P.READY, S.RUNNING, node=READY), 60),
+            (seen(P.BOOTING, S.RUNNING), 2),
+            (seen(P.BOOTING, S.RUNNING, since=NOW - 40), 10),
+            (seen(P.LOADING, S.RUNNING, since=NOW - 1000), 15),
             # A look that failed once must not hold up who waits.
-            (seen(P.OFF, O.UNKNOWN), 2),
-            (seen(P.OFF, O.UNKNOWN, wanted=False), 15),
-            (seen(P.FAILED, O.UNKNOWN, denied=True, failure=UNLUCKY), 15),
+            (seen(P.OFF, S.UNKNOWN), 2),
+            (seen(P.OFF, S.UNKNOWN, wanted=False), 15),
+            (seen(P.FAILED, S.UNKNOWN, denied=True, failure=UNLUCKY), 15),
         ],
     )
     def test_how_old_a_look_may_be(self, view: View, seconds: float) -> None:
@@ -543,7 +547,7 @@ class TestBackoff:
         assert min(first, most) <= backoff(n, timings) <= backoff(n + 1, timings) <= most
 
     def test_attempts_count_up_and_start_again_after_a_success(self) -> None:
-        lost = seen(P.READY, O.RUNNING, node=BROKEN, failure=UNLUCKY, ready_at=NOW - 59)
+        lost = seen(P.READY, S.RUNNING, node=BROKEN, failure=UNLUCKY, ready_at=NOW - 59)
         step = decide(lost, T, NOW)
         assert isinstance(step, Move)
         assert step.failure is not None

@@ -8,16 +8,20 @@ from pydantic import ValidationError
 from qwenctl.config import GpuConfig
 from qwenctl.rules import PRESETS, Activity, Rule, classify
 
-NAVIGATION = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+NAVIGATION = {"sec-fetch-mode": "navigate", "sec-fetch-user": "?1", "sec-fetch-dest": "document"}
+RELOAD = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}  # by a script, by nobody
 PREFETCH = {**NAVIGATION, "sec-purpose": "prefetch;prerender"}
 OLD_PREFETCH = {**NAVIGATION, "purpose": "prefetch"}
 FETCH = {"sec-fetch-mode": "cors"}
 
 W, K, M, P = Activity.WAKES, Activity.KEEPS_ON, Activity.MESSAGES, Activity.PASSIVE
 
-EVERYWHERE = [
+Row = tuple[str, str, dict[str, str], Activity]
+
+EVERYWHERE: list[Row] = [
     ("GET", "/", NAVIGATION, K),
     ("GET", "/", {}, P),  # curl, monitors
+    ("GET", "/", RELOAD, P),
     ("HEAD", "/", {}, P),
     ("GET", "/", PREFETCH, P),
     ("GET", "/", OLD_PREFETCH, P),
@@ -30,7 +34,7 @@ EVERYWHERE = [
     ("WEBSOCKET", "/live", {}, M),
 ]
 
-TABLES = {
+TABLES: dict[str, list[Row]] = {
     "gradio": [
         ("GET", "/gradio_api/heartbeat/abc123", FETCH, P),
         ("GET", "/heartbeat/abc123", FETCH, P),
@@ -43,6 +47,8 @@ TABLES = {
         ("POST", "/queue/join", {}, W),
         ("POST", "/gradio_api/upload", FETCH, W),
         ("POST", "/gradio_api/call/chat", {}, W),
+        ("POST", "/gradio_api/call/v2/chat", {}, W),
+        ("POST", "/api/v1/users/login", {}, P),  # a scanner's
         ("GET", "/gradio_api/call/chat/0123", {}, K),
         ("GET", "/gradio_api/queue/data", FETCH, K),
         ("GET", "/queue/data", FETCH, K),
@@ -67,7 +73,7 @@ TABLES = {
         ("POST", "/ollama/api/generate", FETCH, W),
         ("POST", "/openai/chat/completions", FETCH, W),
         ("POST", "/api/v1/images/generations", FETCH, W),
-        ("POST", "/api/v1/chats/new", FETCH, K),
+        ("POST", "/api/v1/notes/create", FETCH, K),
         ("DELETE", "/api/v1/chats/1", FETCH, K),
         ("GET", "/api/v1/chats/", FETCH, P),
     ],
@@ -81,10 +87,18 @@ TABLES = {
         ("POST", "/login.php", {}, P),
     ],
     "generic": [
-        ("POST", "/anything", {}, W),
-        ("PUT", "/file", {}, W),
-        ("PATCH", "/file", {}, W),
-        ("DELETE", "/file", {}, W),
+        ("POST", "/anything", {}, K),  # a scanner's
+        ("POST", "/xmlrpc.php", {"content-type": "text/xml"}, K),
+        ("POST", "/x", {"content-type": "application/x-www-form-urlencoded"}, K),
+        ("POST", "/x", {"content-type": "application/json; charset=utf-8"}, W),
+        ("POST", "/x", {"sec-fetch-site": "same-origin"}, W),
+        ("POST", "/x", {"sec-fetch-site": "cross-site"}, K),
+        ("PUT", "/x", {"origin": "https://gpu.test"}, W),
+        ("PUT", "/x", {"origin": "null"}, K),
+        ("PATCH", "/x", {"authorization": "Bearer qk_abc"}, W),
+        ("PATCH", "/x", {"authorization": "Basic abc"}, K),
+        ("DELETE", "/x", {"x-api-key": "qk_abc"}, W),
+        ("DELETE", "/x", {"x-api-key": "abc"}, K),
         ("GET", "/file", FETCH, P),
     ],
 }

@@ -98,7 +98,10 @@ class TestMessages:
         ],
     )
     def test_another_header(self, header: str, value: str) -> None:
-        for headers in ({**signed(), header: value}, {k: v for k, v in signed().items() if k != header}):
+        for headers in (
+            {**signed(), header: value},
+            {k: v for k, v in signed().items() if k != header},
+        ):
             with pytest.raises(BadSignature):
                 check(headers)
 

@@ -69,7 +69,7 @@ def fails_clearly(deploy: Deploy, case: Case) -> None:
     deployment = deploy(gpus={"main": gpu}, settings=case.settings).start()
     proxy, instance = deployment.proxies[0], deployment.instance()
     after = first = deployment.last_event()
-    failures = []
+    failures: list[tuple[float, dict[str, Any]]] = []
     deadline = time.monotonic() + 50
     while len(failures) < 3:
         # Somebody goes on waiting: the page renews its demand like this.
@@ -106,7 +106,7 @@ def fails_clearly(deploy: Deploy, case: Case) -> None:
 
 @pytest.mark.slow
 def test_failures_are_clear_retried_and_given_up(deploy: Deploy) -> None:
-    at_once(*(lambda c=case: fails_clearly(deploy, c) for case in CASES.values()))  # type: ignore[misc]
+    at_once(*(lambda c=case: fails_clearly(deploy, c) for case in CASES.values()))
 
 
 def test_no_capacity_is_clear_retried_and_given_up(deploy: Deploy) -> None:

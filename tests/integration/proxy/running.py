@@ -178,14 +178,15 @@ class RunningProxy:
     def wait_for(self, phase: str, name: str = "main", seconds: float = 20.0) -> None:
         """Wait for a phase, in the store and in the proxy's own view."""
         until(lambda: self.snapshot(name).phase.value == phase, seconds, f"phase {phase}")
-        until(lambda: self.ask(name) == phase, 5, f"phase {phase} in the proxy")
+        serves = phase in ("ready", "draining")
+        until(lambda: self.forwards(name) is serves, 5, f"phase {phase} in the proxy")
 
-    def ask(self, name: str) -> str:
-        headers = {"Authorization": f"Bearer {KEY}"}
-        answer = requests.get(
-            self.url(f"/_qwenctl/api/status?gpu={name}"), headers=headers, timeout=5
-        )
-        return str(answer.json()["phase"])
+    def forwards(self, name: str) -> bool:
+        """Whether a request for this GPU would be forwarded now."""
+        hosts = self.settings["gpu"][name].get("hosts")
+        headers = {"Authorization": f"Bearer {KEY}", **({"Host": hosts[0]} if hosts else {})}
+        answer = requests.get(self.url("/_qwenctl/gate"), headers=headers, timeout=5)
+        return answer.status_code == 204
 
     def untouched(self, name: str = "main") -> bool:
         """Whether nothing has ever asked for this GPU: no lease, no event, no start."""

@@ -277,6 +277,15 @@ def test_expect_100_continue_refused_by_the_node(ready: RunningProxy) -> None:
         assert status == 413
 
 
+def test_the_node_hears_of_a_request_before_its_body_comes(ready: RunningProxy) -> None:
+    """Some clients want to see the answer begin before they send the first byte."""
+    with RawClient(ready.port) as client:
+        client.send(b"POST /slow-body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n")
+        until(lambda: ready.journal_of("/slow-body"), 2.0, "the node's notice")
+        client.send(b"hi")
+        assert json.loads(client.answer()[2])["size"] == 2
+
+
 def test_an_early_answer_reaches_a_client_that_still_sends(ready: RunningProxy) -> None:
     with RawClient(ready.port) as client:
         client.send(
@@ -362,7 +371,8 @@ def test_a_slow_node_slows_the_sender_and_costs_no_memory(ready: RunningProxy) -
     before = ready.memory
     with RawClient(ready.port, timeout=1.0) as client:
         client.send(
-            b"POST /long-poll HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000000\r\n\r\n"
+            b"POST /long-poll?seconds=4 HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Length: 500000000\r\n\r\n"
         )
         sent = 0
         with contextlib.suppress(TimeoutError):
@@ -449,7 +459,7 @@ def test_a_client_that_hangs_up_ends_the_nodes_work_before_an_answer(ready: Runn
             body = b"Content-Length: 2\r\n\r\nhi" if head == b"POST" else b"\r\n"
             client.send(head + f" {target} HTTP/1.1\r\nHost: localhost\r\n".encode() + body)
             until(lambda t=target: ready.journal_of(t))  # type: ignore[misc]
-        entry = lambda t=target: ready.journal_of(t)[-1]["end"]  # type: ignore[misc]  # noqa: E731
+        entry = lambda t=target: ready.journal_of(t)[-1]["end"]  # noqa: E731
         assert until(entry, 1.0, "the node's notice") == "cancelled"
 
 
@@ -511,3 +521,15 @@ def test_a_node_that_does_not_listen_gives_502_after_the_recheck(tmp_path: Path)
         assert answer.headers["retry-after"]
         assert time.monotonic() - began < 6
         assert "no connection to the node" in proxy.log
+
+
+@pytest.mark.slow
+def test_a_shutdown_with_a_stream_of_the_node_is_quiet(tmp_path: Path) -> None:
+    with running(tmp_path) as proxy:
+        proxy.wake()
+        with RawClient(proxy.port, timeout=20) as client:
+            client.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.head()[0] == 200
+            proxy.stop()
+            assert not client.file.read().endswith(b"0\r\n\r\n")
+        assert "Traceback" not in proxy.log

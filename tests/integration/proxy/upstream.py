@@ -79,7 +79,7 @@ async def next_event(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def long_poll(request: web.BaseRequest) -> web.StreamResponse:
-    await asyncio.sleep(60)
+    await asyncio.sleep(float(request.query.get("seconds", "60")))
     return web.Response(text="too late")
 
 
@@ -147,17 +147,11 @@ async def die(request: web.BaseRequest) -> web.StreamResponse:
     assert transport is not None
     how = request.query["when"]
     if how == "middle":
-        transport.write(  # type: ignore[attr-defined]
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
-        )
+        transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
     elif how == "middle-length":
-        transport.write(  # type: ignore[attr-defined]
-            b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhello"
-        )
+        transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhello")
     elif how == "short":
-        transport.write(  # type: ignore[attr-defined]
-            b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello"
-        )
+        transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
     await asyncio.sleep(0.1)
     transport.close()
     await asyncio.sleep(60)
@@ -170,7 +164,7 @@ async def raw(
     """Write an answer byte by byte as it is, past the server's own ideas."""
     transport = request.transport
     assert transport is not None
-    transport.write(content)  # type: ignore[attr-defined]
+    transport.write(content)
     await asyncio.sleep(0.05)
     if close:
         transport.close()
@@ -201,7 +195,7 @@ async def websocket(request: web.BaseRequest) -> web.StreamResponse:
             await socket.close(code=int(message.data.split()[1]), message=b"as asked")
         elif message.type is WSMsgType.TEXT and message.data == "abort":
             assert request.transport is not None
-            request.transport.abort()  # type: ignore[attr-defined]
+            request.transport.abort()
         elif message.type is WSMsgType.TEXT:
             await socket.send_str(message.data)
         elif message.type is WSMsgType.BINARY:

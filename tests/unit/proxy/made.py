@@ -48,9 +48,7 @@ def gpu(**settings: Any) -> GpuConfig:
     return GpuConfig.model_validate(settings)
 
 
-def snapshot(phase: str, *, blocked: bool = False, failure: str = "") -> Snapshot:
+def snapshot(phase: str, *, blocked: bool = False) -> Snapshot:
     state = {"phase": phase, "start_seq": "1"}
-    if failure:
-        state["failure"] = failure
     blocks = (Lease("maintenance:x", float("inf")),) if blocked else ()
     return Snapshot("main", 1000.0, state, blocks=blocks)

@@ -8,7 +8,6 @@ import time
 import pytest
 from argon2 import PasswordHasher
 
-from proxy import auth
 from proxy.auth import COOKIE, PasswordAccess, Throttle, Throttled
 from qwenctl.config import AccessConfig, ApiKey
 from tests.unit.proxy.made import request
@@ -36,7 +35,7 @@ def signed_in(config: AccessConfig = CONFIG, secret: str = "s") -> str:
 def who(cookie: str, config: AccessConfig = CONFIG, secret: str = "s") -> str | None:
     asked = request("GET", "/", {"Cookie": f"a=1; {COOKIE}={cookie}; b=2"})
     identity = PasswordAccess(config, secret).identify(asked)
-    return identity and identity.kind
+    return identity.kind if identity else None
 
 
 def test_the_right_password_gives_a_cookie_that_every_replica_takes() -> None:
@@ -103,7 +102,7 @@ def fail(throttle: Throttle, client: str) -> None:
 
 def test_five_wrong_ones_a_minute_from_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
     throttle, now = Throttle(), [1000.0]
-    monkeypatch.setattr(auth.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for _ in range(Throttle.PER_CLIENT):
         fail(throttle, "a")
     with pytest.raises(Throttled) as refused:

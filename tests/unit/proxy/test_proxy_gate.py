@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from proxy.auth import Identity
 from proxy.gate import Verdict, judge, may_wake
-from qwenctl.lifecycle import Failure, Phase
+from proxy.request import Request
+from qwenctl.lifecycle import Phase
 from qwenctl.rules import Activity
 from tests.unit.proxy.made import (
     ANYBODY,
@@ -36,18 +35,17 @@ SOCKET = request("WEBSOCKET", "/ws")
 
 def ruling(
     phase: str,
-    what: object = CLICK,
+    what: Request = CLICK,
     who: Identity | None = ANYBODY,
     *,
     blocked: bool = False,
-    failure: str = "",
     **settings: object,
 ) -> Verdict:
     return judge(
         gpu(**settings),
         what,
         who,
-        snapshot(phase, blocked=blocked, failure=failure),  # type: ignore[arg-type]
+        snapshot(phase, blocked=blocked),
     ).verdict
 
 
@@ -57,14 +55,14 @@ def test_every_phase_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("phase", [phase.value for phase in Phase])
 @pytest.mark.parametrize("what", [CLICK, CLIENT, PAGE, CURL, HEARTBEAT, SOCKET])
-def test_nobody_gets_anything_without_access(phase: str, what: object) -> None:
+def test_nobody_gets_anything_without_access(phase: str, what: Request) -> None:
     for wake_on in ("visit", "click", "never"):
         assert ruling(phase, what, None, wake_on=wake_on) is Verdict.SIGN_IN
 
 
 @pytest.mark.parametrize("who", [ANYBODY, BROWSER, KEY])
 @pytest.mark.parametrize("what", [CLICK, CROSS, CLIENT, PAGE, CURL, BOT, HEARTBEAT, SOCKET])
-def test_a_ready_gpu_gets_everything(what: object, who: Identity) -> None:
+def test_a_ready_gpu_gets_everything(what: Request, who: Identity) -> None:
     assert ruling("ready", what, who) is Verdict.FORWARD
 
 
@@ -80,18 +78,31 @@ def test_a_ready_gpu_gets_everything(what: object, who: Identity) -> None:
         (HEARTBEAT, Verdict.FORWARD),
     ],
 )
-def test_draining_turns_use_into_a_lease_first(what: object, verdict: Verdict) -> None:
+def test_draining_turns_use_into_a_lease_first(what: Request, verdict: Verdict) -> None:
     assert ruling("draining", what) is verdict
 
 
-def test_a_drain_that_cannot_be_taken_back() -> None:
-    """Blocked, or condemned: nothing goes there any more."""
-    lost = Failure("node_lost", "gone", attempts=1, retry_at=0.0, condemns=True)
-    failure = json.dumps(vars(lost))
-    for more in ({"blocked": True}, {"failure": failure}):
-        assert ruling("draining", CLICK, **more) is Verdict.HOLD  # type: ignore[arg-type]
-        assert ruling("draining", PAGE, **more) is Verdict.PAGE  # type: ignore[arg-type]
-        assert ruling("draining", CURL, **more) is Verdict.UNREADY  # type: ignore[arg-type]
+def test_a_drain_that_a_block_began_cannot_be_taken_back() -> None:
+    assert ruling("draining", CLICK, blocked=True) is Verdict.HOLD
+    assert ruling("draining", PAGE, blocked=True) is Verdict.PAGE
+    assert ruling("draining", CURL, blocked=True) is Verdict.UNREADY
+
+
+@pytest.mark.parametrize("path", ["//admin", "/x/../admin", "/./admin", "/x//..//admin"])
+def test_a_refusal_holds_however_the_path_is_written(path: str) -> None:
+    rules = [{"activity": "refused", "path": "^/admin"}]
+    assert ruling("ready", request("GET", path), KEY, rules=rules) is Verdict.REFUSE
+
+
+def test_what_may_start_the_gpu_is_said_while_it_drains() -> None:
+    drain = snapshot("draining")
+    assert judge(gpu(), CLICK, ANYBODY, drain).wakes
+    for what, who, settings in (
+        (CROSS, ANYBODY, {}),
+        (SOCKET, KEY, {}),
+        (CLICK, ANYBODY, {"wake_on": "never"}),
+    ):
+        assert not judge(gpu(**settings), what, who, drain).wakes
 
 
 @pytest.mark.parametrize("phase", OFF_PHASES)
@@ -128,7 +139,7 @@ def test_a_drain_that_cannot_be_taken_back() -> None:
     ],
 )
 def test_a_gpu_that_is_not_there(
-    phase: str, what: object, who: Identity, wake_on: str, api: str, verdict: Verdict
+    phase: str, what: Request, who: Identity, wake_on: str, api: str, verdict: Verdict
 ) -> None:
     assert ruling(phase, what, who, wake_on=wake_on, api=api) is verdict
 
