@@ -103,9 +103,10 @@ class Activities:
     def touch(self, gpu: str, lease: str, began: float | None = None) -> None:
         """Extend a client's lease by one idle timeout from now."""
         touched = self._gpus[gpu].touched
+        if not touched:  # else a write-back is due anyway
+            self._dirty.set()
         # Two requests of one client in one second: the younger one decides.
         touched[lease] = max(began or time.monotonic(), touched.get(lease, 0.0))
-        self._dirty.set()
 
     def _enter(self, gpu: str, lease: str, began: float) -> None:
         self._gpus[gpu].in_flight += 1

@@ -37,7 +37,7 @@ from .metrics import Metrics
 from .mirror import Mirror
 from .node import NodeDesk
 from .problem import refuse_websocket, send_problem
-from .request import ASGIApp, Receive, Request, Scope, Send, networks
+from .request import ASGIApp, Networks, Receive, Request, Scope, Send, networks
 
 __all__ = ["Proxy", "is_loopback"]
 
@@ -91,7 +91,7 @@ class Proxy:
         self.gate = ForwardAuth(
             config, store, self.mirror, self.activities, self.authenticator, trusted
         )
-        self.asgi: ASGIApp = HostCheck(self._route, config)
+        self.asgi: ASGIApp = HostCheck(self._route, config, trusted)
         self._stop = threading.Event()
         self._controllers = {
             name: Controller(name, gpu, store, make_provider(name, gpu, config), owner=self.owner)
@@ -112,7 +112,7 @@ class Proxy:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
-        if not Request.from_scope(scope, ()).target.startswith("/"):
+        if not Request.of(scope, self.trusted).target.startswith("/"):
             # "OPTIONS *" asks the server itself; anything else of the kind is a forged host.
             await self._no_path(scope, send)
         elif path != PREFIX and not path.startswith(PREFIX + "/"):
@@ -122,7 +122,7 @@ class Proxy:
         elif path == f"{PREFIX}/api/events":
             await self.feed.stream(scope, receive, send)
         elif path == f"{PREFIX}/gate":
-            name = self.data.gpu_for(Request.from_scope(scope, self.trusted))
+            name = self.data.gpu_for(Request.of(scope, self.trusted))
             await self.gate(scope, receive, send, name)
         else:
             await self.control(scope, receive, send)
@@ -131,7 +131,7 @@ class Proxy:
         if scope["type"] == "websocket":
             await refuse_websocket(scope, send, 400, "bad_target", "the target is no path")
             return
-        request = Request.from_scope(scope, ())
+        request = Request.of(scope, self.trusted)
         if request.method == "OPTIONS" and request.target == "*":
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
@@ -236,15 +236,16 @@ class BoundedBody:
         await self._app(scope, read, send)
 
     async def _refuse(self, scope: Scope, send: Send, status: int, code: str, why: str) -> None:
-        await send_problem(Request.from_scope(scope, ()), send, status, code, why)
+        await send_problem(Request.of(scope, ()), send, status, code, why)
 
 
 class HostCheck:
     """Without access control, only our own host names are answered: a site whose name has been
     pointed at this machine (DNS rebinding) would otherwise be as good as the user himself."""
 
-    def __init__(self, app: ASGIApp, config: Config) -> None:
+    def __init__(self, app: ASGIApp, config: Config, trusted: Networks) -> None:
         self._app = app
+        self._trusted = trusted
         self._open = config.access.mode != "none" or config.proxy.allow_anonymous
         names = {"localhost", *_hosts(config)}
         names |= {urlsplit(url).hostname or "" for url in (config.url, *config.node_urls)}
@@ -253,7 +254,7 @@ class HostCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._open:
-            request = Request.from_scope(scope, ())
+            request = Request.of(scope, self._trusted)
             name = request.hostname
             if name and name not in self._names and not is_loopback(name):
                 detail = f"unknown host name {name!r}; set proxy.public_url or gpu.NAME.hosts"

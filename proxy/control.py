@@ -121,7 +121,7 @@ class Views:
     # Who and what
 
     def _request(self) -> Request:
-        return Request.from_scope(request.environ["asgi.scope"], self._parts.trusted)
+        return Request.of(request.environ["asgi.scope"], self._parts.trusted)
 
     def _gpu(self) -> tuple[str, GpuConfig]:
         scope = request.environ["asgi.scope"]

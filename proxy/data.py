@@ -26,7 +26,7 @@ from .forward import ClientGone, Forwarder, NotConnected, UpstreamDied
 from .gate import Ruling, Verdict, judge
 from .held import Held
 from .metrics import Metrics
-from .mirror import Mirror
+from .mirror import FRESH, Mirror
 from .problem import send_problem
 from .request import ASGIApp, Message, Networks, Receive, Request, Scope, Send
 from .visit import Pages, Visit
@@ -102,7 +102,7 @@ class DataPlane:
         self._threads.shutdown(wait=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request.from_scope(scope, self._trusted)
+        request = Request.of(scope, self._trusted)
         name = self.gpu_for(request)
         if not name:
             await send_problem(request, send, 503, "no_gpu", "no GPU is configured")
@@ -122,7 +122,7 @@ class DataPlane:
             while not await self._once(visit):
                 pass
         except ClientGone:
-            self._metrics.requests.labels(name, "client_gone").inc()
+            self._metrics.count(name, "client_gone")
         except StoreUnavailable:
             await visit.problem(503, "store_lost", STORE_LOST, 5)
         except UpstreamDied as error:
@@ -130,9 +130,11 @@ class DataPlane:
 
     async def _once(self, visit: Visit) -> bool:
         """Judge the request and do as judged; whether that was the end of it."""
-        await self._mirror.view(visit.name)
+        visit.view.used = True
+        if visit.view.age > FRESH:
+            await self._mirror.view(visit.name)
         ruling = judge(visit.gpu, visit.request, visit.identity, visit.view.snapshot)
-        self._metrics.requests.labels(visit.name, ruling.verdict.value).inc()
+        self._metrics.count(visit.name, ruling.verdict.value)
         match ruling.verdict:
             case Verdict.FORWARD:
                 return await self._to_node(visit, ruling)
@@ -184,7 +186,7 @@ class DataPlane:
                     await self._forward(base, visit.request, visit.receive, send)
         except NotConnected as error:
             log.info("%s: no connection to the node: %s", name, error)
-            self._metrics.requests.labels(name, "not_connected").inc()
+            self._metrics.count(name, "not_connected")
             if await self._moved_on(visit):
                 return False
             await visit.problem(
@@ -228,7 +230,7 @@ class DataPlane:
         return False
 
     async def _after_death(self, visit: Visit, error: UpstreamDied) -> None:
-        self._metrics.requests.labels(visit.name, "upstream_died").inc()
+        self._metrics.count(visit.name, "upstream_died")
         self._look(visit.name, "upstream died")
         if visit.started or error.started:
             # The status is out; ending without the last byte tells the client that it is not whole.

@@ -99,7 +99,7 @@ class Feed:
 
     async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """``GET /_qwenctl/api/events?gpu=NAME``: server-sent events, one ``status`` each change."""
-        request = Request.from_scope(scope, self._trusted)
+        request = Request.of(scope, self._trusted)
         identity = self._authenticator.identify(request)
         name = _query(scope, "gpu") or next(iter(self._config.gpu), "")
         if identity is None:

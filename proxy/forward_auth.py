@@ -51,7 +51,7 @@ class ForwardAuth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, name: str) -> None:  # noqa: ARG002
         """Decide for the GPU called ``name``."""
-        asked = Request.from_scope(scope, self._trusted)
+        asked = Request.of(scope, self._trusted)
         if not asked.trusted_peer and not asked.from_loopback:
             await send_problem(
                 asked, send, 403, "not_trusted", "name this proxy in proxy.trusted_proxies"

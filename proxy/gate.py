@@ -11,7 +11,7 @@ from enum import Enum
 
 from qwenctl.config import GpuConfig
 from qwenctl.lifecycle import Phase
-from qwenctl.rules import Activity, classify
+from qwenctl.rules import Activity
 from qwenctl.store import Snapshot
 
 from .auth import Identity
@@ -71,11 +71,12 @@ def judge(
     """The ruling for one request, given what is known of the GPU now."""
     if identity is None:
         return Ruling(Verdict.SIGN_IN)
-    activity = classify(gpu.all_rules, request.method, request.path, request.headers)
-    if activity is not Activity.REFUSED and ("//" in request.path or "/." in request.path):
+    rules = gpu.rule_table
+    activity = rules.classify(request.method, request.path, request.headers)
+    if rules.refuses and ("//" in request.path or "/." in request.path):
         # Another way to write a path must not be a way around a rule that refuses it.
         plain = posixpath.normpath(request.path.replace("//", "/"))
-        if classify(gpu.all_rules, request.method, plain, request.headers) is Activity.REFUSED:
+        if rules.classify(request.method, plain, request.headers) is Activity.REFUSED:
             activity = Activity.REFUSED
     if activity is Activity.REFUSED:
         return Ruling(Verdict.REFUSE, activity, "a rule of this GPU refuses such requests")

@@ -15,6 +15,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[str, str], Counter] = {}
         self.requests = Counter(
             "qwenctl_requests",
             "Requests by what became of them",
@@ -54,6 +55,13 @@ class Metrics:
             ["gpu", "step"],
             registry=self.registry,
         )
+
+    def count(self, gpu: str, outcome: str) -> None:
+        """One more request with that outcome. (Looking a labelled child up is not cheap.)"""
+        child = self._children.get((gpu, outcome))
+        if child is None:
+            child = self._children[gpu, outcome] = self.requests.labels(gpu, outcome)
+        child.inc()
 
     def observe(self, snapshot: Snapshot, in_flight: int) -> None:
         """Take over what a snapshot says."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,7 +44,16 @@ class Request:
     trusted_peer: bool
 
     @classmethod
+    def of(cls, scope: Scope, trusted: Networks) -> Request:
+        """The request of this scope, read at the first call and kept in it."""
+        known: Request | None = scope.get("qwenctl.request")
+        if known is None:
+            known = scope["qwenctl.request"] = cls.from_scope(scope, trusted)
+        return known
+
+    @classmethod
     def from_scope(cls, scope: Scope, trusted: Networks) -> Request:
+        """Read the scope anew."""
         raw = list(scope["headers"])
         headers: dict[str, str] = {}
         for name, value in raw:
@@ -95,10 +104,7 @@ class Request:
     @property
     def hostname(self) -> str:
         """The host without port, lower case; what is no host name at all as it was sent."""
-        try:
-            return urlsplit(f"//{self.host}").hostname or ""
-        except ValueError:
-            return self.host.lower()
+        return _hostname(self.host)
 
     @property
     def proto(self) -> str:
@@ -138,6 +144,14 @@ class Request:
             return urlsplit(origin).netloc.lower() == self.host.lower()
         except ValueError:
             return False
+
+
+@lru_cache(maxsize=256)
+def _hostname(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return host.lower()
 
 
 def _within(address: str, allowed: Networks) -> bool:

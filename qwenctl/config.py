@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ from pydantic import (
 )
 
 from qwenctl.errors import ConfigError
-from qwenctl.rules import PRESETS, Rule
+from qwenctl.rules import PRESETS, Rule, RuleTable
 from qwenctl.wire import Activity, Readiness, Service
 
 if sys.version_info >= (3, 11):
@@ -252,10 +253,10 @@ class GpuConfig(_Table):
     service: tuple[ServiceConfig, ...] = ()
     """What the node runs, in order; traffic goes to the first."""
 
-    @property
-    def all_rules(self) -> tuple[Rule, ...]:
-        """The rule table in force, first match first."""
-        return self.rules + PRESETS[self.preset]
+    @cached_property
+    def rule_table(self) -> RuleTable:
+        """The rules in force, first match first."""
+        return RuleTable(self.rules + PRESETS[self.preset])
 
     @property
     def port(self) -> int:

@@ -24,6 +24,7 @@ from qwenctl.config import (
 )
 from qwenctl.config_docs import schema
 from qwenctl.errors import ConfigError
+from qwenctl.rules import Activity
 
 HASH = "$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$aGFzaGhhc2g"
 
@@ -114,8 +115,11 @@ class TestFile:
         )
         gpu = config.gpu["main"]
         assert (gpu.idle_timeout, gpu.timing.boot, gpu.port) == (1200, 120, 7000)
-        assert gpu.all_rules[0].path == "^/poll"
-        assert len(gpu.all_rules) > 1
+        assert gpu.rules[0].path == "^/poll"
+        browser = {"sec-fetch-mode": "navigate", "sec-fetch-user": "?1"}
+        table = gpu.rule_table
+        assert table.classify("GET", "/poll", browser) is Activity.PASSIVE  # our own rule first
+        assert table.classify("GET", "/", browser) is Activity.KEEPS_ON  # then the preset's
         assert config.url == "http://127.0.0.1:9000"
         assert config.source == str(tmp_path / "qwenctl.toml")
 

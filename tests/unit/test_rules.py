@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from qwenctl.config import GpuConfig
-from qwenctl.rules import PRESETS, Activity, Rule, classify
+from qwenctl.rules import PRESETS, Activity, Rule, RuleTable, classify
 
 NAVIGATION = {"sec-fetch-mode": "navigate", "sec-fetch-user": "?1", "sec-fetch-dest": "document"}
 RELOAD = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}  # by a script, by nobody
@@ -137,8 +137,15 @@ class TestTable:
     def test_the_first_match_wins_and_own_rules_come_first(self) -> None:
         own = Rule(activity="refused", path="^/gradio_api/upload")
         gpu = GpuConfig(rules=(own,))
-        assert classify(gpu.all_rules, "POST", "/gradio_api/upload", {}) is Activity.REFUSED
-        assert classify(gpu.all_rules, "POST", "/gradio_api/queue/join", {}) is W
+        assert gpu.rule_table.classify("POST", "/gradio_api/upload", {}) is Activity.REFUSED
+        assert gpu.rule_table.classify("POST", "/gradio_api/queue/join", {}) is W
+
+    def test_invented_methods_do_not_fill_the_memory(self) -> None:
+        table = RuleTable(PRESETS["generic"])
+        for number in range(1000):
+            assert table.classify(f"M{number}", "/", {}) is P
+        assert len(table._by_method) <= 64
+        assert table.classify("POST", "/", {"x-api-key": "qk_a"}) is W
 
     def test_what_nothing_matches_is_passive(self) -> None:
         assert classify((), "POST", "/", {}) is P

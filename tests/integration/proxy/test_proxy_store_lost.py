@@ -73,7 +73,7 @@ def test_the_store_is_lost_and_found(server: Server, tmp_path: Path) -> None:
         server.kill()
         # The node is known to be ready: on it goes.
         for _ in range(30):
-            answer, seconds = timed("POST", proxy.url("/work"), json={})
+            answer, seconds = timed("POST", proxy.url("/generate"), json={})
             assert answer.status_code == 200, answer.text
             assert seconds < 3
         assert requests.get(proxy.url("/_qwenctl/healthz"), timeout=5).status_code == 200

@@ -117,6 +117,7 @@ def test_so_many_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     throttle = Throttle()
     for number in range(Throttle.IN_ALL):
         fail(throttle, f"client-{number}")
+    fail(throttle, "fresh")  # nobody can lock the others out: one try each
     with pytest.raises(Throttled):
         fail(throttle, "fresh")
 
