@@ -111,6 +111,7 @@ def _run(settings: NodeSettings, secret: str) -> int:
             CommandStop(settings.power_off_command) if settings.power_off_command else ExitStop()
         ),
         booted_at=settings.booted_at,
+        spec_file=state_dir / "spec.json",
         disk=settings.state_dir,
     )
     for number in (signal.SIGTERM, signal.SIGINT):

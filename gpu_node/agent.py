@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from typing import Literal
 
 from gpu_node.client import NoContact, ProxyClient, Reply
@@ -16,6 +17,7 @@ from gpu_node.resources import read_resources
 from gpu_node.runtime import Runtime
 from gpu_node.service import Supervisor
 from qwenctl import __version__
+from qwenctl.private_file import write_private
 from qwenctl.wire import (
     HELLO_PATH,
     REPORT_PATH,
@@ -78,6 +80,7 @@ class Agent:
         dead_man: the countdown without contact.
         self_stop: stops the instance when that has run out.
         booted_at: the monotonic clock when the instance booted, in seconds.
+        spec_file: where the last spec is kept, so that the next boot need not wait for a proxy.
         disk: the path whose free space is reported.
     """
 
@@ -91,6 +94,7 @@ class Agent:
         dead_man: DeadMan,
         self_stop: SelfStop,
         booted_at: float = 0.0,
+        spec_file: Path | None = None,
         disk: str = "/",
     ) -> None:
         self._gpu = gpu
@@ -101,6 +105,7 @@ class Agent:
         self._self_stop = self_stop
         self._booted_at = booted_at
         self._disk = disk
+        self._spec_file = spec_file
 
         self._spec: Spec | None = None
         self._start_seq = 0
@@ -133,6 +138,7 @@ class Agent:
 
     def run(self) -> int:
         """Work until stopped or until nobody has been heard for too long; the exit code."""
+        self._run_last_spec()
         talk = threading.Thread(target=self._talk_or_end, name="talk", daemon=True)
         talk.start()
         code = 0
@@ -157,6 +163,26 @@ class Agent:
         if code == EXIT_POWER_OFF:
             self._self_stop.power_off()
         return 1 if self._broken else code
+
+    def _run_last_spec(self) -> None:
+        """Begin with what ran last, or what came with the instance; a proxy may correct it."""
+        if self._spec_file is None:
+            return
+        try:
+            spec = Spec.model_validate_json(self._spec_file.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            log.warning("%s is of no use: %s", self._spec_file, type(error).__name__)
+            return
+        self._apply(spec)
+
+    def _keep(self, spec: Spec) -> None:
+        if self._spec_file is not None and spec != self._spec:
+            try:
+                write_private(self._spec_file, spec.model_dump_json())
+            except OSError as error:  # a full disk must not end the node
+                log.warning("cannot write %s: %s", self._spec_file, error.strerror)
 
     def _wait_for_end(self) -> bool:
         """Block until asked to stop (False) or until the dead-man's switch fires (True)."""
@@ -288,6 +314,7 @@ class Agent:
 
     def _obey(self, answer: Answer) -> None:
         if answer.spec is not None:
+            self._keep(answer.spec)
             self._apply(answer.spec)
         elif self._spec is None:
             self._complain("the proxy did not say what to run")

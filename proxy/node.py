@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -17,25 +16,12 @@ from qwenctl.store import Store
 
 from .metrics import Metrics
 
-__all__ = ["NodeDesk", "spec_of"]
+__all__ = ["NodeDesk"]
 
 log = logging.getLogger("qwenctl.node")
 
 LOG_INTERVAL = 10.0
 """Refused messages of one kind are logged once in so many seconds, with their number."""
-
-
-def spec_of(gpu: GpuConfig) -> wire.Spec:
-    """What the node of this GPU should run; its version changes when anything in it does."""
-    services = tuple(service.to_wire() for service in gpu.service)
-    spec = wire.Spec(
-        version="",
-        services=services,
-        heartbeat=gpu.timing.heartbeat,
-        dead_man=gpu.timing.dead_man,
-    )
-    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
-    return spec.model_copy(update={"version": digest})
 
 
 class NodeDesk:
@@ -55,7 +41,7 @@ class NodeDesk:
         self._metrics = metrics
         self._in_flight = in_flight
         self._clock = clock
-        self._specs = {name: spec_of(gpu) for name, gpu in config.gpu.items()}
+        self._specs = {name: gpu.spec for name, gpu in config.gpu.items()}
         self._refusals: dict[tuple[str, str], tuple[float, int]] = {}
 
     def take(

@@ -10,6 +10,7 @@ Looked for, in this order: ``--config``, ``$QWENCTL_CONFIG``, ``./qwenctl.toml``
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from pydantic import (
 
 from qwenctl.errors import ConfigError
 from qwenctl.rules import PRESETS, Rule, RuleTable
-from qwenctl.wire import Activity, Readiness, Service
+from qwenctl.wire import Activity, Readiness, Service, Spec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -257,6 +258,18 @@ class GpuConfig(_Table):
     def rule_table(self) -> RuleTable:
         """The rules in force, first match first."""
         return RuleTable(self.rules + PRESETS[self.preset])
+
+    @cached_property
+    def spec(self) -> Spec:
+        """What the node should run; its version changes when anything in it does."""
+        spec = Spec(
+            version="",
+            services=tuple(service.to_wire() for service in self.service),
+            heartbeat=self.timing.heartbeat,
+            dead_man=self.timing.dead_man,
+        )
+        digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
+        return spec.model_copy(update={"version": digest})
 
     @property
     def port(self) -> int:

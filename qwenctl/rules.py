@@ -160,7 +160,8 @@ _OPEN_WEBUI = (
     Rule(
         activity="wakes",
         methods=("POST",),
-        path=r"^/(api|ollama|openai)/.*(chat|completions|generate|embed|images|audio)",
+        path=r"^/(api|ollama|openai)(/api)?(/v\d+)?/(chat/completions|completions|chat|generate|embed"
+        r"|embeddings|messages|images/generations|audio/(speech|transcriptions))(/\d+)?$",
     ),
     Rule(activity="keeps_on", methods=("POST", "PUT", "PATCH", "DELETE")),
     *_LAST,

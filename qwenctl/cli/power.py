@@ -216,10 +216,7 @@ class _Wake:
         renew_at = began + renew
         given_up: Failure | None = None
         if not self.first.leader and self.first.phase is not Phase.READY and not self.quiet:
-            warn(
-                "No proxy runs: waking it from here. An agent that has to be told what to run waits "
-                "for `qwenctl serve`."
-            )
+            warn("No proxy runs: waking it from here.")
         with Follower(self.target) as follower, Reconciling(self.target, follower):
             with step_display(quiet=self.quiet or self.first.phase is Phase.READY) as display:
                 every = min(renew, display.every)

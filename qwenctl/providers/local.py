@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwenctl.lifecycle import Observed
+from qwenctl.private_file import write_private
 from qwenctl.providers.base import (
     Conflict,
     Denied,
@@ -33,6 +34,7 @@ from qwenctl.providers.local_machine import Record, locked
 
 if TYPE_CHECKING:
     from qwenctl.config import Config, GpuConfig, LocalConfig
+    from qwenctl.wire import Spec
 
 __all__ = ["LocalProvider"]
 
@@ -57,6 +59,7 @@ class LocalProvider:
         node_secret_file: the secret that the agent signs with, or
         node_secret: the secret itself, then handed over in the environment.
         dead_man: seconds without contact until the agent stops the instance, until it knows better.
+        spec: what the node runs until a proxy says otherwise, as user data tells a cloud instance.
     """
 
     call_timeout: float = 5.0
@@ -72,6 +75,7 @@ class LocalProvider:
         node_secret_file: Path | None = None,
         node_secret: str = "",
         dead_man: float = 600.0,
+        spec: Spec | None = None,
     ) -> None:
         self.directory = state_dir.absolute() / gpu
         self._gpu = gpu
@@ -80,6 +84,7 @@ class LocalProvider:
         self._secret_file = node_secret_file
         self._secret = node_secret
         self._dead_man = dead_man
+        self._spec = spec
         self._record = Record(self.directory)
 
     @classmethod
@@ -104,6 +109,7 @@ class LocalProvider:
             node_secret_file=None if inline else file.absolute(),
             node_secret=inline,
             dead_man=gpu.timing.dead_man,
+            spec=gpu.spec,
         )
 
     def describe(self) -> Observation:
@@ -182,6 +188,8 @@ class LocalProvider:
         """Start the machine's process; its process id."""
         logs = self.directory / "logs"
         logs.mkdir(exist_ok=True)
+        if self._spec is not None:
+            write_private(self.directory / "agent" / "spec.json", self._spec.model_dump_json())
         command = [
             *(sys.executable, "-m", "qwenctl.providers.local_machine"),
             *("--directory", str(self.directory)),

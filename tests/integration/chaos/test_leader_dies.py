@@ -87,9 +87,10 @@ def stop_survives(deployment: Deployment, phase: Phase, *, demand: bool) -> None
     if demand:
         assert keep_trying(survivor) == 200, deployment.history()
         assert deployment.wait_phase(Phase.READY).phase is Phase.READY
-        assert len(instance.boots) == (
-            1 if phase is Phase.DRAINING and killed is not survivor else 2
-        ), deployment.history()
+        # A proxy that was alone may have come back in time to go on with the same boot, or not.
+        in_time = {1, 2} if killed is survivor else {1}
+        allowed = in_time if phase is Phase.DRAINING else {2}
+        assert len(instance.boots) in allowed, deployment.history()
         after = deployment.last_event()
     deployment.wait_transition(Phase.OFF, after=after, timeout=TAKEOVER + 30)
     assert instance.record["state"] == "stopped"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALLOWED = {"qwenctl", "qwenctl.wire"}
+ALLOWED = {"qwenctl", "qwenctl.private_file", "qwenctl.wire"}
 
 
 def test_the_agent_needs_only_the_wire_format_of_qwenctl() -> None:
