@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from qwenctl.lifecycle import Phase
+from qwenctl.lifecycle import Failure, Phase
 from qwenctl.trace import STEPS, Mark, Outcome, Wake, expected, wakes
 
 if TYPE_CHECKING:
@@ -140,10 +140,15 @@ def _progress(snapshot: Snapshot) -> dict[str, Any] | None:
     return progress.model_dump() if progress.phase or progress.text else None
 
 
+def _present_failure(snapshot: Snapshot) -> Failure | None:
+    """While it is ready, what failed before is kept only to count the attempts."""
+    return None if snapshot.phase in (Phase.READY, Phase.DRAINING) else snapshot.failure
+
+
 def _failure(snapshot: Snapshot) -> dict[str, Any] | None:
-    failure = snapshot.failure
-    if failure is None or snapshot.phase in (Phase.READY, Phase.DRAINING):
-        return None  # while it is ready, what failed before is kept only to count the attempts
+    failure = _present_failure(snapshot)
+    if failure is None:
+        return None
     again = snapshot.phase is Phase.FAILED and snapshot.wanted
     return {
         "code": failure.code,
@@ -299,7 +304,7 @@ def explain(
     reasons += [_holds(block, now, "off") for block in _by_weight(snapshot.blocks)]
     if not snapshot.leases and not snapshot.blocks:
         reasons.append(Reason("off", "nobody needs it: there is no lease and no block"))
-    if failure := snapshot.failure:
+    if failure := _present_failure(snapshot):
         tries = f"attempt {failure.attempts} failed" if failure.attempts > 1 else "it failed"
         reasons.append(Reason("failure", f"{tries} ({failure.code}): {failure.message}"))
     if error := snapshot.state.get("observe_error"):

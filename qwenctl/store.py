@@ -588,7 +588,8 @@ _REFUSAL_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
 
 
 @contextlib.contextmanager
-def _errors(client: redis.Redis) -> Iterator[None]:
+def _errors(client: redis.Redis | str) -> Iterator[None]:
+    """Turn Redis's errors into ours; ``client`` or its place is named in them."""
     try:
         yield
     except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError) as error:
@@ -601,6 +602,7 @@ def _errors(client: redis.Redis) -> Iterator[None]:
         redis.exceptions.TimeoutError,
         redis.exceptions.BusyLoadingError,
         redis.exceptions.ReadOnlyError,
+        redis.exceptions.RedisClusterException,  # no RedisError: no node of it answers
         OSError,
     ) as error:
         text = str(error)
@@ -619,8 +621,10 @@ def _errors(client: redis.Redis) -> Iterator[None]:
         raise StoreUnavailable(f"Redis at {_place(client)} refuses to work: {error}") from None
 
 
-def _place(client: redis.Redis) -> str:
+def _place(client: redis.Redis | str) -> str:
     """Where the server is, without password."""
+    if isinstance(client, str):
+        return client
     pool: Any = getattr(client, "connection_pool", None)
     options = getattr(pool, "connection_kwargs", {})
     if "path" in options:
@@ -633,11 +637,14 @@ def _place(client: redis.Redis) -> str:
 def connect(config: Config) -> redis.Redis:
     """A client for the configured Redis, or for our own embedded server.
 
-    Nothing is connected yet. ``redis+sentinel://[:password@]host:port,host:port/service[/db]``
-    finds the master by Sentinel, ``redis+cluster://host:port`` a Redis Cluster.
+    Nothing is connected yet, except to a cluster.
+    ``redis+sentinel://[:password@]host:port,host:port/service[/db]`` finds the master by Sentinel,
+    ``redis+cluster://host:port`` a Redis Cluster.
 
     Raises:
         ConfigError: an URL of no known kind, or an unreadable password file.
+        StoreUnavailable, StoreAuthError: a Redis Cluster, which is asked for its nodes at once,
+            cannot be reached or refuses the password.
     """
     options: dict[str, Any] = {
         "decode_responses": True,
@@ -652,24 +659,27 @@ def connect(config: Config) -> redis.Redis:
         )
     if not config.redis_url:
         return redis.Redis.from_pool(embedded.pool(config.state_path, **options))
-    url = urlsplit(config.redis_url)
+    before, found, _ = config.redis_url.partition("://")
+    scheme = before.lower() if found else ""
     try:
-        if url.scheme == "redis+sentinel":
+        url = urlsplit(config.redis_url)
+        if scheme == "redis+sentinel":
             return _sentinel(url.netloc, url.path, options)
-        if url.scheme == "redis+cluster":
+        if scheme == "redis+cluster":
             options.pop("retry")
             plain = urlunsplit(url._replace(scheme="redis"))
-            return cast(redis.Redis, redis.RedisCluster.from_url(plain, **options))
+            with _errors(f"{url.hostname}:{url.port}"):  # it asks the cluster at once
+                return cast(redis.Redis, redis.RedisCluster.from_url(plain, **options))
         return redis.Redis.from_url(config.redis_url, **options)
     except (ValueError, redis.exceptions.RedisError):
-        if url.scheme in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
+        if scheme in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
             # Not the error's own words: they may quote a part of the password.
             raise ConfigError(
-                f"redis_url ({url.scheme}://…) cannot be used: characters such as / @ : # in a "
+                f"redis_url ({scheme}://…) cannot be used: characters such as / @ : # in a "
                 "password must be percent-encoded, or put it into redis_password_file"
             ) from None
         raise ConfigError(
-            f"redis_url: unknown scheme {url.scheme!r}; use redis://, rediss://, unix://, "
+            f"redis_url: unknown scheme {scheme!r}; use redis://, rediss://, unix://, "
             "redis+sentinel:// or redis+cluster://"
         ) from None
 

@@ -247,12 +247,19 @@ class TestWhatCanBeWrong:
         with pytest.raises(ConfigError, match=r"cannot use the state directory .*file.*state_dir"):
             open_in(file)
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-    def test_a_state_directory_that_cannot_be_written(self, state: Path) -> None:
-        state.chmod(0o500)
-        with pytest.raises(ConfigError, match="Permission denied; set state_dir"):
-            open_in(state)
-        state.chmod(0o700)
+    def test_a_state_directory_that_cannot_be_written(self, tmp_path: Path) -> None:
+        for parent in (tmp_path, *tmp_path.parents[:3]):
+            parent.chmod(0o755)  # pytest's own directories are closed to others
+        state = tmp_path / "state"
+        state.mkdir(mode=0o500)
+        me = os.geteuid()
+        if me == 0:  # root may write everywhere; nobody may not
+            os.seteuid(65534)
+        try:
+            with pytest.raises(ConfigError, match="Permission denied; set state_dir"):
+                open_in(state)
+        finally:
+            os.seteuid(me)
 
     def test_no_place_for_a_directory(self) -> None:
         with pytest.raises(ConfigError, match="cannot use the state directory /proc/none"):

@@ -98,6 +98,7 @@ def stop_survives(deployment: Deployment, phase: Phase, *, demand: bool) -> None
     instance.assert_nothing_cut()
 
 
+@pytest.mark.slow
 def test_a_wake_outlives_its_leader(deploy: Deploy) -> None:
     deployment = deploy(replicas=2).start()
     wake_survives(deployment, Phase.BOOTING)

@@ -94,7 +94,7 @@ def check(deployment: Deployment, answers: list[Answer]) -> Counter[str]:
 
 
 def test_a_request_at_the_moment_of_stopping(deploy: Deploy) -> None:
-    moves = check(*run(deploy, 1, 8.0, 20))
+    moves = check(*run(deploy, 1, 5.0, 20))
     assert moves["draining -> ready"] + moves["draining -> stopping"] >= 2
 
 

@@ -1,0 +1,288 @@
+"""Faults that a review found in store, lifecycle and controller: each happens again, to no effect.
+
+The real store on a real Valkey and the real controller, under virtual time; cloud and agent are
+those of the simulation.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+from pathlib import Path
+
+import pytest
+import redis
+from valkey_server import ValkeyServer, free_port
+from virtual_time import VirtualClock
+
+from qwenctl.config import Config, GpuConfig, load_config
+from qwenctl.controller import Controller
+from qwenctl.errors import ConfigError, StoreAuthError, StoreUnavailable
+from qwenctl.lifecycle import Observed, Phase
+from qwenctl.providers.base import Conflict, Denied, NoCapacity, Observation, ProviderError
+from qwenctl.status import explain, full_status, page_status
+from qwenctl.store import Snapshot, Store, Touch, connect
+from qwenctl.wire import Report
+from tests.simulation.world import GPU, Cloud, Node
+
+@pytest.fixture
+def life(store: Store, clock: VirtualClock) -> Life:
+    return Life(store, clock)
+
+
+def test_work_reported_while_stopping_does_not_start_it_again(
+    store: Store, clock: VirtualClock
+) -> None:
+    life = Life(store, clock, halt=20.0)
+    life.node.active = 1
+    life.wake()
+    store.touch(GPU, "inflight:p", 30.0, [], actor="p")
+    assert sorted(life.leases) == ["busy:main", "inflight:p", "request:ada"]
+    store.release(GPU, actor="ada", cut=True)
+    assert life.report(1) == "ok"  # between the order and the stop
+    assert life.step() is Phase.STOPPING
+    assert life.cloud.stops
+    for _ in range(10):
+        clock.advance(1.0)
+        assert life.report(1) == "ok"
+        store.touch(GPU, "inflight:p", 30.0, [Touch("request:ada", IDLE, 100.0)], actor="p")
+        assert life.leases == []
+        life.step()
+    life.run(120)
+    assert life.now.phase is Phase.OFF
+    assert len(life.cloud.starts) == 1
+
+
+def test_a_service_that_crashes_now_and_then_does_not_keep_the_gpu_on(life: Life) -> None:
+    life.wake()
+    began = life.clock()
+    while life.now.phase is not Phase.OFF and life.clock() - began < 5 * IDLE:
+        life.run(IDLE / 2 - 5)
+        life.node.mood = "stuck"
+        life.run(5)
+        life.node.mood = "well"
+    assert Phase.LOADING in life.phases  # it did crash and come back
+    assert life.now.phase is Phase.OFF
+    assert life.cloud.stops[0] - began <= IDLE + 20
+    assert len(life.cloud.starts) == 1
+
+
+@pytest.mark.parametrize("working", [0, 1])
+def test_one_wrong_reading_of_a_healthy_instance(life: Life, working: int) -> None:
+    life.node.active = working
+    life.wake()
+    life.run(100, wanted=True)
+    boot = life.now.node["boot_id"]
+    life.cloud.lie = Observed.STOPPED
+    life.look()
+    life.run(20, wanted=True)
+    assert any(not phase.serves for phase in life.phases)  # the reading was believed
+    assert life.now.phase is Phase.READY
+    assert life.now.node["boot_id"] == boot
+    assert life.report(working) == "ok"
+    assert life.cloud.stops == []
+    assert life.cloud.boots == 1
+
+
+def test_a_dead_boots_word_makes_nothing_ready(life: Life) -> None:
+    life.wake()
+    life.cloud.die()
+    assert life.look() is Phase.FAILED
+    failure = life.now.failure
+    assert failure is not None
+    assert failure.code == "instance_lost"
+    assert life.now.node == {}
+    life.cloud.start_outside()
+    life.look()
+    life.run(30, speaks=False)
+    assert life.now.phase is Phase.BOOTING
+    assert not {Phase.LOADING, Phase.READY} & set(life.phases)
+    life.run(5, wanted=True)
+    assert life.now.phase is Phase.READY  # now the new boot has spoken
+
+
+def test_a_start_that_is_never_possible(life: Life) -> None:
+    asked: list[float] = []
+
+    def refuse() -> ProviderError:
+        asked.append(life.clock())
+        return Conflict("the instance is busy")
+
+    life.cloud.refuse_start = refuse
+    life.store.pin(GPU, "pin:ada", 1e6, reason="up", actor="ada")
+    end = life.clock() + 1000
+    while life.clock() < end and life.now.phase is not Phase.FAILED:
+        life.clock.advance(max(0.005, life.controller.step()))
+    failure = life.now.failure
+    assert failure is not None
+    assert failure.code == "start_timeout"
+    pauses = [later - earlier for earlier, later in zip(asked, asked[1:])]
+    assert min(pauses) >= life.cloud.observe_interval
+    assert len(asked) <= 1000 / life.cloud.observe_interval
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_success_ends_an_old_failure(life: Life, wanted: bool) -> None:
+    refusals = [NoCapacity("none left")]
+    life.cloud.refuse_start = lambda: refusals.pop() if refusals else None
+    life.demand()
+    life.run(5)
+    assert life.now.phase is Phase.FAILED
+    life.run(3600, wanted=True)
+    assert life.now.phase is Phase.READY
+    events = life.store.events(GPU, 1000)
+    assert page_status(life.now, events, life.gpu, may_wake=True)["failure"] is None
+    assert not [r for r in explain(life.now, events) if r.topic == "failure"]
+    life.phases.clear()
+    life.cloud.stop_outside()
+    if not wanted:
+        life.store.release(GPU, actor="ada")
+    life.look()
+    life.run(30, wanted=wanted)
+    assert Phase.FAILED not in life.phases
+    assert life.now.phase is (Phase.READY if wanted else Phase.OFF)
+    assert len(life.cloud.starts) == (2 if wanted else 1)
+    if wanted:  # the next failure is the first one again
+        life.cloud.die()
+        life.look()
+        failure = life.now.failure
+        assert failure is not None
+        assert (failure.code, failure.attempts) == ("instance_lost", 1)
+
+
+def test_down_now_while_starting_does_not_cut_what_is_asked_for_later(
+    store: Store, clock: VirtualClock
+) -> None:
+    life = Life(store, clock, boot=30.0)
+    life.demand()
+    life.step()
+    assert life.now.phase is Phase.STARTING
+    assert life.cloud.starts
+    store.release(GPU, actor="ada", cut=True)
+    life.demand("bob")
+    life.run(60)
+    assert life.now.phase is Phase.READY
+    assert life.cloud.stops == []
+    assert Phase.STOPPING not in life.phases
+
+
+def test_a_refused_stop_can_be_seen(life: Life) -> None:
+    life.wake()
+    life.cloud.refuse_stop = lambda: Denied("ecs:StopInstance is not granted")
+    life.store.release(GPU, actor="ada")
+    life.run(30)
+    assert life.now.phase is Phase.STOPPING
+    events = life.store.events(GPU, 1000)
+    shown = json.loads(json.dumps(full_status(life.now, events, life.gpu)))
+    assert "ecs:StopInstance is not granted" in shown["cloud"]["error"]
+    life.cloud.refuse_stop = lambda: None
+    life.run(60)
+    assert life.now.phase is Phase.OFF
+    assert full_status(life.now, events, life.gpu)["cloud"]["error"] == ""
+
+
+def test_a_services_log_is_for_the_command_line_only(life: Life) -> None:
+    life.node.mood = "stuck"
+    life.demand()
+    message = "the service crashes\nTraceback (most recent call last):\nKeyError: 'API_TOKEN=abc'"
+    life.run(3)
+    boot = life.now.node
+    report = Report(
+        gpu=GPU,
+        boot_id=boot["boot_id"],
+        start_seq=int(boot["start_seq"]),
+        state="failed",
+        error=message,
+    )
+    life.store.report(report, "nonce-of-the-failure", heartbeat=5.0)
+    life.run(3, speaks=False)
+    failure = life.now.failure
+    assert failure is not None
+    assert failure.message == message
+    events = life.store.events(GPU, 1000)
+    page = page_status(life.now, events, life.gpu, may_wake=True)
+    assert page["failure"]["message"] == "the service crashes"
+    assert "API_TOKEN" not in json.dumps(page)
+    assert any("API_TOKEN=abc" in reason.text for reason in explain(life.now, events))
+    assert any("API_TOKEN=abc" in event.fields.get("failure", "") for event in events)
+
+
+SECRET = "s3cret-of-the-store"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:{SECRET}/x@127.0.0.1:6379",
+        f"redis://:{SECRET}@127.0.0.1:{SECRET}",
+        f"redis://u:{SECRET}#@127.0.0.1:port",
+        f"redis+sentinel://:p@127.0.0.1:{SECRET}/mymaster",
+        f"redis+sentinel://:p@127.0.0.1:1/mymaster/{SECRET}",
+        f"redis+cluster://:{SECRET}@127.0.0.1:{SECRET}",
+        f"redis://[:{SECRET}@x",
+        f"htt://:{SECRET}@127.0.0.1",
+        f"{SECRET}@127.0.0.1:6379",
+    ],
+)
+def test_a_malformed_url_is_not_quoted(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        connect(Config(redis_url=url))
+    assert SECRET not in str(caught.value)
+
+
+def test_no_password_of_the_store_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    port = free_port()
+    urls = [
+        f"redis://:{SECRET}@127.0.0.1:{port}",
+        f"redis://someone:{SECRET}@127.0.0.1:{port}",
+        f"redis+cluster://:{SECRET}@127.0.0.1:{port}",
+        f"redis+sentinel://:{SECRET}@127.0.0.1:{port}/mymaster",
+    ]
+    told: list[str] = []
+
+    def try_all() -> None:
+        for url in urls:
+            try:
+                store = Store(connect(Config(redis_url=url)), "test")
+                told.append(store.place)
+                store.ping()
+            except (StoreUnavailable, StoreAuthError, ConfigError) as error:
+                told.append(str(error))
+
+    try_all()
+    with ValkeyServer(port=port, requirepass="another one"):
+        try_all()
+    assert len(told) >= 2 * len(urls)
+    assert SECRET not in "\n".join(told)
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("value", ["nginx", "10.0.0.0/99", ""])
+def test_a_trusted_proxy_that_is_no_address(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "qwenctl.toml"
+    file.write_text(f'[proxy]\ntrusted_proxies = ["{value}"]\n')
+    with pytest.raises(ConfigError, match="trusted_proxies"):
+        load_config(str(file), env={})
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("gone"), RuntimeError("no loop"), KeyError(1)])
+def test_who_watches_survives_what_is_told(
+    client: redis.Redis, store: Store, error: Exception
+) -> None:
+    news: queue.Queue[str] = queue.Queue()
+    errors: list[Exception] = [error, error]
+
+    def on_change(_gpu: str, what: str) -> None:
+        if errors:
+            raise errors.pop()
+        news.put(what)
+
+    watcher = store.watch([GPU], on_change)
+    try:
+        assert news.get(timeout=5) == "resync"
+        assert not errors
+        store.look(GPU, actor="a", cause="b")
+        assert news.get(timeout=5) == "look"
+    finally:
+        watcher.stop()
