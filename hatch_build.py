@@ -16,7 +16,10 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
         if version == "editable":
             return
         root = Path(self.root)
-        for folder, target in (("proxy", "qwenctl_proxy"), ("examples/webui", "qwenctl/demo_webui")):
+        for folder, target in (
+            ("proxy", "qwenctl_proxy"),
+            ("examples/webui", "qwenctl/demo_webui"),
+        ):
             for path in sorted((root / folder).rglob("*")):
                 if path.is_file() and "__pycache__" not in path.parts:
                     inside = path.relative_to(root / folder).as_posix()

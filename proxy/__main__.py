@@ -51,6 +51,7 @@ def serve(config: Config, listen: str | None) -> int:
     import uvicorn
 
     from .app import Proxy
+    from .server import JoiningProtocol
 
     if listen:
         proxy = config.proxy.model_copy(update={"listen": listen})
@@ -72,7 +73,7 @@ def serve(config: Config, listen: str | None) -> int:
         uvicorn.Config(
             application,
             loop="uvloop",
-            http="httptools",
+            http=JoiningProtocol,
             ws="websockets-sansio",
             ws_max_size=1 << 30,
             ws_per_message_deflate=False,

@@ -75,7 +75,9 @@ def judge(
     activity = rules.classify(request.method, request.path, request.headers)
     if rules.refuses and ("//" in request.path or "/." in request.path):
         # Another way to write a path must not be a way around a rule that refuses it.
-        plain = posixpath.normpath(request.path.replace("//", "/"))
+        plain = posixpath.normpath("/" + request.path.lstrip("/"))  # it would keep two slashes
+        if request.path.endswith(("/", "/.", "/..")):
+            plain = plain.rstrip("/") + "/"
         if rules.classify(request.method, plain, request.headers) is Activity.REFUSED:
             activity = Activity.REFUSED
     if activity is Activity.REFUSED:

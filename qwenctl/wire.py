@@ -60,7 +60,7 @@ SIGNATURE_HEADER = "X-Qwenctl-Signature"
 
 class _Message(BaseModel):
     # An older proxy must understand a newer agent and the other way round: unknown keys are ignored.
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class Readiness(_Message):

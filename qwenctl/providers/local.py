@@ -40,6 +40,9 @@ __all__ = ["LocalProvider"]
 
 ADDRESS = "127.0.0.1"
 
+LOCK_SECONDS = 2.0
+"""How long a call waits for its turn: well within `LocalProvider.call_timeout`."""
+
 # `sh` starts the machine in the background and ends, so that it is nobody's child: no zombie stays
 # behind in a proxy that lives longer than the machine.
 _DETACH = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo "$!"'
@@ -139,7 +142,7 @@ class LocalProvider:
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with locked(self.directory):
+            with locked(self.directory, LOCK_SECONDS):
                 return self._start()
         except OSError as error:
             raise _failed("start", error) from None
@@ -153,7 +156,7 @@ class LocalProvider:
         if not self.directory.is_dir():
             return ""
         try:
-            with locked(self.directory):
+            with locked(self.directory, LOCK_SECONDS):
                 return self._stop()
         except OSError as error:
             raise _failed("stop", error) from None

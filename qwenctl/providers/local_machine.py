@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import math
 import os
 import queue
 import signal
@@ -44,10 +45,22 @@ State = Literal["starting", "running", "stopping", "stopped"]
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the instance's lock; whoever writes its record does so inside."""
+def locked(directory: Path, patience: float = math.inf) -> Iterator[None]:
+    """Hold the instance's lock; whoever writes its record does so inside.
+
+    Raises:
+        BlockingIOError: somebody has held it for ``patience`` seconds; frozen, perhaps.
+    """
     with (directory / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        give_up = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(0.01)
         yield
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import queue
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,16 @@ import redis
 from valkey_server import ValkeyServer, free_port
 from virtual_time import VirtualClock
 
-from qwenctl.config import Config, GpuConfig, load_config
-from qwenctl.controller import Controller
+from qwenctl.config import Config, load_config
 from qwenctl.errors import ConfigError, StoreAuthError, StoreUnavailable
 from qwenctl.lifecycle import Observed, Phase
-from qwenctl.providers.base import Conflict, Denied, NoCapacity, Observation, ProviderError
+from qwenctl.providers.base import Conflict, Denied, NoCapacity, ProviderError
 from qwenctl.status import explain, full_status, page_status
-from qwenctl.store import Snapshot, Store, Touch, connect
-from qwenctl.wire import Report
-from tests.simulation.world import GPU, Cloud, Node
+from qwenctl.store import Store, Touch, connect
+from qwenctl.wire import Hello, Report
+from tests.simulation.life import IDLE, Life
+from tests.simulation.world import GPU
+
 
 @pytest.fixture
 def life(store: Store, clock: VirtualClock) -> Life:
@@ -49,20 +51,20 @@ def test_work_reported_while_stopping_does_not_start_it_again(
         assert life.leases == []
         life.step()
     life.run(120)
-    assert life.now.phase is Phase.OFF
+    assert life.phase() is Phase.OFF
     assert len(life.cloud.starts) == 1
 
 
 def test_a_service_that_crashes_now_and_then_does_not_keep_the_gpu_on(life: Life) -> None:
     life.wake()
     began = life.clock()
-    while life.now.phase is not Phase.OFF and life.clock() - began < 5 * IDLE:
+    while life.phase() is not Phase.OFF and life.clock() - began < 5 * IDLE:
         life.run(IDLE / 2 - 5)
         life.node.mood = "stuck"
         life.run(5)
         life.node.mood = "well"
     assert Phase.LOADING in life.phases  # it did crash and come back
-    assert life.now.phase is Phase.OFF
+    assert life.phase() is Phase.OFF
     assert life.cloud.stops[0] - began <= IDLE + 20
     assert len(life.cloud.starts) == 1
 
@@ -77,7 +79,7 @@ def test_one_wrong_reading_of_a_healthy_instance(life: Life, working: int) -> No
     life.look()
     life.run(20, wanted=True)
     assert any(not phase.serves for phase in life.phases)  # the reading was believed
-    assert life.now.phase is Phase.READY
+    assert life.phase() is Phase.READY
     assert life.now.node["boot_id"] == boot
     assert life.report(working) == "ok"
     assert life.cloud.stops == []
@@ -95,10 +97,10 @@ def test_a_dead_boots_word_makes_nothing_ready(life: Life) -> None:
     life.cloud.start_outside()
     life.look()
     life.run(30, speaks=False)
-    assert life.now.phase is Phase.BOOTING
+    assert life.phase() is Phase.BOOTING
     assert not {Phase.LOADING, Phase.READY} & set(life.phases)
     life.run(5, wanted=True)
-    assert life.now.phase is Phase.READY  # now the new boot has spoken
+    assert life.phase() is Phase.READY  # now the new boot has spoken
 
 
 def test_a_start_that_is_never_possible(life: Life) -> None:
@@ -111,14 +113,38 @@ def test_a_start_that_is_never_possible(life: Life) -> None:
     life.cloud.refuse_start = refuse
     life.store.pin(GPU, "pin:ada", 1e6, reason="up", actor="ada")
     end = life.clock() + 1000
-    while life.clock() < end and life.now.phase is not Phase.FAILED:
+    while life.clock() < end and life.phase() is not Phase.FAILED:
         life.clock.advance(max(0.005, life.controller.step()))
     failure = life.now.failure
     assert failure is not None
     assert failure.code == "start_timeout"
-    pauses = [later - earlier for earlier, later in zip(asked, asked[1:])]
+    pauses = [later - earlier for earlier, later in pairwise(asked)]
     assert min(pauses) >= life.cloud.observe_interval
     assert len(asked) <= 1000 / life.cloud.observe_interval
+
+
+def test_an_agent_that_starts_anew_in_the_same_boot(life: Life) -> None:
+    life.wake()
+    boot = life.now.node["boot_id"]
+    verdict, seq = life.store.hello(Hello(gpu=GPU, boot_id=boot), "nonce-of-the-second-hello")
+    assert (verdict, seq) == ("ok", life.now.start_seq)
+    assert life.step() is Phase.LOADING  # what runs now, only its report can say
+    life.run(5)
+    assert life.phase() is Phase.READY
+    assert life.cloud.stops == []
+
+
+def test_a_request_from_before_a_down_does_not_undo_it(life: Life) -> None:
+    life.wake()
+    life.clock.advance(10.0)
+    life.store.release(GPU, actor="ada")
+    life.clock.advance(5.0)
+    old = life.store.demand(GPU, "request:ada", IDLE, reason="held", actor="ada", began_ago=6.0)
+    assert old.released
+    assert life.leases == []
+    new = life.store.demand(GPU, "request:ada", IDLE, reason="new", actor="ada", began_ago=4.0)
+    assert not new.released
+    assert life.leases == ["request:ada"]
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -127,9 +153,9 @@ def test_a_success_ends_an_old_failure(life: Life, wanted: bool) -> None:
     life.cloud.refuse_start = lambda: refusals.pop() if refusals else None
     life.demand()
     life.run(5)
-    assert life.now.phase is Phase.FAILED
+    assert life.phase() is Phase.FAILED
     life.run(3600, wanted=True)
-    assert life.now.phase is Phase.READY
+    assert life.phase() is Phase.READY
     events = life.store.events(GPU, 1000)
     assert page_status(life.now, events, life.gpu, may_wake=True)["failure"] is None
     assert not [r for r in explain(life.now, events) if r.topic == "failure"]
@@ -140,7 +166,7 @@ def test_a_success_ends_an_old_failure(life: Life, wanted: bool) -> None:
     life.look()
     life.run(30, wanted=wanted)
     assert Phase.FAILED not in life.phases
-    assert life.now.phase is (Phase.READY if wanted else Phase.OFF)
+    assert life.phase() is (Phase.READY if wanted else Phase.OFF)
     assert len(life.cloud.starts) == (2 if wanted else 1)
     if wanted:  # the next failure is the first one again
         life.cloud.die()
@@ -156,12 +182,12 @@ def test_down_now_while_starting_does_not_cut_what_is_asked_for_later(
     life = Life(store, clock, boot=30.0)
     life.demand()
     life.step()
-    assert life.now.phase is Phase.STARTING
+    assert life.phase() is Phase.STARTING
     assert life.cloud.starts
     store.release(GPU, actor="ada", cut=True)
     life.demand("bob")
     life.run(60)
-    assert life.now.phase is Phase.READY
+    assert life.phase() is Phase.READY
     assert life.cloud.stops == []
     assert Phase.STOPPING not in life.phases
 
@@ -171,13 +197,13 @@ def test_a_refused_stop_can_be_seen(life: Life) -> None:
     life.cloud.refuse_stop = lambda: Denied("ecs:StopInstance is not granted")
     life.store.release(GPU, actor="ada")
     life.run(30)
-    assert life.now.phase is Phase.STOPPING
+    assert life.phase() is Phase.STOPPING
     events = life.store.events(GPU, 1000)
     shown = json.loads(json.dumps(full_status(life.now, events, life.gpu)))
     assert "ecs:StopInstance is not granted" in shown["cloud"]["error"]
     life.cloud.refuse_stop = lambda: None
     life.run(60)
-    assert life.now.phase is Phase.OFF
+    assert life.phase() is Phase.OFF
     assert full_status(life.now, events, life.gpu)["cloud"]["error"] == ""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from virtual_time import VirtualClock
 
 from qwenctl.config import GpuConfig
@@ -43,6 +41,10 @@ class Life:
     @property
     def now(self) -> Snapshot:
         return self.store.snapshot(GPU)
+
+    def phase(self) -> Phase:
+        """The phase as of this call."""
+        return self.now.phase
 
     @property
     def leases(self) -> list[str]:

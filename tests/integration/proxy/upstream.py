@@ -138,7 +138,8 @@ async def too_large(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def redirect(request: web.BaseRequest) -> web.StreamResponse:
-    return web.Response(status=302, headers={"Location": "https://example.org/else?x=%20"})
+    location = request.query.get("to", "https://example.org/else?x=%20")
+    return web.Response(status=302, headers={"Location": location})
 
 
 async def die(request: web.BaseRequest) -> web.StreamResponse:
