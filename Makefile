@@ -1,4 +1,5 @@
-# `make help` says what there is. Everything happens in .venv; nothing outside it is touched.
+# `make help` says what there is. Everything is installed into .venv; the demo keeps its state in
+# $XDG_STATE_HOME/qwenctl/.demo (by default below ~/.local/state).
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q

@@ -187,6 +187,14 @@ def _run_lock(folder: Path) -> Iterator[IO[str] | None]:
         yield lock
 
 
+def _replaced(folder: Path, lock: IO[str]) -> bool:
+    """Whether the directory that our lock lies in is gone, or another one lies in its place."""
+    try:
+        return (folder / "run.lock").stat().st_ino != os.fstat(lock.fileno()).st_ino
+    except FileNotFoundError:
+        return True
+
+
 def _die_with_parent() -> None:
     """Have the kernel end this process when its parent dies (Linux only)."""
     if sys.platform == "linux":
@@ -232,6 +240,13 @@ def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
         while server.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(timeout=min(5.0, linger / 4))
+            if server.poll() is None and _replaced(folder, lock):
+                # Whoever comes now finds no server here and starts another one: two would hold
+                # two truths about the same GPUs.
+                print(f"{folder} has been removed; ending", file=sys.stderr)
+                server.terminate()
+                server.wait()
+                break
             try:
                 if server.poll() is None and _clients(path) > 0:
                     unused_since = time.monotonic()

@@ -191,6 +191,9 @@ class LocalProvider:
         """Start the machine's process; its process id."""
         logs = self.directory / "logs"
         logs.mkdir(exist_ok=True)
+        # Where services run that name no directory: an empty one, which a file server may show.
+        work = self.directory / "work"
+        work.mkdir(exist_ok=True)
         if self._spec is not None:
             write_private(self.directory / "agent" / "spec.json", self._spec.model_dump_json())
         command = [
@@ -216,7 +219,7 @@ class LocalProvider:
             env["QWENCTL_NODE__NODE_SECRET"] = self._secret
         done = subprocess.run(
             ["/bin/sh", "-c", _DETACH, "sh", str(logs / "machine.log"), *command],
-            cwd=self.directory,
+            cwd=work,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

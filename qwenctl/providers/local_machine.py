@@ -30,6 +30,9 @@ EXIT_POWER_OFF = 70
 AGENT_PAUSE = 1.0
 """Seconds from the agent's crash to its next start."""
 
+RECORD_CHECK = 5.0
+"""Seconds between two looks at whether this machine's record is still there."""
+
 AGENT_STOP = 60.0
 """Seconds the agent has to stop its services before it is killed."""
 
@@ -192,10 +195,13 @@ class Machine:
             if agent_due is not None and now >= agent_due:
                 self._start_agent()
                 agent_due = None
-            times = [] if agent_due is None else [agent_due]
+            if self._record.read().get("boot_id") != self._options.boot_id:
+                _say("this machine's directory has been removed: nobody could find and stop it")
+                os.killpg(0, signal.SIGKILL)
+            times = [now + RECORD_CHECK] if agent_due is None else [agent_due]
             if self._options.dies_after is not None:
                 times.append(dies_at)
-            event = self._next(max(0.0, min(times) - now) if times else None)
+            event = self._next(max(0.0, min(times) - now))
             if event == "stop":
                 return ""
             if event == "agent ended" and self._agent is not None:

@@ -227,6 +227,17 @@ def test_a_stale_socket_is_no_server(state: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_removed_directory_ends_its_server(state: Path) -> None:
+    """The removed one and its successor would be two truths about the same GPUs."""
+    store = open_in(state)
+    pin(store)
+    assert not gone(state)
+    shutil.rmtree(state / "valkey")
+    wait_for(lambda: gone(state))
+    pin(store)  # the same client, with a new server
+    store.close()
+
+
 def test_a_deep_directory(state: Path) -> None:
     deep = state.joinpath(*["a-rather-long-directory-name"] * 5)
     path = embedded.socket_path(deep)

@@ -44,6 +44,7 @@ def test_work_reported_while_stopping_does_not_start_it_again(
     assert life.report(1) == "ok"  # between the order and the stop
     assert life.step() is Phase.STOPPING
     assert life.cloud.stops
+    assert life.leases == []
     for _ in range(10):
         clock.advance(1.0)
         assert life.report(1) == "ok"
@@ -148,7 +149,8 @@ def test_a_request_from_before_a_down_does_not_undo_it(life: Life) -> None:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_success_ends_an_old_failure(life: Life, wanted: bool) -> None:
+def test_a_success_ends_an_old_failure(store: Store, clock: VirtualClock, wanted: bool) -> None:
+    life = Life(store, clock, halt=5.0)
     refusals = [NoCapacity("none left")]
     life.cloud.refuse_start = lambda: refusals.pop() if refusals else None
     life.demand()
