@@ -88,10 +88,12 @@ def test_a_drain_that_a_block_began_cannot_be_taken_back() -> None:
     assert ruling("draining", CURL, blocked=True) is Verdict.UNREADY
 
 
-@pytest.mark.parametrize("path", ["//admin", "/x/../admin", "/./admin", "/x//..//admin"])
-def test_a_refusal_holds_however_the_path_is_written(path: str) -> None:
-    rules = [{"activity": "refused", "path": "^/admin"}]
-    assert ruling("ready", request("GET", path), KEY, rules=rules) is Verdict.REFUSE
+@pytest.mark.parametrize("way", ["/", "//", "///", "/x/../", "/./", "/x//..//", "/../"])
+@pytest.mark.parametrize("rest", ["admin", "admin/", "admin//", "admin/.", "admin/x", "admin/x/.."])
+def test_a_refusal_holds_however_the_path_is_written(way: str, rest: str) -> None:
+    for pattern in ("^/admin", "^/admin/" if "/" in rest else "^/admin$"):
+        rules = [{"activity": "refused", "path": pattern}]
+        assert ruling("ready", request("GET", way + rest), KEY, rules=rules) is Verdict.REFUSE
 
 
 def test_what_may_start_the_gpu_is_said_while_it_drains() -> None:
