@@ -101,19 +101,9 @@ def bind(config: Config) -> socket.socket:
     Raises:
         ConfigError: not an address, in use, not ours, or open to the world without access control.
     """
-    from .app import is_loopback
-
-    host, _, port = config.proxy.listen.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"proxy.listen: {config.proxy.listen!r} is not address:port")
-    if config.access.mode == "none" and not config.proxy.allow_anonymous and not is_loopback(host):
-        raise ConfigError(
-            f"proxy.listen: {host} can be reached by others and access control is off; set "
-            'access.mode = "password", or proxy.allow_anonymous = true if that is what you want'
-        )
+    host, port = config.check_listen()
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         connection = socket.socket(family, socket.SOCK_STREAM)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         connection.bind(address)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import threading
 import time
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from a2wsgi import WSGIMiddleware
 
-from qwenctl.config import Config
+from qwenctl.config import Config, is_loopback
 from qwenctl.controller import Controller, owner_name
 from qwenctl.providers import make_provider
 from qwenctl.store import Store, Watcher
@@ -39,7 +38,7 @@ from .node import NodeDesk
 from .problem import refuse_websocket, send_problem
 from .request import ASGIApp, Networks, Receive, Request, Scope, Send, networks
 
-__all__ = ["Proxy", "is_loopback"]
+__all__ = ["Proxy"]
 
 log = logging.getLogger("qwenctl.proxy")
 
@@ -268,13 +267,3 @@ class HostCheck:
 
 def _hosts(config: Config) -> list[str]:
     return [host for gpu in config.gpu.values() for host in gpu.hosts]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine and nobody else's."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -103,12 +103,13 @@ class NodeDesk:
         return status, answer.model_copy(update={"hello_again": verdict == "unexpected"})
 
     def _report(self, report: wire.Report, nonce: str, gpu: GpuConfig) -> tuple[int, wire.Answer]:
-        verdict, seq = self._store.report(report, nonce, heartbeat=gpu.timing.heartbeat)
+        verdict, seq, commands = self._store.report(report, nonce, heartbeat=gpu.timing.heartbeat)
         if verdict == "ok":
             self._count(report.gpu, "report")
             spec = self._specs[report.gpu]
             changed = report.spec_version != spec.version
-            return 200, self._answer(start_seq=seq, spec=spec if changed else None)
+            answer = self._answer(start_seq=seq, spec=spec if changed else None)
+            return 200, answer.model_copy(update={"commands": commands})
         if verdict == "replay":
             return self._refuse(409, report.gpu, verdict, "this message was received before")
         why = f"boot {report.boot_id} is not the one that said hello after start {seq}"

@@ -51,12 +51,16 @@ __all__ = [
     "ServiceConfig",
     "TimingConfig",
     "config_path",
+    "is_loopback",
     "load_config",
     "parse_duration",
     "state_dir",
 ]
 
 ENV_PREFIX = "QWENCTL_"
+
+MAX_DURATION = 10_000 * 86400.0
+"""Seconds; longer ones are mistakes."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -80,7 +84,9 @@ def parse_duration(value: object) -> float:
             seconds = sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(text))
         else:
             raise ValueError(_DURATION_HELP)
-    if not 0 <= seconds < 1e9:
+    if seconds >= MAX_DURATION:
+        raise ValueError(f"it is too long; less than {MAX_DURATION / 86400:.0f}d is allowed")
+    if not seconds >= 0:
         raise ValueError(_DURATION_HELP)
     return seconds
 
@@ -356,14 +362,29 @@ class Config(_Table):
             return names[0]
         if wanted in self.gpu:
             return str(wanted)
-        known = ", ".join(names) or "none: add a [gpu.NAME] table, or run `qwenctl init`"
+        if not names:
+            raise ConfigError("no GPU is configured: add a [gpu.NAME] table, or run `qwenctl init`")
+        known = ", ".join(names)
         if wanted is None:
-            raise ConfigError(
-                f"say which GPU with --gpu; configured: {known}"
-                if names
-                else f"no GPU is configured ({known})"
-            )
+            raise ConfigError(f"say which GPU with --gpu; configured: {known}")
         raise ConfigError(f"no GPU named {wanted!r}; configured: {known}")
+
+    def check_listen(self) -> tuple[str, int]:
+        """Host and port of ``proxy.listen``, if the proxy may listen there.
+
+        Raises:
+            ConfigError: not an address, or open to others without access control.
+        """
+        host, _, port = self.proxy.listen.rpartition(":")
+        host = host.strip("[]")
+        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+            raise ConfigError(f"proxy.listen: {self.proxy.listen!r} is not address:port")
+        if self.access.mode == "none" and not (self.proxy.allow_anonymous or is_loopback(host)):
+            raise ConfigError(
+                f"proxy.listen: {host} can be reached by others and access control is off; set "
+                'access.mode = "password", or proxy.allow_anonymous = true if that is what you want'
+            )
+        return host, int(port)
 
     def read_node_secret(self) -> str:
         """The node secret; a new random one is written to the state directory at the first call.
@@ -376,6 +397,18 @@ class Config(_Table):
         if self.node_secret_file:
             return read_secret(Path(self.node_secret_file).expanduser(), "node_secret_file")
         return own_secret(self.state_path / "node.secret")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine and nobody else's."""
+    import ipaddress
+
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def read_secret(path: Path, key: str) -> str:
@@ -523,12 +556,21 @@ def _explain(error: ValidationError, where: str, origins: Mapping[str, str]) -> 
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
             yield f"{head}: unknown key; {hint}"
             continue
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         message = message[:1].lower() + message[1:]
         found = (
             "" if problem["type"] == "missing" or _secret(location) else _found(problem["input"])
         )
         yield f"{head}: {message}{found}"
+
+
+_PLAIN = {
+    "tuple_type": "input should be a list",
+    "dict_type": "input should be a table",
+    "model_type": "input should be a table",
+    "model_attributes_type": "input should be a table",
+}
+"""Words of TOML where Pydantic's are Python's."""
 
 
 def _secret(location: list[str]) -> bool:

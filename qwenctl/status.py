@@ -7,6 +7,7 @@ is secret.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -24,9 +25,12 @@ __all__ = [
     "Reason",
     "cause_words",
     "duration",
+    "event_cause",
     "explain",
     "full_status",
     "lease_words",
+    "name_words",
+    "one_line",
     "page_status",
 ]
 
@@ -190,6 +194,8 @@ def full_status(
 ) -> dict[str, Any]:
     """All there is to say about a GPU, as JSON types. Times are Unix seconds on the store's clock.
 
+    ``cause`` is a code, ``cause_text`` the same in words, which also name the person behind it.
+
     ``idle_seconds_left`` is how long it stays on if nobody uses it any more; null while it is off,
     blocked, or working.
     """
@@ -202,6 +208,7 @@ def full_status(
         "now": now,
         "since": snapshot.since or None,
         "cause": snapshot.state.get("cause", ""),
+        "cause_text": _cause(snapshot, events),
         "actor": snapshot.state.get("actor", ""),
         "working": snapshot.working,
         "idle_seconds_left": _idle_left(snapshot),
@@ -299,22 +306,24 @@ def explain(
 ) -> list[Reason]:
     """Who keeps the GPU on or off, since when and until when, why, and what happens next."""
     now = snapshot.now if now is None else now
-    reasons = [_state(snapshot, now)]
+    reasons = [_state(snapshot, events, now)]
     reasons += [_holds(lease, now, "on") for lease in _by_weight(snapshot.leases)]
     reasons += [_holds(block, now, "off") for block in _by_weight(snapshot.blocks)]
     if not snapshot.leases and not snapshot.blocks:
-        reasons.append(Reason("off", "nobody needs it: there is no lease and no block"))
+        reasons.append(Reason("off", "nobody needs it, and nobody has blocked it"))
     if failure := _present_failure(snapshot):
         tries = f"attempt {failure.attempts} failed" if failure.attempts > 1 else "it failed"
-        reasons.append(Reason("failure", f"{tries} ({failure.code}): {failure.message}"))
+        text = f"{tries}, {cause_words(failure.code)}: {one_line(failure.message)}"
+        reasons.append(Reason("failure", text))
     if error := snapshot.state.get("observe_error"):
         reasons.append(
             Reason(
-                "cloud", f"the cloud cannot be asked: {error}; nothing is started or stopped blind"
+                "cloud",
+                f"the cloud cannot be asked: {one_line(error)}; nothing is started or stopped blind",
             )
         )
     elif cloud := snapshot.state.get("observed_reason"):
-        reasons.append(Reason("cloud", f"the cloud says: {cloud}"))
+        reasons.append(Reason("cloud", f"the cloud says: {one_line(cloud)}"))
     reasons += _last_start(events, now)
     reasons += _last_stop(events, now)
     reasons.append(_next(snapshot, now, drain))
@@ -325,14 +334,24 @@ def _by_weight(leases: Sequence[Lease]) -> list[Lease]:
     return sorted(leases, key=lambda lease: (lease.is_work, lease.expiry), reverse=True)
 
 
-def _state(snapshot: Snapshot, now: float) -> Reason:
+def _state(snapshot: Snapshot, events: Sequence[Event], now: float) -> Reason:
     phase = snapshot.phase
-    cause = cause_words(snapshot.state.get("cause", ""))
+    cause = _cause(snapshot, events)
     if not snapshot.since:
         return Reason("state", "off; it has never been used")
     ago = duration(now - snapshot.since)
-    text = f"{phase.value} for {ago}" + (f": {cause}" if cause else "")
+    text = f"failed {ago} ago" if phase is Phase.FAILED else f"{phase.value} for {ago}"
+    text += f": {cause}" if cause else ""
     return Reason("state", text, since=snapshot.since, actor=snapshot.state.get("actor", ""))
+
+
+def _cause(snapshot: Snapshot, events: Sequence[Event]) -> str:
+    """Why it is in this phase, in plain words; whose `down` or `block`, if that is why."""
+    if snapshot.phase in (Phase.DRAINING, Phase.STOPPING):
+        _, behind = _stopped_by(events)
+        if behind is not None:
+            return _command_words(behind)
+    return cause_words(snapshot.state.get("cause", ""))
 
 
 def _holds(lease: Lease, now: float, side: str) -> Reason:
@@ -351,10 +370,11 @@ def _holds(lease: Lease, now: float, side: str) -> Reason:
 
 def lease_words(lease: Lease) -> str:
     """A lease or block in plain words: who, and what for."""
-    return _words(lease.name, lease.actor, lease.reason)
+    return name_words(lease.name, lease.actor, lease.reason)
 
 
-def _words(name: str, actor: str, reason: str) -> str:
+def name_words(name: str, actor: str = "", reason: str = "") -> str:
+    """The name of a lease or block (``pin:anna``) in plain words: who, and what for."""
     kind, _, rest = name.partition(":")
     who = actor or rest
     if kind == "request":
@@ -376,7 +396,13 @@ def _words(name: str, actor: str, reason: str) -> str:
 
 
 def _because(who: str, reason: str) -> str:
-    return f"{who}: {reason}" if reason else who
+    return f"{who}: {one_line(reason)}" if reason else who
+
+
+def one_line(text: str) -> str:
+    """The first line of a message, and where to look for what follows it."""
+    lines = text.strip().splitlines() or [""]
+    return lines[0] + (" (more in `qwenctl logs`)" if len(lines) > 1 else "")
 
 
 _CAUSES = {
@@ -394,12 +420,37 @@ _CAUSES = {
     "started_after_all": "the instance started after all",
     "demand_gone": "nobody needed it any more",
     "service_restarted": "its service restarts",
+    "unblock": "it was unblocked",
+    # Codes of failures
+    "agent_lost": "its agent is no longer heard of",
+    "agent_silent": "its agent has not called",
+    "denied": "the cloud does not permit it",
+    "instance_lost": "the instance stopped while it was needed",
+    "load_timeout": "its service was not ready in time",
+    "no_capacity": "the cloud has no such machine free",
+    "not_found": "the cloud knows no such instance",
+    "provider_error": "the cloud refused",
+    "service_failed": "its service cannot run",
+    "start_failed": "the instance did not start",
+    "start_timeout": "the instance did not start in time",
+    "throttled": "the cloud takes no more calls for now",
 }
 
 
 def cause_words(cause: str) -> str:
-    """The cause of a transition in plain words; a failure code stays as it is."""
-    return _CAUSES.get(cause, cause)
+    """The cause of a transition, or the code of a failure, in plain words."""
+    return _CAUSES.get(cause, cause.replace("_", " "))
+
+
+def event_cause(event: Event) -> str:
+    """The cause of a transition, with the message of a failure if it is one."""
+    words = cause_words(event.fields.get("cause", ""))
+    if event.fields.get("to") == "failed" and event.fields.get("failure"):
+        try:
+            words += f": {one_line(json.loads(event.fields['failure'])['message'])}"
+        except (ValueError, KeyError, TypeError):
+            pass
+    return words
 
 
 def _last_start(events: Sequence[Event], now: float) -> list[Reason]:
@@ -408,7 +459,7 @@ def _last_start(events: Sequence[Event], now: float) -> list[Reason]:
             continue
         why = cause_words(wake.cause)
         if wake.lease:
-            why = f"needed by {_words(wake.lease, wake.actor, wake.cause)}"
+            why = f"needed by {name_words(wake.lease, wake.actor, wake.cause)}"
         text = f"last started {duration(now - wake.started_at)} ago: {why}"
         if wake.seconds is not None:
             text += f"; ready after {duration(wake.seconds)}"
@@ -420,31 +471,43 @@ def _last_start(events: Sequence[Event], now: float) -> list[Reason]:
 
 def _last_stop(events: Sequence[Event], now: float) -> list[Reason]:
     """The last stop and, if a person was behind it, who."""
+    stopped, behind = _stopped_by(events, ("stopping",))
+    if stopped is None:
+        return []
+    why = _command_words(behind) if behind else cause_words(stopped.fields.get("cause", ""))
+    text = f"last stopped {duration(now - stopped.time)} ago: {why}"
+    actor = behind.fields.get("actor", "") if behind else ""
+    return [Reason("stopped", text, since=stopped.time, actor=actor)]
+
+
+def _stopped_by(
+    events: Sequence[Event], phases: Sequence[str] = ("draining", "stopping")
+) -> tuple[Event | None, Event | None]:
+    """The last transition to one of the phases (or to off, from outside), and the `down` or `block`
+    that led to it."""
     stopped: Event | None = None
     for event in reversed(events):
         fields = event.fields
         if stopped is None:
             outside = fields.get("to") == "off" and fields.get("cause") == "stopped_outside"
-            if event.kind == "transition" and (fields.get("to") == "stopping" or outside):
+            if event.kind == "transition" and (fields.get("to") in phases or outside):
                 stopped = event
                 if outside:
                     break
         elif event.kind in ("down", "block"):
-            command = f"qwenctl {event.kind}" + (" --now" if fields.get("cut") == "1" else "")
-            text = _because(
-                f"{fields.get('actor', 'somebody')} ({command})", fields.get("cause", "")
-            )
-            return [_stop_reason(stopped, now, text, fields.get("actor", ""))]
+            return stopped, event
+        elif event.kind == "lease":
+            break  # it was needed again after an earlier `down`
         elif event.kind == "transition" and fields.get("to") in ("ready", "starting", "failed"):
             break
-    if stopped is None:
-        return []
-    return [_stop_reason(stopped, now, cause_words(stopped.fields.get("cause", "")), "")]
+    return stopped, None
 
 
-def _stop_reason(event: Event, now: float, why: str, actor: str) -> Reason:
-    ago = duration(now - event.time)
-    return Reason("stopped", f"last stopped {ago} ago: {why}", since=event.time, actor=actor)
+def _command_words(event: Event) -> str:
+    """A `down` or `block` in plain words."""
+    fields = event.fields
+    command = f"qwenctl {event.kind}" + (" --now" if fields.get("cut") == "1" else "")
+    return _because(f"{fields.get('actor') or 'somebody'} ({command})", fields.get("cause", ""))
 
 
 def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:

@@ -30,7 +30,7 @@ from qwenctl import embedded
 from qwenctl.config import Config, read_secret
 from qwenctl.errors import ConfigError, StoreAuthError, StoreUnavailable
 from qwenctl.lifecycle import TRANSITIONS, Failure, Guard, Move, NodeView, Phase
-from qwenctl.wire import MAX_SKEW_SECONDS, Hello, Report
+from qwenctl.wire import MAX_SKEW_SECONDS, Command, Hello, Report
 
 __all__ = [
     "Admission",
@@ -48,7 +48,18 @@ __all__ = [
 log = logging.getLogger("qwenctl.store")
 
 _LUA = Path(__file__).with_name("lua")
-_KEYS = ("state", "leases", "blocks", "info", "lock", "node", "nonces", "events", "log")
+_KEYS = (
+    "state",
+    "leases",
+    "blocks",
+    "info",
+    "lock",
+    "node",
+    "nonces",
+    "events",
+    "log",
+    "commands",
+)
 
 NONCE_SECONDS = 2 * MAX_SKEW_SECONDS
 """How long a nonce is remembered: longer than any message with it can be fresh."""
@@ -511,9 +522,16 @@ class Store:
         )
         return verdict, int(seq)
 
-    def report(self, report: Report, nonce: str, *, heartbeat: float) -> tuple[str, int]:
-        """Record a report; ``ok``, ``replay`` or ``other_boot``, and the present start_seq."""
-        verdict, seq = self._run(
+    def command(self, gpu: str, command: Command, *, actor: str) -> bool:
+        """Have the node do something once, by its next report; False if no node is there."""
+        return bool(self._run("command", gpu, command.model_dump_json(), command.verb, actor))
+
+    def report(
+        self, report: Report, nonce: str, *, heartbeat: float
+    ) -> tuple[str, int, tuple[Command, ...]]:
+        """Record a report; ``ok``, ``replay`` or ``other_boot``, the present start_seq, and what
+        the node should do."""
+        verdict, seq, commands = self._run(
             "report",
             report.gpu,
             nonce,
@@ -528,7 +546,7 @@ class Store:
             _ms(2 * heartbeat) if report.active else 0,
             *report.log,
         )
-        return verdict, int(seq)
+        return verdict, int(seq), tuple(Command.model_validate_json(text) for text in commands)
 
 
 def _event(row: tuple[str, dict[str, str]]) -> Event:

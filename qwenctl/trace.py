@@ -18,7 +18,7 @@ from typing import Protocol
 
 from qwenctl.lifecycle import Phase
 
-__all__ = ["STEPS", "EventLike", "Mark", "Outcome", "Wake", "expected", "wakes"]
+__all__ = ["STEPS", "EventLike", "Mark", "Outcome", "Wake", "expected", "learned", "wakes"]
 
 STEPS = ("request", "start", "boot", "load")
 """The steps whose durations add up to a wake, in order."""
@@ -86,7 +86,7 @@ class Wake:
     actor: str
     """Who asked for it."""
     cause: str
-    """Why, in the words of the lease; or the cause of the transition if nobody asked."""
+    """Why, in the words of the lease; ``unblock``; or the cause of the transition if nobody asked."""
     lease: str = ""
     """Name of the lease that asked for it, if one did."""
     marks: dict[Mark, float] = field(default_factory=dict)
@@ -221,12 +221,16 @@ class _Fold:
             first.id,
             first.time,
             first.fields.get("actor", ""),
-            asked.fields.get("cause", "") if asked else cause,
+            _why(asked) if asked else cause,
             asked.fields.get("name", "") if asked and asked.kind == "lease" else "",
             {Mark.CLICK: first.time},
         )
         self.wakes.append(wake)
         return wake
+
+
+def _why(asked: EventLike) -> str:
+    return "unblock" if asked.kind == "unblock" else asked.fields.get("cause", "")
 
 
 def _expiry(event: EventLike) -> float:
@@ -242,6 +246,11 @@ def _code(event: EventLike) -> str:
         return str(json.loads(event.fields["failure"])["code"])
     except (KeyError, ValueError, TypeError):
         return event.fields.get("cause", "")
+
+
+def learned(history: Iterable[Wake]) -> bool:
+    """Whether `expected` has wakes to learn from; if not, it can only give the owner's estimate."""
+    return any(wake.outcome is Outcome.READY and wake.cold for wake in history)
 
 
 def expected(history: Iterable[Wake], estimate: float) -> dict[str, float]:

@@ -164,7 +164,7 @@ class Report(_Message):
 
 
 class Command(_Message):
-    """Something the node should do once; ``stop-instance`` is for `down` on clouds without an API."""
+    """Something the node should do once."""
 
     verb: Literal["drain", "restart-service", "collect-logs"]
     service: str = ""

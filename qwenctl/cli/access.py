@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Make a password hash or an API key
 
 
 @app.command("hash-password")
-def hash_password() -> None:
+def hash_password(json: JsonOption = False) -> None:
     """Hash the shared password for access.password_hash (argon2id).
 
     Asks for the password, or reads it from standard input.
@@ -40,7 +40,11 @@ def hash_password() -> None:
         raise ConfigError("the password is empty")
     from argon2 import PasswordHasher
 
-    print(PasswordHasher().hash(password))
+    digest = PasswordHasher().hash(password)
+    if json:
+        print_json({"hash": digest})
+        return
+    print(digest)
     print(
         'Put it into the config: [access] mode = "password", password_hash = "…"', file=sys.stderr
     )

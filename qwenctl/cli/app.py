@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qwenctl.cli import access, context, demo, power, serve, settings, setup, show
+from qwenctl.cli import access, context, demo, power, restart, serve, settings, setup, show
 
 __all__ = ["app"]
 
@@ -62,6 +62,7 @@ app.command()(show.status)
 app.command()(show.why)
 app.command()(show.events)
 app.command()(show.logs)
+app.command()(restart.restart)
 app.command()(serve.serve)
 app.command()(demo.demo)
 app.add_typer(settings.app, name="config")

@@ -20,6 +20,7 @@ __all__ = [
     "Target",
     "config_file",
     "duration_option",
+    "heed_interrupt",
     "load",
     "open_store",
     "print_json",
@@ -101,6 +102,13 @@ def duration_option(*names: str, help: str) -> Any:  # noqa: A002
             raise typer.BadParameter(f"{text!r}: {error}") from None
 
     return typer.Option(*names, metavar="DURATION", parser=parse, help=help, show_default=False)
+
+
+def heed_interrupt() -> None:
+    """Have SIGINT end us although a shell script that started us with ``&`` had it ignored."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def user() -> str:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwenctl.cli import missing
-from qwenctl.cli.context import Target, open_store
+from qwenctl.cli.context import Target, heed_interrupt, open_store
 from qwenctl.cli.output import paint, warn
 from qwenctl.errors import ConfigError, ExitCode, UserError
 
@@ -74,6 +75,7 @@ def demo(
     for module in ("gradio", "PIL", "redis", "uvicorn", "aiohttp", "flask"):
         if importlib.util.find_spec(module) is None:
             raise UserError(missing(module))
+    heed_interrupt()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     base = state_dir()
     with _only_one(base), _Demo(base / ".demo", once, port, keep) as running:
@@ -107,7 +109,7 @@ class _Demo:
 
     def __init__(self, state: Path, once: bool, port: int, keep: bool) -> None:
         self._state, self._once, self._keep = state, once, keep
-        self._port = port or _free_port()
+        self._port = _usable(port) if port else _free_port()
         self._began = time.monotonic()
         self._proxy: subprocess.Popen[bytes] | None = None
         self._log = state / "proxy.log"
@@ -255,9 +257,8 @@ class _Demo:
         print("  Try:  ask about a picture, then leave the tab alone:")
         print(f"        it goes off {IDLE_SECONDS[False]:g} s after its last use;")
         print("        write again in the same tab: it wakes, and the message is answered.")
-        print(
-            f"        In another terminal: {paint(f'qwenctl -c {self.config.source} why', bold=True)}"
-        )
+        command = f"{_program()} -c {shlex.quote(self.config.source)} why"
+        print(f"        In another terminal: {paint(command, bold=True)}")
         print("        (or status --watch, up --for 5m, block, events --follow, logs)\n")
         print("  Ctrl-C stops everything.\n", flush=True)
         last = ""
@@ -371,6 +372,33 @@ class _Demo:
 def _first_line(text: str) -> str:
     line = text.strip().splitlines()[0]
     return line if len(line) <= 100 else line[:99] + "…"
+
+
+def _usable(port: int) -> int:
+    """The same port.
+
+    Raises:
+        ConfigError: the proxy cannot listen there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on 127.0.0.1:{port} ({error.strerror}); choose another --port, or "
+                "leave it out for a free one"
+            ) from None
+    return port
+
+
+def _program() -> str:
+    """What to type for `qwenctl` in the user's shell: its path unless PATH leads to it."""
+    ours = os.path.abspath(sys.argv[0])
+    found = shutil.which("qwenctl")
+    if found and os.path.realpath(found) == os.path.realpath(ours):
+        return "qwenctl"
+    return shlex.quote(ours)
 
 
 def _free_port() -> int:

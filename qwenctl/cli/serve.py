@@ -75,6 +75,7 @@ def serve(
     loaded = load(config)  # so that a mistake in it is told here, in one sentence
     if not loaded.gpu:
         loaded.gpu_name(None)  # raises the sentence on that
+    loaded.check_listen()
     command, env = proxy_command(loaded.source)
     sys.stdout.flush()
     os.execve(command[0], command, env)  # noqa: S606

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qwenctl.cli.context import ConfigOption, JsonOption, load, print_json
 
-__all__ = ["app", "masked", "to_toml"]
+if TYPE_CHECKING:
+    from qwenctl.config import Config
+
+__all__ = ["app", "masked", "to_toml", "toml_list"]
 
 app = typer.Typer(no_args_is_help=True, help="Show and check the configuration.")
 
@@ -53,30 +58,84 @@ def validate(
 ) -> None:
     """Check the configuration; one line for each mistake, exit code 2 if there is one.
 
+    It refuses what `qwenctl serve` would refuse, and starts nothing.
+
     \b
     Examples:
       qwenctl config validate
       qwenctl config validate ./qwenctl.toml
     """
+    import sys
+
     from qwenctl.errors import ConfigError
 
     try:
         loaded = load(file or config)
+        _check(loaded)
     except ConfigError as error:
         if not json:
             raise
-        print_json({"valid": False, "errors": str(error).splitlines()})
+        print_json({"valid": False, "errors": str(error).splitlines(), "warnings": []})
         raise typer.Exit(error.exit_code) from None
     names = list(loaded.gpu)
+    warnings = [
+        f"gpu.{name} has no service: its instance starts nothing (see [[gpu.{name}.service]])"
+        for name, gpu in loaded.gpu.items()
+        if not gpu.service
+    ]
     if json:
-        print_json({"valid": True, "errors": [], "file": loaded.source or None, "gpus": names})
+        source = loaded.source or None
+        print_json(
+            {"valid": True, "errors": [], "warnings": warnings, "file": source, "gpus": names}
+        )
         return
+    for text in warnings:
+        print(f"warning: {text}", file=sys.stderr)
     gpus = f"{len(names)} GPU{'s' if len(names) != 1 else ''}"
     print(f"{loaded.source or 'no file'}: ok, {gpus}{': ' if names else ''}{', '.join(names)}")
 
 
+def _check(config: Config) -> None:
+    """What is wrong with each setting together with the others and this installation.
+
+    Raises:
+        ConfigError: one line a mistake.
+    """
+    from qwenctl.config import read_secret
+    from qwenctl.errors import ConfigError
+    from qwenctl.providers import make_provider
+
+    if not config.gpu and not config.source:
+        raise ConfigError(_NO_FILE)
+    checks: list[Callable[[], object]] = [config.check_listen]
+    if not config.gpu:
+        checks.append(lambda: config.gpu_name(None))
+    if config.redis_password_file:
+        password = Path(config.redis_password_file).expanduser()
+        checks.append(lambda: read_secret(password, "redis_password_file"))
+    if config.node_secret_file:
+        checks.append(config.read_node_secret)
+    for name, gpu in config.gpu.items():
+        if gpu.provider != "local":  # that one is always there, and would write its node secret
+            checks.append(partial(make_provider, name, gpu, config))
+    mistakes = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+_NO_FILE = (
+    "no config file: neither ./qwenctl.toml nor one in the XDG config directory; "
+    "`qwenctl init` writes one"
+)
+
+
 @app.command()
-def path(config: ConfigOption = None) -> None:
+def path(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Print which config file is used; exit code 2 if there is none.
 
     \b
@@ -89,11 +148,11 @@ def path(config: ConfigOption = None) -> None:
 
     found = config_path(config or context.config_file())
     if found is None:
-        raise ConfigError(
-            "no config file: neither ./qwenctl.toml nor one in the XDG config directory; "
-            "`qwenctl init` writes one"
-        )
-    print(found.resolve())
+        raise ConfigError(_NO_FILE)
+    if json:
+        print_json({"file": str(found.resolve())})
+    else:
+        print(found.resolve())
 
 
 @app.command()
@@ -142,6 +201,11 @@ def _masked_command(words: list[str]) -> list[str]:
 def to_toml(data: Mapping[str, Any]) -> str:
     """TOML of plain JSON data; None is left out, as TOML has none."""
     return "\n".join(_toml_table(data, ())).strip()
+
+
+def toml_list(values: list[str]) -> str:
+    """A TOML array of strings."""
+    return _toml_value(values)
 
 
 def _toml_table(data: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:

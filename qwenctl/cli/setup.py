@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from qwenctl.cli.context import JsonOption, print_json
+from qwenctl.cli.settings import toml_list
 
 __all__ = ["init", "sample_webui"]
 
@@ -33,7 +35,7 @@ idle_timeout = "10m"
 # What to tell the first visitor, before there are boots to learn from:
 boot_estimate = "30s"
 # What counts as use: "gradio", "open-webui", "openai" or "generic".
-preset = "gradio"
+preset = "generic"
 # "visit": a visible waiting page wakes it; "click": only its button; "never".
 wake_on = "visit"
 # For `qwenctl status`, in your currency:
@@ -43,11 +45,20 @@ wake_on = "visit"
 [gpu.{name}.local]
 boot_seconds = 3
 
-# What the instance runs. Replace the sample WebUI by your own command.
+# What the instance runs. Replace this sample, a single page, with your WebUI and its port.
 [[gpu.{name}.service]]
 name = "webui"
 command = {command}
 port = 7860
+
+# For example the WebUI of Qwen3-VL (with preset = "gradio"):
+# command = ["python3", "web_demo_mm.py", "--server-port", "7860"]
+
+# Or vLLM's OpenAI-compatible API (with preset = "openai"):
+# command = ["vllm", "serve", "Qwen/Qwen3-VL-8B-Instruct", "--port", "8000"]
+# port = 8000
+# readiness = {{ path = "/health" }}
+# activity = {{ path = "/metrics", metrics = ["vllm:num_requests_running"] }}
 """
 
 
@@ -72,6 +83,7 @@ def init(
         str, typer.Option("--provider", metavar="NAME", help="Who runs the instance.")
     ] = "local",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Write a commented config file to start from.
 
@@ -93,9 +105,8 @@ def init(
         )
     base = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
     path = Path("qwenctl.toml") if here else base / "qwenctl" / "qwenctl.toml"
-    webui = sample_webui()
-    command = [sys.executable, str(webui), "--port", "7860"] if webui else ["your-webui"]
-    text = _TEMPLATE.format(name=gpu, provider=provider, command=json.dumps(command))
+    command = [sys.executable, "-m", "qwenctl.cli.sample", "7860"]
+    text = _TEMPLATE.format(name=gpu, provider=provider, command=toml_list(command))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w" if force else "x", encoding="utf-8") as file:
@@ -104,9 +115,12 @@ def init(
         raise ConfigError(f"{path} exists already; --force overwrites it") from None
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-    option = "" if here else " (found by itself)"
-    print(f"Wrote {path}{option}. Next:")
-    print("  qwenctl config validate    check it after you have edited it")
-    print("  qwenctl serve              run the proxy")
-    print("  qwenctl up                 wake the GPU without waiting for a visitor")
+    if json:
+        print_json({"file": str(path.resolve()), "gpu": gpu})
+        return
+    print(f"Wrote {path.resolve()}. It runs as it is, with a sample page for a WebUI; try:")
+    print("  qwenctl serve              run the proxy; open the address that it prints")
+    print("  qwenctl up                 wake the GPU from another terminal")
     print("  qwenctl why                who keeps it on or off")
+    print(f"Then edit it: in [[gpu.{gpu}.service]] put your WebUI's `command` and `port`, in")
+    print(f"[gpu.{gpu}] its `preset`. `qwenctl config validate` checks it.")

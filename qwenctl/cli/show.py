@@ -14,6 +14,7 @@ from qwenctl.cli.context import (
     GpuOption,
     JsonOption,
     Target,
+    heed_interrupt,
     load,
     open_store,
     print_json,
@@ -56,6 +57,7 @@ def status(
         else:
             print(_status_text(data))
         return
+    heed_interrupt()
     changed = threading.Event()
     changed.set()
     watcher = store.watch(names, lambda *_: changed.set())
@@ -129,21 +131,24 @@ def _status_text(data: Mapping[str, Any]) -> str:
 
 
 def _headline(state: Mapping[str, Any]) -> str:
-    from qwenctl.status import cause_words, duration
+    from qwenctl.status import duration
 
     phase = state["phase"]
-    text = f"{paint(state['gpu'], bold=True)} is {paint(phase, phase_style(phase), bold=True)}"
+    failed = phase == "failed"
+    text = paint(phase, phase_style(phase), bold=True)
+    text = f"{paint(state['gpu'], bold=True)} {'' if failed else 'is '}{text}"
     if state["since"]:
-        text += f" for {duration(state['now'] - state['since'])}"
-        if state["cause"]:
-            text += paint(f", because {cause_words(state['cause'])}", dim=True)
+        ago = duration(state["now"] - state["since"])
+        text += f" {ago} ago" if failed else f" for {ago}"
+        if state["cause_text"]:
+            text += paint(f": {state['cause_text']}", dim=True)
     if state["eta_seconds"] is not None and phase != "ready":
         text += f", about {duration(state['eta_seconds'])} left"
     return text
 
 
 def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
-    from qwenctl.status import duration
+    from qwenctl.status import cause_words, duration
 
     def row(label: str, text: str, colour: str | None = None) -> str:
         return f"  {paint(f'{label:<11}', dim=True)}{paint(text, colour) if colour else text}"
@@ -157,7 +162,8 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         yield row("blocked", f"by {block['text']}, {until}", "red")
     if failure := state["failure"]:
         again = failure["retry_in_seconds"]
-        text = f"{failure['code']}: {failure['message']} (attempt {failure['attempts']}"
+        text = f"{cause_words(failure['code'])}: {failure['message']}"
+        text += f" (attempt {failure['attempts']}"
         yield row(
             "failure", text + (f", next in {duration(again)})" if again is not None else ")"), "red"
         )
@@ -196,7 +202,7 @@ def _steps_line(steps: list[dict[str, Any]]) -> str:
 
 
 def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
-    from qwenctl.status import duration
+    from qwenctl.status import duration, one_line
 
     node = state["node"]
     if not node:
@@ -206,10 +212,10 @@ def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
         text += f", heard of {duration(node['heartbeat_age_seconds'])} ago"
     if node["active"]:
         text += f", {node['active']} generation{'s' if node['active'] != 1 else ''} running"
-    yield text + (f", {node['error']}" if node["error"] else "")
+    yield text + (f", {one_line(node['error'])}" if node["error"] else "")
     for service in node["services"]:
         restarts = f", restarted {service['restarts']} ×" if service["restarts"] else ""
-        error = f": {shorten(service['error'])}" if service["error"] else ""
+        error = f": {shorten(one_line(service['error']))}" if service["error"] else ""
         yield f"{service['name']} {service['state']} on port {service['port']}{restarts}{error}"
     if figures := _figures(node["resources"] or {}):
         yield figures
@@ -231,11 +237,11 @@ def _figures(resources: Mapping[str, Any]) -> str:
 
 
 def _cloud_line(state: Mapping[str, Any]) -> str:
-    from qwenctl.status import duration
+    from qwenctl.status import duration, one_line
 
     cloud = state["cloud"]
     if cloud["error"]:
-        return paint(f"cannot be asked: {cloud['error']}", "red")
+        return paint(f"cannot be asked: {one_line(cloud['error'])}", "red")
     if cloud["state"] is None:
         return f"{state['provider']}, not asked yet"
     text = f"{state['provider']} says {cloud['state']}"
@@ -254,7 +260,10 @@ def _wake_line(wake: Mapping[str, Any]) -> str:
     else:
         text = wake["outcome"].replace("_", " ")
         text += f" ({cause_words(wake['code'])})" if wake["code"] else ""
-    steps = ", ".join(f"{name} {duration(s)}" for name, s in wake["durations"].items())
+    steps = ", ".join(
+        f"{'first answer' if name == 'first_byte' else name} {duration(s)}"
+        for name, s in wake["durations"].items()
+    )
     return f"{text}{': ' if steps else ''}{steps}"
 
 
@@ -285,7 +294,7 @@ def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = 
     first, *rest = reasons
     phase = snapshot.phase.value
     text = first.text.replace(phase, paint(phase, phase_style(phase), bold=True), 1)
-    print(f"{paint(target.name, bold=True)} is {text}")
+    print(f"{paint(target.name, bold=True)} {'' if phase == 'failed' else 'is '}{text}")
     for reason in rest:
         times = []
         if reason.since is not None and reason.topic != "state":
@@ -313,7 +322,7 @@ def events(
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Print the history: every transition, lease, block and cloud call.
+    """Print the history: every transition, demand, block and cloud call.
 
     With --json one object on each line.
 
@@ -323,6 +332,8 @@ def events(
       qwenctl events --follow
       qwenctl events --json | jq -r 'select(.kind == "transition") | .to'
     """
+    if follow:
+        heed_interrupt()
     target = Target.find(gpu, config)
     last = ""
     for event in target.store.events(target.name, count):
@@ -345,28 +356,20 @@ def _print_event(event: Event, as_json: bool) -> None:
 
 def event_words(event: Event) -> str:
     """An event in plain words, with colours for the terminal."""
-    import json
-
-    from qwenctl.status import cause_words
+    from qwenctl.status import event_cause, name_words, one_line
 
     f = event.fields
     actor = f.get("actor", "")
-    cause = f.get("cause", "")
+    cause = one_line(f.get("cause", ""))
     if event.kind == "transition":
         before, to = f.get("from", "?"), f.get("to", "?")
-        text = f"{before} → {paint(to, phase_style(to), bold=True)}  {cause_words(cause)}"
-        if to == "failed" and f.get("failure"):
-            try:
-                text += f": {json.loads(f['failure'])['message']}"
-            except (ValueError, KeyError, TypeError):
-                pass
-        return text
+        return f"{before} → {paint(to, phase_style(to), bold=True)}  {event_cause(event)}"
     if event.kind == "call":
-        result = paint(f"failed: {f['error']}", "red") if f.get("error") else "accepted"
+        result = paint(f"failed: {one_line(f['error'])}", "red") if f.get("error") else "accepted"
         request = f" (request {f['request_id']})" if f.get("request_id") else ""
         return f"{f.get('verb', '?')} call {result}{request}"
     if event.kind == "lease":
-        return f"needed by {f.get('name', '?')}" + (f": {cause}" if cause else "")
+        return f"needed by {name_words(f.get('name', '?'), actor, cause)}"
     if event.kind in ("block", "unblock"):
         text = f"{event.kind}ed by {actor}" if actor else f"{event.kind}ed"
         return text + (f": {cause}" if cause else "")
@@ -374,7 +377,7 @@ def event_words(event: Event) -> str:
         now = " --now" if f.get("cut") == "1" else ""
         return f"down{now} by {actor}" + (f": {cause}" if cause else "")
     if event.kind == "node":
-        parts = (f.get("state", ""), f.get("progress", ""), f.get("error", ""))
+        parts = (f.get("state", ""), f.get("progress", ""), one_line(f.get("error", "")))
         return f"node: {', '.join(part for part in parts if part)}"
     if event.kind == "hello":
         return f"node: hello, boot {f.get('boot_id', '?')}"
@@ -400,6 +403,8 @@ def logs(
       qwenctl logs -n 50
       qwenctl logs --follow
     """
+    if follow:
+        heed_interrupt()
     target = Target.find(gpu, config)
 
     def show(lines: list[str]) -> None:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qwenctl.cli.context import Target
-from qwenctl.cli.output import live, paint, warn
+from qwenctl.cli.output import coloured, live, paint, warn
 
 if TYPE_CHECKING:
     from qwenctl.store import Event, Snapshot
@@ -34,16 +34,20 @@ JOIN_SECONDS = 10.0
 class Reconciling:
     """The reconciler in a thread, for as long as the ``with`` block lasts.
 
-    It hears of changes through the follower. Where a proxy's controller holds the lock, ours only waits its turn and changes nothing.
+    It hears of changes through the follower. Where a proxy's controller holds the lock, ours only
+    waits its turn and changes nothing. ``owner`` is its name as the snapshot's leader.
     """
 
     def __init__(self, target: Target, follower: Follower) -> None:
-        from qwenctl.controller import Controller
+        from qwenctl.controller import Controller, owner_name
         from qwenctl.providers import make_provider
 
         self._stop = threading.Event()
         provider = make_provider(target.name, target.gpu, target.config)
-        self._controller = Controller(target.name, target.gpu, target.store, provider, probe=True)
+        self.owner = owner_name()
+        self._controller = Controller(
+            target.name, target.gpu, target.store, provider, owner=self.owner, probe=True
+        )
         self._thread = threading.Thread(
             target=self._controller.run,
             args=(self._stop,),
@@ -142,15 +146,16 @@ class StepLines:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def show(self, page: dict[str, Any]) -> None:
-        for text in _lines(page):
+    def show(self, page: dict[str, Any], *, known: bool) -> None:
+        """``known``: the expected durations are learned, not merely estimated."""
+        for text in _lines(page, "usually" if known else "estimated"):
             if text not in self._said:
                 self._said.add(text)
                 print(text, file=sys.stderr, flush=True)
 
 
-def _lines(page: dict[str, Any]) -> Iterator[str]:
-    from qwenctl.status import duration
+def _lines(page: dict[str, Any], usual_word: str) -> Iterator[str]:
+    from qwenctl.status import cause_words, duration
 
     for step in page["steps"][:-1]:
         word = STEP_WORDS[step["key"]]
@@ -158,7 +163,9 @@ def _lines(page: dict[str, Any]) -> Iterator[str]:
             yield f"  {word}: done in {duration(step['seconds'])}"
         elif step["state"] == "active" and step["key"] != "request":
             usual = (
-                f", usually {duration(step['expected'])}" if (step["expected"] or 0) >= 0.5 else ""
+                f", {usual_word} {duration(step['expected'])}"
+                if (step["expected"] or 0) >= 0.5
+                else ""
             )
             yield f"  {word}{usual}"
     progress = page["progress"]
@@ -167,7 +174,8 @@ def _lines(page: dict[str, Any]) -> Iterator[str]:
         yield f"  … {progress['phase']}"
     failure = page["failure"]
     if failure and page["phase"] == "failed":
-        yield f"  attempt {failure['attempts']} failed ({failure['code']}): {failure['message']}"
+        why = f"{cause_words(failure['code'])}: {failure['message']}"
+        yield f"  attempt {failure['attempts']} failed, {why}"
 
 
 class _StepScreen:
@@ -181,7 +189,8 @@ class _StepScreen:
 
         self._page: dict[str, Any] | None = None
         self._at = 0.0
-        console = Console(stderr=True)
+        # Without a colour system Rich writes no bold and no dim either.
+        console = Console(stderr=True, color_system="auto" if coloured(sys.stderr) else None)
         self._live = Live(
             get_renderable=self._render, console=console, refresh_per_second=8, transient=False
         )
@@ -194,8 +203,9 @@ class _StepScreen:
         self._live.refresh()
         self._live.__exit__(*exception)
 
-    def show(self, page: dict[str, Any]) -> None:
+    def show(self, page: dict[str, Any], *, known: bool) -> None:
         self._page, self._at = page, time.monotonic()
+        self._word = "about" if known else "estimated"
 
     def _render(self) -> Any:
         from rich.spinner import Spinner
@@ -219,9 +229,9 @@ class _StepScreen:
                 seconds += age
             took = "" if seconds is None else duration(seconds)
             if active and step["expected"]:
-                took += f" of about {duration(step['expected'])}"
+                took += f" of {self._word} {duration(step['expected'])}"
             elif step["state"] == "todo" and step["expected"]:
-                took = f"about {duration(step['expected'])}"
+                took = f"{self._word} {duration(step['expected'])}"
             style = "bold" if active else "dim" if step["state"] == "todo" else ""
             mark = self._spinner if active else marks.get(step["state"], Text(" "))
             grid.add_row(mark, Text(STEP_WORDS[step["key"]], style), Text(took, "dim"))
@@ -230,13 +240,13 @@ class _StepScreen:
 
 
 def _footer(page: dict[str, Any], age: float) -> str:
-    from qwenctl.status import duration
+    from qwenctl.status import cause_words, duration
 
     failure, progress = page["failure"], page["progress"]
     if failure and page["phase"] == "failed":
         again = failure["retry_in_seconds"]
         retry = "" if again is None else f"; next attempt in {duration(max(0.0, again - age))}"
-        return f"{failure['code']}: {failure['message']}{retry}"
+        return f"{cause_words(failure['code'])}: {failure['message']}{retry}"
     parts = []
     if progress:
         percent = "" if progress["percent"] is None else f" {progress['percent']:.0f} %"
@@ -258,7 +268,7 @@ def step_display(*, quiet: bool = False) -> Any:
 
 
 class _Silence(StepLines):
-    def show(self, page: dict[str, Any]) -> None:
+    def show(self, page: dict[str, Any], *, known: bool) -> None:
         """Nothing."""
 
 

@@ -18,7 +18,7 @@ end
 if now_phase == 'starting' then redis.call('HSET', STATE, 'look_at', num(NOW)) end
 local known = redis.call('HGET', NODE, 'boot_id')
 if known ~= boot then
-  redis.call('DEL', NODE)
+  redis.call('DEL', NODE, COMMANDS)
   event('hello', 'actor', 'node', 'boot_id', boot, 'start_seq', num(seq), 'version', ARGV[6])
 end
 redis.call('HDEL', NODE, 'state')  -- what an agent that started anew runs, its reports will say

@@ -10,10 +10,11 @@
 --   7 nonces  zset     nonce -> expiry
 --   8 events  stream   the history
 --   9 log     list     the node's last log lines
+--   10 commands list   what the node of this boot should do, as JSON
 -- ARGV[1] is the time in milliseconds, or -1 for the server's own clock; ARGV[2] the channel to
 -- publish on. Times are milliseconds since 1970 on that one clock; no key ever has a TTL.
 local STATE, LEASES, BLOCKS, INFO, LOCK = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local NODE, NONCES, EVENTS, LOG = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local NODE, NONCES, EVENTS, LOG, COMMANDS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local CHANNEL = ARGV[2]
 local NOW = tonumber(ARGV[1])
 if NOW < 0 then

@@ -2,14 +2,14 @@
 -- ARGV: 3 nonce, 4 how long to remember it (ms), 5 boot id, 6 start_seq, 7 state, 8 error,
 --       9 progress phase, 10 the report without its log lines (JSON), 11 busy lease,
 --       12 its time to live (ms; 0: nothing runs), 13 … new log lines.
--- Returns {'ok' | 'replay' | 'other_boot', start_seq}.
+-- Returns {'ok' | 'replay' | 'other_boot', start_seq, the commands for the node}.
 local nonce, boot, seq, state = ARGV[3], ARGV[5], ARGV[6], ARGV[7]
 local busy, busy_ttl = ARGV[11], tonumber(ARGV[12])
 redis.call('ZREMRANGEBYSCORE', NONCES, '-inf', num(NOW))
 local present = tonumber(redis.call('HGET', STATE, 'start_seq') or 0)
-if redis.call('ZSCORE', NONCES, nonce) then return {'replay', present} end
+if redis.call('ZSCORE', NONCES, nonce) then return {'replay', present, {}} end
 local node = redis.call('HMGET', NODE, 'boot_id', 'start_seq', 'state', 'progress', 'report')
-if node[1] ~= boot or node[2] ~= seq then return {'other_boot', present} end
+if node[1] ~= boot or node[2] ~= seq then return {'other_boot', present, {}} end
 redis.call('ZADD', NONCES, num(NOW + tonumber(ARGV[4])), nonce)
 
 redis.call('HSET', NODE, 'state', state, 'error', ARGV[8], 'progress', ARGV[9],
@@ -28,4 +28,6 @@ if node[3] ~= state or node[4] ~= ARGV[9] then
   event('node', 'actor', 'node', 'state', state, 'progress', ARGV[9], 'error', ARGV[8])
 end
 if node[3] ~= state or node[5] ~= ARGV[10] then changed('report') end
-return {'ok', present}
+local commands = redis.call('LRANGE', COMMANDS, 0, -1)
+redis.call('DEL', COMMANDS)
+return {'ok', present, commands}

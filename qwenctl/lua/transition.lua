@@ -22,7 +22,7 @@ redis.call('HDEL', STATE, 'called_at', 'call_error')
 if to == 'starting' then
   redis.call('HINCRBY', STATE, 'start_seq', 1)
   redis.call('HDEL', STATE, 'ready_at', 'cut')
-  redis.call('DEL', NODE)
+  redis.call('DEL', NODE, COMMANDS)
 elseif to == 'ready' and from == 'loading' and not redis.call('HGET', STATE, 'ready_at') then
   redis.call('HSET', STATE, 'ready_at', num(NOW))
   -- The first time in this boot: who waited through it gets one idle timeout from now on, no less,
@@ -40,9 +40,9 @@ elseif to == 'off' then
   -- A boot that we stopped has ended for good; one that only seems to have stopped may come back.
   local boot = redis.call('HGET', NODE, 'boot_id')
   if boot and from == 'stopping' then redis.call('HSET', STATE, 'ended_boot', boot) end
-  redis.call('DEL', NODE)
+  redis.call('DEL', NODE, COMMANDS)
 elseif to == 'failed' and failure ~= '' and not cjson.decode(failure).condemns then
-  redis.call('DEL', NODE)  -- there is no instance any more that the node's record is about
+  redis.call('DEL', NODE, COMMANDS)  -- there is no instance any more that the node's record is about
 end
 if to == 'off' or to == 'failed' then
   prune(LEASES)

@@ -80,7 +80,7 @@ def report(
     store: Store, state: Any = "ready", *, boot: str = "boot-one", seq: int = 1, **fields: Any
 ) -> tuple[str, int]:
     message = Report(gpu=GPU, boot_id=boot, start_seq=seq, state=state, **fields)
-    return store.report(message, nonce(), heartbeat=5.0)
+    return store.report(message, nonce(), heartbeat=5.0)[:2]
 
 
 def demand(store: Store, client: str = "ada", ttl: float = 60.0, **fields: Any) -> Any:
@@ -572,7 +572,7 @@ class TestNode:
         clock.advance(NONCE_SECONDS - 0.001)
         assert store.hello(message, once) == ("replay", 1)
         heartbeat = Report(gpu=GPU, boot_id="boot-one", start_seq=1, state="loading")
-        assert store.report(heartbeat, once, heartbeat=5) == ("replay", 1)
+        assert store.report(heartbeat, once, heartbeat=5) == ("replay", 1, ())
         clock.advance(0.001)
         assert store.hello(message, once)[0] == "ok"
 

@@ -535,7 +535,7 @@ class Node:
             error="the service crashes" if state == "failed" else "",
             active=self.active,
         )
-        verdict, _ = self.store.report(report, nonce, heartbeat=5.0)
+        verdict, _, _ = self.store.report(report, nonce, heartbeat=5.0)
         if verdict == "other_boot":
             self.said_hello_at = None
 

@@ -69,6 +69,7 @@ class ProxyProcess:
     def __init__(self, number: int, port: int, config: Path, env: Mapping[str, str]) -> None:
         self.number = number
         self.url = f"http://127.0.0.1:{port}"
+        self.config = config
         self.log_file = config.parent / f"proxy-{number}.log"
         self._command = [sys.executable, "-m", "proxy", "--config", str(config)]
         self._command += ["--listen", f"127.0.0.1:{port}"]
