@@ -44,6 +44,8 @@ class _Joining:
     def _flush(self) -> None:
         if self._pieces:
             pieces, self._pieces = self._pieces, []
+            if self._transport.is_closing():
+                return  # the client has gone meanwhile
             self._transport.write(b"".join(pieces) if len(pieces) > 1 else pieces[0])
 
     def writelines(self, pieces: Any) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "full_status",
     "lease_words",
     "name_words",
+    "node_url",
     "one_line",
     "page_status",
 ]
@@ -213,6 +214,7 @@ def full_status(
         "working": snapshot.working,
         "idle_seconds_left": _idle_left(snapshot),
         "url": url,
+        "node_url": node_url(snapshot, gpu_config),
         "address": gpu_config.address or snapshot.address,
         "provider": gpu_config.provider,
         "price_per_hour": gpu_config.price_per_hour,
@@ -223,6 +225,14 @@ def full_status(
         "node": _node(snapshot),
         "last_wake": _wake(history[-1]) if history else None,
     }
+
+
+def node_url(snapshot: Snapshot, gpu_config: GpuConfig) -> str:
+    """Where the service itself answers, without a proxy; empty as long as nobody knows."""
+    host = gpu_config.address or snapshot.address
+    if not host:
+        return ""
+    return f"http://{f'[{host}]' if ':' in host else host}:{gpu_config.port}"
 
 
 def _idle_left(snapshot: Snapshot) -> float | None:

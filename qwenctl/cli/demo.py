@@ -394,11 +394,11 @@ def _usable(port: int) -> int:
 
 def _program() -> str:
     """What to type for `qwenctl` in the user's shell: its path unless PATH leads to it."""
-    ours = os.path.abspath(sys.argv[0])
+    ours = Path(sys.argv[0]).absolute()
     found = shutil.which("qwenctl")
-    if found and os.path.realpath(found) == os.path.realpath(ours):
+    if found and Path(found).resolve() == ours.resolve():
         return "qwenctl"
-    return shlex.quote(ours)
+    return shlex.quote(str(ours))
 
 
 def _free_port() -> int:

@@ -20,6 +20,7 @@ from qwenctl.cli.context import (
     JsonOption,
     Target,
     duration_option,
+    heed_interrupt,
     print_json,
     user,
 )
@@ -58,6 +59,9 @@ class _Failed(UserError):
 
 _BY_CODE: dict[str, type[UserError]] = {"no_capacity": _NoCapacity, "denied": _Denied}
 
+_TOLD_BY_AGENT = {"agent_silent", "agent_lost", "load_timeout", "service_failed"}
+"""Failures about which only the agent knows more."""
+
 NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Return at once.")]
 TimeoutOption = Annotated[
     float | None, duration_option("--timeout", help="Give up waiting after this long (exit 5).")
@@ -95,6 +99,7 @@ def up(
     Exit codes: 0 ready, 3 no capacity, 4 denied, 5 timeout, 6 failed to come up,
     7 blocked, 130 Ctrl-C.
     """
+    heed_interrupt()
     target = Target.find(gpu, config)
     wake = _Wake(target, for_, because, quiet=json)
     if dry_run:
@@ -136,6 +141,17 @@ class _Wake:
         self.ttl = for_ if for_ is not None else gpu.idle_timeout + gpu.boot_estimate
         self.first = self.last = target.store.snapshot(target.name)
         self.held_at = 0.0
+        self.ours = ""
+        """The name of our own controller, once it runs."""
+        now = self.first.now
+        left = [lease.expiry - now for lease in self.first.leases if lease.name == self.lease]
+        self.shortened = left[0] if self.exact and left and left[0] > self.ttl + 1.0 else None
+        """Seconds for which an earlier `up` was to keep it on, if this one ends that sooner."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether no proxy runs: nobody leads, or only our own controller does."""
+        return self.last.leader in ("", self.ours)
 
     def hold(self) -> None:
         """Pin it, or pin it anew; raises if somebody forbids that."""
@@ -182,7 +198,17 @@ class _Wake:
             if starts
             else f"it is {snapshot.phase.value} already"
         )
-        print(f"would keep {name} on for {duration(self.ttl)} ({self.lease}); {effect}")
+        print(f"would keep {name} on for {duration(self.ttl)} ; {effect}")
+        self._tell_shortened("would shorten")
+
+    def _tell_shortened(self, verb: str) -> None:
+        from qwenctl.status import duration
+
+        if self.shortened is not None:
+            warn(
+                f"This {verb} your earlier `qwenctl up`, which kept it on for another "
+                f"{duration(self.shortened)}."
+            )
 
     def hand_over(self) -> None:
         """With --no-wait: where no controller runs, make the start call ourselves."""
@@ -191,7 +217,8 @@ class _Wake:
 
         if self.first.leader:
             return
-        with Follower(self.target) as follower, Reconciling(self.target, follower):
+        with Follower(self.target) as follower, Reconciling(self.target, follower) as ours:
+            self.ours = ours.owner
             deadline = time.monotonic() + 60.0
             for snapshot in follower.snapshots(every=5.0, deadline=deadline):
                 self.last = snapshot
@@ -209,6 +236,7 @@ class _Wake:
         from qwenctl.cli.waiting import Follower, Reconciling, step_display
         from qwenctl.lifecycle import Phase
         from qwenctl.status import page_status
+        from qwenctl.trace import learned, wakes
 
         began = time.monotonic()
         deadline = None if timeout is None else began + timeout
@@ -217,13 +245,16 @@ class _Wake:
         given_up: Failure | None = None
         if not self.first.leader and self.first.phase is not Phase.READY and not self.quiet:
             warn("No proxy runs: waking it from here.")
-        with Follower(self.target) as follower, Reconciling(self.target, follower):
+        with Follower(self.target) as follower, Reconciling(self.target, follower) as ours:
+            self.ours = ours.owner
+            known = learned(wakes(follower.events))
             with step_display(quiet=self.quiet or self.first.phase is Phase.READY) as display:
                 every = min(renew, display.every)
                 for snapshot in follower.snapshots(every=every, deadline=deadline):
                     self.last = snapshot
                     display.show(
-                        page_status(snapshot, follower.events, self.target.gpu, may_wake=True)
+                        page_status(snapshot, follower.events, self.target.gpu, may_wake=True),
+                        known=known,
                     )
                     if snapshot.blocks:
                         self._blocked(snapshot)
@@ -241,14 +272,23 @@ class _Wake:
             if given_up:
                 self._release()
                 self._settle(follower)
-        if given_up:
-            raise _failure_error(self.target.name, given_up)
-        if failure := self._new_failure(self.last):
-            raise _failure_error(self.target.name, failure)
+        if failure := given_up or self._new_failure(self.last):
+            raise self._failure_error(failure)
         raise _TimedOut(
             f"{self.target.name} is not ready after {timeout:g} s (it is {self.last.phase.value}); "
-            "the wake goes on, `qwenctl down` gives it up"
+            "the wake goes on, `qwenctl down` gives it up" + self._no_proxy()
         )
+
+    def _no_proxy(self) -> str:
+        """What to know of a wake that came to nothing where no proxy runs; else empty."""
+        if not self.alone:
+            return ""
+        text = "; no proxy runs that its agent could report to"
+        if self.target.gpu.provider == "local":
+            config = self.target.config
+            logs = config.state_path / "instances" / config.deployment / self.target.name / "logs"
+            text += f", its logs are in {logs}"
+        return text
 
     def _new_failure(self, snapshot: Snapshot) -> Failure | None:
         """A failure of this wake; an earlier one is being retried already."""
@@ -277,7 +317,14 @@ class _Wake:
 
     def _give_up(self, failure: Failure) -> NoReturn:
         self._release()
-        raise _failure_error(self.target.name, failure)
+        raise self._failure_error(failure)
+
+    def _failure_error(self, failure: Failure) -> UserError:
+        from qwenctl.status import one_line
+
+        kind = _BY_CODE.get(failure.code, _Failed)
+        text = f"{self.target.name} did not come up ({failure.code}): {one_line(failure.message)}"
+        return kind(text + (self._no_proxy() if failure.code in _TOLD_BY_AGENT else ""))
 
     def interrupted(self) -> None:
         name = self.target.name
@@ -286,34 +333,36 @@ class _Wake:
         text = (
             f"\n{name} goes on waking (it is {self.last.phase.value}); `qwenctl down` gives it up."
         )
-        if not self.first.leader:
+        if self.alone:
             text += " No proxy runs: `qwenctl up` or `qwenctl serve` carries it on."
         warn(text)
 
     def report(self, json: bool) -> None:
         """The result."""
         from qwenctl.lifecycle import Phase
-        from qwenctl.status import HISTORY, duration, full_status
+        from qwenctl.status import HISTORY, duration, full_status, node_url
 
         target = self.target
-        snapshot = target.store.snapshot(target.name)
+        snapshot = self.last = target.store.snapshot(target.name)
         ready = snapshot.phase is Phase.READY
-        alone = not self.first.leader
+        alone = self.alone
+        url = node_url(snapshot, target.gpu) if alone else target.config.url
         if json:
             status = full_status(
                 snapshot,
                 target.store.events(target.name, HISTORY),
                 target.gpu,
-                url=target.config.url,
+                url=url,
             )
             print_json(
                 {
                     "gpu": target.name,
                     "outcome": "ready" if ready else "requested",
                     "phase": snapshot.phase.value,
-                    "url": target.config.url,
+                    "url": url,
                     "lease": self.lease,
                     "lease_seconds": self.ttl,
+                    "shortened_from_seconds": self.shortened,
                     "proxy_runs": not alone,
                     "last_wake": status["last_wake"],
                 }
@@ -321,20 +370,17 @@ class _Wake:
             return
         stays = f"stays on for at least {duration(self.ttl)}"
         if ready:
-            print(f"{target.name} is ready: {target.config.url}  ({stays})")
+            own = "the node's own address; " if alone else ""
+            print(f"{target.name} is ready: {url}  ({own}{stays})")
         else:
             print(f"{target.name} is on its way ({snapshot.phase.value}); it {stays}")
+        self._tell_shortened("shortens")
         if alone:
             dead_man = duration(target.gpu.timing.dead_man)
             warn(
                 f"No proxy runs, so nobody stops it when it is idle: the instance stops itself after "
                 f"{dead_man} without a proxy. Run `qwenctl serve`."
             )
-
-
-def _failure_error(name: str, failure: Failure) -> UserError:
-    kind = _BY_CODE.get(failure.code, _Failed)
-    return kind(f"{name} did not come up ({failure.code}): {failure.message}")
 
 
 def _block_words(snapshot: Snapshot) -> str:
@@ -372,6 +418,7 @@ def down(
       qwenctl down
       qwenctl down --now --because "wrong model"
     """
+    heed_interrupt()
     target = Target.find(gpu, config)
     before = target.store.snapshot(target.name)
     if dry_run:
@@ -497,6 +544,7 @@ def block(
     """
     from qwenctl.status import duration
 
+    heed_interrupt()
     target = Target.find(gpu, config)
     before = target.store.snapshot(target.name)
     span = "until unblocked" if for_ is None else f"for {duration(for_)}"
@@ -523,11 +571,14 @@ def unblock(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOptio
     Example:
       qwenctl unblock
     """
+    from qwenctl.status import name_words
+
     target = Target.find(gpu, config)
     lifted = target.store.unblock(target.name, actor=user())
     if json:
         print_json({"gpu": target.name, "lifted": lifted})
     elif lifted:
-        print(f"{target.name}: lifted {', '.join(lifted)}")
+        words = "; ".join(name_words(name) for name in lifted)
+        print(f"{target.name} is no longer blocked by {words}")
     else:
         print(f"{target.name} was not blocked")

@@ -1,6 +1,6 @@
 """The service in the config file that `qwenctl init` writes: one page that needs only Python.
 
-    python -m qwenctl.cli.sample PORT
+python -m qwenctl.cli.sample PORT
 """
 
 from __future__ import annotations

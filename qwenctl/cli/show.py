@@ -155,7 +155,8 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
 
     yield _headline(state)
     if state["phase"] == "ready":
-        yield row("open", state["url"])
+        alone = f"{state['node_url']} (the node's own address: no proxy runs)"
+        yield row("open", state["url"] if state["leader"] else alone)
     for block in state["blocks"]:
         left = block["seconds_left"]
         until = "until unblocked" if left is None else f"for another {duration(left)}"

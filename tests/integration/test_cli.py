@@ -127,6 +127,7 @@ def test_without_a_command_the_help_is_shown(run: Run) -> None:
         (["up", "--for", "soon"], "'soon'"),
         (["up", "--for", "-5m"], "-5m"),
         (["block", "--for", "1 fortnight"], "fortnight"),
+        (["up", "--for", "999999h"], "too long"),
         (["events", "-n", "0"], "-n"),
         (["access", "new-key", "a b"], "'a b'"),
         (["access"], ""),
@@ -155,8 +156,10 @@ def test_a_bad_duration_says_what_a_duration_is(run: Run, config: Path) -> None:
         ("[gpu.main]\nidel_timeout = 3", ["unknown key", "'idle_timeout'"]),
         ("[gpu.Main]", ["gpu"]),
         ('[proxy]\nlisten = 5\n', ["proxy.listen"]),
+        ('[[gpu.main.service]]\ncommand = "vllm"', ["command", "should be a list"]),
+        ("gpu = 3", ["gpu", "should be a table"]),
         ("\xff", []),
-        ("", ["no GPU is configured", "qwenctl init"]),
+        ("", ["no GPU is configured: add", "qwenctl init"]),
         ('redis_url = "http://x"\n[gpu.main]', ["redis_url", "http"]),
         ('state_dir = "/dev/null/x"\n[gpu.main]', ["/dev/null/x", "QWENCTL_STATE_DIR"]),
         ("[gpu.a]\n[gpu.b]", []),
@@ -183,6 +186,7 @@ def test_a_config_that_is_not_there(run: Run) -> None:
     fails(run("status", "-c", "nowhere.toml"), ExitCode.USAGE, "nowhere.toml", "qwenctl init")
     fails(run("-c", "nowhere.toml", "status"), ExitCode.USAGE, "nowhere.toml")
     fails(run("config", "path"), ExitCode.USAGE, "qwenctl init")
+    fails(run("config", "validate"), ExitCode.USAGE, "no config file", "qwenctl init")
 
 
 def test_an_unknown_gpu(run: Run, config: Path) -> None:
@@ -191,9 +195,47 @@ def test_an_unknown_gpu(run: Run, config: Path) -> None:
 
 def test_path_validate_and_schema(run: Run, config: Path) -> None:
     assert run("config", "path").stdout.strip() == str(config)
-    assert "ok, 1 GPU: main" in run("config", "validate").stdout
+    assert json.loads(run("config", "path", "--json").stdout) == {"file": str(config)}
+    done = run("config", "validate")
+    assert (done.returncode, "ok, 1 GPU: main" in done.stdout) == (0, True)
+    assert "warning: gpu.main has no service" in done.stderr
+    told = json.loads(run("config", "validate", "--json").stdout)
+    assert (told["valid"], len(told["warnings"])) == (True, 1)
     schema = json.loads(run("config", "schema").stdout)
     assert {"gpu", "proxy", "access"} <= set(schema["properties"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[proxy]\nlisten = "8080"\n[gpu.main]', ["proxy.listen", "address:port"]),
+        ('[proxy]\nlisten = "127.0.0.1:99999"\n[gpu.main]', ["proxy.listen", "address:port"]),
+        ('[proxy]\nlisten = "0.0.0.0:8080"\n[gpu.main]', ["0.0.0.0", "access control is off"]),
+        ('[gpu.main]\nprovider = "mars"', ["gpu.main.provider", "'mars'"]),
+        ('[proxy]\nlisten = "127.0.0.1:8080"', ["no GPU is configured"]),
+        ('node_secret_file = "nowhere"\n[gpu.main]', ["node_secret_file", "nowhere"]),
+    ],
+)
+def test_validate_refuses_what_serve_refuses(
+    run: Run, tmp_path: Path, text: str, words: list[str]
+) -> None:
+    (tmp_path / "qwenctl.toml").write_text(text)
+    fails(run("config", "validate"), ExitCode.USAGE, *words)
+    assert not (tmp_path / "state").exists()  # it looks and writes nothing
+
+
+def test_validate_tells_several_mistakes_at_once(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "qwenctl.toml").write_text('[proxy]\nlisten = "x"\n[gpu.a]\nprovider = "mars"\n')
+    assert len(run("config", "validate").stderr.splitlines()) == 2
+
+
+def test_listening_to_others_needs_a_word(run: Run, tmp_path: Path, config: Path) -> None:
+    fails(run("serve", "--listen", "0.0.0.0:0"), ExitCode.USAGE, "access control is off")
+    fails(run("serve", "--listen", "here"), ExitCode.USAGE, "address:port")
+    config.write_text('[proxy]\nlisten = "0.0.0.0:1"\nallow_anonymous = true\n[gpu.main]\n')
+    assert run("config", "validate").returncode == 0
+    config.write_text('[proxy]\nlisten = "[::1]:1"\n[gpu.main]\n')
+    assert run("config", "validate").returncode == 0
 
 
 def test_show_prints_toml_that_says_the_same(run: Run, config: Path) -> None:
@@ -209,11 +251,15 @@ def test_init_writes_a_file_that_is_valid_and_refuses_to_overwrite(
     path = tmp_path / "config" / "qwenctl" / "qwenctl.toml"
     assert done.returncode == 0
     assert str(path) in done.stdout
-    assert "ok, 1 GPU: main" in run("config", "validate").stdout
+    assert "[[gpu.main.service]]" in done.stdout  # what to edit
+    valid = run("config", "validate")
+    assert "ok, 1 GPU: main" in valid.stdout
+    assert valid.stderr == ""
     path.write_text("# mine\n")
     fails(run("init"), ExitCode.USAGE, "exists", "--force")
     assert path.read_text() == "# mine\n"
-    assert run("init", "--force").returncode == 0
+    told = json.loads(run("init", "--force", "--json").stdout)
+    assert told == {"file": str(path), "gpu": "main"}
     assert run("init", "--here", "--gpu", "big").returncode == 0
     assert "big" in run("config", "validate").stdout  # ./ goes first
     fails(run("init", "--provider", "mars"), ExitCode.USAGE, "mars", "local")
@@ -299,9 +345,17 @@ def test_what_was_done_is_seen(run: Run, config: Path, live: Store) -> None:
     [line] = run("events", "--json").stdout.splitlines()
     event = json.loads(line)
     assert (event["kind"], event["name"], event["actor"]) == ("lease", "pin:anna", "anna")
-    assert "pin:anna: demo" in run("events").stdout
+    assert "needed by anna (qwenctl up): demo" in run("events").stdout
     status = json.loads(run("status", "--json").stdout)["gpus"]["main"]
     assert status["leases"][0]["seconds_left"] == pytest.approx(7200, abs=30)
+
+
+def test_a_message_of_several_lines_stays_on_one(run: Run, config: Path, live: Store) -> None:
+    live.pin("main", "pin:anna", 7200, reason="first\nsecond", actor="anna")
+    for command in ("status", "why", "events"):
+        said = run(command).stdout
+        assert "first (more in `qwenctl logs`)" in said
+        assert "second" not in said
 
 
 def test_block_and_unblock(run: Run, config: Path) -> None:
@@ -313,7 +367,7 @@ def test_block_and_unblock(run: Run, config: Path) -> None:
     fails(run("up", "--no-wait"), ExitCode.BLOCKED, "driver update")
     fails(run("up", "--dry-run"), ExitCode.BLOCKED, "driver update")
     assert "driver update" in run("why").stdout
-    assert "lifted maintenance:" in run("unblock").stdout
+    assert re.search(r"no longer blocked by \w+ \(qwenctl block\)", run("unblock").stdout)
     assert run("unblock").stdout == "main was not blocked\n"
 
 
@@ -348,6 +402,23 @@ def test_events_can_be_followed_until_ctrl_c(tmp_path: Path, config: Path, live:
         program.kill()
     assert program.returncode == ExitCode.INTERRUPTED
     assert "Traceback" not in stderr
+
+
+def test_ctrl_c_ends_one_that_a_script_started_in_the_background(
+    tmp_path: Path, config: Path
+) -> None:
+    # What sh does for `command &`: SIGINT is ignored in it.
+    program = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", PROGRAM, "status", "--watch"],
+        cwd=tmp_path, env=environment(tmp_path), text=True, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert program.stdout is not None
+        assert "main is off" in program.stdout.readline()
+        program.send_signal(signal.SIGINT)
+        assert program.wait(timeout=15) == ExitCode.INTERRUPTED
+    finally:
+        program.kill()
 
 
 def test_status_watch_prints_a_line_for_each_change(
@@ -447,7 +518,7 @@ def test_new_key_prints_the_hash_of_the_whole_key(run: Run, tmp_path: Path) -> N
     assert made["hash"] == "sha256:" + hashlib.sha256(made["key"].encode()).hexdigest()
     text = run("access", "new-key", "laptop").stdout
     toml = text[text.index("[[access.keys]]") :]
-    (tmp_path / "qwenctl.toml").write_text(toml)
+    (tmp_path / "qwenctl.toml").write_text(f"[gpu.main]\n{toml}")
     assert run("config", "validate").returncode == 0
 
 
@@ -471,3 +542,33 @@ def test_serve_says_what_is_wrong_and_a_foreign_proxy_package_never_wins(
 def test_serve_without_a_gpu(run: Run, tmp_path: Path) -> None:
     (tmp_path / "qwenctl.toml").write_text("")
     fails(run("serve"), ExitCode.USAGE, "no GPU is configured")
+
+
+def test_the_first_steps_work_as_written(run: Run, tmp_path: Path) -> None:
+    """init, serve, up, open: with nothing installed but the proxy."""
+    import urllib.request
+
+    assert run("init", "--here").returncode == 0
+    path = tmp_path / "qwenctl.toml"
+    service, proxy = free_port(), free_port()
+    path.write_text(path.read_text().replace("7860", str(service)))  # the machine's may be taken
+    env = {"QWENCTL_PROXY__LISTEN": f"127.0.0.1:{proxy}"}
+    serve = subprocess.Popen(
+        [PROGRAM, "serve"], cwd=tmp_path, env=environment(tmp_path, **env),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert serve.stderr is not None
+        while "listening" not in (line := serve.stderr.readline()):
+            assert line
+        done = run("up", **env)
+        assert done.returncode == 0, done.stderr
+        assert f"main is ready: http://127.0.0.1:{proxy} " in done.stdout
+        assert "estimated" in done.stderr  # no boot was seen yet
+        assert "usually" not in done.stderr
+        with urllib.request.urlopen(f"http://127.0.0.1:{proxy}/", timeout=10) as page:
+            assert b"It works" in page.read()
+        assert run("down", **env).returncode == 0
+    finally:
+        serve.terminate()
+        serve.communicate(timeout=30)

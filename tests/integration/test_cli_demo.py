@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,11 @@ pytestmark = pytest.mark.slow
 def env(tmp_path: Path) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("QWENCTL_", "XDG_"))}
     # A setting of the user's own deployment, which is none of the demo's.
+    inherited["PATH"] = os.pathsep.join(
+        place
+        for place in os.environ["PATH"].split(os.pathsep)
+        if not (Path(place) / "qwenctl").exists()
+    )
     return inherited | {"XDG_STATE_HOME": str(tmp_path), "QWENCTL_GPU__OTHER__IDLE_TIMEOUT": "1h"}
 
 
@@ -49,11 +55,26 @@ def test_once_runs_the_whole_cycle(tmp_path: Path, env: dict[str, str]) -> None:
     assert not (tmp_path / "qwenctl" / ".demo").exists()
 
 
+def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path, env: dict[str, str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [PROGRAM, "demo", "--port", port], cwd=tmp_path, env=env, capture_output=True,
+            text=True, timeout=30,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+
+
 def test_ctrl_c_stops_everything_and_a_second_demo_is_refused(
     tmp_path: Path, env: dict[str, str]
 ) -> None:
     program = subprocess.Popen(
-        [PROGRAM, "demo"],
+        # As a script starts it with `&`: SIGINT is ignored.
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", PROGRAM, "demo"],
         cwd=tmp_path,
         env=env,
         stdout=subprocess.PIPE,
@@ -62,8 +83,11 @@ def test_ctrl_c_stops_everything_and_a_second_demo_is_refused(
     )
     try:
         assert program.stdout is not None
+        said = ""
         while "Ctrl-C stops everything" not in (line := program.stdout.readline()):
             assert line or program.poll() is None, program.communicate()
+            said += line
+        assert f"{PROGRAM} -c " in said  # it is not on PATH here
         config = tmp_path / "qwenctl" / ".demo" / "qwenctl.toml"
         second = subprocess.run(
             [PROGRAM, "demo"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30

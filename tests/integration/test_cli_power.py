@@ -34,7 +34,7 @@ class Machine:
     """One deployment with a GPU of the local provider, and the program to run on it."""
 
     def __init__(self, directory: Path, url: str, deployment: str, client: Any) -> None:
-        self.directory = directory
+        self.directory, self.deployment = directory, deployment
         self.service_port = free_port()
         self.path = directory / "qwenctl.toml"
         self.path.write_text(
@@ -115,7 +115,8 @@ def test_up_and_down(machine: Machine) -> None:
     with machine.service():
         done = machine.run("up", "--for", "1h", "--because", "demo")
         assert done.returncode == 0, done.stderr
-        assert "main is ready: http://127.0.0.1:" in done.stdout
+        # Nobody listens at the proxy's address.
+        assert f"main is ready: http://127.0.0.1:{machine.service_port} " in done.stdout
         assert "Starting the instance: done in" in done.stderr
         assert "No proxy runs" in done.stderr
         assert "qwenctl serve" in done.stderr
@@ -128,6 +129,14 @@ def test_up_and_down(machine: Machine) -> None:
         again = machine.run("up", "--json")
         told = json.loads(again.stdout)
         assert (told["outcome"], told["proxy_runs"]) == ("ready", False)
+        assert told["url"] == f"http://127.0.0.1:{machine.service_port}"
+        own = f"open       http://127.0.0.1:{machine.service_port} "
+        assert own in machine.run("status").stdout
+        assert told["shortened_from_seconds"] is None  # without --for it only gets longer
+
+        shorter = machine.run("up", "--for", "1m")
+        assert "shortens your earlier `qwenctl up`" in shorter.stderr
+        assert "another 59 min" in shorter.stderr
 
         done = machine.run("down", "--because", "lunch")
     assert (done.returncode, done.stdout) == (0, "main is off\n")
@@ -227,7 +236,10 @@ def test_a_bad_instance_is_stopped_before_up_gives_up(machine: Machine) -> None:
 
 def test_the_timeout_leaves_the_wake_running(machine: Machine) -> None:
     done = machine.run("up", "--timeout", "1s", QWENCTL_GPU__MAIN__LOCAL__FAIL="boot_hangs")
-    fails(done, ExitCode.TIMEOUT, "qwenctl down")
+    fails(done, ExitCode.TIMEOUT, "qwenctl down", "no proxy runs")
+    logs = machine.directory / "st" / "instances" / machine.deployment / "main" / "logs"
+    assert str(logs) in done.stderr
+    assert logs.is_dir()
     assert machine.phase is Phase.STARTING
     assert machine.store.snapshot("main").leases
 

@@ -231,7 +231,8 @@ def test_a_services_log_is_for_the_command_line_only(life: Life) -> None:
     page = page_status(life.now, events, life.gpu, may_wake=True)
     assert page["failure"]["message"] == "the service crashes"
     assert "API_TOKEN" not in json.dumps(page)
-    assert any("API_TOKEN=abc" in reason.text for reason in explain(life.now, events))
+    # `why` leads to the log, which only the command line shows.
+    assert any("qwenctl logs" in reason.text for reason in explain(life.now, events))
     assert any("API_TOKEN=abc" in event.fields.get("failure", "") for event in events)
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from qwenctl.config import GpuConfig
-from qwenctl.status import duration, explain, full_status, lease_words, page_status
+from qwenctl.status import (
+    cause_words,
+    duration,
+    explain,
+    full_status,
+    lease_words,
+    one_line,
+    page_status,
+)
 from qwenctl.store import Event, Lease, Snapshot
 
 GPU = GpuConfig(boot_estimate=40.0)
@@ -199,6 +207,46 @@ def test_why_names_who_stopped_it() -> None:
     assert "stays off until somebody needs it" in said
 
 
+def test_while_it_drains_the_down_is_the_cause() -> None:
+    history = [
+        move(NOW - 50, "loading", "ready", "ready"),
+        event(NOW - 6, "down", actor="bob", cause="lunch", cut="0"),
+        move(NOW - 5, "ready", "draining", "idle"),
+    ]
+    draining = snap("draining", cause="idle")
+    assert "draining for 5.0 s: bob (qwenctl down): lunch" in texts(draining, history)
+    assert full_status(draining, history, GPU)["cause_text"] == "bob (qwenctl down): lunch"
+    # Somebody has needed it since: that use has run out, nobody took it away.
+    again = [*history[:2], event(NOW - 5.5, "lease", name="request:eve"), history[2]]
+    said = full_status(draining, again, GPU)["cause_text"]
+    assert said == "nobody needed it any more"
+
+
+def test_a_wake_by_unblock_has_words() -> None:
+    history = [event(NOW - 9, "unblock", actor="bob"), move(NOW - 8, "off", "starting", "demand")]
+    assert "last started 9.0 s ago: it was unblocked" in texts(snap("starting"), history)
+
+
+def test_every_failure_code_has_words() -> None:
+    import inspect
+    import re
+
+    from qwenctl import lifecycle
+    from qwenctl.providers.base import ProviderError
+
+    codes = set(re.findall(r'failed\(\s*view, timings, now, "(\w+)"', inspect.getsource(lifecycle)))
+    assert len(codes) > 5
+    codes |= {kind.code for kind in ProviderError.__subclasses__()} - {"conflict", "transient"}
+    for code in codes:
+        assert cause_words(code) != code.replace("_", " "), code
+
+
+def test_a_message_of_several_lines() -> None:
+    assert one_line("out of memory\n  File x") == "out of memory (more in `qwenctl logs`)"
+    assert one_line("out of memory\n") == "out of memory"
+    assert one_line("") == ""
+
+
 def test_why_does_not_blame_an_earlier_down() -> None:
     history = [
         event(NOW - 90, "down", actor="bob"),
@@ -217,7 +265,8 @@ def test_why_with_blocks_failures_and_a_silent_cloud() -> None:
     assert "cannot be asked: no route" in said
     assert "stays off until it is unblocked" in said
     said = texts(snap("failed", leases=(lease(),), failure=FAILURE), [])
-    assert "attempt 2 failed (no_capacity): none free" in said
+    assert "failed 5.0 s ago" in said
+    assert "attempt 2 failed, the cloud has no such machine free: none free" in said
     assert "tried again in 20 s" in said
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from qwenctl.trace import Mark, Outcome, Wake, expected, wakes
+from qwenctl.trace import Mark, Outcome, Wake, expected, learned, wakes
 
 
 @dataclass
@@ -199,3 +199,10 @@ def test_without_a_history_the_estimate_is_split() -> None:
     usual = expected([], 90.0)
     assert sum(usual.values()) == pytest.approx(90.0)
     assert usual["load"] > usual["start"] > usual["request"]
+
+
+def test_only_a_whole_successful_wake_teaches() -> None:
+    assert not learned([])
+    assert not learned(wakes(cold(0)[:5]))
+    assert not learned(wakes([move(1, "off", "booting", "found_running"), *cold(0)[4:9]]))
+    assert learned(wakes(cold(0)))
