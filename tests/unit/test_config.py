@@ -80,7 +80,7 @@ class TestDurations:
         ["", "soon", "-5", -5, "5 weeks", "m", "1h30", "1e3", True, None, [], float("nan"), 1e10],
     )
     def test_bad(self, text: object) -> None:
-        with pytest.raises(ValueError, match='such as "90s", "10m" or "1h30m"|too long'):
+        with pytest.raises(ValueError, match=r'such as "90s", "10m" or "1h30m"|too long'):
             parse_duration(text)
 
     @given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59))

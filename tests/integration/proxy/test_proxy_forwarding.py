@@ -469,7 +469,7 @@ def test_a_client_that_hangs_up_ends_the_nodes_work_in_the_middle(ready: Running
         client.send(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert client.head()[0] == 200
         assert client.file.readline()
-    assert until(lambda: ready.journal_of(target)[-1]["end"], 1.0) == "cancelled"
+    assert until(lambda: ready.journal_of(target)[-1]["end"], 5.0) == "cancelled"
 
 
 def test_a_client_that_hangs_up_in_its_upload(ready: RunningProxy) -> None:
@@ -479,7 +479,7 @@ def test_a_client_that_hangs_up_in_its_upload(ready: RunningProxy) -> None:
             f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf".encode()
         )
         until(lambda: ready.journal_of(target))
-    assert until(lambda: ready.journal_of(target)[-1]["end"], 1.0) != "done"
+    assert until(lambda: ready.journal_of(target)[-1]["end"], 5.0) != "done"
 
 
 def test_a_node_that_dies_before_the_answer_gives_502(ready: RunningProxy) -> None:
