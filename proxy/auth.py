@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
@@ -66,6 +67,11 @@ class Authenticator(Protocol):
         ...
 
 
+@lru_cache(maxsize=1024)
+def _anonymous(name: str) -> Identity:
+    return Identity("anonymous", name)
+
+
 class Throttled(Exception):
     """Too many attempts; ``seconds`` is when to try again."""
 
@@ -78,7 +84,7 @@ class NoAccessControl:
     """Everybody who reaches the proxy may use it."""
 
     def identify(self, request: Request) -> Identity | None:
-        return Identity("anonymous", request.client or "local")
+        return _anonymous(request.client or "local")
 
     def sign_in(self, password: str, client: str) -> str | None:  # noqa: ARG002
         return None

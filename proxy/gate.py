@@ -83,9 +83,9 @@ def judge(
     if activity is Activity.REFUSED:
         return Ruling(Verdict.REFUSE, activity, "a rule of this GPU refuses such requests")
     phase = snapshot.phase
-    no = _no_wake(gpu, request, identity, activity)
     if phase.serves:
         return Ruling(Verdict.FORWARD, activity)
+    no = _no_wake(gpu, request, identity, activity)
     if phase is Phase.DRAINING and not snapshot.blocks:
         verdict = Verdict.FORWARD if activity is Activity.PASSIVE else Verdict.LEASE
         return Ruling(verdict, activity, wakes=not no)

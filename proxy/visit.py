@@ -40,7 +40,7 @@ class Visit:
     @property
     def reason(self) -> str:
         """What to write down as the reason for a lease."""
-        return f"{self.request.method} {self.request.path[:120]}"
+        return f"{self.request.method} {self.request.target.partition('?')[0][:120]}"
 
     async def send(self, message: Message) -> None:
         self.started = True

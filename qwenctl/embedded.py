@@ -237,6 +237,7 @@ def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(name, stop)
         unused_since = time.monotonic()
+        reached = False
         while server.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(timeout=min(5.0, linger / 4))
@@ -244,12 +245,17 @@ def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
                 # Whoever comes now finds no server here and starts another one: two would hold
                 # two truths about the same GPUs.
                 print(f"{folder} has been removed; ending", file=sys.stderr)
-                server.terminate()
+                server.kill()  # a server that ends by itself removes the socket: its successor's
                 server.wait()
                 break
             try:
                 if server.poll() is None and _clients(path) > 0:
                     unused_since = time.monotonic()
+                reached = True
+            except FileNotFoundError:
+                if reached:  # somebody has removed the socket: nobody can come in any more
+                    server.terminate()
+                continue
             except (OSError, ValueError, IndexError):
                 continue
             if time.monotonic() - unused_since > linger:

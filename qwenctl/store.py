@@ -218,6 +218,11 @@ def _seconds(milliseconds: str | None) -> float | None:
     return None if milliseconds in (None, "") else float(milliseconds) / 1000
 
 
+def _plain(text: str) -> str:
+    """The text without control characters: it comes from strangers and is shown in terminals."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _ms(seconds: float) -> int:
     return max(0, round(seconds * 1000))
 
@@ -454,8 +459,8 @@ class Store:
             gpu,
             lease,
             _ms(ttl),
-            reason,
-            actor,
+            _plain(reason),
+            _plain(actor),
             inflight,
             _ms(inflight_ttl),
             "1" if may_wake else "0",
@@ -476,14 +481,18 @@ class Store:
         self, gpu: str, lease: str, ttl: float, *, reason: str, actor: str, exact: bool = True
     ) -> Admission:
         """Hold a lease for a given time, unless the GPU is blocked."""
-        phase, block = self._run("pin", gpu, lease, _ms(ttl), reason, actor, "1" if exact else "0")
+        phase, block = self._run(
+            "pin", gpu, lease, _ms(ttl), _plain(reason), _plain(actor), "1" if exact else "0"
+        )
         return Admission(Phase(phase), 0, block)
 
     def release(
         self, gpu: str, *, actor: str, reason: str = "", cut: bool = False, only: str = ""
     ) -> int:
         """Drop every lease but running work (``cut``: that too); the number dropped."""
-        return int(self._run("release", gpu, actor, reason, "1" if cut else "0", only))
+        return int(
+            self._run("release", gpu, _plain(actor), _plain(reason), "1" if cut else "0", only)
+        )
 
     def block(
         self,
@@ -498,7 +507,9 @@ class Store:
         """Forbid the GPU to be on, for ``ttl`` seconds or until unblocked."""
         milliseconds = -1 if ttl is None else _ms(ttl)
         return Phase(
-            self._run("block", gpu, name, milliseconds, reason, actor, "1" if cut else "0")
+            self._run(
+                "block", gpu, name, milliseconds, _plain(reason), _plain(actor), "1" if cut else "0"
+            )
         )
 
     def unblock(self, gpu: str, name: str = "", *, actor: str) -> list[str]:

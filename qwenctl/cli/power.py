@@ -68,6 +68,11 @@ TimeoutOption = Annotated[
 ]
 
 
+def _some_time(seconds: float | None) -> None:
+    if seconds is not None and seconds < 1:
+        raise typer.BadParameter("it must be at least 1 s", param_hint="--for")
+
+
 def up(
     gpu: GpuOption = None,
     for_: Annotated[
@@ -100,6 +105,7 @@ def up(
     7 blocked, 130 Ctrl-C.
     """
     heed_interrupt()
+    _some_time(for_)
     target = Target.find(gpu, config)
     wake = _Wake(target, for_, because, quiet=json)
     if dry_run:
@@ -545,6 +551,7 @@ def block(
     from qwenctl.status import duration
 
     heed_interrupt()
+    _some_time(for_)
     target = Target.find(gpu, config)
     before = target.store.snapshot(target.name)
     span = "until unblocked" if for_ is None else f"for {duration(for_)}"
