@@ -26,7 +26,8 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     """No setting of the machine's user reaches the program."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("QWENCTL_", "XDG_"))}
+    theirs = ("QWENCTL_", "XDG_", "NO_COLOR", "FORCE_COLOR")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
     return env | {
         "HOME": str(tmp_path),
         "XDG_STATE_HOME": str(tmp_path / "state"),
