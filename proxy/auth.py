@@ -149,7 +149,8 @@ class Throttle:
     """Slows the guessing of passwords: so many wrong ones a minute from one address, and in all.
 
     When all have failed too often together, an address that has not failed still gets one try, so
-    that nobody can lock the others out. Only one password is checked at a time (argon2 takes 64 MiB for each).
+    that nobody can lock the others out. Only one password is checked at a time (argon2 takes 64 MiB
+    for each).
     """
 
     PER_CLIENT = 5

@@ -108,8 +108,9 @@ class NodeDesk:
             self._count(report.gpu, "report")
             spec = self._specs[report.gpu]
             changed = report.spec_version != spec.version
-            answer = self._answer(start_seq=seq, spec=spec if changed else None)
-            return 200, answer.model_copy(update={"commands": commands})
+            return 200, self._answer(
+                start_seq=seq, spec=spec if changed else None, commands=commands
+            )
         if verdict == "replay":
             return self._refuse(409, report.gpu, verdict, "this message was received before")
         why = f"boot {report.boot_id} is not the one that said hello after start {seq}"
@@ -117,10 +118,19 @@ class NodeDesk:
         return status, answer.model_copy(update={"hello_again": True})
 
     def _answer(
-        self, *, start_seq: int = 0, spec: wire.Spec | None = None, refused: str = ""
+        self,
+        *,
+        start_seq: int = 0,
+        spec: wire.Spec | None = None,
+        commands: tuple[wire.Command, ...] = (),
+        refused: str = "",
     ) -> wire.Answer:
         return wire.Answer(
-            server_time=self._clock(), start_seq=start_seq, spec=spec, refused=refused
+            server_time=self._clock(),
+            start_seq=start_seq,
+            spec=spec,
+            commands=commands,
+            refused=refused,
         )
 
     def _refuse(self, status: int, gpu: str, code: str, why: str) -> tuple[int, wire.Answer]:
