@@ -134,24 +134,24 @@ class Activities:
             )
 
     async def _write(self, name: str, gpu: _Gpu) -> None:
-        now = time.monotonic()
-        gpu.written_at = now
+        gpu.written_at = time.monotonic()
         touched, gpu.touched = gpu.touched, {}
         in_flight = gpu.in_flight > 0
-        touches = [
-            Touch(lease, gpu.config.idle_timeout, now - began) for lease, began in touched.items()
-        ]
-        try:
-            await asyncio.get_running_loop().run_in_executor(
-                self._threads,
-                lambda: self._store.touch(
-                    name,
-                    self.inflight_lease,
-                    INFLIGHT_TTL if in_flight else 0.0,
-                    touches,
-                    actor=self._owner,
-                ),
+
+        def write() -> None:
+            # Ages are taken here, at the last moment: one that is too small would make a request
+            # look younger than a `down` that came after it.
+            now = time.monotonic()
+            self._store.touch(
+                name,
+                self.inflight_lease,
+                INFLIGHT_TTL if in_flight else 0.0,
+                [Touch(lease, gpu.config.idle_timeout, now - t) for lease, t in touched.items()],
+                actor=self._owner,
             )
+
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, write)
             gpu.leased = in_flight
         except Exception as error:  # whatever it is: use that is not written down is cut off
             level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING

@@ -133,6 +133,8 @@ def test_a_message_counts_after_a_down_that_came_after_the_connection(on: Runnin
     with connect(f"ws://127.0.0.1:{on.port}/ws", proxy=None) as client:
         client.send("hello")
         assert client.recv(timeout=5) == "hello"
+        # Written back before the `down`, so that only the next message can renew it.
+        until(lambda: "request:127.0.0.1" in leases(on), 10, "the first lease")
         on.store.release("main", actor="eve")
         on.store.pin("main", "pin:test", 3600.0, reason="test", actor="test")
         assert "request:127.0.0.1" not in leases(on)
