@@ -15,6 +15,7 @@ import gc
 import logging
 import threading
 import time
+from collections.abc import Awaitable
 from urllib.parse import urlsplit
 
 from a2wsgi import WSGIMiddleware
@@ -109,22 +110,21 @@ class Proxy:
                 # The server goes down and has waited long enough; no traceback for each stream.
                 log.info("%s was cut off by the shutdown", scope["path"])
 
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path: str = scope["path"]
         if not Request.of(scope, self.trusted).target.startswith("/"):
             # "OPTIONS *" asks the server itself; anything else of the kind is a forged host.
-            await self._no_path(scope, send)
-        elif path != PREFIX and not path.startswith(PREFIX + "/"):
-            await self.data(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await refuse_websocket(scope, send, 404, "not_found", "there is no WebSocket here")
-        elif path == f"{PREFIX}/api/events":
-            await self.feed.stream(scope, receive, send)
-        elif path == f"{PREFIX}/gate":
-            name = self.data.gpu_for(Request.of(scope, self.trusted))
-            await self.gate(scope, receive, send, name)
-        else:
-            await self.control(scope, receive, send)
+            return self._no_path(scope, send)
+        if path != PREFIX and not path.startswith(PREFIX + "/"):
+            return self.data(scope, receive, send)
+        if scope["type"] == "websocket":
+            return refuse_websocket(scope, send, 404, "not_found", "there is no WebSocket here")
+        if path == f"{PREFIX}/api/events":
+            return self.feed.stream(scope, receive, send)
+        if path == f"{PREFIX}/gate":
+            name = self.config.gpu_at(Request.of(scope, self.trusted).hostname)
+            return self.gate(scope, receive, send, name)
+        return self.control(scope, receive, send)
 
     async def _no_path(self, scope: Scope, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -251,18 +251,16 @@ class HostCheck:
         names.add(config.proxy.listen.rpartition(":")[0].strip("[]"))
         self._names = {name.lower() for name in names if name}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if not self._open:
             request = Request.of(scope, self._trusted)
             name = request.hostname
             if name and name not in self._names and not is_loopback(name):
                 detail = f"unknown host name {name!r}; set proxy.public_url or gpu.NAME.hosts"
                 if scope["type"] == "websocket":
-                    await refuse_websocket(scope, send, 421, "unknown_host", detail)
-                else:
-                    await send_problem(request, send, 421, "unknown_host", detail)
-                return
-        await self._app(scope, receive, send)
+                    return refuse_websocket(scope, send, 421, "unknown_host", detail)
+                return send_problem(request, send, 421, "unknown_host", detail)
+        return self._app(scope, receive, send)
 
 
 def _hosts(config: Config) -> list[str]:

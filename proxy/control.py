@@ -126,13 +126,8 @@ class Views:
     def _gpu(self) -> tuple[str, GpuConfig]:
         scope = request.environ["asgi.scope"]
         name = request.args.get("gpu") or scope.get("qwenctl.gpu")
-        if not name and self._config.gpu:
-            hostname = self._request().hostname
-            name = next(
-                (n for n, gpu in self._config.gpu.items() if hostname in gpu.hosts),
-                next((n for n, gpu in self._config.gpu.items() if not gpu.hosts), None),
-            )
-        if not name or name not in self._config.gpu:
+        name = name or self._config.gpu_at(self._request().hostname)
+        if name not in self._config.gpu:
             raise Problem(404, "no_such_gpu", "no such GPU is configured")
         return name, self._config.gpu[name]
 
@@ -328,7 +323,7 @@ class Views:
 
     def http_error(self, error: HTTPException) -> ResponseReturnValue:
         code = (error.name or "error").lower().replace(" ", "_")
-        return self._error(error.code or 500, code, error.description or error.name)
+        return self._error(error.code or 500, code, error.description or error.name, shown=False)
 
     def crash(self, _error: Exception) -> ResponseReturnValue:
         reference = secrets.token_hex(4)
@@ -338,8 +333,15 @@ class Views:
         )
 
     def _error(
-        self, status: int, code: str, detail: str, retry_after: float | None = None
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        retry_after: float | None = None,
+        *,
+        shown: bool = True,
     ) -> ResponseReturnValue:
+        """``shown``: whether a page says the detail too; Flask's own say nothing that helps."""
         headers = {"Retry-After": str(max(1, round(retry_after)))} if retry_after else {}
         html = self._request().is_navigation
         if status == 401 and html:
@@ -354,7 +356,7 @@ class Views:
                 **texts,
                 title=table.get(f"message.{status}.title", table["message.title"]),
                 text=table.get(f"message.{status}.text", detail),
-                detail=detail,
+                detail=detail if shown else "",
                 link=again if in_place and status >= 500 else None,
             )
             return body, status, headers

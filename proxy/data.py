@@ -77,20 +77,12 @@ class DataPlane:
         self._metrics = metrics
         self._trusted = trusted
         self._owner = owner
-        self._hosts = {host.lower(): name for name, gpu in config.gpu.items() for host in gpu.hosts}
-        self._default = next(
-            (name for name, gpu in config.gpu.items() if not gpu.hosts), next(iter(config.gpu), "")
-        )
         self._demands: dict[tuple[str, str, bool], asyncio.Task[Admission]] = {}
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="demand")
         self._held = 0
         self._first_byte: dict[str, int] = {}
         self._looked_at: dict[str, float] = {}
         self._closing = False
-
-    def gpu_for(self, request: Request) -> str:
-        """The GPU that this request is for, by its host name."""
-        return self._hosts.get(request.hostname, self._default)
 
     def close(self) -> None:
         """The proxy is going down: those who are held are told to come again."""
@@ -103,7 +95,7 @@ class DataPlane:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request.of(scope, self._trusted)
-        name = self.gpu_for(request)
+        name = self._config.gpu_at(request.hostname)
         if not name:
             await send_problem(request, send, 503, "no_gpu", "no GPU is configured")
             return
@@ -164,26 +156,14 @@ class DataPlane:
         name, snapshot = visit.name, visit.view.snapshot
         address = visit.gpu.address or snapshot.address
         base = f"http://{f'[{address}]' if ':' in address else address}:{visit.gpu.port}"
-        lease = visit.identity.lease if visit.identity else "request:unknown"
-        use = self._activities.use(name, lease)
         try:
             if not address:
                 raise NotConnected("the cloud has not said where the node is")
-            with use if ruling.counts else contextlib.nullcontext():
-                if visit.scope["type"] == "websocket":
-                    touch = use.touch if ruling.activity is Activity.MESSAGES else _nothing
-                    await forward_websocket(
-                        self._forward,
-                        base,
-                        visit.request,
-                        visit.scope,
-                        visit.receive,
-                        visit.send,
-                        touch,
-                    )
-                else:
-                    send = self._noting_first_byte(visit, snapshot.start_seq)
-                    await self._forward(base, visit.request, visit.receive, send)
+            if ruling.counts or visit.scope["type"] == "websocket":
+                await self._counted(visit, ruling, base)
+            else:
+                send = self._noting_first_byte(visit, snapshot.start_seq)
+                await self._forward(base, visit.request, visit.receive, send)
         except NotConnected as error:
             log.info("%s: no connection to the node: %s", name, error)
             self._metrics.count(name, "not_connected")
@@ -197,6 +177,26 @@ class DataPlane:
                 5,
             )
         return True
+
+    async def _counted(self, visit: Visit, ruling: Ruling, base: str) -> None:
+        """Forward what is use of the GPU from its first byte to its last, or at each message."""
+        lease = visit.identity.lease if visit.identity else "request:unknown"
+        use = self._activities.use(visit.name, lease)
+        with use if ruling.counts else contextlib.nullcontext():
+            if visit.scope["type"] == "websocket":
+                touch = use.touch if ruling.activity is Activity.MESSAGES else _nothing
+                await forward_websocket(
+                    self._forward,
+                    base,
+                    visit.request,
+                    visit.scope,
+                    visit.receive,
+                    visit.send,
+                    touch,
+                )
+            else:
+                send = self._noting_first_byte(visit, visit.view.snapshot.start_seq)
+                await self._forward(base, visit.request, visit.receive, send)
 
     def _noting_first_byte(self, visit: Visit, seq: int) -> Send:
         """The first byte after a wake goes into the history, once in this process."""
@@ -232,7 +232,7 @@ class DataPlane:
     async def _after_death(self, visit: Visit, error: UpstreamDied) -> None:
         self._metrics.count(visit.name, "upstream_died")
         self._look(visit.name, "upstream died")
-        if visit.started or error.started:
+        if error.started:
             # The status is out; ending without the last byte tells the client that it is not whole.
             log.info("%s: the node broke off an answer: %s", visit.name, error)
             return

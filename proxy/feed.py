@@ -101,7 +101,7 @@ class Feed:
         """``GET /_qwenctl/api/events?gpu=NAME``: server-sent events, one ``status`` each change."""
         request = Request.of(scope, self._trusted)
         identity = self._authenticator.identify(request)
-        name = _query(scope, "gpu") or next(iter(self._config.gpu), "")
+        name = _query(scope, "gpu") or self._config.gpu_at(request.hostname)
         if identity is None:
             await send_problem(request, send, 401, "sign_in", "sign in first")
             return

@@ -47,6 +47,9 @@ class Ruling:
         return self.activity in (Activity.WAKES, Activity.KEEPS_ON)
 
 
+_FORWARD = {activity: Ruling(Verdict.FORWARD, activity) for activity in Activity}
+
+
 def may_wake(gpu: GpuConfig, identity: Identity | None, *, by_page: bool = False) -> bool:
     """Whether this visitor may wake this GPU by a request, or by the waiting page's button.
 
@@ -84,7 +87,7 @@ def judge(
         return Ruling(Verdict.REFUSE, activity, "a rule of this GPU refuses such requests")
     phase = snapshot.phase
     if phase.serves:
-        return Ruling(Verdict.FORWARD, activity)
+        return _FORWARD[activity]
     no = _no_wake(gpu, request, identity, activity)
     if phase is Phase.DRAINING and not snapshot.blocks:
         verdict = Verdict.FORWARD if activity is Activity.PASSIVE else Verdict.LEASE

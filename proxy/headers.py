@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from multidict import CIMultiDict
+
 from .auth import COOKIE, KEY_PREFIX
 from .request import Request
 
@@ -67,7 +69,7 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def request_headers(request: Request) -> list[tuple[str, str]]:
+def request_headers(request: Request) -> CIMultiDict[str]:
     """What the node gets: the client's headers without hop-by-hop ones and without our own
     credentials, and who the client is."""
     drop = HOP_BY_HOP | _EXPECT
@@ -75,7 +77,7 @@ def request_headers(request: Request) -> list[tuple[str, str]]:
         drop |= _named(connection)
     if request.method == "WEBSOCKET":
         drop |= _WEBSOCKET
-    out: list[tuple[str, str]] = []
+    out: CIMultiDict[str] = CIMultiDict()
     for name, value in request.raw_headers:
         key = name.lower()
         if key in drop:
@@ -90,12 +92,12 @@ def request_headers(request: Request) -> list[tuple[str, str]]:
                 continue
         elif key in _CREDENTIALS and _OUR_KEY.search(text):
             continue
-        out.append((name.decode("latin-1"), text))
+        out.add(name.decode("latin-1"), text)
     before = request.headers.get("x-forwarded-for") if request.trusted_peer else None
-    out.append(("X-Forwarded-For", f"{before}, {request.peer}" if before else request.peer))
-    out.append(("X-Forwarded-Proto", request.proto))
+    out.add("X-Forwarded-For", f"{before}, {request.peer}" if before else request.peer)
+    out.add("X-Forwarded-Proto", request.proto)
     if host := request.host:
-        out.append(("X-Forwarded-Host", host))
+        out.add("X-Forwarded-Host", host)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,7 +29,7 @@ def networks(texts: Sequence[str]) -> Networks:
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """One HTTP request or WebSocket handshake. Header names are lower case."""
 
@@ -77,7 +77,7 @@ class Request:
             trusted_peer=bool(trusted) and _within(peer, trusted),
         )
 
-    @cached_property
+    @property
     def client(self) -> str:
         """The client's address: the peer's, or what a trusted proxy in front of us says."""
         if self.trusted_peer and (forwarded := self.headers.get("x-forwarded-for")):

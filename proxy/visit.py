@@ -20,7 +20,7 @@ Pages = Callable[[str, Scope, Receive, Send], Awaitable[None]]
 """``pages(name, scope, receive, send)`` renders one of the control plane's pages as the answer."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Visit:
     """A request, whose it is, which GPU it is for and what is known of that."""
 
@@ -31,20 +31,14 @@ class Visit:
     view: View
     scope: Scope
     receive: Receive
-    raw_send: Send
+    send: Send
     pages: Pages
     began: float = field(default_factory=time.monotonic)
-    started: bool = False
-    """Whether the client has got a part of the answer."""
 
     @property
     def reason(self) -> str:
         """What to write down as the reason for a lease."""
         return f"{self.request.method} {self.request.target.partition('?')[0][:120]}"
-
-    async def send(self, message: Message) -> None:
-        self.started = True
-        await self.raw_send(message)
 
     async def page(self, name: str) -> None:
         """Answer with one of our pages."""

@@ -32,7 +32,7 @@ from pydantic import (
 )
 
 from qwenctl.errors import ConfigError
-from qwenctl.rules import PRESETS, Rule, RuleTable
+from qwenctl.rules import Rule, RuleTable
 from qwenctl.wire import Activity, Readiness, Service, Spec
 
 if sys.version_info >= (3, 11):
@@ -143,7 +143,7 @@ class ProxyConfig(_Table):
     """Addresses or networks whose X-Forwarded-* headers are believed."""
     gate_headers: Literal["x-original", "x-forwarded"] = "x-original"
     """In which headers another data plane tells `/_qwenctl/gate` of the request: X-Original-Method
-    and -URI (nginx, as in the docs) or X-Forwarded-Method and -Uri (Caddy, Traefik)."""
+    and -URI (nginx, see docs/gateways.md) or X-Forwarded-Method and -Uri (Caddy, Traefik)."""
     hold: Duration = 600.0
     """How long a request of an API client is held while the GPU wakes."""
     max_held: int = Field(2000, ge=0)
@@ -190,9 +190,9 @@ class ServiceConfig(_Table):
     """Working directory; default: the instance's own."""
     port: int = Field(7860, ge=1, le=65535)
     """The port it listens on; the first service's port is where traffic goes."""
-    readiness: Readiness = Readiness()
+    readiness: Readiness = Field({}, validate_default=True)
     """The HTTP probe that says when it is ready."""
-    activity: Activity = Activity()
+    activity: Activity = Field({}, validate_default=True)
     """How to ask it for running generations."""
     stop_timeout: Duration = 10.0
     """From SIGTERM to SIGKILL."""
@@ -255,14 +255,16 @@ class GpuConfig(_Table):
     """Where the proxy reaches the node, if not where the cloud says."""
     price_per_hour: float = Field(0.0, ge=0)
     """For `status` and savings; in your currency."""
-    timing: TimingConfig = TimingConfig()
-    local: LocalConfig = LocalConfig()
+    timing: TimingConfig = Field({}, validate_default=True)
+    local: LocalConfig = Field({}, validate_default=True)
     service: tuple[ServiceConfig, ...] = ()
     """What the node runs, in order; traffic goes to the first."""
 
     @cached_property
     def rule_table(self) -> RuleTable:
         """The rules in force, first match first."""
+        from qwenctl.presets import PRESETS
+
         return RuleTable(self.rules + PRESETS[self.preset])
 
     @cached_property
@@ -309,8 +311,8 @@ class Config(_Table):
     """A file with the node secret; default: ``node.secret`` in the state directory, made at need."""
     language: Literal["auto", "en", "zh"] = "auto"
     """Language of the pages; ``auto``: what the browser asks for."""
-    proxy: ProxyConfig = ProxyConfig()
-    access: AccessConfig = AccessConfig()
+    proxy: ProxyConfig = Field({}, validate_default=True)
+    access: AccessConfig = Field({}, validate_default=True)
     gpu: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")], GpuConfig] = Field(
         default_factory=dict
     )
@@ -368,6 +370,20 @@ class Config(_Table):
         if wanted is None:
             raise ConfigError(f"say which GPU with --gpu; configured: {known}")
         raise ConfigError(f"no GPU named {wanted!r}; configured: {known}")
+
+    @cached_property
+    def _gpus_by_host(self) -> dict[str, str]:
+        return {host.lower(): name for name, gpu in self.gpu.items() for host in gpu.hosts}
+
+    @cached_property
+    def _gpu_of_other_hosts(self) -> str:
+        free = (name for name, gpu in self.gpu.items() if not gpu.hosts)
+        return next(free, next(iter(self.gpu), ""))
+
+    def gpu_at(self, host: str) -> str:
+        """The GPU that requests for this host name (lower case) go to: the one that names it, else
+        the first that names none, else the first; empty if there is no GPU at all."""
+        return self._gpus_by_host.get(host, self._gpu_of_other_hosts)
 
     def check_listen(self) -> tuple[str, int]:
         """Host and port of ``proxy.listen``, if the proxy may listen there.

@@ -92,8 +92,8 @@ class Service(_Message):
     env: dict[str, str] = Field(default_factory=dict)
     cwd: str = ""
     port: int = Field(7860, ge=1, le=65535)
-    readiness: Readiness = Readiness()
-    activity: Activity = Activity()
+    readiness: Readiness = Field({}, validate_default=True)
+    activity: Activity = Field({}, validate_default=True)
     stop_timeout: float = Field(10.0, ge=0, description="seconds from SIGTERM to SIGKILL")
     max_restarts: int = Field(5, ge=0, description="crashes in a row before the service is failed")
 
@@ -155,9 +155,9 @@ class Report(_Message):
     state: Literal["loading", "ready", "failed", "stopping"]
     error: str = Field("", max_length=2000)
     active: int = Field(0, ge=0, description="generations running now")
-    progress: Progress = Progress()
+    progress: Progress = Field({}, validate_default=True)
     services: tuple[ServiceState, ...] = Field((), max_length=64)
-    resources: Resources = Resources()
+    resources: Resources = Field({}, validate_default=True)
     uptime: float = 0.0
     log: tuple[LogLine, ...] = Field((), max_length=200, description="new log lines, oldest first")
     spec_version: str = ""

@@ -19,6 +19,7 @@ _EXTRAS = {
     "a2wsgi": "proxy",
     "aiohttp": "proxy",
     "argon2": "proxy",
+    "cronsim": "proxy",
     "flask": "proxy",
     "prometheus_client": "proxy",
     "redis": "proxy",
@@ -65,13 +66,14 @@ def missing(module: str) -> str:
 def _run(args: Sequence[str] | None) -> int:
     import typer
 
-    from qwenctl.cli.app import app
+    from qwenctl.cli.app import make_app
 
     # Typer has its own copy of Click in newer versions; its public names lead to the right one.
     usage_error: type[Exception]
     click_error: type[Exception]
     usage_error, click_error = cast(Any, typer.BadParameter.__mro__[1:3])
     try:
+        app = make_app(sys.argv[1:] if args is None else args)
         code = app(args=args, prog_name="qwenctl", standalone_mode=False)
     except click_error as error:
         text = cast(Any, error).format_message()

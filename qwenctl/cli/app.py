@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from qwenctl.cli import access, context, demo, power, restart, serve, settings, setup, show
+from qwenctl.cli import context
 
-__all__ = ["app"]
+__all__ = ["COMMANDS", "make_app"]
 
-app = typer.Typer(
-    name="qwenctl",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: the same in a terminal, a pipe and the docs, and at once
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = {
+    "init": "setup",
+    "up": "power",
+    "down": "power",
+    "block": "power",
+    "unblock": "power",
+    "status": "show",
+    "why": "show",
+    "events": "show",
+    "logs": "show",
+    "restart": "restart",
+    "serve": "serve",
+    "demo": "demo",
+    "config": "settings",
+    "access": "access",
+}
+"""Command → its module, in the order of ``--help``. The module has a function of that name, or an
+``app`` with commands of its own."""
+
+
+def make_app(args: Sequence[str]) -> typer.Typer:
+    """The application for these arguments: one that begin with a command get only that one, for
+    building all of them takes longer than most commands run."""
+    app = typer.Typer(
+        name="qwenctl",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help: the same in a terminal, a pipe and the docs, and at once
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in args[:1] if args and args[0] in COMMANDS else COMMANDS:
+        module = import_module(f"qwenctl.cli.{COMMANDS[name]}")
+        if hasattr(module, name):
+            app.command(name)(getattr(module, name))
+        else:
+            app.add_typer(module.app, name=name)
+    return app
 
 
 def _version(value: bool) -> None:
@@ -27,7 +60,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     config: context.ConfigOption = None,
     version: Annotated[  # noqa: ARG001
@@ -51,19 +83,3 @@ def _root(
     130 interrupted.
     """
     context.use_config(config)
-
-
-app.command()(setup.init)
-app.command()(power.up)
-app.command()(power.down)
-app.command()(power.block)
-app.command()(power.unblock)
-app.command()(show.status)
-app.command()(show.why)
-app.command()(show.events)
-app.command()(show.logs)
-app.command()(restart.restart)
-app.command()(serve.serve)
-app.command()(demo.demo)
-app.add_typer(settings.app, name="config")
-app.add_typer(access.app, name="access")

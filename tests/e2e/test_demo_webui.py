@@ -24,7 +24,8 @@ import pytest
 import requests
 
 from qwenctl.gradio_chat import chat, sample_png
-from qwenctl.rules import PRESETS, classify
+from qwenctl.presets import PRESETS
+from qwenctl.rules import classify
 
 APP = Path(__file__).parents[2] / "examples" / "webui" / "app.py"
 

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from qwenctl.config import GpuConfig
-from qwenctl.rules import PRESETS, Activity, Rule, RuleTable, classify
+from qwenctl.presets import PRESETS
+from qwenctl.rules import Activity, Rule, RuleTable, classify
 
 NAVIGATION = {"sec-fetch-mode": "navigate", "sec-fetch-user": "?1", "sec-fetch-dest": "document"}
 RELOAD = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}  # by a script, by nobody
