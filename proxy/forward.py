@@ -202,6 +202,7 @@ class Forwarder:
                 assert connection.protocol is not None
                 connection.protocol.set_response_params(
                     skip_payload=request.method == "HEAD",
+                    read_until_eof=True,
                     auto_decompress=False,
                     read_bufsize=READ_BUFFER,
                     max_line_size=MAX_LINE,
