@@ -15,6 +15,9 @@ from qwenctl.store import open_store
 
 log = logging.getLogger("qwenctl.proxy")
 
+BACKLOG = 4096
+"""Connections that may wait to be accepted."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until told to stop; the exit code."""
@@ -85,7 +88,7 @@ def serve(config: Config, listen: str | None) -> int:
             proxy_headers=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=10,
-            backlog=4096,
+            backlog=BACKLOG,
         )
     )
     for name in ("uvicorn", "uvicorn.error"):
@@ -107,6 +110,7 @@ def bind(config: Config) -> socket.socket:
         connection = socket.socket(family, socket.SOCK_STREAM)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         connection.bind(address)
+        connection.listen(BACKLOG)  # two can bind to one port; only one can listen
     except OSError as error:
         hint = {
             errno.EADDRINUSE: "the port is in use; choose another one in proxy.listen or --listen",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,14 +13,7 @@ import redis
 
 from qwenctl.embedded import _server_program
 
-__all__ = ["ValkeyServer", "free_port"]
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+__all__ = ["ValkeyServer"]
 
 
 class ValkeyServer:

@@ -59,11 +59,24 @@ def config_file() -> str | None:
     return _config_file
 
 
+_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
+
+
 def load(given: str | None = None) -> Config:
     """The configuration; ``given`` is the ``--config`` after the command, which goes first."""
+    import os
+
     from qwenctl.config import load_config
 
-    return load_config(given or _config_file)
+    # Pydantic would search every installed package for plugins: a twentieth of `qwenctl status`.
+    # Not for our children: what a service does with Pydantic is its own business.
+    ours = _PLUGINS not in os.environ
+    os.environ.setdefault(_PLUGINS, "__all__")
+    try:
+        return load_config(given or _config_file)
+    finally:
+        if ours:
+            del os.environ[_PLUGINS]
 
 
 class Target:

@@ -26,6 +26,7 @@ import requests
 from qwenctl.gradio_chat import chat, sample_png
 from qwenctl.presets import PRESETS
 from qwenctl.rules import classify
+from tests.support.net import free_port
 
 APP = Path(__file__).parents[2] / "examples" / "webui" / "app.py"
 
@@ -42,9 +43,7 @@ pytestmark = [
 @contextmanager
 def webui(*options: str) -> Iterator[str]:
     """Run the app on a free port until it is ready; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, str(APP), "--port", str(port), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
@@ -261,9 +260,7 @@ def test_each_request_of_a_browser_is_in_the_right_class(url: str, picture: Path
 
 
 def test_loading_prints_progress_and_refuses_connections_meanwhile() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, str(APP), "--port", str(port), "--load-seconds", "30"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,15 +17,10 @@ import psutil
 import pytest
 
 from qwenctl.wire import Activity, Command, Readiness, Service, Spec
+from tests.support.net import free_port
 from tests.unit.gpu_node.stand_in import SECRET, StandInProxy
 
 PROGRAM = str(Path(__file__).parents[1] / "unit" / "gpu_node" / "service_program.py")
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def service(*arguments: str, name: str = "webui", **more: Any) -> Service:

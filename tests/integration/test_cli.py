@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import tomllib
-from valkey_server import ValkeyServer, free_port
+from valkey_server import ValkeyServer
 
 from qwenctl.errors import ExitCode
 from qwenctl.store import Store
+from tests.support.net import free_port
 
 PROGRAM = Path(sys.executable).with_name("qwenctl")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

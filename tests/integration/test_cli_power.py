@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from valkey_server import ValkeyServer, free_port
+from valkey_server import ValkeyServer
 
 from qwenctl.config import Config, load_config
 from qwenctl.errors import ExitCode
 from qwenctl.lifecycle import Phase
 from qwenctl.providers import make_provider
 from qwenctl.store import Store
+from tests.support.net import free_port
 
 PROGRAM = Path(sys.executable).with_name("qwenctl")
 

@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import pytest
 from tls_front import TlsFront, make_certificate
-from valkey_server import ValkeyServer, free_port
+from valkey_server import ValkeyServer
 
 from qwenctl.config import Config
 from qwenctl.errors import ConfigError, ExitCode, StoreAuthError, StoreUnavailable
 from qwenctl.store import Store, connect, open_store
+from tests.support.net import free_port
 
 GPU = "main"
 PASSWORD = "pass:word/with@signs"

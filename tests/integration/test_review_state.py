@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from valkey_server import ValkeyServer, free_port
+from valkey_server import ValkeyServer
 from virtual_time import VirtualClock
 
 from qwenctl.config import Config, load_config
@@ -25,6 +25,7 @@ from qwenctl.store import Store, Touch, connect
 from qwenctl.wire import Hello, Report
 from tests.simulation.life import IDLE, Life
 from tests.simulation.world import GPU
+from tests.support.net import free_port
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import redis
-from valkey_server import ValkeyServer, free_port
+from valkey_server import ValkeyServer
 from virtual_time import VirtualClock
 
 from qwenctl.config import Config
@@ -19,6 +19,7 @@ from qwenctl.errors import StoreUnavailable
 from qwenctl.lifecycle import Failure, Guard, Move, Phase
 from qwenctl.store import NONCE_SECONDS, Lock, Outcome, Snapshot, Store, Touch, connect
 from qwenctl.wire import Hello, Progress, Report
+from tests.support.net import free_port
 
 GPU = "main"
 P = Phase
@@ -745,7 +746,7 @@ def test_scripts_survive_a_server_that_forgot_them(store: Store, client: redis.R
 @pytest.mark.slow
 def test_a_cluster() -> None:
     """Everything of one GPU lies in one slot."""
-    port = free_port() % 40_000 + 10_000  # the cluster bus takes the port 10,000 above
+    port = free_port()  # the cluster bus takes the port 10,000 above
     with ValkeyServer(port=port, cluster_enabled="yes") as server:
         plain = server.client()
         cast(Any, plain).execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")

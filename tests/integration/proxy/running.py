@@ -20,17 +20,12 @@ import requests
 
 from qwenctl.config import load_config
 from qwenctl.store import Snapshot, Store, connect
+from tests.support.net import free_port
 
 UPSTREAM = str(Path(__file__).with_name("upstream.py"))
 
 PASSWORD = "correct horse"
 KEY = "qk_0123456789abcdef0123456789abcdef"
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def until(condition: Callable[[], Any], seconds: float = 5.0, what: str = "it") -> Any:

@@ -16,12 +16,12 @@ from tests.integration.proxy.running import (
     KEY,
     PASSWORD,
     RunningProxy,
-    free_port,
     gpu,
     password_access,
     running,
     until,
 )
+from tests.support.net import free_port
 
 DOC = Path(__file__).parents[3] / "docs" / "gateways.md"
 

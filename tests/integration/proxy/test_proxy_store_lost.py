@@ -13,7 +13,8 @@ import redis
 import requests
 
 from qwenctl import embedded
-from tests.integration.proxy.running import RunningProxy, free_port, gpu, running, until
+from tests.integration.proxy.running import RunningProxy, gpu, running, until
+from tests.support.net import free_port
 
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate"}
 

@@ -45,13 +45,13 @@ from qwenctl.wire import REPORT_PATH, Report, sign_message
 from tests.integration.proxy.running import (
     RawClient,
     RunningProxy,
-    free_port,
     gpu,
     running,
     until,
 )
 from tests.simulation.life import Life
 from tests.simulation.world import GPU
+from tests.support.net import free_port
 
 SAME = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
 JSON = {"Content-Type": "application/json"}
