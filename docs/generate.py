@@ -22,7 +22,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from qwenctl.config import Config, Duration
+from qwenctl.config import Config, Duration, Lead
 from qwenctl.config_docs import descriptions, schema
 from qwenctl.errors import ExitCode
 from qwenctl.presets import PRESETS
@@ -99,6 +99,8 @@ def type_words(field: FieldInfo) -> str:
     annotation = field.annotation
     if any(item in typing.get_args(Duration) for item in field.metadata):
         return "duration"
+    if any(item in typing.get_args(Lead) for item in field.metadata):
+        return 'duration or `"auto"`'
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{json.dumps(value)}`" for value in typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:
@@ -176,14 +178,17 @@ def sample() -> str:
     return _fill(text)
 
 
+_LISTS = ("gpu.main.prewarm", "gpu.main.off_hours", "gpu.main.fallback")
+
+
 def _fill(text: str) -> str:
     """What is required, filled in, so that the sample is valid as it stands."""
     out: list[str] = []
     skip = False
     for line in text.split("\n"):
-        header = re.match(r"\[+([a-z.]+)\]+$", line)
+        header = re.match(r"\[+([a-z_.]+)\]+$", line)
         if header:
-            skip = header[1] in ("access.keys", "gpu.main.rules")
+            skip = header[1] in ("access.keys", "gpu.main.rules", *_LISTS)
         if skip:
             line = f"# {line}" if line and not line.startswith("#") else line
         elif line == "# command = ":

@@ -23,6 +23,7 @@ from a2wsgi import WSGIMiddleware
 from qwenctl.config import Config, is_loopback
 from qwenctl.controller import Controller, owner_name
 from qwenctl.providers import make_provider
+from qwenctl.scheduler import Scheduler
 from qwenctl.store import Store, Watcher
 from qwenctl.wire import MAX_MESSAGE_BYTES
 
@@ -97,6 +98,7 @@ class Proxy:
             name: Controller(name, gpu, store, make_provider(name, gpu, config), owner=self.owner)
             for name, gpu in config.gpu.items()
         }
+        self._scheduler = Scheduler(config, store)
         self._threads: list[threading.Thread] = []
         self._watcher: Watcher | None = None
 
@@ -174,6 +176,12 @@ class Proxy:
                 kwargs={"watch": False},
                 name=f"controller-{name}",
                 daemon=True,
+            )
+            thread.start()
+            self._threads.append(thread)
+        if self._scheduler:
+            thread = threading.Thread(
+                target=self._scheduler.run, args=(self._stop,), name="scheduler", daemon=True
             )
             thread.start()
             self._threads.append(thread)

@@ -42,11 +42,16 @@ else:
 
 __all__ = [
     "AccessConfig",
+    "AliyunConfig",
     "ApiKey",
+    "AwsConfig",
     "Config",
     "Duration",
+    "FallbackConfig",
     "GpuConfig",
     "LocalConfig",
+    "OffHoursConfig",
+    "PrewarmConfig",
     "ProxyConfig",
     "ServiceConfig",
     "TimingConfig",
@@ -177,6 +182,63 @@ class LocalConfig(_Table):
     """With ``fail = "dies_after"``: how long after running the instance dies."""
 
 
+class AliyunConfig(_Table):
+    """An instance of Alibaba Cloud ECS. Credentials are not here: the SDK finds them in its
+    environment variables, its profile file, or the RAM role of the machine that the proxy runs on."""
+
+    region: str = Field("", pattern=r"^([a-z]{2,3}(-[a-z0-9]+)+)?$")
+    """Region id, such as ``cn-hangzhou``."""
+    instance_id: str = Field("", pattern=r"^(i-[a-z0-9]+)?$")
+    """The instance to start and stop. `qwenctl import aliyun` writes this table for you."""
+    address: Literal["auto", "private", "public", "eip"] = "auto"
+    """Which of its addresses the proxy uses; ``auto``: the private one if it has one."""
+    keep_charging: bool = False
+    """Allow stopping in a way that goes on costing (families with local disks, subscriptions)."""
+    endpoint: str = ""
+    """``host`` or ``host:port`` of the ECS API, for VPC endpoints; default: the region's."""
+    protocol: Literal["https", "http"] = "https"
+    """``http`` only for an endpoint on this machine."""
+    connect_timeout: Duration = Field(5.0, gt=0)
+    """Longest wait for a connection to the API."""
+    read_timeout: Duration = Field(10.0, gt=0)
+    """Longest wait for an answer of the API."""
+
+
+class AwsConfig(_Table):
+    """An instance of AWS EC2. Credentials are not here: boto3 finds them in its environment
+    variables, its profile file, or the instance profile of the machine that the proxy runs on."""
+
+    region: str = Field("", pattern=r"^([a-z]{2,3}(-[a-z]+)+-[0-9]+)?$")
+    """Region, such as ``us-east-1``."""
+    instance_id: str = Field("", pattern=r"^(i-[0-9a-f]{8,17})?$")
+    """The instance to start and stop. `qwenctl import aws` writes this table for you."""
+    address: Literal["auto", "private", "public"] = "auto"
+    """Which of its addresses the proxy uses; ``auto``: the private one if it has one."""
+    profile: str = ""
+    """A profile of the AWS configuration files; default: boto3's own choice."""
+    endpoint_url: str = Field("", pattern=r"^(https?://.+)?$")
+    """URL of the EC2 API, for VPC endpoints; default: the region's."""
+    connect_timeout: Duration = Field(5.0, gt=0)
+    """Longest wait for a connection to the API."""
+    read_timeout: Duration = Field(10.0, gt=0)
+    """Longest wait for an answer of the API."""
+
+
+class FallbackConfig(_Table):
+    """Another instance for the same GPU, used when those before it have no capacity."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    """What people call it: in `status`, `why` and on the waiting page."""
+    provider: Literal["", "aliyun", "aws"] = ""
+    """Its cloud; default: the GPU's. Other settings are those of the GPU's table of that cloud."""
+    instance_id: str = Field(pattern=r"^i-[a-z0-9]+$")
+    """The instance to start and stop."""
+    region: str = ""
+    """Its region; default: that of the GPU's own instance."""
+    address: Literal["", "auto", "private", "public", "eip"] = ""
+    """Which of its addresses the proxy uses; default: as for the GPU's own instance."""
+
+
 class ServiceConfig(_Table):
     """What the node runs."""
 
@@ -229,11 +291,93 @@ class TimingConfig(_Table):
     """No contact with any proxy for so long, and nothing running: the node stops itself."""
 
 
+def _lead(value: object) -> float | str:
+    return "auto" if value == "auto" else parse_duration(value)
+
+
+Lead = Annotated[
+    float | Literal["auto"],
+    BeforeValidator(_lead, json_schema_input_type="float | str"),
+]
+"""Seconds, or as long as a start usually takes."""
+
+
+class OffHoursConfig(_Table):
+    """Hours in which the GPU is kept off. Running work is finished first. See docs/schedules.md."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    """Name of the schedule in `status`, `why` and `qwenctl prewarm`."""
+    cron: str
+    """When it begins: minute, hour, day of month, month, day of week, as in a crontab."""
+    timezone: str = ""
+    """IANA name such as ``Asia/Shanghai``; default: that of the machine that reads this."""
+    duration: Duration = Field(gt=0)
+    """How long each time."""
+    exceptions: tuple[str, ...] = ()
+    """Days on which it does not begin: dates such as ``2026-12-25``, and .ics files, whose all-day
+    events are meant; a relative path starts at this file."""
+
+    @field_validator("cron")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        from qwenctl.schedule import Cron
+
+        return Cron(value).text
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        import zoneinfo
+
+        try:
+            if value:
+                zoneinfo.ZoneInfo(value)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                "no such time zone on this machine; names are like Europe/Berlin, and "
+                "`pip install tzdata` brings all of them"
+            ) from None
+        return value
+
+    @field_validator("exceptions", mode="before")
+    @classmethod
+    def _exceptions(cls, value: Any) -> Any:
+        import datetime
+
+        if not isinstance(value, (list, tuple)):
+            return value
+        for item in value:
+            if isinstance(item, datetime.date) and not isinstance(item, datetime.datetime):
+                continue  # TOML has dates of its own
+            try:
+                datetime.date.fromisoformat(item)
+            except (TypeError, ValueError):
+                if not isinstance(item, str) or not item.lower().endswith(".ics"):
+                    raise ValueError(
+                        f"{str(item)!r} is neither a date such as 2026-12-25 nor an .ics file"
+                    ) from None
+        return [str(item) for item in value]
+
+
+class PrewarmConfig(OffHoursConfig):
+    """Hours in which the GPU is kept ready, whether or not somebody uses it. See docs/schedules.md."""
+
+    cron: str
+    """When it is to be ready: minute, hour, day of month, month, day of week, as in a crontab."""
+    duration: Duration = Field(gt=0)
+    """How long it is kept ready each time."""
+    exceptions: tuple[str, ...] = ()
+    """Days on which it is not: dates such as ``2026-12-25``, and .ics files, whose all-day events
+    are meant; a relative path starts at this file."""
+    lead: Lead = "auto"
+    """How long before that it is started; ``auto``: as long as its last starts took."""
+
+
 class GpuConfig(_Table):
     """One GPU instance."""
 
     provider: str = "local"
-    """``local``, or the name of an installed provider."""
+    """``local``, ``aliyun``, ``aws``, or the name of an installed provider."""
     hosts: tuple[str, ...] = ()
     """Host names whose requests go to this GPU; none: every host that no other GPU names."""
     idle_timeout: Duration = Field(600.0, ge=1.0)
@@ -257,8 +401,16 @@ class GpuConfig(_Table):
     """For `status` and savings; in your currency."""
     timing: TimingConfig = Field({}, validate_default=True)
     local: LocalConfig = Field({}, validate_default=True)
+    aliyun: AliyunConfig = Field({}, validate_default=True)
+    aws: AwsConfig = Field({}, validate_default=True)
+    fallback: tuple[FallbackConfig, ...] = ()
+    """Other instances, in order of preference, for when the own one has no capacity."""
     service: tuple[ServiceConfig, ...] = ()
     """What the node runs, in order; traffic goes to the first."""
+    prewarm: tuple[PrewarmConfig, ...] = ()
+    """When it is kept ready by schedule."""
+    off_hours: tuple[OffHoursConfig, ...] = ()
+    """When it is kept off by schedule."""
 
     @cached_property
     def rule_table(self) -> RuleTable:
@@ -292,6 +444,49 @@ class GpuConfig(_Table):
             if len(set(seen)) != len(seen):
                 raise ValueError(f"two services have the same {what}")
         return value
+
+    def candidates(self) -> list[tuple[str, GpuConfig]]:
+        """The GPU's own instance and its fallbacks, in order, by name: each a GPU with one."""
+        own = self.model_copy(update={"fallback": ()})
+        if self.provider not in ("aliyun", "aws"):
+            return [(self.provider, own)]
+        first: AliyunConfig | AwsConfig = getattr(self, self.provider)
+        found = [(first.instance_id, own)]
+        for other in self.fallback:
+            cloud = other.provider or self.provider
+            table: AliyunConfig | AwsConfig = getattr(self, cloud)
+            given = other.model_dump(include={"instance_id", "region", "address"})
+            merged = type(table)(**{**table.model_dump(), **{k: v for k, v in given.items() if v}})
+            found.append((other.name, own.model_copy(update={"provider": cloud, cloud: merged})))
+        return found
+
+    @model_validator(mode="after")
+    def _fallbacks(self) -> GpuConfig:
+        if not self.fallback:
+            return self
+        if self.provider not in ("aliyun", "aws"):
+            raise ValueError(f"fallback is for the providers aliyun and aws, not {self.provider!r}")
+        if self.address:
+            raise ValueError("address is that of one instance; it cannot be set with fallback")
+        ids = [getattr(self, self.provider).instance_id]
+        for other in self.fallback:
+            if other.instance_id in ids:
+                raise ValueError(f"the instance {other.instance_id} is named twice")
+            ids.append(other.instance_id)
+        try:
+            self.candidates()
+        except ValidationError as error:
+            where, what = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
+            raise ValueError(f"fallback: {where}: {what}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _one_schedule_a_name(self) -> GpuConfig:
+        names = [schedule.name for schedule in (*self.prewarm, *self.off_hours)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two schedules (prewarm, off_hours) have the name {name!r}")
+        return self
 
 
 class Config(_Table):

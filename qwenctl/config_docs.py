@@ -22,11 +22,13 @@ __all__ = ["descriptions", "schema"]
 @cache
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
     """Field name → what it means, on one line; fields without words are left out."""
-    found = {
-        name: field.description
-        for name, field in model.model_fields.items()
-        if field.description is not None
-    }
+    found: dict[str, str] = {}
+    for base in model.__bases__:  # what a table has from another one
+        if base.__module__ == model.__module__:
+            found |= descriptions(base)
+    for name, field in model.model_fields.items():
+        if field.description is not None:
+            found[name] = field.description
     tree = ast.parse(inspect.getsource(sys.modules[model.__module__]))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == model.__name__:

@@ -36,6 +36,7 @@ from qwenctl.lifecycle import (
     failed,
 )
 from qwenctl.providers.base import (
+    Accepted,
     Conflict,
     Denied,
     Observation,
@@ -304,10 +305,11 @@ class Controller:
 
     def _call(self, lock: Lock, snapshot: Snapshot, view: View, call: Call) -> float:
         """Make the call; the seconds to wait before the next step, or 0 to go on at once."""
-        request_id, problem = "", ""
-        self._observed_at = None  # whatever comes of it: what was seen before the call is over
+        accepted, problem = Accepted(), ""
+        seen_at, self._observed_at = self._observed_at, None  # what was seen before is over
         try:
-            request_id = self._provider.start() if call.verb == "start" else self._provider.stop()
+            act = self._provider.start if call.verb == "start" else self._provider.stop
+            accepted = act()
         except Conflict as error:
             log.info("%s: %s: %s", self.name, call.verb, error)
             return self._timings.observe_moving
@@ -322,8 +324,17 @@ class Controller:
                 self._move(lock, snapshot, move)
                 return 0.0
         self._store.record_call(
-            self.name, lock, snapshot.phase, call.verb, request_id=request_id, error=problem
+            self.name,
+            lock,
+            snapshot.phase,
+            call.verb,
+            request_id=accepted.request_id,
+            error=problem,
+            note=accepted.note,
         )
+        if not problem:
+            self._observed_at = seen_at  # void by its age; the cloud gets a moment (`decide`)
         level = logging.WARNING if problem else logging.INFO
-        log.log(level, "%s: %s call %s", self.name, call.verb, problem or "accepted")
+        words = problem or "; ".join(filter(None, ("accepted", accepted.note)))
+        log.log(level, "%s: %s call %s", self.name, call.verb, words)
         return 0.0

@@ -127,12 +127,12 @@ class Timings:
     stable: float = 60.0
     """A GPU that was ready for less than this counts as a failed attempt when it dies."""
     observe_moving: float = 2.0
-    """How old an observation may be right after a change; a quarter of the phase's own age later
-    on, so that a long boot costs few calls."""
+    """How old an observation may be right after a change; half the time since then later on, so
+    that a long boot costs few calls."""
     observe_slow: float = 15.0
     """How old an observation may be in a phase that has been changing for long."""
     observe_settled: float = 60.0
-    """How old an observation may be while nothing happens."""
+    """How old an observation may be at most while nothing happens."""
 
 
 @dataclass(frozen=True)
@@ -268,25 +268,40 @@ def decide(view: View, timings: Timings, now: float) -> Step:
     """
     if view.phase in (Phase.READY, Phase.DRAINING) and _stable(view, timings, now):
         view = replace(view, failure=None)  # it has come through: what failed before is history
-    if view.observed_at is None or now - view.observed_at > _max_age(view, timings, now):
+    if view.observed_at is None:
+        return Observe()
+    # What was seen before an accepted call is void, but a cloud needs a moment to show its effect.
+    due = _next_look(view, timings, now, max(view.observed_at, view.called_at or 0.0))
+    if now >= due:
         return Observe()
     if view.observed is Observed.UNKNOWN:
         if view.denied and view.wanted and view.phase in (Phase.OFF, Phase.STARTING):
             return failed(view, timings, now, "denied", view.observed_reason, condemns=False)
-        return Wait(timings.observe_moving, "the cloud cannot be asked; nothing is done blind")
-    return _BY_PHASE[view.phase](view, timings, now)
+        return Wait(due - now, "the cloud cannot be asked; nothing is done blind")
+    step = _BY_PHASE[view.phase](view, timings, now)
+    return replace(step, seconds=min(step.seconds, due - now)) if isinstance(step, Wait) else step
 
 
-def _max_age(view: View, timings: Timings, now: float) -> float:
-    """How old the observation may be."""
+def _next_look(view: View, timings: Timings, now: float, seen_at: float) -> float:
+    """When the cloud is to be asked again, if it was asked at ``seen_at``."""
     if view.observed is Observed.UNKNOWN:  # nothing goes on until the cloud answers
-        return timings.observe_moving if view.wanted and not view.denied else timings.observe_slow
-    silent = (view.node.heartbeat_age or 0.0) > timings.heartbeat
-    if view.phase is Phase.READY and silent:
-        return timings.observe_moving
-    if view.phase.settled or view.phase is Phase.DRAINING:
-        return timings.observe_settled
-    return min(timings.observe_slow, max(timings.observe_moving, (now - view.since) / 4))
+        hurry = view.wanted and not view.denied
+        return seen_at + (timings.observe_moving if hurry else timings.observe_slow)
+    heard = view.node.heartbeat_age
+    if view.phase is Phase.READY and (heard or 0.0) > timings.heartbeat:
+        return seen_at + timings.observe_moving
+    reports = heard is not None and heard <= timings.heartbeat
+    quiet = (
+        view.phase.settled
+        or view.phase is Phase.DRAINING
+        or (view.phase is Phase.LOADING and reports)  # who reports is there
+        or (view.phase is Phase.STARTING and view.called_at is None)  # `start` looks for itself
+    )
+    if quiet:
+        # All GPUs at the same moment, so that one call does for all (`qwenctl.providers.batch`).
+        return (seen_at // timings.observe_settled + 1) * timings.observe_settled
+    age = (now - max(view.since, view.called_at or 0.0)) / 2
+    return seen_at + min(timings.observe_slow, max(timings.observe_moving, age))
 
 
 def _off(view: View, timings: Timings, now: float) -> Step:
@@ -329,8 +344,6 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
             return failed(view, timings, now, "start_timeout", message, condemns=True)
         return Wait(timings.observe_moving, f"the instance is {view.observed.value}")
     if view.called_at is None:
-        if view.observed_at is not None and view.observed_at < view.since:
-            return Observe()
         if not view.wanted:
             return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)
         if now - view.since > timings.start:
@@ -339,6 +352,8 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
         return Call("start")
     if now - view.called_at < timings.call_grace:
         return Wait(min(1.0, timings.observe_moving), "the start call was accepted")
+    if view.observed_at is not None and view.observed_at < view.called_at:
+        return Observe()
     message = (
         view.call_error
         or view.observed_reason
@@ -445,11 +460,11 @@ def _stopping(view: View, timings: Timings, now: float) -> Step:
     if view.observed in (Observed.STOPPED, Observed.ABSENT):
         return Move(Phase.FAILED if view.failure else Phase.OFF, "stopped", failure=view.failure)
     # One that hangs in its start is stopped too; a cloud that refuses that says so (Conflict).
-    if view.observed in (Observed.RUNNING, Observed.STARTING):
-        if view.observed_at is not None and view.observed_at < view.since:
+    on = view.observed in (Observed.RUNNING, Observed.STARTING)
+    if on and (view.called_at is None or now - view.called_at >= timings.call_grace):
+        if view.observed_at is not None and view.observed_at < (view.called_at or view.since):
             return Observe()
-        if view.called_at is None or now - view.called_at >= timings.call_grace:
-            return Call("stop")
+        return Call("stop")
     return Wait(min(1.0, timings.observe_moving), f"the instance is {view.observed.value}")
 
 

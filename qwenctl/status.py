@@ -93,6 +93,7 @@ def page_status(
         "eta_seconds": _round(eta),
         "progress": _progress(snapshot),
         "failure": _failure(snapshot),
+        "note": snapshot.state.get("start_note", ""),
         "blocked": _blocked(snapshot),
         "wake_on": gpu_config.wake_on,
         "may_wake": may_wake,
@@ -259,6 +260,7 @@ def _cloud(snapshot: Snapshot) -> dict[str, Any]:
         "state": snapshot.state.get("observed") or None,
         "instance_id": snapshot.state.get("instance_id", ""),
         "reason": snapshot.state.get("observed_reason", ""),
+        "note": snapshot.state.get("start_note", ""),
         "error": snapshot.state.get("observe_error", "") or snapshot.state.get("call_error", ""),
         "age_seconds": None if at is None else _round(max(0.0, snapshot.now - at)),
     }
@@ -334,6 +336,8 @@ def explain(
         )
     elif cloud := snapshot.state.get("observed_reason"):
         reasons.append(Reason("cloud", f"the cloud says: {one_line(cloud)}"))
+    if note := snapshot.state.get("start_note"):
+        reasons.append(Reason("cloud", one_line(note)))
     reasons += _last_start(events, now)
     reasons += _last_stop(events, now)
     reasons.append(_next(snapshot, now, drain))
@@ -516,6 +520,8 @@ def _stopped_by(
 def _command_words(event: Event) -> str:
     """A `down` or `block` in plain words."""
     fields = event.fields
+    if event.kind == "block" and not fields.get("name", "").startswith("maintenance:"):
+        return name_words(fields.get("name", ""), reason=fields.get("cause", ""))
     command = f"qwenctl {event.kind}" + (" --now" if fields.get("cut") == "1" else "")
     return _because(f"{fields.get('actor') or 'somebody'} ({command})", fields.get("cause", ""))
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import redis
@@ -178,6 +178,12 @@ class Snapshot:
     @property
     def released_at(self) -> float:
         return _seconds(self.state.get("released_at")) or 0.0
+
+    def given_up(self, name: str, opens: float) -> bool:
+        """Whether somebody ended this window of a schedule before its time."""
+        held = any(entry.name == name for entry in (*self.leases, *self.blocks))
+        last = self.time(f"window:{name}")
+        return not held and last is not None and opens <= last + 0.0005
 
     @property
     def next_expiry(self) -> float | None:
@@ -404,13 +410,11 @@ class Store:
         *,
         request_id: str = "",
         error: str = "",
+        note: str = "",
     ) -> Outcome:
         """Note that the cloud accepted, or may have accepted, the call of this phase."""
-        return Outcome(
-            self._run(
-                "record_call", gpu, lock.owner, lock.epoch, phase.value, verb, request_id, error
-            )
-        )
+        args = (lock.owner, lock.epoch, phase.value, verb, request_id, error, _plain(note))
+        return Outcome(self._run("record_call", gpu, *args))
 
     def record_observation(
         self,
@@ -515,6 +519,22 @@ class Store:
     def unblock(self, gpu: str, name: str = "", *, actor: str) -> list[str]:
         """Lift one block, or all; the names lifted."""
         return cast("list[str]", self._run("unblock", gpu, name, actor))
+
+    def schedule(
+        self, gpu: str, name: str, opens: float, ends: float, *, reason: str, actor: str
+    ) -> Literal["new", "held", "given_up", "over"]:
+        """Hold a schedule's lease (``prewarm:``) or block (``off-hours:``) until its window ends.
+
+        The window that opens at that moment is written once, however often this is called and by
+        however many: ``new``. After that it is ``held``, or ``given_up`` if somebody ended it.
+        """
+        kind = "block" if name.startswith("off-hours:") else "lease"
+        return cast(
+            Literal["new", "held", "given_up", "over"],
+            self._run(
+                "schedule", gpu, name, _ms(opens), _ms(ends), _plain(reason), _plain(actor), kind
+            ),
+        )
 
     def look(self, gpu: str, *, actor: str, cause: str) -> None:
         """Ask the controller to read the cloud again."""

@@ -141,6 +141,8 @@
     put(el("elapsed"), elapsed === null ? "" : say("elapsed", { time: exact(elapsed + (mode === "ready" ? 0 : since)) }));
 
     drawFailure(mode, waking, since);
+    show(el("other-machine"), Boolean(status.note) && waking);
+    el("other-machine").title = status.note;
     drawBlocked(mode, since);
     drawActions(mode);
     drawSteps(mode, waking, since);

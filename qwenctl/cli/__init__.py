@@ -26,6 +26,7 @@ _EXTRAS = {
     "uvicorn": "proxy",
     "boto3": "aws",
     "botocore": "aws",
+    "alibabacloud_credentials": "aliyun",
     "aliyunsdkcore": "aliyun",
     "aliyunsdkecs": "aliyun",
     "gradio": "demo",

@@ -23,10 +23,15 @@ COMMANDS = {
     "events": "show",
     "logs": "show",
     "restart": "restart",
+    "prewarm": "prewarm",
     "serve": "serve",
     "demo": "demo",
     "config": "settings",
     "access": "access",
+    "policy": "policy",
+    "provision": "provision",
+    "doctor": "doctor",
+    "import": "importing",
 }
 """Command → its module, in the order of ``--help``. The module has a function of that name, or an
 ``app`` with commands of its own."""

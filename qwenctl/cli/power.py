@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qwenctl.lifecycle import Failure
     from qwenctl.store import Snapshot
 
-__all__ = ["block", "down", "unblock", "up"]
+__all__ = ["TimedOut", "block", "down", "unblock", "up", "wake_error"]
 
 SETTLE_SECONDS = 120.0
 """How long `up` waits after a failure for the bad instance to be stopped."""
@@ -49,7 +49,7 @@ class _Denied(UserError):
     exit_code = ExitCode.DENIED
 
 
-class _TimedOut(UserError):
+class TimedOut(UserError):
     exit_code = ExitCode.TIMEOUT
 
 
@@ -58,6 +58,15 @@ class _Failed(UserError):
 
 
 _BY_CODE: dict[str, type[UserError]] = {"no_capacity": _NoCapacity, "denied": _Denied}
+
+
+def wake_error(name: str, failure: Failure, more: str = "") -> UserError:
+    """What to raise, with its exit code, for a GPU that did not come up."""
+    from qwenctl.status import one_line
+
+    text = f"{name} did not come up ({failure.code}): {one_line(failure.message)}{more}"
+    return _BY_CODE.get(failure.code, _Failed)(text)
+
 
 _TOLD_BY_AGENT = {"agent_silent", "agent_lost", "load_timeout", "service_failed"}
 """Failures about which only the agent knows more."""
@@ -235,7 +244,7 @@ class _Wake:
                     return
                 if failure := self._new_failure(snapshot):
                     self._give_up(failure)
-        raise _TimedOut(f"{self.target.name}: the start call was not made within 60 s")
+        raise TimedOut(f"{self.target.name}: the start call was not made within 60 s")
 
     def wait(self, timeout: float | None, retry: bool) -> None:
         """Until it is ready, showing how far it is."""
@@ -280,7 +289,7 @@ class _Wake:
                 self._settle(follower)
         if failure := given_up or self._new_failure(self.last):
             raise self._failure_error(failure)
-        raise _TimedOut(
+        raise TimedOut(
             f"{self.target.name} is not ready after {timeout:g} s (it is {self.last.phase.value}); "
             "the wake goes on, `qwenctl down` gives it up" + self._no_proxy()
         )
@@ -326,11 +335,8 @@ class _Wake:
         raise self._failure_error(failure)
 
     def _failure_error(self, failure: Failure) -> UserError:
-        from qwenctl.status import one_line
-
-        kind = _BY_CODE.get(failure.code, _Failed)
-        text = f"{self.target.name} did not come up ({failure.code}): {one_line(failure.message)}"
-        return kind(text + (self._no_proxy() if failure.code in _TOLD_BY_AGENT else ""))
+        more = self._no_proxy() if failure.code in _TOLD_BY_AGENT else ""
+        return wake_error(self.target.name, failure, more)
 
     def interrupted(self) -> None:
         name = self.target.name
@@ -512,7 +518,7 @@ def _follow_down(target: Target, leader: str, timeout: float | None, *, quiet: b
             if text != said:
                 said = text
                 say(text, quiet=quiet)
-    raise _TimedOut(
+    raise TimedOut(
         f"{target.name} is not off after {timeout:g} s ({said.strip()}); "
         + ("it goes on stopping" if leader else "run `qwenctl down` again or `qwenctl serve`")
     )

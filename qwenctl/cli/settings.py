@@ -104,6 +104,7 @@ def _check(config: Config) -> None:
     from qwenctl.config import read_secret
     from qwenctl.errors import ConfigError
     from qwenctl.providers import make_provider
+    from qwenctl.scheduler import schedules
 
     if not config.gpu and not config.source:
         raise ConfigError(_NO_FILE)
@@ -118,6 +119,8 @@ def _check(config: Config) -> None:
     for name, gpu in config.gpu.items():
         if gpu.provider != "local":  # that one is always there, and would write its node secret
             checks.append(partial(make_provider, name, gpu, config))
+        if gpu.prewarm or gpu.off_hours:
+            checks.append(partial(schedules, config, name))  # reads their calendar files
     mistakes = []
     for check in checks:
         try:

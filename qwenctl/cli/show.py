@@ -250,7 +250,8 @@ def _cloud_line(state: Mapping[str, Any]) -> str:
         text += f", instance {cloud['instance_id']}"
     if state["address"] and cloud["state"] == "running":
         text += f" at {state['address']}"
-    return text + f", asked {duration(cloud['age_seconds'])} ago"
+    text += f", asked {duration(cloud['age_seconds'])} ago"
+    return text + (f"; {one_line(cloud['note'])}" if cloud["note"] else "")
 
 
 def _wake_line(wake: Mapping[str, Any]) -> str:

@@ -1,9 +1,12 @@
 -- Note that the cloud accepted (or may have accepted) the call of the present phase, or refused it.
--- ARGV: 3 owner, 4 epoch, 5 phase, 6 verb, 7 request id, 8 error ('' if accepted).
+-- ARGV: 3 owner, 4 epoch, 5 phase, 6 verb, 7 request id, 8 error ('' if accepted),
+--       9 note (what people should know about the start).
 -- Returns 'ok', 'epoch' or 'phase'.
 if not holds(ARGV[3], ARGV[4]) then return 'epoch' end
 if phase() ~= ARGV[5] then return 'phase' end
 redis.call('HSET', STATE, 'called_at', num(NOW), 'call_error', ARGV[8])
-event('call', 'verb', ARGV[6], 'actor', ARGV[3], 'epoch', ARGV[4], 'request_id', ARGV[7], 'error', ARGV[8])
+if ARGV[6] == 'start' then redis.call('HSET', STATE, 'start_note', ARGV[9]) end
+event('call', 'verb', ARGV[6], 'actor', ARGV[3], 'epoch', ARGV[4], 'request_id', ARGV[7], 'error', ARGV[8],
+  'note', ARGV[9])
 changed('call')
 return 'ok'

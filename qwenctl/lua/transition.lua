@@ -21,7 +21,7 @@ redis.call('HDEL', STATE, 'called_at', 'call_error')
 
 if to == 'starting' then
   redis.call('HINCRBY', STATE, 'start_seq', 1)
-  redis.call('HDEL', STATE, 'ready_at', 'cut')
+  redis.call('HDEL', STATE, 'ready_at', 'cut', 'start_note')
   redis.call('DEL', NODE, COMMANDS)
 elseif to == 'ready' and from == 'loading' and not redis.call('HGET', STATE, 'ready_at') then
   redis.call('HSET', STATE, 'ready_at', num(NOW))
@@ -36,7 +36,7 @@ elseif to == 'stopping' then
   redis.call('HDEL', STATE, 'cut')
 elseif to == 'off' then
   drop_work()
-  redis.call('HDEL', STATE, 'cut', 'ready_at')
+  redis.call('HDEL', STATE, 'cut', 'ready_at', 'start_note')
   -- A boot that we stopped has ended for good; one that only seems to have stopped may come back.
   local boot = redis.call('HGET', NODE, 'boot_id')
   if boot and from == 'stopping' then redis.call('HSET', STATE, 'ended_boot', boot) end

@@ -13,8 +13,6 @@ __all__ = ["ENTRY_POINTS", "make_provider"]
 ENTRY_POINTS = "qwenctl.providers"
 """The entry point group of other people's providers: callables ``(name, gpu, config)``."""
 
-_PLANNED = ("aliyun", "aws")
-
 
 def make_provider(name: str, gpu: GpuConfig, config: Config) -> Provider:
     """The provider of the GPU called ``name``, as its ``provider`` key says.
@@ -22,12 +20,24 @@ def make_provider(name: str, gpu: GpuConfig, config: Config) -> Provider:
     Raises:
         ConfigError: no such provider is installed, or it cannot work with this configuration.
     """
+    if gpu.fallback:
+        from qwenctl.providers.fallback import Fallback
+
+        return Fallback([(own, make_provider(name, one, config)) for own, one in gpu.candidates()])
     # Imported here: the command line shows its help without loading any provider, and the local
     # machine's process, which comes through this package too, stays small.
     if gpu.provider == "local":
         from qwenctl.providers.local import LocalProvider
 
         return LocalProvider.from_config(name, gpu, config)
+    if gpu.provider == "aliyun":
+        from qwenctl.providers.aliyun import AliyunProvider
+
+        return AliyunProvider.from_config(name, gpu, config)
+    if gpu.provider == "aws":
+        from qwenctl.providers.aws import AwsProvider
+
+        return AwsProvider.from_config(name, gpu, config)
     return _third_party(name, gpu, config)
 
 
@@ -45,10 +55,5 @@ def _third_party(name: str, gpu: GpuConfig, config: Config) -> Provider:
             raise ConfigError(f"{key}: cannot load {found[gpu.provider].value}: {error}") from None
         provider: Provider = make(name, gpu, config)
         return provider
-    if gpu.provider in _PLANNED:
-        raise ConfigError(
-            f'{key}: this version has only "local"; upgrade with '
-            f"pip install --upgrade 'qwenctl[{gpu.provider}]'"
-        )
-    known = ", ".join(sorted({"local", *found}))
+    known = ", ".join(sorted({"aliyun", "aws", "local", *found}))
     raise ConfigError(f"{key}: no such provider is installed; known: {known}")

@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from qwenctl.lifecycle import Observed
 
 __all__ = [
+    "Accepted",
     "Conflict",
     "Denied",
     "NoCapacity",
@@ -36,6 +37,16 @@ class Observation:
     """The cloud's own words on why the instance is in this state, if it gives any."""
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """The cloud has accepted a call, or there was nothing to do."""
+
+    request_id: str = ""
+    """The cloud's own; empty if no call was made."""
+    note: str = ""
+    """What a person should know about it, such as that another candidate was started, and why."""
+
+
 @runtime_checkable
 class Provider(Protocol):
     """One instance that can be looked at, started and stopped.
@@ -54,8 +65,8 @@ class Provider(Protocol):
                                                     `Conflict`; stopping: success
     ==========  ==================================  ==========================================
 
-    `start` and `stop` return the cloud's request id (may be empty) as soon as the cloud has
-    accepted; they do not wait for the new state. Each raises a `ProviderError` subclass.
+    `start` and `stop` return as soon as the cloud has accepted; they do not wait for the new state.
+    Each raises a `ProviderError` subclass.
     """
 
     call_timeout: float
@@ -63,9 +74,9 @@ class Provider(Protocol):
 
     def describe(self) -> Observation: ...
 
-    def start(self) -> str: ...
+    def start(self) -> Accepted: ...
 
-    def stop(self) -> str: ...
+    def stop(self) -> Accepted: ...
 
 
 class ProviderError(Exception):

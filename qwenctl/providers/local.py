@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from qwenctl.lifecycle import Observed
 from qwenctl.private_file import write_private
 from qwenctl.providers.base import (
+    Accepted,
     Conflict,
     Denied,
     NoCapacity,
@@ -132,8 +133,8 @@ class LocalProvider:
         address = ADDRESS if state == "running" else ""
         return Observation(Observed(state), instance_id, address, record.get("reason", ""))
 
-    def start(self) -> str:
-        """Start the machine, or do nothing if it runs; the boot id.
+    def start(self) -> Accepted:
+        """Start the machine, or do nothing if it runs; the request id is the boot id.
 
         Raises:
             NoCapacity, Denied: the configured fault.
@@ -143,21 +144,21 @@ class LocalProvider:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with locked(self.directory, LOCK_SECONDS):
-                return self._start()
+                return Accepted(self._start())
         except OSError as error:
             raise _failed("start", error) from None
 
-    def stop(self) -> str:
+    def stop(self) -> Accepted:
         """Tell the machine to stop, whether it runs or still starts.
 
         Raises:
             Transient: this machine cannot write its state now.
         """
         if not self.directory.is_dir():
-            return ""
+            return Accepted()
         try:
             with locked(self.directory, LOCK_SECONDS):
-                return self._stop()
+                return Accepted(self._stop())
         except OSError as error:
             raise _failed("stop", error) from None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from qwenctl.providers import make_provider
 from qwenctl.providers.base import Denied, NoCapacity, Provider
 from qwenctl.providers.local import LocalProvider
 from qwenctl.wire import Service, Spec
+from tests.support.net import free_port
 from tests.unit.gpu_node.stand_in import SECRET, StandInProxy
 from tests.unit.providers.contract import ProviderContract, wait_for
 
@@ -77,9 +77,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 @pytest.fixture
 def proxy() -> Iterator[StandInProxy]:
     with StandInProxy() as server:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = (sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port))
         server.spec = Spec(
             version="1", services=(Service(command=command, port=port),), heartbeat=0.3
@@ -105,7 +103,7 @@ def test_the_machine_runs_an_agent_that_gets_its_services_ready(
     make: Make, proxy: StandInProxy
 ) -> None:
     provider = make(url=proxy.url)
-    boot_id = provider.start()
+    boot_id = provider.start().request_id
     ready = proxy.wait_report(lambda r: r.state == "ready")
     assert ready.boot_id == proxy.hellos[0].boot_id == boot_id
     assert 0.2 <= ready.uptime < 15
@@ -114,7 +112,7 @@ def test_the_machine_runs_an_agent_that_gets_its_services_ready(
     wait_for(provider, Observed.STOPPED)
     assert proxy.reports[-1].state == "stopping"
     wait_until(lambda: not processes_of(provider.directory))
-    second = provider.start()
+    second = provider.start().request_id
     assert second != boot_id
     proxy.wait(lambda p: p.hellos[-1].boot_id == second)
 

@@ -32,6 +32,8 @@ from qwenctl.lifecycle import Phase
 from qwenctl.store import Lock
 
 IDLE = 1.0
+LOOK = 0.1
+"""How soon after a call the cloud is looked at; well within the shortest lease."""
 LOCK = 5.0 + LOCK_MARGIN
 """How long the controller lock lasts with the simulated cloud's call timeout."""
 ROUND_TRIP = 0.01
@@ -76,7 +78,8 @@ def make(
     ) -> World:
         def adjust(controller: Controller) -> None:
             # Past the configuration, which refuses a drain time below 3 s.
-            controller._timings = dataclasses.replace(controller._timings, drain=drain)
+            timings = dataclasses.replace(controller._timings, drain=drain, observe_moving=LOOK)
+            controller._timings = timings
 
         gpu = GpuConfig(idle_timeout=IDLE, boot_estimate=0.0, timing=TimingConfig(drain=3.0))
         world = World(client, deployment, clock, gpu, kind=kind, adjust=adjust, fresh=fresh)
@@ -100,7 +103,9 @@ def pass_time(world: World, seconds: float) -> None:
 
 
 def become_ready(world: World, puppet: Puppet) -> None:
-    """The start call has been made: boot, hello, ready."""
+    """The start call has been made: a look, boot, hello, ready."""
+    puppet.go_to("pass")
+    pass_time(world, 2 * LOOK)
     for _ in range(2):
         puppet.go_to("pass")
         world.node.speak()
@@ -137,6 +142,9 @@ def freeze_before_the_stop_call(world: World) -> None:
     pass_time(world, 1.0)
     world.proxies[0].request("ada")
     pass_time(world, LOCK)
+    one.go_past("called:stop")
+    one.go_to("pass")
+    pass_time(world, 2 * LOOK)
     one.go_past("call:start")
     become_ready(world, one)
 

@@ -29,7 +29,7 @@ from qwenctl.config import GpuConfig
 from qwenctl.controller import Controller
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lifecycle import Observed, Phase
-from qwenctl.providers.base import Conflict, Observation, ProviderError, Transient
+from qwenctl.providers.base import Accepted, Conflict, Observation, ProviderError, Transient
 from qwenctl.store import Snapshot, Store, Touch
 from qwenctl.wire import Hello, Report
 
@@ -99,7 +99,7 @@ class Cloud:
             raise error
         return Observation(self.state, "i-1", "192.0.2.1" if self.state is Observed.RUNNING else "")
 
-    def start(self) -> str:
+    def start(self) -> Accepted:
         error = self.refuse_start()
         if error and not (isinstance(error, Transient) and error.cloud_code == "accepted"):
             raise error
@@ -113,9 +113,9 @@ class Cloud:
             self.second_starts.append(self._clock())
         if error:
             raise error
-        return f"start-{len(self.starts)}"
+        return Accepted(f"start-{len(self.starts)}")
 
-    def stop(self) -> str:
+    def stop(self) -> Accepted:
         error = self.refuse_stop()
         if error and not (isinstance(error, Transient) and error.cloud_code == "accepted"):
             raise error
@@ -128,7 +128,7 @@ class Cloud:
             self._enter(Observed.STOPPING, self.halt)
         if error:
             raise error
-        return f"stop-{len(self.stops)}"
+        return Accepted(f"stop-{len(self.stops)}")
 
     # What others do
 
@@ -189,19 +189,19 @@ class PointedProvider:
         self._point("describe")
         return self._cloud.describe()
 
-    def start(self) -> str:
+    def start(self) -> Accepted:
         self._point("call:start")
         self._tell("CLOUD START by ")
-        request_id = self._cloud.start()
+        accepted = self._cloud.start()
         self._point("called:start")
-        return request_id
+        return accepted
 
-    def stop(self) -> str:
+    def stop(self) -> Accepted:
         self._point("call:stop")
         self._tell("CLOUD STOP by ")
-        request_id = self._cloud.stop()
+        accepted = self._cloud.stop()
         self._point("called:stop")
-        return request_id
+        return accepted
 
 
 class PointedController(Controller):

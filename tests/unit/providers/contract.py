@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from qwenctl.lifecycle import Observed
-from qwenctl.providers.base import Conflict, Observation, Provider
+from qwenctl.providers.base import Accepted, Conflict, Observation, Provider
 
 __all__ = ["ProviderContract", "wait_for"]
 
@@ -67,12 +67,12 @@ class ProviderContract:
         assert self.count_stops(provider) == 0
 
     def test_a_whole_life(self, provider: Provider) -> None:
-        assert isinstance(provider.start(), str)
+        assert isinstance(provider.start(), Accepted)
         assert provider.describe().state in (Observed.STARTING, Observed.RUNNING)
         running = wait_for(provider, Observed.RUNNING, self.timeout)
         assert running.address
         assert running.instance_id
-        assert isinstance(provider.stop(), str)
+        assert isinstance(provider.stop(), Accepted)
         assert provider.describe().state in (Observed.STOPPING, Observed.STOPPED)
         wait_for(provider, Observed.STOPPED, self.timeout)
         assert (self.count_starts(provider), self.count_stops(provider)) == (1, 1)

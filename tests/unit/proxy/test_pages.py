@@ -54,6 +54,7 @@ def status(phase: str = "off", active: str | None = None, **changes: Any) -> dic
         "eta_seconds": 23.0 if active else None,
         "progress": None,
         "failure": None,
+        "note": "",
         "blocked": None,
         "wake_on": "visit",
         "may_wake": True,

@@ -1,0 +1,127 @@
+"""``python -m gpu_node.aliyun_stop``: an Alibaba Cloud instance stops itself and its billing.
+
+The `power_off_command` of nodes there, where powering off the operating system goes on costing. It
+takes the instance's name and its role's credentials from the metadata service, in the hardened mode
+that needs a token, and calls ``StopInstance`` with ``StoppedMode=StopCharging``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import requests
+
+METADATA = "http://100.100.100.200"
+TIMEOUT = 10.0
+"""Seconds for each single request."""
+
+
+class StopFailed(Exception):
+    """Why the instance was not stopped; without secrets."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Stop this instance; 0 once the cloud has accepted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gpu_node.aliyun_stop",
+        description="Stop this Alibaba Cloud instance so that it is no longer billed.",
+    )
+    parser.add_argument("--metadata", metavar="URL", default=METADATA, help="metadata service")
+    parser.add_argument(
+        "--endpoint", metavar="HOST", help="ECS API; default: ecs-vpc.REGION.aliyuncs.com"
+    )
+    parser.add_argument("--protocol", choices=("https", "http"), default="https")
+    given = parser.parse_args(argv)
+    try:
+        stop_this_instance(given.metadata, given.endpoint, given.protocol)
+    except StopFailed as error:
+        print(f"cannot stop this instance: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def stop_this_instance(metadata: str, endpoint: str | None, protocol: str) -> None:
+    """Have the cloud stop the instance that this runs on.
+
+    Raises:
+        StopFailed: not such an instance, no role, the SDK is not installed, or the cloud said no.
+    """
+    try:
+        from aliyunsdkcore.acs_exception.exceptions import ClientException, ServerException
+        from aliyunsdkcore.auth.credentials import StsTokenCredential
+        from aliyunsdkcore.client import AcsClient
+        from aliyunsdkecs.request.v20140526.StopInstanceRequest import StopInstanceRequest
+    except ModuleNotFoundError as error:
+        raise StopFailed(f"{error.name} is not installed: pip install 'qwenctl[aliyun]'") from None
+    instance_id, region, role = _read_metadata(metadata)
+    client = AcsClient(
+        region_id=region,
+        credential=StsTokenCredential(
+            role["AccessKeyId"], role["AccessKeySecret"], role["SecurityToken"]
+        ),
+        timeout=TIMEOUT,
+        connect_timeout=TIMEOUT,
+    )
+    request = StopInstanceRequest()
+    request.set_endpoint(endpoint or f"ecs-vpc.{region}.aliyuncs.com")
+    request.set_protocol_type(protocol)
+    request.set_InstanceId(instance_id)
+    request.set_StoppedMode("StopCharging")
+    try:
+        client.do_action_with_exception(request)
+    except ServerException as error:
+        code = error.get_error_code()
+        hint = "; its role may not: see `qwenctl policy aliyun --node`" if "Forbid" in code else ""
+        raise StopFailed(
+            f"{error.get_error_msg()} ({code}, request {error.get_request_id()}){hint}"
+        ) from None
+    except ClientException as error:
+        # Its text may hold the signed address: only the code is fit to show.
+        raise StopFailed(f"the ECS API cannot be reached ({error.get_error_code()})") from None
+
+
+def _read_metadata(url: str) -> tuple[str, str, dict[str, str]]:
+    """Instance id, region, and the credentials of the instance's role."""
+    with requests.Session() as session:
+        session.trust_env = False  # a web proxy does not know this instance
+        try:
+            token = session.put(
+                f"{url}/latest/api/token",
+                headers={"X-aliyun-ecs-metadata-token-ttl-seconds": "300"},
+                timeout=TIMEOUT,
+            )
+            token.raise_for_status()
+            session.headers["X-aliyun-ecs-metadata-token"] = token.text
+
+            def get(path: str) -> requests.Response:
+                return session.get(f"{url}/latest/meta-data/{path}", timeout=TIMEOUT)
+
+            instance_id, region = get("instance-id"), get("region-id")
+            instance_id.raise_for_status()
+            region.raise_for_status()
+            name = get("ram/security-credentials/")
+            if name.status_code == 404 or not name.text.strip():
+                raise StopFailed(
+                    "it has no instance role; `qwenctl provision` prints the role that it needs"
+                )
+            name.raise_for_status()
+            role = get(f"ram/security-credentials/{name.text.strip().splitlines()[0]}")
+            role.raise_for_status()
+            found = role.json()
+        except (requests.RequestException, ValueError) as error:
+            raise StopFailed(f"the metadata service gave no answer: {_brief(error)}") from None
+    if not isinstance(found, dict) or found.get("Code") != "Success":
+        raise StopFailed("the metadata service gives no credentials for the instance's role")
+    return instance_id.text.strip(), region.text.strip(), found
+
+
+def _brief(error: Exception) -> str:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"HTTP {error.response.status_code}"
+    return type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""`qwenctl import`: the configuration of an instance that exists."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenctl.cli import context
+from qwenctl.cli.context import ConfigOption, JsonOption, print_json
+from qwenctl.cli.output import paint
+
+if TYPE_CHECKING:
+    from qwenctl.importing import Found
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Write the config section of an existing instance.")
+
+InstanceArgument = Annotated[str, typer.Argument(help="The instance's id.", show_default=False)]
+RegionOption = Annotated[
+    str, typer.Option("--region", "-r", metavar="REGION", help="Where it is.", show_default=False)
+]
+NameOption = Annotated[
+    str, typer.Option("--name", metavar="NAME", help="What to call the GPU in the config.")
+]
+WriteOption = Annotated[
+    bool, typer.Option("--write", help="Append the section to the config file.")
+]
+
+
+@app.command()
+def aliyun(
+    instance_id: InstanceArgument,
+    region: RegionOption,
+    name: NameOption = "main",
+    write: WriteOption = False,
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            "--endpoint",
+            metavar="HOST",
+            help="The ECS API, such as ecs-vpc.cn-hangzhou.aliyuncs.com. Default: the region's.",
+            show_default=False,
+        ),
+    ] = "",
+    protocol: Annotated[str, typer.Option("--protocol", hidden=True)] = "https",
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Read an instance of Alibaba Cloud: type, price, addresses, billing.
+
+    \b
+    Examples:
+      qwenctl import aliyun i-bp1abcdefgh --region cn-hangzhou
+      qwenctl import aliyun i-bp1abcdefgh --region cn-hangzhou --name small --write
+    """
+    from qwenctl.config import AliyunConfig, is_loopback
+    from qwenctl.errors import ConfigError
+    from qwenctl.importing import read_aliyun
+    from qwenctl.providers.aliyun import Ecs
+
+    _check_name(name)
+    settings = _settings(
+        AliyunConfig,
+        region=region,
+        instance_id=instance_id,
+        endpoint=endpoint,
+        protocol=protocol,
+    )
+    if protocol == "http" and not is_loopback(endpoint.partition(":")[0]):
+        raise ConfigError("--protocol http is only for an endpoint on this machine")
+    _show(name, _asked(lambda: read_aliyun(Ecs(settings), settings)), write, config, json)
+
+
+@app.command()
+def aws(
+    instance_id: InstanceArgument,
+    region: RegionOption,
+    name: NameOption = "main",
+    write: WriteOption = False,
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--profile", metavar="NAME", help="A profile of the AWS config.", show_default=False
+        ),
+    ] = "",
+    endpoint_url: Annotated[
+        str,
+        typer.Option(
+            "--endpoint-url",
+            metavar="URL",
+            help="The EC2 API. Default: the region's.",
+            show_default=False,
+        ),
+    ] = "",
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Read an instance of AWS EC2: type, addresses, market. EC2's API has no prices.
+
+    \b
+    Examples:
+      qwenctl import aws i-0123456789abcdef0 --region us-east-1
+      qwenctl import aws i-0123456789abcdef0 --region us-east-1 --name small --write
+    """
+    from qwenctl.config import AwsConfig
+    from qwenctl.importing import read_aws
+    from qwenctl.providers.aws import account_of
+
+    _check_name(name)
+    settings = _settings(
+        AwsConfig,
+        region=region,
+        instance_id=instance_id,
+        profile=profile,
+        endpoint_url=endpoint_url,
+    )
+    _show(name, _asked(lambda: read_aws(account_of(settings), settings)), write, config, json)
+
+
+def _check_name(name: str) -> None:
+    from qwenctl.errors import ConfigError
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", name):
+        raise ConfigError(
+            f"--name {name!r}: a name is made of lower-case letters, digits and hyphens, at most 32"
+        )
+
+
+def _settings(model: Any, **values: str) -> Any:
+    """The cloud's table.
+
+    Raises:
+        ConfigError: a value has not the right form.
+    """
+    from pydantic import ValidationError
+
+    from qwenctl.errors import ConfigError
+
+    if missing := [key for key in ("region", "instance_id") if not values[key]]:
+        raise ConfigError(f"{missing[0].replace('_', ' ')} must not be empty")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = str(problem["loc"][0])
+        raise ConfigError(f"{values[key]!r} is no {key.replace('_', ' ')} of this cloud") from None
+
+
+def _asked(read: Any) -> Found:
+    """What the cloud says; its refusal as an error for people."""
+    from qwenctl.cli.cloud_error import raising_user_errors
+
+    with raising_user_errors():
+        found: Found = read()
+    return found
+
+
+def _show(name: str, found: Found, write: bool, config: str | None, json: bool) -> None:
+    from dataclasses import asdict
+
+    from qwenctl.importing import section
+
+    text = section(name, found)
+    for warning in found.warnings:
+        line = f"warning: {''.join(c if c.isprintable() else ' ' for c in warning)}"
+        print(paint(line, "red", bold=True, stream=sys.stderr), file=sys.stderr)
+    path = _append(config, name, text) if write else None
+    if json:
+        print_json({"name": name, **asdict(found), "section": text, "file": path and str(path)})
+    elif path is None:
+        print(text, end="")
+    else:
+        print(f"Added [gpu.{name}] to {path}.")
+        print("Next: `qwenctl provision` for the agent, then `qwenctl doctor`.")
+
+
+def _append(given: str | None, name: str, text: str) -> Path:
+    """Put the section at the end of the config file, which is made if there is none.
+
+    Raises:
+        ConfigError: the file has such a GPU already, or cannot be read or written.
+    """
+    import tempfile
+
+    from qwenctl.config import config_path, load_config
+    from qwenctl.errors import ConfigError
+
+    path = config_path(given or context.config_file()) or Path("qwenctl.toml")
+    try:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        if name in load_config(str(path), env={}).gpu if before else False:
+            raise ConfigError(
+                f"{path} has [gpu.{name}] already; choose another --name, or edit the file"
+            )
+        after = before + ("" if before.endswith("\n") or not before else "\n")
+        after += ("\n" if before else "") + text
+        # The whole is tried before the file is touched.
+        with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as trial:
+            trial.write(after)
+            trial.flush()
+            load_config(trial.name, env={})
+        with path.open("a", encoding="utf-8") as file:
+            file.write(after[len(before) :])
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+    return path

@@ -1,0 +1,43 @@
+"""`qwenctl policy`: the least that the proxy or a node must be allowed to do."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from qwenctl.cli.context import ConfigOption, GpuOption, load, print_json
+
+__all__ = ["CloudName", "policy"]
+
+
+class CloudName(str, Enum):
+    """The clouds that we know, as an argument."""
+
+    aliyun = "aliyun"
+    aws = "aws"
+
+
+def policy(
+    cloud: Annotated[CloudName, typer.Argument(help="Which cloud's policy.")],
+    gpu: GpuOption = None,
+    node: Annotated[
+        bool,
+        typer.Option("--node", help="For the node's instance role: to stop itself, nothing else."),
+    ] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Print the least-privilege policy for exactly the configured instances, as JSON.
+
+    Without --node it is for the proxy: to look at, start and stop them. Asks no cloud.
+
+    \b
+    Examples:
+      qwenctl policy aliyun > qwenctl-proxy.json
+      qwenctl policy aws --node --gpu main
+    """
+    from qwenctl.access_policy import configured, node_policy, proxy_policy
+
+    instances = configured(load(config), cloud.value, gpu)
+    print_json(node_policy(instances) if node else proxy_policy(instances))

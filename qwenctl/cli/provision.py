@@ -1,0 +1,250 @@
+"""`qwenctl provision`: what an instance needs before its first wake."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenctl.cli.context import ConfigOption, GpuOption, JsonOption, load, print_json
+from qwenctl.cli.output import paint
+
+if TYPE_CHECKING:
+    from qwenctl.config import Config
+    from qwenctl.provision import Plan
+
+__all__ = ["provision"]
+
+
+class Part(str, Enum):
+    """What to print alone."""
+
+    rules = "rules"
+    role = "role"
+    user_data = "user-data"
+    script = "script"
+
+
+def provision(
+    gpu: GpuOption = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="NETWORK",
+            help="Where the proxy's requests come from: 10.0.0.5/32, or a security group's id. "
+            "Default: the addresses in proxy.node_urls.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        Part | None, typer.Option("--only", help="Print one part alone.", show_default=False)
+    ] = None,
+    user: Annotated[
+        str, typer.Option("--user", metavar="NAME", help="Who the agent runs as on the instance.")
+    ] = "qwenctl",
+    package: Annotated[
+        str,
+        typer.Option(
+            "--package",
+            metavar="SPEC",
+            help="What pip installs there. Default: this version of qwenctl.",
+            show_default=False,
+        ),
+    ] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the part to a file that only you can read.",
+            show_default=False,
+        ),
+    ] = None,
+    with_secret: Annotated[
+        bool,
+        typer.Option("--with-secret", help="Put the node secret in as well; needs --output."),
+    ] = False,
+    apply: Annotated[
+        bool,
+        typer.Option(
+            "--apply",
+            help="Add the missing security group rules; on EC2, also let an OS shutdown only stop "
+            "the instance.",
+        ),
+    ] = False,
+    security_group: Annotated[
+        str,
+        typer.Option(
+            "--security-group",
+            metavar="ID",
+            help="Which of the instance's groups gets the rules, if it has several.",
+            show_default=False,
+        ),
+    ] = "",
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print what a GPU's instance needs: rules, role, and the agent as a systemd service.
+
+    Changes nothing without --apply, and never makes a role or an instance. User data runs at the
+    first boot of a new instance; --only script is the same for one that exists.
+
+    \b
+    Examples:
+      qwenctl provision
+      qwenctl provision --only user-data > user-data.yaml
+      qwenctl provision --only script | ssh root@10.0.0.7 sh
+      qwenctl provision --only user-data --with-secret -o user-data.yaml
+      qwenctl provision --apply --from 10.0.0.5/32
+    """
+    from qwenctl.errors import ConfigError
+    from qwenctl.provision import make_plan
+
+    loaded = load(config)
+    name = loaded.gpu_name(gpu)
+    plan = make_plan(loaded, name, sources=source or (), user=user, package=package)
+    if with_secret and (output is None or only not in (Part.user_data, Part.script)):
+        raise ConfigError(
+            "--with-secret needs --output FILE and --only user-data or --only script: "
+            "the secret is not printed"
+        )
+    if apply:
+        _apply(loaded, plan, security_group, json)
+        return
+    if only is not None or output is not None:
+        text = _part(plan, only, loaded.read_node_secret() if with_secret else "")
+        _write(output, text) if output else print(text, end="")
+        return
+    if json:
+        print_json(_as_json(plan))
+        return
+    _print_all(loaded, plan)
+
+
+def _part(plan: Plan, part: Part | None, secret: str) -> str:
+    if part is Part.script:
+        return plan.script(secret)
+    if part is Part.user_data:
+        return plan.user_data(secret)
+    found = _as_json(plan)
+    return json_module.dumps(found[part.value] if part else found, indent=2) + "\n"
+
+
+def _as_json(plan: Plan) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from qwenctl.access_policy import node_policy, node_trust
+
+    role = None
+    if plan.instance is not None:
+        role = {
+            "trust": node_trust(plan.cloud, plan.instance.region),
+            "policy": node_policy([plan.instance]),
+            "needed": plan.cloud == "aliyun",
+        }
+    return {
+        "gpu": plan.gpu,
+        "cloud": plan.cloud,
+        "rules": [asdict(rule) for rule in plan.rules],
+        "role": role,
+        "user-data": plan.user_data(),
+        "script": plan.script(),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    from qwenctl.errors import ConfigError
+    from qwenctl.private_file import write_private
+
+    try:
+        write_private(path, text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+    print(f"Wrote {path}, readable by you only.")
+
+
+def _print_all(config: Config, plan: Plan) -> None:
+    found = _as_json(plan)
+    _heading(f"1. Inbound rules of the security group of gpu.{plan.gpu}")
+    if plan.rules:
+        for rule in plan.rules:
+            print(f"allow tcp {rule.port} from {rule.source}    # {rule.description}")
+    else:
+        print("proxy.node_urls has no address in it; say where the proxy's requests come from:")
+        print("  qwenctl provision --from 10.0.0.5/32")
+    print("No other inbound rule is needed. `qwenctl provision --apply` adds what is missing.")
+    _heading("2. Role of the instance")
+    if plan.cloud == "aws":
+        print("None is needed: the node powers itself off when no proxy is heard for too long.")
+        print("InstanceInitiatedShutdownBehavior must be `stop`; --apply sees to that.")
+    elif found["role"] is None:
+        print(f"First set instance_id in [gpu.{plan.gpu}.aliyun]: the policy names the instance.")
+    else:
+        print("An instance role for ECS, so that the node can stop itself and end its billing.")
+        print("Trust policy:")
+        print(json_module.dumps(found["role"]["trust"], indent=2))
+        print("Permissions (also `qwenctl policy aliyun --node`):")
+        print(json_module.dumps(found["role"]["policy"], indent=2))
+    _heading("3. User data of a new instance (--only user-data; --only script for an existing one)")
+    print(plan.user_data(), end="")
+    _heading("4. The node secret")
+    for line in _secret_words(config, plan):
+        print(line)
+
+
+def _secret_words(config: Config, plan: Plan) -> list[str]:
+    """How the secret gets to the node; it is not shown."""
+    from qwenctl.provision import SECRET_FILE, UNIT
+
+    if config.node_secret.get_secret_value():
+        return [
+            "It is in the configuration or in QWENCTL_NODE_SECRET. To have it in the user data:",
+            f"  qwenctl provision --gpu {plan.gpu} --only user-data --with-secret -o FILE",
+        ]
+    path = (
+        Path(config.node_secret_file).expanduser()
+        if config.node_secret_file
+        else config.state_path / "node.secret"
+    )
+    install = f"install -m 600 -o {plan.user} /dev/stdin {SECRET_FILE}"
+    lines = [
+        "Copy it once the instance is up, then start the service:",
+        f"  ssh root@NODE '{install} && systemctl start {UNIT}' < {path}",
+    ]
+    if not path.is_file():
+        lines.insert(0, "`qwenctl serve` makes it at its first start.")
+    return lines
+
+
+def _heading(text: str) -> None:
+    print(f"\n{paint(text, bold=True)}\n" if sys.stdout.isatty() else f"\n{text}\n")
+
+
+def _apply(config: Config, plan: Plan, group: str, json: bool) -> None:
+    from dataclasses import asdict
+
+    from qwenctl.cli.cloud_error import raising_user_errors
+    from qwenctl.security_rules import apply_aliyun, apply_aws
+
+    gpu = config.gpu[plan.gpu]
+    with raising_user_errors():
+        if plan.cloud == "aliyun":
+            from qwenctl.providers.aliyun import Ecs
+
+            changes = apply_aliyun(Ecs(gpu.aliyun), plan, group)
+        else:
+            from qwenctl.providers.aws import account_of
+
+            changes = apply_aws(account_of(gpu.aws), plan, group)
+    if json:
+        print_json({"gpu": plan.gpu, "changes": [asdict(change) for change in changes]})
+        return
+    for change in changes:
+        print(f"{change.done}: {change.what}")
+    print("Not done: role, agent and node secret; `qwenctl provision` prints what to do.")

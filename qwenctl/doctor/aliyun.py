@@ -1,0 +1,226 @@
+"""Checks of a GPU on Alibaba Cloud."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from qwenctl.doctor.base import Check, Finding, Stop, fail, ok, refusal, warn
+from qwenctl.doctor.here import Deployment, clock_with_cloud, node_checks
+from qwenctl.errors import ConfigError
+from qwenctl.lifecycle import Observed
+from qwenctl.providers.aliyun_errors import DRY_RUN_PASSED
+from qwenctl.providers.base import Conflict, NoCapacity, Observation, ProviderError
+
+if TYPE_CHECKING:
+    from qwenctl.config import GpuConfig
+    from qwenctl.providers.aliyun import Credentials, Ecs, Instance
+
+__all__ = ["checks"]
+
+POLICY = "Attach what `qwenctl policy aliyun` prints to the RAM user or role that the proxy uses."
+
+
+def checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Check]:
+    """In this order: each needs what the one before it has found."""
+    patient = _Patient(deployment, name, gpu)
+    return [
+        patient.table,
+        patient.endpoint,
+        patient.credentials,
+        patient.instance,
+        lambda: patient.permission("start", "StartInstance"),
+        lambda: patient.permission("stop", "StopInstance", StoppedMode="StopCharging"),
+        patient.billing,
+        patient.spot,
+        patient.address,
+        lambda: node_checks(deployment, name, patient.observation()),
+    ]
+
+
+class _Patient:
+    def __init__(self, deployment: Deployment, name: str, gpu: GpuConfig) -> None:
+        self._deployment = deployment
+        self._name = name
+        self._gpu = gpu
+        self._config = self._gpu.aliyun
+        self._ecs: Ecs
+        self._credentials: Credentials
+        self._raw: dict[str, Any] = {}
+        self._seen: Instance
+
+    def table(self) -> Iterable[Finding]:
+        try:
+            from qwenctl.providers.aliyun import AliyunProvider, Ecs, default_credentials
+
+            AliyunProvider.from_config(self._name, self._gpu, self._deployment.config)
+            self._credentials = default_credentials()
+            self._ecs = Ecs(self._config, self._credentials)
+        except ConfigError as error:
+            raise Stop(
+                fail(
+                    "provider",
+                    str(error),
+                    "`qwenctl import aliyun INSTANCE_ID --region REGION` prints the whole section.",
+                )
+            ) from None
+        except ModuleNotFoundError as error:
+            raise Stop(
+                fail(
+                    "provider",
+                    f"the package {error.name} is not installed",
+                    "Run `pip install 'qwenctl[aliyun]'`.",
+                )
+            ) from None
+        return [ok("provider", f"Alibaba Cloud, {self._config.region}")]
+
+    def endpoint(self) -> Iterable[Finding]:
+        return clock_with_cloud(f"{self._config.protocol}://{self._ecs.host}/")
+
+    def credentials(self) -> Iterable[Finding]:
+        from qwenctl.cloud_api import aliyun_source
+
+        try:
+            source = aliyun_source(self._credentials)
+        except Exception:  # whatever the SDK raises: its text is not fit to show
+            raise Stop(
+                fail(
+                    "credentials",
+                    "none found",
+                    "Attach a RAM role to the ECS instance that the proxy runs on, or set "
+                    "ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET, or run "
+                    "`aliyun configure`.",
+                )
+            ) from None
+        return [ok("credentials", f"from {source}")]
+
+    def instance(self) -> Iterable[Finding]:
+        from qwenctl.cloud_api import ecs_instance
+        from qwenctl.providers.aliyun import Instance
+
+        try:
+            self._raw = ecs_instance(self._ecs, self._config.instance_id)
+        except ProviderError as error:
+            raise Stop(_refused("instance", error)) from None
+        if not self._raw:
+            raise Stop(
+                fail(
+                    "instance",
+                    f"there is no {self._config.instance_id} in {self._config.region}, or it may "
+                    "not be seen",
+                    f"Check instance_id and region in [gpu.{self._name}.aliyun]. {POLICY}",
+                )
+            )
+        try:
+            self._seen = Instance.from_api(self._raw)
+        except (KeyError, TypeError, AttributeError):
+            raise Stop(
+                fail(
+                    "instance",
+                    "the answer to DescribeInstances is not one of the ECS API",
+                    "See whether a web proxy answers in its place.",
+                )
+            ) from None
+        yield ok("instance", f"{self._seen.type}, {self._seen.status.lower()}")
+        reason = self._seen.observation(self._config.address).reason
+        if self._seen.locks:
+            yield fail("lock", reason, "Nothing can start it before that is settled.")
+
+    def permission(self, verb: str, action: str, **parameters: object) -> Iterable[Finding]:
+        """By a dry run. What it says of the instance's state comes after the check of rights."""
+        # "true" as the API spells it: the SDK would write Python's True, and what if that was not
+        # understood?
+        from qwenctl.cloud_api import ecs_call
+
+        id_ = self._config.instance_id
+        resource = f"acs:ecs:{self._config.region}:*:instance/{id_}"
+        try:
+            ecs_call(self._ecs, action, resource, InstanceId=id_, DryRun="true", **parameters)
+        except Conflict:
+            pass
+        except NoCapacity as error:
+            yield warn(
+                f"may {verb}",
+                f"yes; but a start would fail now: {error.args[0].partition(';')[0]}",
+                "Wait, or use another instance type or zone; one stopped in economical mode has no "
+                "machine kept for it.",
+            )
+            return
+        except ProviderError as error:
+            if error.cloud_code != DRY_RUN_PASSED:
+                yield _refused(f"may {verb}", error)
+                return
+        yield ok(f"may {verb}", f"ecs:{action} is allowed")
+
+    def billing(self) -> Iterable[Finding]:
+        seen, config = self._seen, self._config
+        if why := seen.keeps_charging:
+            found = f"stopping it does not end billing: {why}"
+            if config.keep_charging:
+                yield warn("billing", found, "keep_charging = true says that this is meant.")
+            else:
+                yield fail(
+                    "billing",
+                    found,
+                    "qwenctl does not start it. Use a pay-as-you-go instance in a VPC, of a family "
+                    "without local disks, or set aliyun.keep_charging = true.",
+                )
+            return
+        if seen.state is Observed.STOPPED and seen.stopped_mode not in ("", "StopCharging"):
+            yield warn(
+                "billing",
+                "it is stopped and billed all the same (standard mode)",
+                "Run `qwenctl up` and `qwenctl down`, or stop it in economical mode in the console.",
+            )
+            return
+        kind = "pay-as-you-go" if seen.charge_type == "PostPaid" else seen.charge_type
+        yield ok("billing", f"{kind}; a stop ends it (economical mode), disks and EIP aside")
+
+    def spot(self) -> Iterable[Finding]:
+        strategy = self._raw.get("SpotStrategy") or "NoSpot"
+        if strategy == "NoSpot":
+            return
+        if self._raw.get("SpotInterruptionBehavior") == "Terminate":
+            yield warn(
+                "spot",
+                "when it is reclaimed it is released, and its system disk with it",
+                "Make the instance with SpotInterruptionBehavior=Stop, or keep models and data on a "
+                "disk of their own.",
+            )
+            return
+        limit = " with a price limit" if strategy == "SpotWithPriceLimit" else ""
+        yield ok("spot", f"a spot instance{limit}: it may be reclaimed at any time")
+
+    def address(self) -> Iterable[Finding]:
+        if self._gpu.address:
+            yield ok("address", f"{self._gpu.address} (gpu.{self._name}.address)")
+            return
+        choice, seen = self._config.address, self._seen
+        address = seen.address(choice)
+        if address and address == seen.public_ip:
+            yield warn(
+                "address",
+                f"{address}, which changes with each start",
+                "Use the private address from within the VPC, or an EIP: the security group can "
+                "then name the proxy.",
+            )
+        elif address:
+            yield ok("address", address)
+        elif choice == "public" and seen.state is not Observed.RUNNING:
+            yield ok("address", "a public one, which it gets when it starts")
+        else:
+            what = "IP" if choice == "auto" else choice
+            yield fail(
+                "address",
+                f"the instance has no {what} address",
+                'Bind an EIP to it, or set aliyun.address = "private" and run the proxy in its VPC.',
+            )
+
+    def observation(self) -> Observation:
+        return self._seen.observation(self._config.address)
+
+
+def _refused(check: str, error: ProviderError) -> Finding:
+    if error.cloud_code.startswith(("Forbidden", "NoPermission")):
+        return refusal(check, error, POLICY)
+    return refusal(check, error)

@@ -1,0 +1,344 @@
+"""Checks that need no cloud: Redis, clocks, the URLs that nodes use, the node itself."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+
+from qwenctl.config import Config, GpuConfig, is_loopback
+from qwenctl.doctor.base import Check, Finding, Stop, fail, ok, refusal, warn
+from qwenctl.errors import ConfigError, StoreUnavailable
+from qwenctl.lifecycle import Observed, Phase
+from qwenctl.providers.base import Observation, ProviderError
+from qwenctl.store import Snapshot, Store, open_store
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "Check",
+    "Deployment",
+    "clock_with_cloud",
+    "gpu_checks",
+    "node_checks",
+    "other_checks",
+]
+
+PATIENCE = 5.0
+"""Seconds for one connection."""
+
+CLOCK_WARN, CLOCK_FAIL = 60.0, 240.0
+"""Seconds by which two clocks may differ. EC2 refuses requests at 300, Alibaba Cloud at 900."""
+
+CLOUDS = ("aliyun", "aws")
+
+
+class Deployment:
+    """What the GPUs share: the configuration and, once it answered, the store."""
+
+    def __init__(self, config: Config, gpus: Sequence[str]) -> None:
+        self.config = config
+        self.gpus = gpus
+        self._store: Store | None = None
+
+    def checks(self) -> list[Check]:
+        return [self.configuration, self.redis, self.node_secret, self.listening, self.node_urls]
+
+    @property
+    def in_cloud(self) -> bool:
+        return any(self.config.gpu[name].provider in CLOUDS for name in self.gpus)
+
+    def snapshot(self, gpu: str) -> Snapshot | None:
+        """What the store knows of a GPU; None if it could not be asked."""
+        try:
+            return self._store.snapshot(gpu) if self._store is not None else None
+        except StoreUnavailable:
+            return None
+
+    def configuration(self) -> Iterable[Finding]:
+        names = ", ".join(self.gpus)
+        yield ok("config", f"{self.config.source or 'defaults and QWENCTL_*'}: {names}")
+
+    def redis(self) -> Iterable[Finding]:
+        try:
+            self._store = open_store(self.config)
+            before = time.time()
+            theirs = self._store.snapshot(self.gpus[0]).now if self.gpus else before
+            after = time.time()
+        except (ConfigError, StoreUnavailable) as error:
+            found, _, advice = str(error).partition("; ")
+            yield fail("redis", found, _sentence(advice or "Check redis_url."))
+            return
+        kind = "embedded server" if not self.config.redis_url else f"Redis at {self._store.place}"
+        yield ok("redis", f"{kind} answers")
+        # Between two looks at our clock: what the way there takes is no difference of clocks.
+        apart = max(before - theirs, theirs - after, 0.0)
+        if apart < CLOCK_WARN:
+            yield ok("redis clock", f"agrees with ours to {max(apart, after - before):.1f} s")
+        else:
+            yield warn(
+                "redis clock",
+                f"{_duration(apart)} apart from ours",
+                "qwenctl counts by Redis' clock, but times are shown by ours: set both by NTP.",
+            )
+
+    def node_secret(self) -> Iterable[Finding]:
+        config = self.config
+        if config.node_secret.get_secret_value():
+            if config.source and "node_secret" in _keys_of(config.source):
+                yield warn(
+                    "node secret",
+                    "in clear in the config file",
+                    "Put it into a file that only the proxy can read, and name that in "
+                    "node_secret_file.",
+                )
+            else:
+                yield ok("node secret", "from QWENCTL_NODE_SECRET")
+            return
+        own = config.state_path / "node.secret"
+        path = Path(config.node_secret_file).expanduser() if config.node_secret_file else own
+        if path == own and not own.exists():
+            yield ok("node secret", f"will be made at need in {own}")
+            return
+        try:
+            config.read_node_secret()
+            others = stat.S_IMODE(path.stat().st_mode) & 0o077
+        except (ConfigError, OSError) as error:
+            yield fail("node secret", str(error), "Nodes cannot prove who they are without it.")
+            return
+        if others:
+            yield warn("node secret", f"others can read {path}", f"Run `chmod 600 {path}`.")
+        else:
+            yield ok("node secret", f"in {path}")
+
+    def listening(self) -> Iterable[Finding]:
+        try:
+            self.config.check_listen()
+        except ConfigError as error:
+            found, _, advice = str(error).partition("; ")
+            yield fail("listen", found, _sentence(advice or "Correct proxy.listen."))
+
+    def node_urls(self) -> Iterable[Finding]:
+        """Whether nodes could reach the proxy. Asked from here, which is not where they are."""
+        for url in self.config.node_urls:
+            host = urlsplit(url).hostname or ""
+            if self.in_cloud and (is_loopback(host) or host in ("0.0.0.0", "::")):
+                yield fail(
+                    "node url",
+                    f"{url} means the node itself, seen from an instance in the cloud",
+                    "Set proxy.node_urls to an address of the proxy in the nodes' network, such as "
+                    '["http://10.0.0.5:8080"], and proxy.listen to an address that they can reach.',
+                )
+                continue
+            try:
+                # Not through a web proxy of this user: nodes have none.
+                with requests.Session() as session:
+                    session.trust_env = False
+                    answer = session.get(f"{url}/_qwenctl/healthz", timeout=PATIENCE)
+            except requests.RequestException as error:
+                yield warn(
+                    "node url",
+                    f"no proxy answers at {url} from here ({_brief(error)})",
+                    "Start it with `qwenctl serve`; if it runs, check proxy.listen, the firewall and "
+                    "proxy.node_urls.",
+                )
+                continue
+            if answer.ok and _is_ours(answer):
+                yield ok("node url", f"the proxy answers at {url}")
+            else:
+                yield fail(
+                    "node url",
+                    f"something else answers at {url} (HTTP {answer.status_code})",
+                    "proxy.node_urls must lead to `qwenctl serve`, with the path /_qwenctl/.",
+                )
+
+
+def gpu_checks(deployment: Deployment, name: str) -> list[Check]:
+    """What every provider's GPU needs."""
+
+    def services() -> Iterable[Finding]:
+        gpu = deployment.config.gpu[name]
+        if gpu.service:
+            names = ", ".join(f"{service.name} on port {service.port}" for service in gpu.service)
+            yield ok("service", names)
+        else:
+            yield warn(
+                "service",
+                "none: the instance starts nothing",
+                f"Add [[gpu.{name}.service]] with the `command` and the `port` of what it should "
+                "run.",
+            )
+
+    return [services]
+
+
+def other_checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Check]:
+    """The local provider and those of other people: whether it answers, then the node."""
+    seen: list[Observation] = []
+
+    def provider() -> Iterable[Finding]:
+        from qwenctl.providers import make_provider
+
+        try:
+            seen.append(make_provider(name, gpu, deployment.config).describe())
+        except ConfigError as error:
+            raise Stop(
+                fail("provider", str(error), f"Correct gpu.{name}.provider, or install it.")
+            ) from None
+        except ProviderError as error:
+            raise Stop(refusal("provider", error)) from None
+        except Exception as error:
+            raise Stop(
+                fail(
+                    "provider",
+                    f"{gpu.provider} broke with {type(error).__name__}",
+                    "Report it to whoever wrote the provider.",
+                )
+            ) from None
+        yield ok("provider", f"{gpu.provider} says the instance is {seen[0].state.value}")
+
+    return [provider, lambda: node_checks(deployment, name, seen[0])]
+
+
+def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterable[Finding]:
+    """Address, port and agent of an instance that runs."""
+    gpu = deployment.config.gpu[name]
+    if seen.state is not Observed.RUNNING:
+        yield ok("node", f"the instance is {seen.state.value}: nothing to reach now")
+        return
+    address = gpu.address or seen.address
+    snapshot = deployment.snapshot(name)
+    hello = snapshot is not None and snapshot.node_view.hello
+    if address and snapshot is not None:
+        host, _, port = address.rpartition(":") if address.count(":") == 1 else (address, "", "")
+        yield _reach(name, host or address, int(port or gpu.port), hello=hello)
+    age = snapshot.node_view.heartbeat_age if snapshot is not None else None
+    if snapshot is None:
+        return
+    if snapshot.phase is Phase.OFF:
+        yield warn(
+            "agent",
+            "the instance runs, but qwenctl counts it as off and so hears no agent",
+            "Start `qwenctl serve`, which takes over what it finds running, or run `qwenctl up`.",
+        )
+    elif not hello or age is None:
+        yield fail(
+            "agent",
+            "the instance runs, but its agent has said nothing",
+            "See `journalctl -u qwenctl-node` on the node; `qwenctl provision` prints how it is "
+            "installed, and proxy.node_urls is where it looks for the proxy.",
+        )
+    elif age > gpu.timing.node_lost:
+        yield fail(
+            "agent",
+            f"silent for {_duration(age)}",
+            "See `journalctl -u qwenctl-node` on the node, and whether it still reaches "
+            f"{deployment.config.node_urls[0]}.",
+        )
+    else:
+        yield ok("agent", f"{snapshot.node_view.state or 'there'}, heard {age:.0f} s ago")
+
+
+def _reach(name: str, host: str, port: int, *, hello: bool) -> Finding:
+    try:
+        socket.create_connection((host, port), PATIENCE).close()
+    except ConnectionRefusedError:
+        if not hello:
+            return warn(
+                "node",
+                f"{host} answers, but nothing listens on port {port} yet",
+                "The agent starts the service; see the check of the agent.",
+            )
+        return warn(
+            "node",
+            f"nothing listens on port {port} of {host}",
+            f"The service may still be loading: see `qwenctl logs --gpu {name}`. It must listen on "
+            "all addresses, not only on 127.0.0.1.",
+        )
+    except OSError as error:
+        return fail(
+            "node",
+            f"port {port} of {host} cannot be reached from here ({_brief(error)})",
+            "Allow it in the security group (`qwenctl provision --apply`), or choose another "
+            "address: the private one works only within the same network.",
+        )
+    return ok("node", f"port {port} of {host} can be reached")
+
+
+def clock_with_cloud(url: str) -> Iterable[Finding]:
+    """Our clock against the date in an answer of the cloud's API, which needs no credentials."""
+    host = urlsplit(url).netloc
+    try:
+        before = time.time()
+        with requests.get(url, timeout=PATIENCE, allow_redirects=False, stream=True) as answer:
+            date = answer.headers.get("Date", "")
+        theirs = parsedate_to_datetime(date).timestamp()
+    except requests.RequestException as error:
+        raise Stop(
+            fail(
+                "endpoint",
+                f"the API at {host} cannot be reached ({_brief(error)})",
+                "Check this machine's route, DNS and HTTPS_PROXY, and the region; within a VPC "
+                "without a way out, set the VPC endpoint.",
+            )
+        ) from None
+    except (ValueError, TypeError):
+        return  # it has no date: that is no fault of ours
+    ahead = before - theirs
+    if abs(ahead) < CLOCK_WARN:
+        yield ok("cloud clock", f"agrees with ours ({host})")
+        return
+    found = f"this machine's clock is {_duration(abs(ahead))} {'fast' if ahead > 0 else 'slow'}"
+    fix = "Set it, best by NTP (chrony, systemd-timesyncd): the cloud refuses requests of another time."
+    yield (fail if abs(ahead) >= CLOCK_FAIL else warn)("cloud clock", found, fix)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _brief(error: Exception) -> str:
+    """What kind of failure, without the URL or library's names in its text."""
+    if isinstance(error, (requests.Timeout, TimeoutError)):
+        return "no answer"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not trusted"
+    text = str(error)
+    for words, brief in (
+        ("refused", "connection refused"),
+        ("resolve", "its name is not known"),
+        ("Name or service", "its name is not known"),
+        ("unreachable", "no route"),
+    ):
+        if words in text:
+            return brief
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _is_ours(answer: requests.Response) -> bool:
+    try:
+        return "version" in answer.json()
+    except (ValueError, TypeError):
+        return False
+
+
+def _keys_of(path: str) -> set[str]:
+    """The keys at the top of the file."""
+    try:
+        return set(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return set()

@@ -1,0 +1,111 @@
+"""What the tests of the setting-up commands share: a fuller fake cloud, tables, findings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.fake_ecs import ApiError, Cloud, FakeEcs
+from tests.support.fake_ecs.client import INSTANCE
+from tests.support.faults import Answered, Fault
+from tests.support.moto_cloud import REGION
+
+GROUP = "sg-bp1fake"
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Configure = Callable[..., Path]
+
+
+class WholeCloud(Cloud):
+    """The fake cloud with prices and security groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permits: list[dict[str, Any]] = []
+        self.shown: dict[str, Any] = {}
+        """More fields of every instance."""
+
+    def _do_DescribePrice(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        if parameters.get("ResourceType") != "instance" or parameters["PriceUnit"] != "Hour":
+            raise ApiError(400, "InvalidParameter")
+        spot = parameters.get("SpotStrategy", "NoSpot") != "NoSpot"
+        own = {"Resource": "instanceType", "TradePrice": 1.98 if spot else 9.9}
+        disk = {"Resource": "systemDisk", "TradePrice": 0.06}
+        price = {
+            "TradePrice": own["TradePrice"] + 0.06,
+            "Currency": "CNY",
+            "DetailInfos": {"DetailInfo": [own, disk]},
+        }
+        return {"PriceInfo": {"Price": price, "Rules": {"Rule": []}}}
+
+    def _do_DescribeSecurityGroupAttribute(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        if parameters.get("SecurityGroupId") != GROUP:
+            raise ApiError(404, "InvalidSecurityGroupId.NotFound")
+        return {"SecurityGroupId": GROUP, "Permissions": {"Permission": self.permits}}
+
+    def _do_AuthorizeSecurityGroup(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        fields = ("PortRange", "SourceCidrIp", "Ipv6SourceCidrIp", "SourceGroupId", "Description")
+        permit = {field: parameters.get(field, "") for field in fields}
+        self.permits.append({**permit, "IpProtocol": "TCP", "Policy": "Accept"})
+        return {}
+
+    def _shown(self, instance: Any) -> dict[str, Any]:
+        groups = {"SecurityGroupIds": {"SecurityGroupId": [GROUP]}}
+        return {**super()._shown(instance), **groups, **self.shown}
+
+
+def aliyun_table(ecs: FakeEcs, *, name: str = "main", more: str = "") -> str:
+    return (
+        f'[gpu.{name}]\nprovider = "aliyun"\n[gpu.{name}.aliyun]\nregion = "cn-hangzhou"\n'
+        f'instance_id = "{INSTANCE}"\nendpoint = "{ecs.endpoint}"\nprotocol = "http"\n{more}\n'
+        f'[[gpu.{name}.service]]\ncommand = ["run"]\nport = 7860\n'
+    )
+
+
+def aws_table(url: str, instance_id: str, *, name: str = "main", more: str = "") -> str:
+    return (
+        f'[gpu.{name}]\nprovider = "aws"\n[gpu.{name}.aws]\nregion = "{REGION}"\n'
+        f'instance_id = "{instance_id}"\nendpoint_url = "{url}"\n{more}\n'
+        f'[[gpu.{name}.service]]\ncommand = ["run"]\nport = 7860\n'
+    )
+
+
+def findings(done: subprocess.CompletedProcess[str], gpu: str = "main") -> dict[str, Any]:
+    """`doctor --json` by check: the deployment's and those of one GPU."""
+    assert done.stdout, done.stderr
+    found = [one for one in json.loads(done.stdout)["checks"] if one["gpu"] in ("", gpu)]
+    for one in found:
+        assert bool(one["fix"]) == (one["level"] != "ok"), one
+    return {one["check"]: one for one in found}
+
+
+def spot_answers(instance_id: str, kind: str, behavior: str) -> list[Fault]:
+    """EC2's answers about a spot instance, whose request moto does not show."""
+    about = (
+        f"<instanceId>{instance_id}</instanceId><instanceType>g5.xlarge</instanceType>"
+        "<instanceState><code>80</code><name>stopped</name></instanceState>"
+        "<privateIpAddress>10.0.0.7</privateIpAddress><rootDeviceType>ebs</rootDeviceType>"
+        "<instanceLifecycle>spot</instanceLifecycle>"
+        "<spotInstanceRequestId>sir-0123</spotInstanceRequestId>"
+    )
+    request = (
+        f"<spotInstanceRequestId>sir-0123</spotInstanceRequestId><type>{kind}</type>"
+        f"<instanceInterruptionBehavior>{behavior}</instanceInterruptionBehavior>"
+    )
+    shutdown = (
+        "<instanceInitiatedShutdownBehavior><value>stop</value></instanceInitiatedShutdownBehavior>"
+    )
+    bodies = {
+        "DescribeInstances": "<reservationSet><item><instancesSet><item>"
+        f"{about}</item></instancesSet></item></reservationSet>",
+        "DescribeSpotInstanceRequests": "<spotInstanceRequestSet><item>"
+        f"{request}</item></spotInstanceRequestSet>",
+        "DescribeInstanceAttribute": shutdown,
+    }
+    return [
+        Fault.error(Answered(200, f"<{action}Response>{body}</{action}Response>".encode()), action)
+        for action, body in bodies.items()
+    ]

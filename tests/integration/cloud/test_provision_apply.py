@@ -1,0 +1,185 @@
+"""`qwenctl policy` and `qwenctl provision` as commands; what --apply changes in both fake clouds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cloud_commands import GROUP, Configure, Run, WholeCloud, aliyun_table, aws_table
+
+from qwenctl.errors import ExitCode
+from tests.support.fake_ecs import FakeEcs
+from tests.support.faults import Fault, FaultProxy, ec2_error
+from tests.support.moto_cloud import MotoCloud
+
+LOCAL = "[gpu.main]\n"
+
+
+@pytest.fixture
+def group(moto: MotoCloud) -> str:
+    """A security group of its own in the fake EC2."""
+    client = moto.client()
+    vpc = client.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    made = client.create_security_group(GroupName="gpu", Description="of a test", VpcId=vpc)
+    return str(made["GroupId"])
+
+
+def permits(moto: MotoCloud, group: str) -> list[Any]:
+    answer = moto.client().describe_security_groups(GroupIds=[group])
+    found: list[Any] = answer["SecurityGroups"][0]["IpPermissions"]
+    return found
+
+
+# Printing
+
+
+def test_policy(run: Run, ecs: FakeEcs, configure: Configure) -> None:
+    configure(aliyun_table(ecs))
+    done = run("policy", "aliyun")
+    assert json.loads(done.stdout)["Statement"][0]["Resource"] == [
+        "acs:ecs:cn-hangzhou:*:instance/i-bp1fake0001"
+    ]
+    node = json.loads(run("policy", "aliyun", "--node").stdout)
+    assert [one["Action"] for one in node["Statement"]] == [["ecs:StopInstance"]]
+    wrong = run("policy", "aws")
+    assert (wrong.returncode, wrong.stdout) == (ExitCode.USAGE, "")
+    assert ecs.calls == []
+
+
+def test_everything_is_printed_but_the_secret(
+    run: Run, ecs: FakeEcs, configure: Configure, tmp_path: Path
+) -> None:
+    secret = tmp_path / "node.secret"
+    secret.write_text("node-secret-of-this-test\n")
+    configure(aliyun_table(ecs), top=f'node_secret_file = "{secret}"')
+    for arguments in ((), ("--json",), ("--only", "user-data"), ("--only", "script")):
+        done = run("provision", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "node-secret-of-this-test" not in done.stdout
+    assert f"< {secret}" in run("provision").stdout
+    assert json.loads(run("provision", "--only", "rules").stdout)[0]["source"] == "10.0.0.5/32"
+    assert ecs.calls == []
+
+
+def test_the_secret_goes_into_a_private_file(
+    run: Run, ecs: FakeEcs, configure: Configure, tmp_path: Path
+) -> None:
+    configure(aliyun_table(ecs))
+    secret = "node-secret-of-this-test"
+    refused = run("provision", "--with-secret", QWENCTL_NODE_SECRET=secret)
+    assert (refused.returncode, refused.stdout) == (ExitCode.USAGE, "")
+    arguments = ("--only", "user-data", "--with-secret", "-o", "ud.yaml")
+    done = run("provision", *arguments, QWENCTL_NODE_SECRET=secret)
+    assert done.returncode == 0, done.stderr
+    assert secret not in done.stdout
+    path = tmp_path / "ud.yaml"
+    assert path.stat().st_mode & 0o777 == 0o600
+    files = yaml.safe_load(path.read_text())["write_files"]
+    assert secret + "\n" in [file["content"] for file in files]
+
+
+def test_a_local_gpu_needs_nothing(run: Run, configure: Configure) -> None:
+    configure(LOCAL)
+    done = run("provision")
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+
+
+# Applying
+
+
+def test_aliyun_rule_is_added_once(
+    run: Run, ecs: FakeEcs, cloud: WholeCloud, configure: Configure
+) -> None:
+    cloud.add()
+    configure(aliyun_table(ecs))
+    done = run("provision", "--apply")
+    assert done.returncode == 0, done.stderr
+    assert f"added: {GROUP}: allow tcp 7860 from 10.0.0.5/32" in done.stdout
+    [permit] = cloud.permits
+    assert (permit["PortRange"], permit["SourceCidrIp"]) == ("7860/7860", "10.0.0.5/32")
+    again = run("provision", "--apply", "--json")
+    assert [c["done"] for c in json.loads(again.stdout)["changes"]] == ["already there"]
+    assert len(cloud.permits) == 1
+    run("provision", "--apply", "--from", "sg-bp1proxy")
+    assert cloud.permits[1]["SourceGroupId"] == "sg-bp1proxy"
+
+
+def test_aliyun_rule_that_lets_anybody_in_is_pointed_out(
+    run: Run, ecs: FakeEcs, cloud: WholeCloud, configure: Configure
+) -> None:
+    cloud.add()
+    cloud.permits.append(
+        {"IpProtocol": "ALL", "PortRange": "-1/-1", "Policy": "Accept", "SourceCidrIp": "0.0.0.0/0"}
+    )
+    configure(aliyun_table(ecs))
+    done = run("provision", "--apply")
+    assert "already there" in done.stdout
+    assert f"note: {GROUP} lets anybody reach port 7860" in done.stdout
+    assert len(cloud.permits) == 1
+
+
+def test_aliyun_denied(run: Run, ecs: FakeEcs, cloud: WholeCloud, configure: Configure) -> None:
+    cloud.add()
+    ecs.fail("AuthorizeSecurityGroup", "error", code="Forbidden.RAM", status=403)
+    configure(aliyun_table(ecs))
+    done = run("provision", "--apply")
+    assert (done.returncode, done.stdout) == (ExitCode.DENIED, "")
+    assert "ecs:AuthorizeSecurityGroup" in done.stderr
+
+
+def test_aws_rule_and_shutdown(run: Run, moto: MotoCloud, configure: Configure, group: str) -> None:
+    client = moto.client()
+    id_ = moto.new_instance(
+        client, SecurityGroupIds=[group], InstanceInitiatedShutdownBehavior="terminate"
+    )
+    configure(aws_table(moto.url, id_))
+    done = run("provision", "--apply")
+    assert done.returncode == 0, done.stderr
+    assert f"added: {group}: allow tcp 7860 from 10.0.0.5/32" in done.stdout
+    assert "changed: InstanceInitiatedShutdownBehavior = stop" in done.stdout
+    [permit] = permits(moto, group)
+    assert (permit["FromPort"], permit["ToPort"]) == (7860, 7860)
+    assert [one["CidrIp"] for one in permit["IpRanges"]] == ["10.0.0.5/32"]
+    found = client.describe_instance_attribute(
+        InstanceId=id_, Attribute="instanceInitiatedShutdownBehavior"
+    )
+    assert found["InstanceInitiatedShutdownBehavior"]["Value"] == "stop"
+    again = json.loads(run("provision", "--apply", "--json").stdout)
+    assert {change["done"] for change in again["changes"]} == {"already there"}
+    assert permits(moto, group) == [permit]
+
+
+def test_aws_rule_that_somebody_else_adds_first(
+    run: Run, moto: MotoCloud, ec2: FaultProxy, configure: Configure, group: str
+) -> None:
+    id_ = moto.new_instance(moto.client(), SecurityGroupIds=[group])
+    duplicate = ec2_error("InvalidPermission.Duplicate")
+    ec2.add(Fault.error(duplicate, "AuthorizeSecurityGroupIngress"))
+    configure(aws_table(ec2.url, id_))
+    assert run("provision", "--apply").returncode == 0
+
+
+def test_several_groups_need_a_word(
+    run: Run, moto: MotoCloud, configure: Configure, group: str
+) -> None:
+    client = moto.client()
+    vpc = client.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["VpcId"]
+    made = client.create_security_group(GroupName="other", Description="x", VpcId=vpc)
+    id_ = moto.new_instance(client, SecurityGroupIds=[group, made["GroupId"]])
+    configure(aws_table(moto.url, id_))
+    done = run("provision", "--apply")
+    assert (done.returncode, "--security-group" in done.stderr) == (ExitCode.USAGE, True)
+    assert run("provision", "--apply", "--security-group", "sg-12345678").returncode == 2
+    assert permits(moto, group) == []
+    assert run("provision", "--apply", "--security-group", group).returncode == 0
+    assert len(permits(moto, group)) == 1
+
+
+def test_apply_without_a_source(run: Run, ecs: FakeEcs, configure: Configure) -> None:
+    configure(aliyun_table(ecs), node_url="https://gpu.example.com")
+    done = run("provision", "--apply")
+    assert (done.returncode, "--from" in done.stderr) == (ExitCode.USAGE, True)
+    assert ecs.calls == []

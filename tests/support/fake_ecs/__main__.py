@@ -1,0 +1,44 @@
+"""Run the fake endpoint by hand: ``python -m tests.support.fake_ecs --help``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+
+from tests.support.fake_ecs import Cloud, FakeEcs, Key
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="A fake of Alibaba Cloud's ECS API, for trying things out without an account."
+    )
+    add = parser.add_argument
+    add("--port", type=int, default=0, help="of 127.0.0.1; default: a free one")
+    add("--region", default="cn-hangzhou")
+    add("--instance", action="append", help="an instance id; may be repeated")
+    add("--private-ip", default="127.0.0.1", help="the instances' private address")
+    add("--start-seconds", type=float, default=20.0, help="from accepted start to running")
+    add("--stop-seconds", type=float, default=10.0, help="from accepted stop to stopped")
+    add("--key-id", default="LTAI5tFakeKeyId00", help="the AccessKey id to accept")
+    add("--key-secret", default="fake-secret-00")
+    options = parser.parse_args()
+    cloud = Cloud(options.region)
+    for instance_id in options.instance or ["i-bp1fake0001"]:
+        cloud.add(
+            instance_id,
+            private_ip=options.private_ip,
+            start_seconds=options.start_seconds,
+            stop_seconds=options.stop_seconds,
+        )
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    keys = (Key(options.key_id, options.key_secret),)
+    with FakeEcs(cloud, keys=keys, port=options.port) as fake:
+        print(f'endpoint = "{fake.endpoint}"\nprotocol = "http"', flush=True)
+        ended.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""What happens in the fake cloud: instances, their states, addresses, billing and stock.
+
+As the API reference has it: a stop in economical mode where that has no effect is not refused, the
+instance just goes on being billed; an instance stopped in economical mode loses its public address
+and needs stock to start; nothing can be started or stopped in a passing state.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ApiError", "Cloud", "FakeInstance"]
+
+ZONE = "cn-hangzhou-i"
+PAGE = 100
+
+
+class ApiError(Exception):
+    """A refusal, with the HTTP status and the code of the API reference."""
+
+    def __init__(self, status: int, code: str, message: str = "") -> None:
+        super().__init__(code)
+        self.status = status
+        self.code = code
+        self.message = message or f"The request was refused: {code}."
+
+
+@dataclass
+class FakeInstance:
+    """One instance. Seconds are latencies; set any field at any time."""
+
+    id: str
+    start_seconds: float = 0.3
+    stop_seconds: float = 0.3
+    status: str = "Stopped"
+    stopped_mode: str = "StopCharging"
+    type: str = "ecs.gn7i-c8g1.2xlarge"
+    charge_type: str = "PostPaid"
+    spot_strategy: str = "NoSpot"
+    vpc: bool = True
+    local_disks: int = 0
+    private_ip: str = "192.168.7.10"
+    has_public_ip: bool = False
+    public_ip: str = ""
+    eip: str = ""
+    locks: list[str] = field(default_factory=list)
+    in_stock: bool = True
+    agent: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the real agent that runs while the instance does (``QWENCTL_NODE__…``); none:
+    no agent."""
+    agent_log: Path | None = None
+    starts: int = 0
+    """Start calls accepted; `stops` likewise."""
+    stops: int = 0
+    turn: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def economical(self) -> bool:
+        """Whether economical mode has an effect on it."""
+        local = self.local_disks or self.type.startswith(("ecs.i2", "ecs.d1", "ecs.gn5-"))
+        return self.charge_type == "PostPaid" and self.vpc and not local
+
+
+class Cloud:
+    """All instances of one region. Thread-safe."""
+
+    def __init__(self, region: str = "cn-hangzhou", *, default_mode: str = "KeepCharging") -> None:
+        """``default_mode``: what StopInstance does without ``StoppedMode``, an account's setting."""
+        self.region = region
+        self.default_mode = default_mode
+        self.instances: dict[str, FakeInstance] = {}
+        self.accepted: Counter[str] = Counter()
+        """Calls by action that were not refused."""
+        self._addresses = (f"47.96.{n // 250}.{n % 250 + 1}" for n in itertools.count())
+        self._lock = threading.RLock()
+
+    def add(self, id_: str = "i-bp1fake0001", **fields: Any) -> FakeInstance:
+        """A new instance, stopped in economical mode unless the fields say otherwise."""
+        instance = self.instances[id_] = FakeInstance(id_, **fields)
+        if instance.status != "Stopped":
+            instance.stopped_mode = "Not-applicable"
+        return instance
+
+    def do(self, action: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+        """The answer to a call, without its request id.
+
+        Raises:
+            ApiError: it is refused.
+        """
+        method = getattr(self, f"_do_{action}", None)
+        if method is None:
+            raise ApiError(404, "InvalidApi.NotFound", "Specified api is not found.")
+        if parameters.get("RegionId") != self.region:
+            raise ApiError(404, "InvalidRegionId.NotFound")
+        with self._lock:
+            answer: dict[str, Any] = method(parameters)
+            self.accepted[action] += 1
+            return answer
+
+    def close(self) -> None:
+        """End the agents."""
+        with self._lock:
+            for instance in self.instances.values():
+                instance.turn += 1
+                _end_agent(instance)
+
+    # Calls
+
+    def _do_DescribeInstances(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        wanted = json.loads(parameters.get("InstanceIds", "[]"))
+        size, page = int(parameters.get("PageSize", 10)), int(parameters.get("PageNumber", 1))
+        if not isinstance(wanted, list) or len(wanted) > PAGE or not 1 <= size <= PAGE:
+            raise ApiError(400, "InvalidParameter")
+        found = [i for i in self.instances.values() if i.id in wanted or not wanted]
+        shown = found[(page - 1) * size : page * size]
+        return {
+            "TotalCount": len(found),
+            "PageSize": size,
+            "PageNumber": page,
+            "Instances": {"Instance": [self._shown(instance) for instance in shown]},
+        }
+
+    def _do_StartInstance(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        instance = self._find(parameters)
+        if instance.status != "Stopped":
+            raise _wrong_state()
+        if "financial" in instance.locks:
+            raise ApiError(400, "InvalidAccountStatus.NotEnoughBalance")
+        if "security" in instance.locks:
+            raise ApiError(403, "InstanceLockedForSecurity")
+        if instance.stopped_mode == "StopCharging" and not instance.in_stock:
+            raise ApiError(403, "OperationDenied.NoStock", "The requested resource is sold out.")
+        _check_dry_run(parameters)
+        instance.starts += 1
+        instance.status, instance.stopped_mode = "Starting", "Not-applicable"
+        if instance.has_public_ip and not instance.public_ip:
+            instance.public_ip = next(self._addresses)
+        self._later(instance, instance.start_seconds, self._running)
+        return {}
+
+    def _do_StopInstance(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        instance = self._find(parameters)
+        if instance.status != "Running":
+            raise _wrong_state()
+        mode = parameters.get("StoppedMode", self.default_mode)
+        if mode not in ("StopCharging", "KeepCharging"):
+            raise ApiError(400, "InvalidParameter", "The specified StoppedMode is not valid.")
+        _check_dry_run(parameters)
+        instance.stops += 1
+        instance.status = "Stopping"
+        threading.Thread(target=self._shut_down, args=(instance, mode), daemon=True).start()
+        return {}
+
+    def _find(self, parameters: Mapping[str, str]) -> FakeInstance:
+        try:
+            return self.instances[parameters["InstanceId"]]
+        except KeyError:
+            raise ApiError(
+                404, "InvalidInstanceId.NotFound", "The specified InstanceId does not exist."
+            ) from None
+
+    # What happens by and by
+
+    def _later(self, instance: FakeInstance, seconds: float, what: Any) -> None:
+        instance.turn += 1
+        turn = instance.turn
+
+        def run() -> None:
+            with self._lock:
+                if instance.turn == turn:
+                    what(instance)
+
+        timer = threading.Timer(seconds, run)
+        timer.daemon = True
+        timer.start()
+
+    def _running(self, instance: FakeInstance) -> None:
+        instance.status = "Running"
+        if instance.agent:
+            # A real instance knows nothing of the proxy's settings.
+            env = {k: v for k, v in os.environ.items() if not k.startswith("QWENCTL_")}
+            env |= instance.agent
+            env["QWENCTL_NODE__BOOT_ID"] = uuid.uuid4().hex
+            env["QWENCTL_NODE__BOOTED_AT"] = str(time.monotonic())
+            with (instance.agent_log or Path(os.devnull)).open("ab") as log:
+                instance.process = subprocess.Popen(
+                    [sys.executable, "-m", "gpu_node"],
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+
+    def _shut_down(self, instance: FakeInstance, mode: str) -> None:
+        _end_agent(instance)
+
+        def stopped(instance: FakeInstance) -> None:
+            self._stopped(instance, mode)
+
+        with self._lock:
+            self._later(instance, instance.stop_seconds, stopped)
+
+    def _stopped(self, instance: FakeInstance, mode: str) -> None:
+        instance.status = "Stopped"
+        if instance.charge_type == "PrePaid":
+            instance.stopped_mode = "Not-applicable"
+        elif mode == "StopCharging" and instance.economical:
+            instance.stopped_mode = "StopCharging"
+            instance.public_ip = ""
+        else:
+            instance.stopped_mode = "KeepCharging"
+
+    def _shown(self, instance: FakeInstance) -> dict[str, Any]:
+        """As DescribeInstances has it."""
+        addresses = [instance.public_ip] if instance.public_ip else []
+        return {
+            "InstanceId": instance.id,
+            "InstanceName": instance.id,
+            "RegionId": self.region,
+            "ZoneId": ZONE,
+            "Status": instance.status,
+            "StoppedMode": instance.stopped_mode,
+            "InstanceType": instance.type,
+            "InstanceTypeFamily": instance.type.rpartition(".")[0],
+            "InstanceChargeType": instance.charge_type,
+            "SpotStrategy": instance.spot_strategy,
+            "InstanceNetworkType": "vpc" if instance.vpc else "classic",
+            "LocalStorageAmount": instance.local_disks,
+            "GPUAmount": 1,
+            "GPUSpec": "NVIDIA A10",
+            "Cpu": 8,
+            "Memory": 30720,
+            "CreationTime": "2026-01-02T03:04Z",
+            "VpcAttributes": {
+                "VpcId": "vpc-bp1fake" if instance.vpc else "",
+                "PrivateIpAddress": {"IpAddress": [instance.private_ip] if instance.vpc else []},
+            },
+            "InnerIpAddress": {"IpAddress": [] if instance.vpc else [instance.private_ip]},
+            "PublicIpAddress": {"IpAddress": addresses},
+            "EipAddress": {
+                "IpAddress": instance.eip,
+                "AllocationId": "eip-bp1fake" if instance.eip else "",
+            },
+            "OperationLocks": {
+                "LockReason": [{"LockReason": reason, "LockMsg": ""} for reason in instance.locks]
+            },
+        }
+
+
+def _wrong_state() -> ApiError:
+    return ApiError(
+        403,
+        "IncorrectInstanceStatus",
+        "The current status of the resource does not support this operation.",
+    )
+
+
+def _check_dry_run(parameters: Mapping[str, str]) -> None:
+    if parameters.get("DryRun", "").lower() == "true":
+        raise ApiError(
+            400,
+            "DryRunOperation",
+            "Request validation has been passed with DryRun flag set.",
+        )
+
+
+def _end_agent(instance: FakeInstance) -> None:
+    process, instance.process = instance.process, None
+    if process is not None:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

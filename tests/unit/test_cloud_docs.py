@@ -1,0 +1,31 @@
+"""docs/clouds.md names every check of the doctor and every action of the policies."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from qwenctl.access_policy import Instance, proxy_policy
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "clouds.md").read_text(encoding="utf-8")
+
+
+def test_every_check_is_documented() -> None:
+    names: set[str] = set()
+    for path in (ROOT / "qwenctl" / "doctor").glob("*.py"):
+        code = path.read_text(encoding="utf-8")
+        names |= set(re.findall(r'\b(?:ok|warn|fail|_refused|refusal)\(\s*"([a-z ]+)"', code))
+    assert {"redis", "billing", "agent"} <= names
+    for name in names - {"config"} | {"may start", "may stop"}:
+        assert f"`{name}`" in PAGE, name
+
+
+def test_every_action_is_documented() -> None:
+    for instance in (
+        Instance("a", "aliyun", "cn-hangzhou", "i-bp1a"),
+        Instance("b", "aws", "us-east-1", "i-0123456789abcdef0"),
+    ):
+        for statement in proxy_policy([instance])["Statement"]:
+            for action in statement["Action"]:
+                assert f"`{action}`" in PAGE, action
