@@ -16,6 +16,7 @@ from gpu_node.agent import Agent
 from gpu_node.client import ProxyClient
 from gpu_node.deadman import CommandStop, DeadMan, ExitStop
 from gpu_node.guard import Guard, kill_marked, mark_of
+from gpu_node.interruption import InterruptionWatch
 from gpu_node.process import ProcessRuntime
 from gpu_node.settings import NodeSettings, SettingsError, load_settings
 from qwenctl import __version__
@@ -27,7 +28,8 @@ settings (in the file, or in the environment as QWENCTL_NODE__KEY):
   proxy_urls         where the proxies are, tried in turn
   gpu                this GPU's name in the proxy's configuration
   node_secret_file   a file with the deployment's node secret
-  state_dir, log_dir, boot_id, booted_at, dead_man, power_off_command
+  cloud              aliyun or aws: watch for its spot interruption notices
+  state_dir, log_dir, boot_id, booted_at, dead_man, power_off_command, metadata_url
 
 examples:
   qwenctl-node --config /etc/qwenctl-node.toml
@@ -116,8 +118,14 @@ def _run(settings: NodeSettings, secret: str) -> int:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.request_stop())
+    watch = None
+    if settings.cloud:
+        watch = InterruptionWatch(settings.cloud, agent.interrupted, url=settings.metadata_url)
+        watch.start()
     log.info("agent %s for %s, boot %s", __version__, settings.gpu, boot_id)
     code = agent.run()
+    if watch:
+        watch.stop()
     kill_marked(mark)  # what left its process group on purpose
     guard.close()
     return code

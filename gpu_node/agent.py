@@ -13,6 +13,7 @@ from typing import Literal
 
 from gpu_node.client import NoContact, ProxyClient, Reply
 from gpu_node.deadman import EXIT_POWER_OFF, DeadMan, SelfStop
+from gpu_node.interruption import Notice
 from gpu_node.resources import read_resources
 from gpu_node.runtime import Runtime
 from gpu_node.service import Supervisor
@@ -24,6 +25,7 @@ from qwenctl.wire import (
     Answer,
     Command,
     Hello,
+    Interruption,
     Progress,
     Report,
     ServiceState,
@@ -119,6 +121,7 @@ class Agent:
         self._due = 0.0
         self._sent = 0.0
         self._progress = Progress()
+        self._notice: Notice | None = None
         self._fresh_log: deque[str] = deque(maxlen=MAX_LOG_LINES)
         self._recent_log: deque[str] = deque(maxlen=MAX_LOG_LINES)
         self._trouble = ("", 0.0)
@@ -266,7 +269,7 @@ class Agent:
             now = time.monotonic()
             self._sent, self._due = now, now + self._spec.heartbeat
             lines = self._take_log()
-            progress = self._progress
+            progress, notice = self._progress, self._notice
             services = tuple(supervisor.view for supervisor in self._services.values())
         state, error = node_state(services, stopping=self._stopping or self._drained)
         report = Report(
@@ -279,6 +282,11 @@ class Agent:
             progress=progress if state == "loading" else Progress(),
             services=services,
             resources=read_resources(self._disk),
+            interruption=(
+                Interruption(action=notice.action, seconds_left=notice.at - time.monotonic())
+                if notice
+                else None
+            ),
             uptime=self._uptime,
             log=lines,
             spec_version=self._spec.version,
@@ -420,6 +428,19 @@ class Agent:
             fresh = self._start(command.service, self._spec)
             with self._lock:
                 self._services[command.service] = fresh
+        self._bring_forward(0.0)
+
+    # ---------------------------------------------------------------- gpu_node.interruption
+
+    def interrupted(self, notice: Notice) -> None:
+        """The cloud takes this instance back: the proxy is told at once. From any thread."""
+        if notice.at < self._booted_at:
+            log.info("a spot interruption notice from before this boot is ignored")
+            return
+        left = max(0.0, notice.at - time.monotonic())
+        log.warning("the cloud takes this instance back (%s) in %.0f s", notice.action, left)
+        with self._lock:
+            self._notice = notice
         self._bring_forward(0.0)
 
     # ---------------------------------------------------------------- gpu_node.service.Listener

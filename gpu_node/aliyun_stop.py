@@ -8,12 +8,12 @@ that needs a token, and calls ``StopInstance`` with ``StoppedMode=StopCharging``
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
-import requests
+from gpu_node.metadata import Metadata, NoMetadata
 
-METADATA = "http://100.100.100.200"
 TIMEOUT = 10.0
 """Seconds for each single request."""
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m gpu_node.aliyun_stop",
         description="Stop this Alibaba Cloud instance so that it is no longer billed.",
     )
-    parser.add_argument("--metadata", metavar="URL", default=METADATA, help="metadata service")
+    parser.add_argument("--metadata", metavar="URL", default="", help="metadata service")
     parser.add_argument(
         "--endpoint", metavar="HOST", help="ECS API; default: ecs-vpc.REGION.aliyuncs.com"
     )
@@ -84,43 +84,24 @@ def stop_this_instance(metadata: str, endpoint: str | None, protocol: str) -> No
 
 def _read_metadata(url: str) -> tuple[str, str, dict[str, str]]:
     """Instance id, region, and the credentials of the instance's role."""
-    with requests.Session() as session:
-        session.trust_env = False  # a web proxy does not know this instance
-        try:
-            token = session.put(
-                f"{url}/latest/api/token",
-                headers={"X-aliyun-ecs-metadata-token-ttl-seconds": "300"},
-                timeout=TIMEOUT,
+    metadata = Metadata("aliyun", url, timeout=TIMEOUT)
+    try:
+        instance_id = metadata.need("instance-id").text.strip()
+        region = metadata.need("region-id").text.strip()
+        names = metadata.get("ram/security-credentials/")
+        if names is None or not names.text.strip():
+            raise StopFailed(
+                "it has no instance role; `qwenctl provision` prints the role that it needs"
             )
-            token.raise_for_status()
-            session.headers["X-aliyun-ecs-metadata-token"] = token.text
-
-            def get(path: str) -> requests.Response:
-                return session.get(f"{url}/latest/meta-data/{path}", timeout=TIMEOUT)
-
-            instance_id, region = get("instance-id"), get("region-id")
-            instance_id.raise_for_status()
-            region.raise_for_status()
-            name = get("ram/security-credentials/")
-            if name.status_code == 404 or not name.text.strip():
-                raise StopFailed(
-                    "it has no instance role; `qwenctl provision` prints the role that it needs"
-                )
-            name.raise_for_status()
-            role = get(f"ram/security-credentials/{name.text.strip().splitlines()[0]}")
-            role.raise_for_status()
-            found = role.json()
-        except (requests.RequestException, ValueError) as error:
-            raise StopFailed(f"the metadata service gave no answer: {_brief(error)}") from None
+        role = names.text.strip().splitlines()[0]
+        found = json.loads(metadata.need(f"ram/security-credentials/{role}").text)
+    except NoMetadata as error:
+        raise StopFailed(f"the metadata service gave no answer: {error}") from None
+    except ValueError:
+        found = None
     if not isinstance(found, dict) or found.get("Code") != "Success":
         raise StopFailed("the metadata service gives no credentials for the instance's role")
-    return instance_id.text.strip(), region.text.strip(), found
-
-
-def _brief(error: Exception) -> str:
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"HTTP {error.response.status_code}"
-    return type(error).__name__
+    return instance_id, region, found
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -55,6 +55,10 @@ class NodeSettings(BaseModel):
     otherwise."""
     power_off_command: tuple[str, ...] = ()
     """The program that stops this instance in its cloud; none: the agent just exits with 70."""
+    cloud: Literal["", "aliyun", "aws"] = ""
+    """Whose metadata service is watched for spot interruption notices; empty: none."""
+    metadata_url: str = Field("", pattern=r"^(https?://.*[^/])?$")
+    """Where that service is, without a path; default: the cloud's own address."""
 
     @field_validator("proxy_urls")
     @classmethod

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from a2wsgi import WSGIMiddleware
 
-from qwenctl.config import Config, is_loopback
+from qwenctl.config import Config, UnknownTier, is_loopback
 from qwenctl.controller import Controller, owner_name
 from qwenctl.providers import make_provider
 from qwenctl.scheduler import Scheduler
@@ -39,6 +39,7 @@ from .mirror import Mirror
 from .node import NodeDesk
 from .problem import refuse_websocket, send_problem
 from .request import ASGIApp, Networks, Receive, Request, Scope, Send, networks
+from .tiers import gpu_of
 
 __all__ = ["Proxy"]
 
@@ -124,7 +125,11 @@ class Proxy:
         if path == f"{PREFIX}/api/events":
             return self.feed.stream(scope, receive, send)
         if path == f"{PREFIX}/gate":
-            name = self.config.gpu_at(Request.of(scope, self.trusted).hostname)
+            request = Request.of(scope, self.trusted)
+            try:
+                name = gpu_of(self.config, request)
+            except UnknownTier as error:
+                return send_problem(request, send, 400, "unknown_tier", str(error))
             return self.gate(scope, receive, send, name)
         return self.control(scope, receive, send)
 

@@ -17,7 +17,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
 from qwenctl import __version__, wire
-from qwenctl.config import Config, GpuConfig
+from qwenctl.config import Config, GpuConfig, UnknownTier
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store import Store
 from qwenctl.trace import wakes
@@ -27,10 +27,12 @@ from .activity import Activities
 from .auth import COOKIE, Authenticator, Identity, Throttled
 from .feed import Feed
 from .gate import may_wake
+from .headers import TIER_COOKIE
 from .metrics import Metrics
 from .node import NodeDesk
 from .problem import problem_body
 from .request import Networks, Request
+from .tiers import gpu_of, tier_status
 
 __all__ = ["PREFIX", "make_control"]
 
@@ -87,6 +89,9 @@ def make_control(parts: Parts) -> Flask:
     add("/login", "login", views.login, methods=["GET", "POST"])
     add("/logout", "logout", views.logout, methods=["POST"])
     add("/wake", "wake_form", views.wake_form, methods=["POST"])
+    add("/tier", "tier", views.tier)
+    add("/tier", "choose_tier", views.choose_tier, methods=["POST"])
+    add("/api/tiers", "tiers", views.tiers)
     add("/api/status", "status", views.status)
     add("/api/wake", "wake", views.wake, methods=["POST"])
     add("/healthz", "healthz", views.healthz)
@@ -126,7 +131,10 @@ class Views:
     def _gpu(self) -> tuple[str, GpuConfig]:
         scope = request.environ["asgi.scope"]
         name = request.args.get("gpu") or scope.get("qwenctl.gpu")
-        name = name or self._config.gpu_at(self._request().hostname)
+        try:
+            name = name or gpu_of(self._config, self._request())
+        except UnknownTier as error:
+            raise Problem(400, "unknown_tier", str(error)) from None
         if name not in self._config.gpu:
             raise Problem(404, "no_such_gpu", "no such GPU is configured")
         return name, self._config.gpu[name]
@@ -173,6 +181,7 @@ class Views:
             status=status,
             next_url=self._next(),
             signed_in=identity.kind == "browser",
+            tiers=self._tiers(),
         )
         asked_for = "qwenctl.original_path" in request.environ["asgi.scope"]
         headers = {"Retry-After": str(max(2, round(status.get("eta_seconds") or 10)))}
@@ -222,6 +231,66 @@ class Views:
         answer = redirect("/", 303)
         answer.delete_cookie(COOKIE)
         return answer
+
+    # Tiers
+
+    def _tiers(self) -> list[dict[str, Any]]:
+        """What to say of each GPU of this host; nothing if there is no choice."""
+        names = self._config.gpus_at(self._request().hostname)
+        if len(names) < 2:
+            return []
+        return [
+            tier_status(self._config.gpu[name].tier, self._parts.feed.status(name, may_wake=True))
+            for name in names
+        ]
+
+    def tiers(self) -> ResponseReturnValue:
+        self._identity()
+        return {"tiers": self._tiers()}
+
+    def tier(self) -> ResponseReturnValue:
+        """The choice on a page of its own, for those whose GPU is ready, who see no waiting page."""
+        if self._parts.authenticator.identify(self._request()) is None:
+            return self.sign_in()
+        tiers = self._tiers()
+        if not tiers:
+            raise Problem(404, "not_found", "there is only one GPU here")
+        name, _ = self._gpu()
+        return render_template(
+            "tier.html", **self._texts(), gpu=name, tiers=tiers, next_url=self._next()
+        )
+
+    def choose_tier(self) -> ResponseReturnValue:
+        asked, identity = self._request(), self._identity()
+        if not asked.same_origin:
+            raise Problem(403, "cross_site", "this form was sent by another site")
+        names = self._config.gpus_at(asked.hostname)
+        tier = request.form.get("tier", "")
+        try:
+            chosen = self._config.choose_gpu(names, tier=tier) if len(names) > 1 else ""
+        except UnknownTier as error:
+            raise Problem(400, "unknown_tier", str(error)) from None
+        if not chosen or not tier:
+            raise Problem(400, "unknown_tier", "no tier was chosen, or there is no choice here")
+        for name in names:
+            if name != chosen:
+                self._take_back(name, identity)
+        answer = redirect(self._next(), 303)
+        answer.set_cookie(
+            TIER_COOKIE, tier, httponly=True, samesite="Lax", secure=asked.proto == "https"
+        )
+        return answer
+
+    def _take_back(self, name: str, identity: Identity) -> None:
+        """Let a GPU sleep that only this visitor's waiting page has asked for."""
+        snapshot = self._parts.store.snapshot(name)
+        if not snapshot.phase.serves and any(
+            lease.name == identity.lease and lease.reason == "waiting page"
+            for lease in snapshot.leases
+        ):
+            self._parts.store.release(
+                name, only=identity.lease, actor=identity.name, reason="another tier chosen"
+            )
 
     # Waking
 

@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from qwenctl.config import Config
+from qwenctl.config import Config, UnknownTier
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lifecycle import Phase
 from qwenctl.rules import Activity
@@ -29,6 +29,7 @@ from .metrics import Metrics
 from .mirror import FRESH, Mirror
 from .problem import send_problem
 from .request import ASGIApp, Message, Networks, Receive, Request, Scope, Send
+from .tiers import Models, TooMuchAhead, gpu_of
 from .visit import Pages, Visit
 from .websocket import forward_websocket
 
@@ -47,6 +48,11 @@ LOOK_INTERVAL = 1.0
 
 HOPELESS = frozenset({"denied", "not_found"})
 """Failures that no waiting mends: a person has to act."""
+
+TOO_MUCH_AHEAD = (
+    "too many large requests are waiting; name the tier in X-Qwenctl-Tier, or the model before the "
+    "messages"
+)
 
 STORE_LOST = "the proxy cannot reach its store; nothing is started or stopped meanwhile"
 
@@ -77,6 +83,7 @@ class DataPlane:
         self._metrics = metrics
         self._trusted = trusted
         self._owner = owner
+        self._models = Models(config)
         self._demands: dict[tuple[str, str, bool], asyncio.Task[Admission]] = {}
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="demand")
         self._held = 0
@@ -95,10 +102,11 @@ class DataPlane:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request.of(scope, self._trusted)
-        name = self._config.gpu_at(request.hostname)
-        if not name:
+        names = self._config.gpus_at(request.hostname)
+        if not names:
             await send_problem(request, send, 503, "no_gpu", "no GPU is configured")
             return
+        name = names[0]
         visit = Visit(
             request,
             self._authenticator.identify(request),
@@ -111,14 +119,28 @@ class DataPlane:
             self._pages,
         )
         try:
+            if len(names) > 1 and visit.identity:
+                await self._choose(visit, names)
             while not await self._once(visit):
                 pass
         except ClientGone:
-            self._metrics.count(name, "client_gone")
+            self._metrics.count(visit.name, "client_gone")
+        except UnknownTier as error:
+            await visit.problem(400, "unknown_tier", str(error))
+        except TooMuchAhead:
+            await visit.problem(503, "busy", TOO_MUCH_AHEAD, 5)
         except StoreUnavailable:
             await visit.problem(503, "store_lost", STORE_LOST, 5)
         except UpstreamDied as error:
             await self._after_death(visit, error)
+
+    async def _choose(self, visit: Visit, names: Sequence[str]) -> None:
+        """Make it a visit to the one of these GPUs that it is for."""
+        model = ""
+        if self._models.matters(names, visit.request):
+            model, visit.receive = await self._models.read(visit.request, visit.receive)
+        visit.name = gpu_of(self._config, visit.request, model)
+        visit.gpu, visit.view = self._config.gpu[visit.name], self._mirror.peek(visit.name)
 
     async def _once(self, visit: Visit) -> bool:
         """Judge the request and do as judged; whether that was the end of it."""

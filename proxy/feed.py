@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from qwenctl.config import Config
+from qwenctl.config import Config, UnknownTier
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lifecycle import Phase
 from qwenctl.status import page_status
@@ -24,6 +24,7 @@ from .gate import may_wake
 from .mirror import Mirror
 from .problem import send_problem
 from .request import Networks, Receive, Request, Scope, Send
+from .tiers import gpu_of
 
 __all__ = ["Feed"]
 
@@ -101,9 +102,13 @@ class Feed:
         """``GET /_qwenctl/api/events?gpu=NAME``: server-sent events, one ``status`` each change."""
         request = Request.of(scope, self._trusted)
         identity = self._authenticator.identify(request)
-        name = _query(scope, "gpu") or self._config.gpu_at(request.hostname)
         if identity is None:
             await send_problem(request, send, 401, "sign_in", "sign in first")
+            return
+        try:
+            name = _query(scope, "gpu") or gpu_of(self._config, request)
+        except UnknownTier as error:
+            await send_problem(request, send, 400, "unknown_tier", str(error))
             return
         if name not in self._config.gpu:
             await send_problem(request, send, 404, "no_such_gpu", "no such GPU is configured")
@@ -185,6 +190,7 @@ class Feed:
         """Somebody still looks at the page: keep the demand that he made, if he made one."""
         snapshot = self._store.snapshot(name)
         waiting = snapshot.phase.waking or snapshot.phase in (Phase.FAILED, Phase.STOPPING)
+        waiting = waiting or snapshot.interrupted_at is not None
         if waiting and any(lease.name == identity.lease for lease in snapshot.leases):
             gpu = self._config.gpu[name]
             self._store.demand(

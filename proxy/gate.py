@@ -89,7 +89,13 @@ def judge(
     if phase.serves:
         return _FORWARD[activity]
     no = _no_wake(gpu, request, identity, activity)
-    if phase is Phase.DRAINING and not snapshot.blocks:
+    drains = phase is Phase.DRAINING and not snapshot.blocks
+    if drains and snapshot.interrupted_at is not None:
+        # The cloud takes it back: what is new waits for the next start, and what still shows the
+        # running work goes on.
+        if activity is Activity.PASSIVE and not request.is_navigation:
+            return _FORWARD[activity]
+    elif drains:
         verdict = Verdict.FORWARD if activity is Activity.PASSIVE else Verdict.LEASE
         return Ruling(verdict, activity, wakes=not no)
     if request.is_navigation:

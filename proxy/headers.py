@@ -10,7 +10,11 @@ from multidict import CIMultiDict
 from .auth import COOKIE, KEY_PREFIX
 from .request import Request
 
-__all__ = ["HOP_BY_HOP", "request_headers", "response_headers"]
+__all__ = ["HOP_BY_HOP", "TIER_COOKIE", "TIER_HEADER", "request_headers", "response_headers"]
+
+TIER_HEADER = "x-qwenctl-tier"
+TIER_COOKIE = "qwenctl_tier"
+"""By these a visitor chooses one of several GPUs (`tiers`)."""
 
 HOP_BY_HOP = frozenset(
     {
@@ -27,12 +31,13 @@ HOP_BY_HOP = frozenset(
 )
 """Headers that speak of one connection only."""
 
+_OUR_COOKIES = (COOKIE, TIER_COOKIE)
 _CREDENTIALS = (b"authorization", b"x-api-key")
 _OUR_KEY = re.compile(rf"(?:^|[\s,]){KEY_PREFIX}")
 
 # We say "100 Continue" ourselves once the node's connection stands and the body is wanted; a node
 # that does not know Expect would have us wait for its word for ever.
-_EXPECT = frozenset({b"expect"})
+_DROPPED = HOP_BY_HOP | {b"expect", TIER_HEADER.encode()}
 
 _SPOKEN_FOR = (b"x-forwarded-", b"x_forwarded_", b"forwarded", b"x-real-ip", b"x_real_ip")
 """Beginnings of headers that tell the node who the client is: those are for us to say, except where
@@ -70,9 +75,9 @@ def _text(value: bytes) -> str:
 
 
 def request_headers(request: Request) -> CIMultiDict[str]:
-    """What the node gets: the client's headers without hop-by-hop ones and without our own
-    credentials, and who the client is."""
-    drop = HOP_BY_HOP | _EXPECT
+    """What the node gets: the client's headers without hop-by-hop ones and without those that are
+    for us, our credentials above all, and who the client is."""
+    drop = _DROPPED
     if connection := request.headers.get("connection"):
         drop |= _named(connection)
     if request.method == "WEBSOCKET":
@@ -85,9 +90,10 @@ def request_headers(request: Request) -> CIMultiDict[str]:
         if key.startswith(_SPOKEN_FOR) and (not request.trusted_peer or key in _OURS_TO_SAY):
             continue
         text = _text(value)
-        if key == b"cookie" and COOKIE in text:
+        if key == b"cookie" and "qwenctl_" in text:
             parts = text.split(";")  # "; " is usual, ";" is sent too
-            text = ";".join(p for p in parts if p.partition("=")[0].strip() != COOKIE).strip()
+            kept = (p for p in parts if p.partition("=")[0].strip() not in _OUR_COOKIES)
+            text = ";".join(kept).strip()
             if not text:
                 continue
         elif key in _CREDENTIALS and _OUR_KEY.search(text):

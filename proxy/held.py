@@ -3,6 +3,8 @@
 ASGI tells of that only to whoever reads the body to its end. So a body that fits into the server's
 own buffer is read ahead and given out again later; a larger one is left where it is, with the
 client, and its hanging up is seen when the node asks for the body.
+
+Whoever must look into a body before it is forwarded (`tiers`) reads ahead here too.
 """
 
 from __future__ import annotations
@@ -22,13 +24,20 @@ READ_AHEAD = 64 * 1024
 """The longest body that is read ahead, in bytes: as much as the server buffers anyway."""
 
 
+MESSAGE = 512
+"""About what a piece of a body takes besides its bytes: many tiny ones are not free."""
+
+
 class Held:
     """The ``receive`` of a request that may wait long; used in place of the server's own."""
 
     def __init__(self, request: Request, receive: Receive) -> None:
         self._receive = receive
-        self._ahead: deque[Message] = deque()
+        self._messages: deque[Message] = deque()
+        self.ahead = 0
+        """What has been read ahead and not given out again yet takes so many bytes."""
         self._size = 0
+        self._whole = False
         self._gone = False
         self._watcher: asyncio.Task[None] | None = None
         length = request.headers.get("content-length", "0")
@@ -38,7 +47,25 @@ class Held:
         )
 
     async def __call__(self) -> Message:
-        return self._ahead.popleft() if self._ahead else await self._receive()
+        if not self._messages:
+            return await self._receive()
+        message = self._messages.popleft()
+        self.ahead -= MESSAGE + len(message.get("body", b""))
+        return message
+
+    async def read_more(self) -> bytes | None:
+        """Read one more piece of the body ahead, even if the client waits with "Expect:
+        100-continue" for somebody who wants it; None after the last one.
+
+        Raises:
+            ClientGone: the client has hung up.
+        """
+        if self._whole:
+            return None
+        piece = await self._read()
+        if self._gone:
+            raise ClientGone
+        return piece
 
     async def wait(self, view: View, timeout: float) -> None:
         """Return at the next snapshot, or after so many seconds.
@@ -69,13 +96,18 @@ class Held:
                 await watcher
 
     async def _watch(self) -> None:
-        while self._may_read:
-            message = await self._receive()
-            self._ahead.append(message)
-            if message["type"] == "http.disconnect":
-                self._gone = True
-                return
-            self._size += len(message.get("body", b""))
-            # A chunked body may turn out to be long; one that has come whole is followed by the
-            # news of the client's hanging up only.
-            self._may_read = self._size <= READ_AHEAD or not message.get("more_body")
+        while self._may_read and not self._gone:
+            await self._read()
+
+    async def _read(self) -> bytes:
+        message = await self._receive()
+        self._messages.append(message)
+        self._gone = message["type"] == "http.disconnect"
+        piece: bytes = message.get("body", b"")
+        self.ahead += MESSAGE + len(piece)
+        self._size += len(piece)
+        self._whole = not message.get("more_body")
+        # A chunked body may turn out to be long; one that has come whole is followed by the
+        # news of the client's hanging up only.
+        self._may_read = self._size <= READ_AHEAD or self._whole
+        return piece

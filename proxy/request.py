@@ -113,6 +113,14 @@ class Request:
             return forwarded
         return {"ws": "http", "wss": "https"}.get(self.scheme, self.scheme)
 
+    def cookie(self, name: str) -> str:
+        """The value of the first cookie of that name, or empty."""
+        for part in self.headers.get("cookie", "").split(";"):
+            key, _, value = part.partition("=")
+            if key.strip() == name:
+                return value.strip()
+        return ""
+
     @property
     def is_navigation(self) -> bool:
         """A browser (or something like one) opening a page, which wants HTML."""

@@ -15,6 +15,7 @@ from qwenctl.providers.aws import Account
 from qwenctl.providers.base import Transient
 
 __all__ = [
+    "aliyun_price",
     "aliyun_source",
     "aws_endpoint",
     "aws_source",
@@ -56,6 +57,37 @@ def ecs_instance(ecs: Ecs, instance_id: str) -> dict[str, Any]:
         return next((one for one in found if one["InstanceId"] == instance_id), {})
     except (KeyError, TypeError):
         raise Transient("the answer to DescribeInstances is not one of the ECS API") from None
+
+
+def aliyun_price(
+    ecs: Ecs, instance_type: str, *, zone: str = "", vpc: bool = True, spot_strategy: str = "NoSpot"
+) -> tuple[float, str]:
+    """What an hour of that instance type costs, disks aside, and in which currency.
+
+    Raises:
+        ProviderError: it cannot be asked.
+    """
+    answer = ecs_call(
+        ecs,
+        "DescribePrice",
+        "*",
+        ResourceType="instance",
+        InstanceType=instance_type,
+        InstanceNetworkType="vpc" if vpc else "classic",
+        PriceUnit="Hour",
+        Period=1,
+        Amount=1,
+        SpotStrategy=spot_strategy,
+        **({"ZoneId": zone} if zone else {}),
+    )
+    try:
+        price = answer["PriceInfo"]["Price"]
+        details = (price.get("DetailInfos") or {}).get("DetailInfo") or ()
+        # The total has a default system disk in it, which costs when the instance is stopped, too.
+        own = [one["TradePrice"] for one in details if one.get("Resource") == "instanceType"]
+        return float(own[0] if own else price["TradePrice"]), str(price.get("Currency") or "")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise Transient("the answer to DescribePrice is not one of the ECS API") from None
 
 
 _ALIYUN_SOURCES = {

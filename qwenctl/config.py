@@ -15,8 +15,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,8 +45,10 @@ else:
 __all__ = [
     "AccessConfig",
     "AliyunConfig",
+    "AliyunTemplate",
     "ApiKey",
     "AwsConfig",
+    "AwsTemplate",
     "Config",
     "Duration",
     "FallbackConfig",
@@ -55,6 +59,7 @@ __all__ = [
     "ProxyConfig",
     "ServiceConfig",
     "TimingConfig",
+    "UnknownTier",
     "config_path",
     "is_loopback",
     "load_config",
@@ -182,6 +187,39 @@ class LocalConfig(_Table):
     """With ``fail = "dies_after"``: how long after running the instance dies."""
 
 
+class AliyunTemplate(_Table):
+    """What `qwenctl provision create` makes on Alibaba Cloud: one pay-as-you-go or spot instance in
+    a VPC, with the metadata service in hardened mode."""
+
+    image_id: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
+    """Image, such as ``ubuntu_22_04_x64_20G_alibase_20250722.vhd``; Python 3.10 or newer in it."""
+    instance_type: str = Field("", pattern=r"^(ecs\.[a-z0-9.-]+)?$")
+    """Instance type, such as ``ecs.gn7i-c8g1.2xlarge``; a family without local disks."""
+    zone_id: str = Field("", pattern=r"^[a-z0-9-]*$")
+    """Zone, such as ``cn-hangzhou-i``; default: that of the VSwitch."""
+    vswitch_id: str = Field("", pattern=r"^(vsw-[a-z0-9]+)?$")
+    """The VSwitch that it is attached to, best one in the proxy's VPC."""
+    security_group_id: str = Field("", pattern=r"^(sg-[a-z0-9]+)?$")
+    """Its security group, in the same VPC."""
+    system_disk_category: str = Field("cloud_essd", pattern=r"^[a-z0-9_]+$")
+    """Kind of the system disk; it must be a cloud disk."""
+    system_disk_gb: int = Field(0, ge=0, le=2048)
+    """Size of the system disk in GiB; 0: that of the image. It is billed while stopped, too."""
+    key_pair_name: str = ""
+    """SSH key pair; empty: nobody can sign in by SSH."""
+    ram_role_name: str = ""
+    """RAM role of the instance, so that the node can stop itself: `qwenctl policy aliyun --node`."""
+    market: Literal["on-demand", "spot"] = "on-demand"
+    """``spot`` is cheaper and may be taken back; it is then stopped, not released."""
+    spot_price_limit: float = Field(0.0, ge=0)
+    """With ``spot``: the most to pay for an hour; 0: up to the pay-as-you-go price."""
+    public_bandwidth_mbps: int = Field(0, ge=0, le=100)
+    """Outgoing bandwidth of a public address, billed by traffic; 0: no public address."""
+    generation: int = Field(1, ge=1)
+    """Told to the cloud so that a repeated create makes no second instance; `qwenctl provision
+    release` raises it."""
+
+
 class AliyunConfig(_Table):
     """An instance of Alibaba Cloud ECS. Credentials are not here: the SDK finds them in its
     environment variables, its profile file, or the RAM role of the machine that the proxy runs on."""
@@ -202,6 +240,37 @@ class AliyunConfig(_Table):
     """Longest wait for a connection to the API."""
     read_timeout: Duration = Field(10.0, gt=0)
     """Longest wait for an answer of the API."""
+    template: AliyunTemplate = Field({}, validate_default=True)
+    """What `qwenctl provision create` makes."""
+
+
+class AwsTemplate(_Table):
+    """What `qwenctl provision create` makes on EC2: one on-demand or spot instance that an OS
+    shutdown stops, with IMDSv2 only."""
+
+    image_id: str = Field("", pattern=r"^(ami-[0-9a-f]{8,17})?$")
+    """AMI; Python 3.10 or newer in it."""
+    instance_type: str = Field("", pattern=r"^[a-z0-9.-]*$")
+    """Instance type, such as ``g5.xlarge``."""
+    subnet_id: str = Field("", pattern=r"^(subnet-[0-9a-f]{8,17})?$")
+    """The subnet that it is attached to, best one in the proxy's VPC; it decides the zone."""
+    security_group_ids: tuple[Annotated[str, Field(pattern=r"^sg-[0-9a-f]{8,17}$")], ...] = ()
+    """Its security groups, in the same VPC."""
+    key_name: str = ""
+    """SSH key pair; empty: nobody can sign in by SSH."""
+    instance_profile: str = ""
+    """Name of its instance profile; the node itself needs none."""
+    market: Literal["on-demand", "spot"] = "on-demand"
+    """``spot`` is cheaper and may be taken back; it is a persistent request that stops it then."""
+    max_price: float = Field(0.0, ge=0)
+    """With ``spot``: the most to pay for an hour, in USD; 0: up to the on-demand price."""
+    root_volume_gb: int = Field(0, ge=0, le=16384)
+    """Size of the root volume (gp3) in GiB; 0: the image's own. It is billed while stopped, too."""
+    public_ip: bool = False
+    """Give it a public address, which changes with each start."""
+    generation: int = Field(1, ge=1)
+    """Told to the cloud so that a repeated create makes no second instance; `qwenctl provision
+    release` raises it."""
 
 
 class AwsConfig(_Table):
@@ -222,6 +291,8 @@ class AwsConfig(_Table):
     """Longest wait for a connection to the API."""
     read_timeout: Duration = Field(10.0, gt=0)
     """Longest wait for an answer of the API."""
+    template: AwsTemplate = Field({}, validate_default=True)
+    """What `qwenctl provision create` makes."""
 
 
 class FallbackConfig(_Table):
@@ -380,6 +451,12 @@ class GpuConfig(_Table):
     """``local``, ``aliyun``, ``aws``, or the name of an installed provider."""
     hosts: tuple[str, ...] = ()
     """Host names whose requests go to this GPU; none: every host that no other GPU names."""
+    tier: str = Field("", pattern=r"^([a-z0-9][a-z0-9-]{0,31})?$")
+    """What tells GPUs of the same hosts apart, such as ``speed`` and ``quality``; visitors choose,
+    and the first GPU of the file is for those who do not. See docs/tiers.md."""
+    models: tuple[str, ...] = ()
+    """API models that this one of the GPUs of the same hosts serves: names, or patterns such as
+    ``Qwen/Qwen3-VL-8B-*``."""
     idle_timeout: Duration = Field(600.0, ge=1.0)
     """How long after the last activity the GPU stays on."""
     boot_estimate: Duration = 90.0
@@ -489,6 +566,10 @@ class GpuConfig(_Table):
         return self
 
 
+class UnknownTier(LookupError):
+    """Somebody asked for a tier that no GPU of the host has; says which there are."""
+
+
 class Config(_Table):
     """The whole file."""
 
@@ -536,17 +617,32 @@ class Config(_Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        claimed: dict[str, str] = {}
-        for name, gpu in self.gpu.items():
-            for host in gpu.hosts:
-                if host in claimed:
-                    raise ValueError(f"gpu.{claimed[host]} and gpu.{name} both claim host {host}")
-                claimed[host] = name
+        self._check_tiers()
         if self.access.mode == "password" and not self.access.password_hash:
             raise ValueError(
                 'access.mode = "password" needs access.password_hash: run `qwenctl access hash-password`'
             )
         return self
+
+    def _check_tiers(self) -> None:
+        """GPUs of the same host need different tiers. (Without tiers, all but the first of those
+        that name no host are for the command line and `?gpu=`.)"""
+        claimed: dict[str, list[str]] = {}
+        for name, gpu in self.gpu.items():
+            for host in dict.fromkeys(host.lower() for host in gpu.hosts):
+                claimed.setdefault(host, []).append(name)
+        free = [name for name, gpu in self.gpu.items() if not gpu.hosts]
+        if any(self.gpu[name].tier for name in free):
+            claimed[""] = free
+        for host, names in claimed.items():
+            for one, other in combinations(names, 2):
+                tiers = {self.gpu[one].tier, self.gpu[other].tier}
+                if len(tiers) < 2 or "" in tiers:
+                    what = f"claim host {host}" if host else "serve every other host"
+                    raise ValueError(
+                        f"gpu.{one} and gpu.{other} both {what}; give each a tier of its own, or "
+                        "other hosts"
+                    )
 
     def gpu_name(self, wanted: str | None) -> str:
         """The GPU meant by ``--gpu`` or its absence.
@@ -567,18 +663,51 @@ class Config(_Table):
         raise ConfigError(f"no GPU named {wanted!r}; configured: {known}")
 
     @cached_property
-    def _gpus_by_host(self) -> dict[str, str]:
-        return {host.lower(): name for name, gpu in self.gpu.items() for host in gpu.hosts}
+    def _gpus_by_host(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for name, gpu in self.gpu.items():
+            for host in dict.fromkeys(host.lower() for host in gpu.hosts):
+                found[host] = (*found.get(host, ()), name)
+        return found
 
     @cached_property
-    def _gpu_of_other_hosts(self) -> str:
-        free = (name for name, gpu in self.gpu.items() if not gpu.hosts)
-        return next(free, next(iter(self.gpu), ""))
+    def _gpus_of_other_hosts(self) -> tuple[str, ...]:
+        free = tuple(name for name, gpu in self.gpu.items() if not gpu.hosts)
+        if free:
+            return free if self.gpu[free[0]].tier else free[:1]
+        first = next(iter(self.gpu.values()), None)
+        return self._gpus_by_host[first.hosts[0].lower()] if first else ()
 
-    def gpu_at(self, host: str) -> str:
-        """The GPU that requests for this host name (lower case) go to: the one that names it, else
-        the first that names none, else the first; empty if there is no GPU at all."""
-        return self._gpus_by_host.get(host, self._gpu_of_other_hosts)
+    def gpus_at(self, host: str) -> tuple[str, ...]:
+        """The GPUs that requests for this host name (lower case) can go to, the default one first:
+        those that name it, else those that name none, else the first and those of its tiers; empty
+        if there is no GPU at all."""
+        return self._gpus_by_host.get(host, self._gpus_of_other_hosts)
+
+    def choose_gpu(
+        self, names: Sequence[str], *, tier: str = "", model: str = "", usual_tier: str = ""
+    ) -> str:
+        """One of several GPUs of a host (`gpus_at`): that of the ``tier`` asked for, else the one
+        that serves the API ``model``, else that of the ``usual_tier``, else the first.
+
+        Raises:
+            UnknownTier: none of them has that ``tier``. (A model or usual tier that none of them
+                has does not matter.)
+        """
+        if tier:
+            for name in names:
+                if self.gpu[name].tier == tier:
+                    return name
+            known = ", ".join(self.gpu[name].tier for name in names)
+            raise UnknownTier(f"there is no tier {tier[:40]!r} here; known: {known}")
+        if model:
+            for name in names:
+                if model in self.gpu[name].models:
+                    return name
+            for name in names:
+                if any(fnmatchcase(model, pattern) for pattern in self.gpu[name].models):
+                    return name
+        return next((n for n in names if usual_tier and self.gpu[n].tier == usual_tier), names[0])
 
     def check_listen(self) -> tuple[str, int]:
         """Host and port of ``proxy.listen``, if the proxy may listen there.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwenctl.cloud_api import ec2_call, ec2_instance, ecs_call, ecs_instance
+from qwenctl.cloud_api import aliyun_price, ec2_call, ec2_instance, ecs_instance
 from qwenctl.config import AliyunConfig, AwsConfig
 from qwenctl.providers.aliyun import Ecs, Instance
 from qwenctl.providers.aws import Account, observation
@@ -58,7 +57,13 @@ def read_aliyun(ecs: Ecs, config: AliyunConfig) -> Found:
     price, currency = None, ""
     if seen.charge_type != "PrePaid":
         try:
-            price, currency = _aliyun_price(ecs, raw, seen, strategy)
+            price, currency = aliyun_price(
+                ecs,
+                seen.type,
+                zone=str(raw.get("ZoneId") or ""),
+                vpc=seen.vpc,
+                spot_strategy=strategy,
+            )
         except ProviderError as error:
             warnings.append(f"the price could not be asked: {error}")
     addresses = {"private": seen.private_ip, "eip": seen.eip, "public": seen.public_ip}
@@ -83,33 +88,6 @@ def read_aliyun(ecs: Ecs, config: AliyunConfig) -> Found:
         currency=currency,
         warnings=tuple(warnings),
     )
-
-
-def _aliyun_price(
-    ecs: Ecs, raw: Mapping[str, Any], seen: Instance, strategy: str
-) -> tuple[float | None, str]:
-    """What an hour of the instance type costs, disks aside."""
-    answer = ecs_call(
-        ecs,
-        "DescribePrice",
-        "*",
-        ResourceType="instance",
-        InstanceType=seen.type,
-        InstanceNetworkType="vpc" if seen.vpc else "classic",
-        PriceUnit="Hour",
-        Period=1,
-        Amount=1,
-        SpotStrategy=strategy,
-        **({"ZoneId": raw["ZoneId"]} if raw.get("ZoneId") else {}),
-    )
-    try:
-        price = answer["PriceInfo"]["Price"]
-        details = (price.get("DetailInfos") or {}).get("DetailInfo") or ()
-        # The total has a default system disk in it, which costs when the instance is stopped, too.
-        own = [one["TradePrice"] for one in details if one.get("Resource") == "instanceType"]
-        return float(own[0] if own else price["TradePrice"]), str(price.get("Currency") or "")
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise Transient("the answer to DescribePrice is not one of the ECS API") from None
 
 
 def read_aws(account: Account, config: AwsConfig) -> Found:

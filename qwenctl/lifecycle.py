@@ -161,6 +161,8 @@ class NodeView:
     state: Literal["loading", "ready", "failed", ""] = ""
     error: str = ""
     heartbeat_age: float | None = None
+    interrupted: bool = False
+    """The cloud has announced that it takes this instance back (spot)."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +267,9 @@ def decide(view: View, timings: Timings, now: float) -> Step:
     stopping   finish the stop first, then off          finish the stop
     failed     stop a bad instance, retry at retry_at   stop a bad instance, then off
     =========  =======================================  ==========================================
+
+    An instance that the cloud is about to take back drains in spite of demand, is stopped as soon
+    as no work runs on it, and by that demand is started again.
     """
     if view.phase in (Phase.READY, Phase.DRAINING) and _stable(view, timings, now):
         view = replace(view, failure=None)  # it has come through: what failed before is history
@@ -288,7 +293,8 @@ def _next_look(view: View, timings: Timings, now: float, seen_at: float) -> floa
         hurry = view.wanted and not view.denied
         return seen_at + (timings.observe_moving if hurry else timings.observe_slow)
     heard = view.node.heartbeat_age
-    if view.phase is Phase.READY and (heard or 0.0) > timings.heartbeat:
+    expected = view.phase is Phase.READY or view.node.interrupted
+    if expected and (heard or 0.0) > timings.heartbeat:
         return seen_at + timings.observe_moving
     reports = heard is not None and heard <= timings.heartbeat
     quiet = (
@@ -364,9 +370,13 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
 
 def _lost(view: View, timings: Timings, now: float) -> Step | None:
     """What to do if the instance is no longer running, or None if it is."""
+    gone = view.observed in (Observed.STOPPED, Observed.ABSENT)
+    if view.node.interrupted and (gone or view.observed is Observed.STOPPING):
+        # Announced, and nobody's failure: what wants it starts it again without a pause.
+        return Move(Phase.OFF if gone else Phase.STOPPING, "spot_interruption")
     if view.observed is Observed.STOPPING:
         return Move(Phase.STOPPING, "stopped_outside", failure=view.failure)
-    if view.observed not in (Observed.STOPPED, Observed.ABSENT):
+    if not gone:
         return None
     if not view.wanted or _stable(view, timings, now):
         return Move(Phase.OFF, "stopped_outside")
@@ -382,6 +392,8 @@ def _up(view: View, timings: Timings, now: float) -> Step | None:
         return lost
     if view.cut:
         return Move(Phase.STOPPING, "down_now")
+    if view.node.interrupted:
+        return Move(Phase.DRAINING, "spot_interruption")
     if not view.wanted:
         return Move(
             Phase.DRAINING, "blocked" if view.blocked else "idle", Guard.UNWANTED, view.failure
@@ -445,7 +457,8 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
         return lost
     if view.cut:
         return Move(Phase.STOPPING, "down_now")
-    if view.wanted:
+    interrupted = view.node.interrupted
+    if view.wanted and not interrupted:
         back = Phase.READY if view.node.state == "ready" else Phase.BOOTING
         return Move(back, "demand", Guard.WANTED, view.failure)
     left = view.since + timings.drain - now
@@ -453,6 +466,8 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
         return Wait(left, "draining")
     if view.working:
         return Wait(1.0, "draining: work is still running")
+    if interrupted:
+        return Move(Phase.STOPPING, "spot_interruption", Guard.NO_WORK)
     return Move(Phase.STOPPING, "idle", Guard.IDLE)
 
 

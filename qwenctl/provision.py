@@ -232,6 +232,7 @@ def _settings(config: Config, gpu: str, cloud: Cloud) -> str:
         "state_dir": "/var/lib/qwenctl-node",
         "log_dir": "/var/log/qwenctl-node",
         "dead_man": config.gpu[gpu].timing.dead_man,
+        "cloud": cloud,
     }
     if cloud == "aliyun":
         values["power_off_command"] = [f"{VENV}/bin/python", "-m", "gpu_node.aliyun_stop"]

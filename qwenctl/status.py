@@ -64,7 +64,7 @@ def page_status(
         state = "done" if index < position else "todo"
         if index == position:
             state = "failed" if phase is Phase.FAILED else "active"
-        if phase in (Phase.READY, Phase.DRAINING):
+        if phase in (Phase.READY, Phase.DRAINING) and not _leaving(snapshot):
             state = "done"
         seconds = wake.durations.get(key) if wake and state != "todo" else None
         if wake and state == "active" and seconds is None:
@@ -92,6 +92,7 @@ def page_status(
         "elapsed_seconds": _round(_elapsed(wake, snapshot)),
         "eta_seconds": _round(eta),
         "progress": _progress(snapshot),
+        "interruption": _interruption(snapshot),
         "failure": _failure(snapshot),
         "note": snapshot.state.get("start_note", ""),
         "blocked": _blocked(snapshot),
@@ -102,7 +103,7 @@ def page_status(
 
 def _present(history: Sequence[Wake], snapshot: Snapshot) -> Wake | None:
     """The wake that the snapshot is in the middle, or at the end, of."""
-    last = history[-1] if history else None
+    last = history[-1] if history and not _leaving(snapshot) else None
     fitting = {
         Outcome.UNDER_WAY: snapshot.phase.waking or snapshot.phase is Phase.DRAINING,
         Outcome.READY: snapshot.phase in (Phase.READY, Phase.DRAINING),
@@ -110,6 +111,22 @@ def _present(history: Sequence[Wake], snapshot: Snapshot) -> Wake | None:
         Outcome.ABANDONED: False,
     }
     return last if last and fitting[last.outcome] else None
+
+
+def _leaving(snapshot: Snapshot) -> bool:
+    """Whether the cloud takes the instance back, and it is no longer for new requests."""
+    on = snapshot.phase in (Phase.DRAINING, Phase.STOPPING)
+    return on and snapshot.interrupted_at is not None
+
+
+def _interruption(snapshot: Snapshot) -> dict[str, Any] | None:
+    ends = snapshot.interruption_ends
+    if ends is None:
+        return None
+    return {
+        "action": snapshot.node.get("interruption", ""),
+        "seconds_left": _round(max(0.0, ends - snapshot.now)),
+    }
 
 
 def _active_step(snapshot: Snapshot, wake: Wake | None) -> str:
@@ -124,7 +141,7 @@ def _active_step(snapshot: Snapshot, wake: Wake | None) -> str:
     if phase is Phase.STARTING:
         called = snapshot.time("called_at") is not None or (wake and Mark.CALL in wake.marks)
         return "start" if called else "request"
-    if phase in (Phase.OFF, Phase.STOPPING):
+    if phase in (Phase.OFF, Phase.STOPPING) or _leaving(snapshot):
         return "request" if snapshot.wanted else ""
     return _ACTIVE.get(phase, "ready")
 
@@ -134,7 +151,9 @@ def _elapsed(wake: Wake | None, snapshot: Snapshot) -> float | None:
         end = wake.marks.get(Mark.READY, wake.ended_at)
         return (snapshot.now if end is None else end) - wake.started_at
     if snapshot.wanted and not snapshot.phase.serves:
-        asked = [lease.since for lease in snapshot.leases if lease.since is not None]
+        # Who used it until the cloud took it back waits from then on.
+        from_ = snapshot.interrupted_at or 0.0
+        asked = [max(lease.since, from_) for lease in snapshot.leases if lease.since is not None]
         return snapshot.now - min(asked) if asked else None
     return None
 
@@ -336,6 +355,11 @@ def explain(
         )
     elif cloud := snapshot.state.get("observed_reason"):
         reasons.append(Reason("cloud", f"the cloud says: {one_line(cloud)}"))
+    if (ends := snapshot.interruption_ends) is not None:
+        action = one_line(snapshot.node.get("interruption", ""))
+        when = f"in {duration(ends - now)}" if ends > now else f"since {duration(now - ends)} ago"
+        text = f"the cloud takes this instance back {when} (spot interruption: {action})"
+        reasons.append(Reason("cloud", text, since=snapshot.interrupted_at, until=ends))
     if note := snapshot.state.get("start_note"):
         reasons.append(Reason("cloud", one_line(note)))
     reasons += _last_start(events, now)
@@ -429,6 +453,7 @@ _CAUSES = {
     "blocked": "it was blocked",
     "down_now": "somebody said --now",
     "stopped": "the instance is stopped",
+    "spot_interruption": "the cloud takes the instance back (spot interruption)",
     "stopped_outside": "the instance stopped by itself or was stopped by somebody else",
     "retry": "another attempt after a failure",
     "started_after_all": "the instance started after all",
@@ -503,7 +528,8 @@ def _stopped_by(
     for event in reversed(events):
         fields = event.fields
         if stopped is None:
-            outside = fields.get("to") == "off" and fields.get("cause") == "stopped_outside"
+            causes = ("stopped_outside", "spot_interruption")
+            outside = fields.get("to") == "off" and fields.get("cause") in causes
             if event.kind == "transition" and (fields.get("to") in phases or outside):
                 stopped = event
                 if outside:
@@ -540,8 +566,12 @@ def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:
     elif phase is Phase.DRAINING:
         at = snapshot.since + drain
         text = f"it is stopped in {duration(max(0.0, at - now))} unless somebody needs it"
+        if _leaving(snapshot):
+            text = f"it is stopped in {duration(max(0.0, at - now))}"
         if snapshot.working:
             at, text = None, "it is stopped as soon as the running work is finished"
+        if _leaving(snapshot) and wanted:
+            text += ", and started again"
     elif phase is Phase.OFF:
         text = "it starts" if wanted else "it stays off" + _until_unblocked(snapshot, now)
         if not wanted and not snapshot.blocks:

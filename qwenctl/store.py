@@ -205,7 +205,18 @@ class Snapshot:
             state=cast(Any, state if state in ("loading", "ready", "failed") else ""),
             error=self.node.get("error", ""),
             heartbeat_age=None if seen is None else max(0.0, self.now - seen),
+            interrupted=self.interrupted_at is not None,
         )
+
+    @property
+    def interrupted_at(self) -> float | None:
+        """When the present boot's node said that the cloud takes the instance back."""
+        return _seconds(self.node.get("interrupted_at"))
+
+    @property
+    def interruption_ends(self) -> float | None:
+        """When the cloud takes it back, by what it has said."""
+        return _seconds(self.node.get("interruption_ends"))
 
     @cached_property
     def report(self) -> Report | None:
@@ -575,6 +586,8 @@ class Store:
             report.model_dump_json(exclude={"log"}),
             f"busy:{report.gpu}",
             _ms(2 * heartbeat) if report.active else 0,
+            _plain(report.interruption.action) if report.interruption else "",
+            _ms(report.interruption.seconds_left) if report.interruption else 0,
             *report.log,
         )
         return verdict, int(seq), tuple(Command.model_validate_json(text) for text in commands)

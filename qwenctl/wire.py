@@ -30,6 +30,7 @@ __all__ = [
     "BadSignature",
     "Command",
     "Hello",
+    "Interruption",
     "Progress",
     "Readiness",
     "Report",
@@ -143,6 +144,15 @@ class Resources(_Message):
     gpus: tuple[dict[str, float | int | str], ...] = ()
 
 
+class Interruption(_Message):
+    """The cloud has said that it takes the instance back, as it may with a spot instance."""
+
+    action: str = Field("reclaim", min_length=1, max_length=40, description="stop, terminate, …")
+    seconds_left: float = Field(
+        allow_inf_nan=False, description="from now; not a time, because clocks differ"
+    )
+
+
 LogLine = Annotated[str, Field(max_length=4000)]
 
 
@@ -158,6 +168,7 @@ class Report(_Message):
     progress: Progress = Field({}, validate_default=True)
     services: tuple[ServiceState, ...] = Field((), max_length=64)
     resources: Resources = Field({}, validate_default=True)
+    interruption: Interruption | None = None
     uptime: float = 0.0
     log: tuple[LogLine, ...] = Field((), max_length=200, description="new log lines, oldest first")
     spec_version: str = ""

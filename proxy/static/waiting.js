@@ -11,7 +11,7 @@
   const scene = document.querySelector(".scene");
   const seconds = () => performance.now() / 1000;
 
-  const STEPS_MODES = ["requested", "restarting", "starting", "booting", "loading", "ready"];
+  const STEPS_MODES = ["requested", "interrupted", "restarting", "starting", "booting", "loading", "ready"];
   const IDLE_MODES = ["asleep", "draining", "stopping", "failed"];
   const POLL = 3; // between two polls, in seconds
   const POLL_HIDDEN = 5;
@@ -70,6 +70,9 @@
     if (status.phase === "ready") return "ready";
     if (status.blocked) return "blocked";
     if (status.phase === "failed") return wanted() ? "retrying" : "failed";
+    if (status.interruption && ["draining", "stopping"].includes(status.phase)) {
+      return wanted() ? "interrupted" : "stopping";
+    }
     if (status.phase === "stopping") return wanted() ? "restarting" : "stopping";
     if (status.phase === "off") return wanted() ? "requested" : "asleep";
     return status.phase;
@@ -346,6 +349,7 @@
 
   function update(fresh) {
     if (over) return;
+    if (fresh.phase !== status.phase || fresh.wanted !== status.wanted) void refreshTiers();
     status = fresh;
     receivedAt = lastNews = seconds();
     if (status.wanted || STEPS_MODES.includes(status.phase)) acceptedAt = -Infinity;
@@ -416,6 +420,24 @@
     };
   }
 
+  // The other GPUs of this address; what is said of them may be some seconds old.
+  async function refreshTiers() {
+    if (!el("tiers") || over || document.hidden) return;
+    try {
+      const response = await ask("tiers");
+      if (!response.ok) return;
+      for (const one of (await response.json()).tiers) {
+        const button = [...el("tiers").elements].find((other) => other.value === one.tier && other.name === "tier");
+        if (!button) continue;
+        const state = button.querySelector("[data-state]");
+        state.dataset.state = one.state;
+        put(state, one.seconds ? say(`tier.${one.state}.time`, { time: about(one.seconds) }) : text[`tier.${one.state}`]);
+      }
+    } catch {
+      // The page's own GPU says what is wrong.
+    }
+  }
+
   // ---- opening what was asked for ---------------------------------------------------------------
 
   // Whether one more automatic reload is allowed; never without storage to count them in.
@@ -481,6 +503,8 @@
     if (source !== null && seconds() - lastNews > SILENCE) void refresh();
     draw();
   }, 500);
+
+  setInterval(refreshTiers, POLL * 1000);
 
   announced = modeOf();
   update(status);

@@ -14,19 +14,25 @@ class _DeniedByCloud(UserError):
     exit_code = ExitCode.DENIED
 
 
+class _NoCapacity(UserError):
+    exit_code = ExitCode.NO_CAPACITY
+
+
 class _CloudUnavailable(UserError):
     exit_code = ExitCode.UNAVAILABLE
 
 
 @contextmanager
 def raising_user_errors() -> Iterator[None]:
-    """Turn a `ProviderError` into a `UserError`: denied is 4, not answered is 8, else 1."""
-    from qwenctl.providers.base import Denied, ProviderError, Throttled, Transient
+    """Turn a `ProviderError` into a `UserError`: no capacity is 3, denied 4, not answered 8, else 1."""
+    from qwenctl.providers.base import Denied, NoCapacity, ProviderError, Throttled, Transient
 
     try:
         yield
     except Denied as error:
         raise _DeniedByCloud(str(error)) from None
+    except NoCapacity as error:
+        raise _NoCapacity(str(error)) from None
     except (Throttled, Transient) as error:
         raise _CloudUnavailable(str(error)) from None
     except ProviderError as error:

@@ -1,13 +1,14 @@
-"""Adds and removes one table of a config file and leaves every other byte as it is.
+"""Adds and removes one table of a config file, or keys of one, and leaves every other byte as it is.
 
 The change is made in the text, then proved: the file is parsed before and after, and unless exactly
-that table came or went, nothing is written. So comments and order stay, and what is written in an
+that came or went, nothing is written. So comments and order stay, and what is written in an
 unusual way (inline tables, quoted keys) is refused rather than damaged.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import sys
@@ -25,7 +26,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["check", "read", "with_table", "without_table", "write"]
+__all__ = ["check", "read", "with_keys", "with_table", "without_table", "write"]
 
 _HEADER = re.compile(r"\s*\[")
 
@@ -85,13 +86,53 @@ def without_table(text: str, place: tuple[str, ...], index: int) -> str:
     return _proved(kept.rstrip() + "\n", wanted, place)
 
 
-def _proved(text: str, wanted: object, place: tuple[str, ...]) -> str:
+def with_keys(
+    text: str, place: tuple[str, ...], values: Mapping[str, str | int | bool | None]
+) -> str:
+    """The file's text with these keys of the table ``[place]`` set, or removed where None.
+
+    Raises:
+        ConfigError: the file is written in a way that does not allow it.
+    """
+    name = ".".join(place)
+    refusal = (
+        f"[{name}] is not written as such a table in this file; set {', '.join(values)} by hand"
+    )
+    wanted = tomllib.loads(text)
+    table = _table_at(wanted, place)
+    lines = text.splitlines(keepends=True)
+    header = re.compile(r"\s*\[\s*" + r"\s*\.\s*".join(map(re.escape, place)) + r"\s*\]")
+    begin = next((number for number, line in enumerate(lines) if header.match(line)), None)
+    if begin is None:
+        raise ConfigError(refusal)
+    if not lines[begin].endswith("\n"):
+        lines[begin] += "\n"
+    for key, value in values.items():
+        # Strings, numbers and booleans of JSON are TOML.
+        line = "" if value is None else f"{key} = {json.dumps(value)}"
+        table.pop(key, None)
+        if value is not None:
+            table[key] = value
+        end = next((n for n in range(begin + 1, len(lines)) if _HEADER.match(lines[n])), len(lines))
+        there = re.compile(
+            rf"""\s*{re.escape(key)}\s*=\s*(?:"[^"]*"|'[^']*'|\w+)([ \t]*(?:#.*)?\r?\n?)$"""
+        )
+        found = ((n, there.match(lines[n])) for n in range(begin + 1, end))
+        at, match = next(((n, match) for n, match in found if match), (begin, None))
+        if match is not None:
+            lines[at] = line + match[1] if line else ""
+        elif line:
+            lines.insert(begin + 1, line + ("\r\n" if lines[begin].endswith("\r\n") else "\n"))
+    return _proved("".join(lines), wanted, place, refusal)
+
+
+def _proved(text: str, wanted: object, place: tuple[str, ...], refusal: str = "") -> str:
     try:
         if tomllib.loads(text) == wanted:
             return text
     except tomllib.TOMLDecodeError:
         pass
-    raise ConfigError(_by_hand(place))
+    raise ConfigError(refusal or _by_hand(place))
 
 
 def _by_hand(place: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""`qwenctl policy`: the least that the proxy or a node must be allowed to do."""
+"""`qwenctl policy`: the least that the proxy, a node or an administrator must be allowed to do."""
 
 from __future__ import annotations
 
@@ -26,18 +26,29 @@ def policy(
         bool,
         typer.Option("--node", help="For the node's instance role: to stop itself, nothing else."),
     ] = False,
+    admin: Annotated[
+        bool,
+        typer.Option("--admin", help="For `qwenctl provision create` and `release`."),
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Print the least-privilege policy for exactly the configured instances, as JSON.
 
-    Without --node it is for the proxy: to look at, start and stop them. Asks no cloud.
+    Without --node or --admin it is for the proxy: to look at, start and stop them. Asks no cloud.
 
     \b
     Examples:
       qwenctl policy aliyun > qwenctl-proxy.json
       qwenctl policy aws --node --gpu main
+      qwenctl policy aws --admin
     """
-    from qwenctl.access_policy import configured, node_policy, proxy_policy
+    from qwenctl.access_policy import admin_policy, configured, node_policy, proxy_policy
 
-    instances = configured(load(config), cloud.value, gpu)
+    if node and admin:
+        raise typer.BadParameter("--node and --admin are for different roles; give one of them")
+    loaded = load(config)
+    if admin:
+        print_json(admin_policy(loaded, cloud.value, gpu))
+        return
+    instances = configured(loaded, cloud.value, gpu)
     print_json(node_policy(instances) if node else proxy_policy(instances))

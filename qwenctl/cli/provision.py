@@ -10,14 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwenctl.cli.context import ConfigOption, GpuOption, JsonOption, load, print_json
+from qwenctl.cli.context import (
+    ConfigOption,
+    GpuOption,
+    JsonOption,
+    load,
+    print_json,
+    use_config,
+)
+from qwenctl.cli.creating import create, release
 from qwenctl.cli.output import paint
 
 if TYPE_CHECKING:
     from qwenctl.config import Config
     from qwenctl.provision import Plan
 
-__all__ = ["provision"]
+__all__ = ["app"]
+
+app = typer.Typer(invoke_without_command=True)
+app.command()(create)
+app.command()(release)
 
 
 class Part(str, Enum):
@@ -29,7 +41,9 @@ class Part(str, Enum):
     script = "script"
 
 
-def provision(
+@app.callback()
+def prepare(
+    context: typer.Context,
     gpu: GpuOption = None,
     source: Annotated[
         list[str] | None,
@@ -92,8 +106,9 @@ def provision(
 ) -> None:
     """Print what a GPU's instance needs: rules, role, and the agent as a systemd service.
 
-    Changes nothing without --apply, and never makes a role or an instance. User data runs at the
-    first boot of a new instance; --only script is the same for one that exists.
+    Changes nothing without --apply, and never makes a role. User data runs at the first boot of a
+    new instance; --only script is the same for one that exists. `create` makes a new instance from
+    a template in the configuration, `release` deletes it.
 
     \b
     Examples:
@@ -102,7 +117,13 @@ def provision(
       qwenctl provision --only script | ssh root@10.0.0.7 sh
       qwenctl provision --only user-data --with-secret -o user-data.yaml
       qwenctl provision --apply --from 10.0.0.5/32
+      qwenctl provision create --dry-run
     """
+    if context.invoked_subcommand is not None:
+        _only_config_before(context)
+        if config is not None:
+            use_config(config)
+        return
     from qwenctl.errors import ConfigError
     from qwenctl.provision import make_plan
 
@@ -125,6 +146,16 @@ def provision(
         print_json(_as_json(plan))
         return
     _print_all(loaded, plan)
+
+
+def _only_config_before(context: typer.Context) -> None:
+    """Options before `create` or `release` would have no effect: refuse them."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name != "config" and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"options of {context.invoked_subcommand} go after that word", context
+            )
 
 
 def _part(plan: Plan, part: Part | None, secret: str) -> str:

@@ -13,7 +13,7 @@ from qwenctl.cli.settings import toml_list
 
 __all__ = ["init", "sample_webui"]
 
-_TEMPLATE = """\
+_HEAD = """\
 # qwenctl: a GPU in the cloud that sleeps until somebody needs it.
 # Check this file with `qwenctl config validate`; all keys: `qwenctl config show`.
 # Durations are seconds or text such as "90s", "10m", "1h30m".
@@ -22,7 +22,7 @@ _TEMPLATE = """\
 listen = "127.0.0.1:8080"
 # Where people and nodes reach the proxy, if not under the address above:
 # public_url = "https://gpu.example.com"
-
+{node_urls}
 [access]
 # "none" is for this machine only. For others: mode = "password", and
 # password_hash from `qwenctl access hash-password`.
@@ -33,7 +33,7 @@ provider = "{provider}"
 # How long after its last use the GPU stays on:
 idle_timeout = "10m"
 # What to tell the first visitor, before there are boots to learn from:
-boot_estimate = "30s"
+boot_estimate = "{boot_estimate}"
 # What counts as use: "gradio", "open-webui", "openai" or "generic".
 preset = "generic"
 # "visit": a visible waiting page wakes it; "click": only its button; "never".
@@ -41,6 +41,9 @@ wake_on = "visit"
 # For `qwenctl status`, in your currency:
 # price_per_hour = 1.20
 
+"""
+
+_LOCAL = """\
 # The local provider: an "instance" that is a group of processes on this machine.
 [gpu.{name}.local]
 boot_seconds = 3
@@ -61,6 +64,62 @@ port = 7860
 # activity = {{ path = "/metrics", metrics = ["vllm:num_requests_running"] }}
 """
 
+_NODE_URLS = """\
+# Where the GPU instance reaches this machine, best its private address in the same VPC:
+# node_urls = ["http://10.0.0.5:8080"]
+"""
+
+_ALIYUN = """\
+# An instance that exists: `qwenctl import aliyun INSTANCE_ID --region REGION` prints this table.
+[gpu.{name}.aliyun]
+region = ""       # fill in, such as "cn-hangzhou"
+instance_id = ""  # fill in, such as "i-bp1abcdefgh"; pay-as-you-go or spot, no local disks
+
+# Or let `qwenctl provision create` make one from this and fill in instance_id:
+# [gpu.{name}.aliyun.template]
+# image_id = "ubuntu_22_04_x64_20G_alibase_20250722.vhd"
+# instance_type = "ecs.gn7i-c8g1.2xlarge"
+# vswitch_id = "vsw-bp1abcdefgh"
+# security_group_id = "sg-bp1abcdefgh"
+# system_disk_gb = 100
+# ram_role_name = "qwenctl-node"  # lets the node stop itself: `qwenctl policy aliyun --node`
+"""
+
+_AWS = """\
+# An instance that exists: `qwenctl import aws INSTANCE_ID --region REGION` prints this table.
+[gpu.{name}.aws]
+region = ""       # fill in, such as "us-east-1"
+instance_id = ""  # fill in, such as "i-0123456789abcdef0"; its root volume on EBS
+
+# Or let `qwenctl provision create` make one from this and fill in instance_id:
+# [gpu.{name}.aws.template]
+# image_id = "ami-0123456789abcdef0"
+# instance_type = "g5.xlarge"
+# subnet_id = "subnet-0123456789abcdef0"
+# security_group_ids = ["sg-0123456789abcdef0"]
+# root_volume_gb = 100
+"""
+
+_CLOUD_SERVICE = """
+# What the instance runs: your WebUI and its port. It must listen for others than itself.
+[[gpu.{name}.service]]
+name = "webui"
+command = ["python3", "web_demo_mm.py", "--server-name", "0.0.0.0", "--server-port", "7860"]
+port = 7860
+
+# Or vLLM's OpenAI-compatible API (with preset = "openai"):
+# command = ["vllm", "serve", "Qwen/Qwen3-VL-8B-Instruct", "--port", "8000"]
+# port = 8000
+# readiness = {{ path = "/health" }}
+# activity = {{ path = "/metrics", metrics = ["vllm:num_requests_running"] }}
+"""
+
+_TEMPLATES = {
+    "local": _HEAD + _LOCAL,
+    "aliyun": _HEAD + _ALIYUN + _CLOUD_SERVICE,
+    "aws": _HEAD + _AWS + _CLOUD_SERVICE,
+}
+
 
 def sample_webui() -> Path | None:
     """The sample WebUI: of the checkout, or of the installed package."""
@@ -80,7 +139,10 @@ def init(
     ] = False,
     gpu: Annotated[str, typer.Option("--gpu", metavar="NAME", help="Name of the GPU.")] = "main",
     provider: Annotated[
-        str, typer.Option("--provider", metavar="NAME", help="Who runs the instance.")
+        str,
+        typer.Option(
+            "--provider", metavar="NAME", help="Who runs the instance: local, aliyun or aws."
+        ),
     ] = "local",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     json: JsonOption = False,
@@ -90,15 +152,16 @@ def init(
     \b
     Examples:
       qwenctl init
-      qwenctl init --here --gpu main --provider local
+      qwenctl init --here --gpu main --provider aliyun
     """
     import os
     import re
 
     from qwenctl.errors import ConfigError
 
-    if provider != "local":
-        raise ConfigError(f"no template for the provider {provider!r}; there is one for: local")
+    if provider not in _TEMPLATES:
+        known = ", ".join(_TEMPLATES)
+        raise ConfigError(f"no template for the provider {provider!r}; there is one for: {known}")
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", gpu):
         raise ConfigError(
             f"--gpu {gpu!r}: a name is made of lower-case letters, digits and hyphens, at most 32"
@@ -106,7 +169,14 @@ def init(
     base = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
     path = Path("qwenctl.toml") if here else base / "qwenctl" / "qwenctl.toml"
     command = [sys.executable, "-m", "qwenctl.cli.sample", "7860"]
-    text = _TEMPLATE.format(name=gpu, provider=provider, command=toml_list(command))
+    local = provider == "local"
+    text = _TEMPLATES[provider].format(
+        name=gpu,
+        provider=provider,
+        command=toml_list(command),
+        boot_estimate="30s" if local else "3m",
+        node_urls="" if local else _NODE_URLS,
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w" if force else "x", encoding="utf-8") as file:
@@ -117,6 +187,13 @@ def init(
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
     if json:
         print_json({"file": str(path.resolve()), "gpu": gpu})
+        return
+    if not local:
+        print(f"Wrote {path.resolve()}. Fill in, or have printed by `qwenctl import {provider}`:")
+        print(f"  [gpu.{gpu}.{provider}]      `region` and `instance_id`")
+        print("  [proxy]                `node_urls`: where the instance reaches this machine")
+        print(f"  [[gpu.{gpu}.service]]    your WebUI's `command` and `port`")
+        print("Then: `qwenctl config validate`, `qwenctl provision`, `qwenctl doctor`.")
         return
     print(f"Wrote {path.resolve()}. It runs as it is, with a sample page for a WebUI; try:")
     print("  qwenctl serve              run the proxy; open the address that it prints")

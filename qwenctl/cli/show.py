@@ -383,6 +383,8 @@ def event_words(event: Event) -> str:
         return f"node: {', '.join(part for part in parts if part)}"
     if event.kind == "hello":
         return f"node: hello, boot {f.get('boot_id', '?')}"
+    if event.kind == "interruption":
+        return f"node: the cloud takes the instance back ({f.get('action', '?')})"
     if event.kind == "first-byte":
         return "first answer to a visitor"
     rest = " ".join(f"{key}={value}" for key, value in f.items())

@@ -5,7 +5,8 @@
 -- Returns {phase, start_seq, name of the block in force or '', 1 if given up by a later `down`}.
 -- The one move that no controller makes: draining -> ready, so that no request is ever forwarded
 -- into a stop. With a service that is not ready it stays draining; a controller sees the lease and
--- decides. (A condemned instance never drains: it is `failed`.)
+-- decides. (A condemned instance never drains: it is `failed`.) One that the cloud takes back stays
+-- draining too: the lease is for its next start.
 local lease, ttl, reason, actor = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local inflight, inflight_ttl, may_wake = ARGV[7], tonumber(ARGV[8]), ARGV[9] == '1'
 local now_phase = phase()
@@ -23,7 +24,8 @@ if NOW - tonumber(ARGV[10]) < tonumber(redis.call('HGET', STATE, 'released_at') 
   return {now_phase, seq, '', 1}
 end
 if now_phase == 'starting' then redis.call('HDEL', STATE, 'cut') end
-if now_phase == 'draining' and redis.call('HGET', NODE, 'state') == 'ready' then
+local node = redis.call('HMGET', NODE, 'state', 'interrupted_at')
+if now_phase == 'draining' and node[1] == 'ready' and not node[2] then
   redis.call('HSET', STATE, 'phase', 'ready', 'since', num(NOW), 'cause', 'demand', 'actor', actor)
   redis.call('HDEL', STATE, 'called_at', 'cut')
   event('transition', 'from', 'draining', 'to', 'ready', 'cause', 'demand', 'actor', actor,

@@ -1,8 +1,10 @@
 -- A heartbeat, progress or ready callback. The signature has been checked.
 -- ARGV: 3 nonce, 4 how long to remember it (ms), 5 boot id, 6 start_seq, 7 state, 8 error,
 --       9 progress phase, 10 the report without its log lines (JSON), 11 busy lease,
---       12 its time to live (ms; 0: nothing runs), 13 … new log lines.
+--       12 its time to live (ms; 0: nothing runs), 13 what the cloud does when it takes the instance
+--       back ('' as long as it has not said so), 14 in how long (ms), 15 … new log lines.
 -- Returns {'ok' | 'replay' | 'other_boot', start_seq, the commands for the node}.
+-- An interruption holds for the rest of the boot, also where a restarted agent has not seen it yet.
 local nonce, boot, seq, state = ARGV[3], ARGV[5], ARGV[6], ARGV[7]
 local busy, busy_ttl = ARGV[11], tonumber(ARGV[12])
 redis.call('ZREMRANGEBYSCORE', NONCES, '-inf', num(NOW))
@@ -22,8 +24,14 @@ elseif redis.call('ZREM', LEASES, busy) == 1 then
   redis.call('HDEL', INFO, busy)
   changed('lease')
 end
-for i = 13, #ARGV do redis.call('RPUSH', LOG, ARGV[i]) end
-if #ARGV >= 13 then redis.call('LTRIM', LOG, -2000, -1) end
+if ARGV[13] ~= '' and redis.call('HEXISTS', NODE, 'interrupted_at') == 0 then
+  local ends = num(NOW + tonumber(ARGV[14]))
+  redis.call('HSET', NODE, 'interrupted_at', num(NOW), 'interruption', ARGV[13],
+    'interruption_ends', ends)
+  event('interruption', 'actor', 'node', 'action', ARGV[13], 'ends', ends)
+end
+for i = 15, #ARGV do redis.call('RPUSH', LOG, ARGV[i]) end
+if #ARGV >= 15 then redis.call('LTRIM', LOG, -2000, -1) end
 if node[3] ~= state or node[4] ~= ARGV[9] then
   event('node', 'actor', 'node', 'state', state, 'progress', ARGV[9], 'error', ARGV[8])
 end

@@ -374,9 +374,13 @@ def _by(deadline: float, work: Callable[[], T], host: str) -> T:
 
 def ecs_of(config: AliyunConfig) -> Ecs:
     """The API for an instance; the same one for all instances with the same settings."""
-    return _shared_ecs(
-        config.model_copy(update={"instance_id": "", "address": "auto", "keep_charging": False})
-    )
+    own = {
+        "instance_id": "",
+        "address": "auto",
+        "keep_charging": False,
+        "template": type(config.template)(),
+    }
+    return _shared_ecs(config.model_copy(update=own))
 
 
 @cache

@@ -300,7 +300,8 @@ def _expect(answer: Mapping[str, Any], key: str) -> Any:
 
 def account_of(settings: AwsConfig) -> Account:
     """The account of an instance; the same one for all instances with the same settings."""
-    return _shared_account(settings.model_copy(update={"instance_id": "", "address": "auto"}))
+    own = {"instance_id": "", "address": "auto", "template": type(settings.template)()}
+    return _shared_account(settings.model_copy(update=own))
 
 
 @cache

@@ -250,9 +250,12 @@ class Machine:
         if self._options.node_secret_file:
             settings["NODE_SECRET_FILE"] = self._options.node_secret_file
         env = {f"QWENCTL_NODE__{key}": value for key, value in settings.items()}
+        # Further settings, for whoever tries them out: what is set above comes first.
+        more = self._directory / "node.toml"
+        config = ["--config", str(more)] if more.exists() else []
         with (self._directory / "logs" / "agent.log").open("a") as log:
             agent = self._agent = subprocess.Popen(
-                [sys.executable, "-m", "gpu_node"],
+                [sys.executable, "-m", "gpu_node", *config],
                 env={**os.environ, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -276,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m qwenctl.providers.local_machine",
         description="Plays a virtual machine: boots, runs qwenctl's agent, stops on SIGTERM.",
         epilog="""\
-The machine keeps its state in DIRECTORY/status.json. It exits when it is off:
+The machine keeps its state in DIRECTORY/status.json. Its agent reads further settings from
+DIRECTORY/node.toml, if there is such a file. It exits when it is off:
 by SIGTERM, or because its agent has asked for it with exit code 70.
 
 example:

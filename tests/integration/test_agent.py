@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from qwenctl.wire import Activity, Command, Readiness, Service, Spec
+from tests.support.metadata import MetadataService
 from tests.support.net import free_port
 from tests.unit.gpu_node.stand_in import SECRET, StandInProxy
 
@@ -465,6 +466,44 @@ def test_a_proxy_that_forgot_us_gets_another_hello_and_services_run_on(
     proxy.forget()
     proxy.wait_report(lambda r: r.state == "ready")
     assert agent.mine() == [before]
+
+
+def test_a_spot_interruption_is_reported_at_once(start: Start, proxy: StandInProxy) -> None:
+    proxy.spec = spec(service(), heartbeat=600.0)
+    with MetadataService("aws") as metadata:
+        start(CLOUD="aws", METADATA_URL=metadata.url)
+        proxy.wait_report(lambda r: r.state == "ready")
+        assert not any(report.interruption for report in proxy.reports)
+        metadata.announce(120, "terminate")
+        # No heartbeat is due for ten minutes.
+        told = proxy.wait_report(lambda r: r.interruption, 30).interruption
+    assert told is not None
+    assert told.action == "terminate"
+    assert 60 < told.seconds_left <= 121
+
+
+def test_a_notice_from_before_this_boot_is_none(start: Start, proxy: StandInProxy) -> None:
+    proxy.spec = spec(service())
+    with MetadataService("aliyun") as metadata:
+        metadata.announce(-3600)
+        agent = start(CLOUD="aliyun", METADATA_URL=metadata.url, BOOTED_AT=str(time.monotonic()))
+        metadata.wait_asked(2)
+        until_logged = time.monotonic() + 20
+        while "before this boot" not in agent.log and time.monotonic() < until_logged:
+            time.sleep(0.05)
+        assert "before this boot" in agent.log
+        seen = len(proxy.reports)
+        proxy.wait(lambda p: len(p.reports) >= seen + 2)
+        assert not any(report.interruption for report in proxy.reports)
+
+
+def test_a_metadata_service_that_hangs_hurts_nobody(start: Start, proxy: StandInProxy) -> None:
+    proxy.spec = spec(service())
+    with MetadataService("aws") as metadata:
+        metadata.hangs = True
+        agent = start(CLOUD="aws", METADATA_URL=metadata.url)
+        proxy.wait_report(lambda r: r.state == "ready")
+        assert agent.terminate() == 0
 
 
 def test_the_next_proxy_is_tried_and_the_first_may_come_late(

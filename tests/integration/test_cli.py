@@ -267,6 +267,36 @@ def test_init_writes_a_file_that_is_valid_and_refuses_to_overwrite(
     fails(run("init", "--provider", "mars"), ExitCode.USAGE, "mars", "local")
 
 
+@pytest.mark.parametrize(
+    ("provider", "missing", "instance"),
+    [
+        ("aliyun", {"region": "cn-hangzhou"}, "i-bp1fake"),
+        ("aws", {}, "i-0123456789abcdef0"),  # boto3 may find a region elsewhere
+    ],
+)
+def test_init_for_a_cloud_says_what_to_fill_in(
+    run: Run, tmp_path: Path, provider: str, missing: dict[str, str], instance: str
+) -> None:
+    done = run("init", "--here", "--gpu", "big", "--provider", provider)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"qwenctl import {provider}" in done.stdout
+    path = tmp_path / "qwenctl.toml"
+    for key, value in {**missing, "instance_id": instance}.items():
+        fails(run("config", "validate"), ExitCode.USAGE, f"gpu.big.{provider}.{key} is ")
+        path.write_text(path.read_text().replace(f'{key} = ""', f'{key} = "{value}"'))
+    done = run("config", "validate")
+    assert (done.returncode, done.stderr) == (0, "")
+    # The template that is only commented out is valid, too.
+    lines = path.read_text().splitlines()
+    begin = lines.index(f"# [gpu.big.{provider}.template]")
+    end = lines.index("", begin)
+    lines[begin:end] = [line.removeprefix("# ") for line in lines[begin:end]]
+    path.write_text("\n".join(lines))
+    template = tomllib.loads(path.read_text())["gpu"]["big"][provider]["template"]
+    assert {"image_id", "instance_type"} <= set(template)
+    assert run("config", "validate").returncode == 0
+
+
 # The store
 
 

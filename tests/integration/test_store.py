@@ -18,7 +18,7 @@ from qwenctl.config import Config
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lifecycle import Failure, Guard, Move, Phase
 from qwenctl.store import NONCE_SECONDS, Lock, Outcome, Snapshot, Store, Touch, connect
-from qwenctl.wire import Hello, Progress, Report
+from qwenctl.wire import Hello, Interruption, Progress, Report
 from tests.support.net import free_port
 
 GPU = "main"
@@ -634,6 +634,37 @@ class TestNode:
         lines = store.log_lines(GPU, 10_000)
         assert (len(lines), lines[0], lines[-1]) == (2000, "400", "2399")
         assert store.log_lines(GPU, 2) == ["2398", "2399"]
+
+    def test_an_interruption_lasts_as_long_as_the_boot(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        bring(store, lock, P.READY)
+        assert not snap(store).node_view.interrupted
+        notice = Interruption(action="stop", seconds_left=120.0)
+        report(store, interruption=notice)
+        clock.advance(5)
+        # The same again, and then an agent that has just started and knows nothing yet.
+        report(store, interruption=notice)
+        assert hello(store)[0] == "ok"
+        report(store)
+        now = snap(store)
+        assert now.node_view.interrupted
+        assert now.interrupted_at == now.now - 5
+        assert now.interruption_ends == now.now + 115
+        [told] = [event for event in store.events(GPU) if event.kind == "interruption"]
+        assert told.fields["action"] == "stop"
+        assert float(told.fields["ends"]) / 1000 == now.interruption_ends
+        assert hello(store, "boot-two")[0] == "ok"
+        assert not snap(store).node_view.interrupted
+
+    def test_demand_does_not_keep_what_the_cloud_takes_back(self, store: Store, lock: Lock) -> None:
+        bring(store, lock, P.READY)
+        report(store, interruption=Interruption(seconds_left=120.0), log=("last words",))
+        assert move(store, lock, P.DRAINING) is Outcome.OK
+        admission = demand(store, inflight="inflight:p")
+        assert admission.phase is P.DRAINING
+        assert set(leases(store)) == {"request:ada"}  # for the next start; nothing is in flight
+        assert store.log_lines(GPU) == ["last words"]
 
 
 class TestEvents:

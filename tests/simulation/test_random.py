@@ -94,6 +94,7 @@ class Walk:
             (2, self._redis_fails),
             (1, self._instance),
             (1, self._mood),
+            (1, self._spot),
             (1, self._person),
         ]
 
@@ -176,6 +177,10 @@ class Walk:
         self.random.choice([cloud.die, cloud.start_outside, cloud.stop_outside])()
         if self.random.random() < 0.5:
             self.world.store.look(GPU, actor="p0", cause="the connection broke")
+
+    def _spot(self) -> None:
+        """The cloud announces that it takes the instance back; when, `_instance` decides."""
+        self.world.node.interrupted = True
 
     def _mood(self) -> None:
         self.world.node.mood = self.random.choice(

@@ -31,7 +31,7 @@ from qwenctl.errors import StoreUnavailable
 from qwenctl.lifecycle import Observed, Phase
 from qwenctl.providers.base import Accepted, Conflict, Observation, ProviderError, Transient
 from qwenctl.store import Snapshot, Store, Touch
-from qwenctl.wire import Hello, Report
+from qwenctl.wire import Hello, Interruption, Report
 
 GPU = "main"
 
@@ -505,6 +505,8 @@ class Node:
     """``well``, ``mute`` (never calls), ``broken`` (the service cannot run), ``stuck`` (loads for
     ever)."""
     active: int = 0
+    interrupted: bool = False
+    """The cloud has announced that it takes this boot's instance back."""
     said_hello_at: float | None = None
     _boot: int = -1
     _seq: int = 0
@@ -515,7 +517,7 @@ class Node:
         if self.cloud.state is not Observed.RUNNING:
             return
         if self._boot != self.cloud.boots:
-            self._boot, self.said_hello_at = self.cloud.boots, None
+            self._boot, self.said_hello_at, self.interrupted = self.cloud.boots, None, False
         if self.mood == "mute":
             return
         self._messages += 1
@@ -534,6 +536,7 @@ class Node:
             state=state,
             error="the service crashes" if state == "failed" else "",
             active=self.active,
+            interruption=Interruption(seconds_left=120.0) if self.interrupted else None,
         )
         verdict, _, _ = self.store.report(report, nonce, heartbeat=5.0)
         if verdict == "other_boot":

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from qwenctl.access_policy import configured, node_policy, node_trust, proxy_policy
+from qwenctl.access_policy import (
+    admin_policy,
+    configured,
+    node_policy,
+    node_trust,
+    proxy_policy,
+)
 from qwenctl.config import Config, load_config
 from qwenctl.errors import ConfigError
 
@@ -93,7 +99,8 @@ def test_every_aws_action_exists(config: Config) -> None:
 
     known = set(Session().get_service_model("ec2").operation_names)
     instances = configured(config, "aws")
-    for policy in (proxy_policy(instances), node_policy(instances)):
+    admin = admin_policy(config, "aws")
+    for policy in (proxy_policy(instances), node_policy(instances), admin):
         assert policy["Version"] == "2012-10-17"
         for action in actions(policy):
             service, _, name = action.partition(":")
@@ -102,7 +109,8 @@ def test_every_aws_action_exists(config: Config) -> None:
 
 def test_every_aliyun_action_exists(config: Config) -> None:
     instances = configured(config, "aliyun")
-    for policy in (proxy_policy(instances), node_policy(instances)):
+    admin = admin_policy(config, "aliyun")
+    for policy in (proxy_policy(instances), node_policy(instances), admin):
         assert policy["Version"] == "1"
         for action in actions(policy):
             service, _, name = action.partition(":")
@@ -131,3 +139,36 @@ def test_a_table_without_an_instance_is_refused(tmp_path: Path) -> None:
     path.write_text('[gpu.main]\nprovider = "aws"\naws = { region = "us-east-1" }\n')
     with pytest.raises(ConfigError, match=r"gpu\.main\.aws: instance_id missing; .*import aws"):
         configured(load_config(str(path), env={}), "aws")
+
+
+def test_an_administrator_deletes_only_what_carries_the_tag(config: Config) -> None:
+    aws = admin_policy(config, "aws")
+    for action in ("ec2:TerminateInstances", "ec2:CancelSpotInstanceRequests"):
+        [statement] = [s for s in aws["Statement"] if action in s["Action"]]
+        assert statement["Condition"]["StringEquals"] == {
+            "aws:ResourceTag/qwenctl:deployment": "default"
+        }
+    assert "arn:aws-cn:ec2:cn-north-1:*:instance/*" in resources(aws, "ec2:TerminateInstances")
+    aliyun = admin_policy(config, "aliyun", "large")
+    [statement] = [s for s in aliyun["Statement"] if "ecs:DeleteInstance" in s["Action"]]
+    assert statement["Condition"]["StringEquals"] == {
+        "acs:ResourceTag/qwenctl:deployment": ["default"]
+    }
+    assert statement["Resource"] == ["acs:ecs:ap-southeast-1:*:instance/*"]
+
+
+def test_an_administrator_gives_only_the_roles_of_the_templates(tmp_path: Path) -> None:
+    path = tmp_path / "qwenctl.toml"
+    path.write_text(
+        '[gpu.a]\nprovider = "aws"\n[gpu.a.aws]\nregion = "us-east-1"\n'
+        '[gpu.a.aws.template]\ninstance_profile = "node"\nmarket = "spot"\n'
+        '[gpu.b]\nprovider = "aliyun"\n[gpu.b.aliyun]\nregion = "cn-hangzhou"\n'
+        '[gpu.b.aliyun.template]\nram_role_name = "Node"\n'
+    )
+    config = load_config(str(path), env={})
+    aws = admin_policy(config, "aws")
+    assert resources(aws, "iam:PassRole") == ["arn:aws:iam::*:role/node"]
+    assert "iam:CreateServiceLinkedRole" in actions(aws)
+    assert resources(admin_policy(config, "aliyun"), "ram:PassRole") == ["acs:ram:*:*:role/node"]
+    with pytest.raises(ConfigError, match="no such GPU"):
+        admin_policy(config, "aws", "b")

@@ -5,10 +5,30 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from qwenctl.access_policy import Instance, proxy_policy
+from qwenctl.access_policy import Instance, admin_policy, proxy_policy
+from qwenctl.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "clouds.md").read_text(encoding="utf-8")
+
+ADMIN = Config.model_validate(
+    {
+        "gpu": {
+            "a": {
+                "provider": "aliyun",
+                "aliyun": {"region": "cn-hangzhou", "template": {"ram_role_name": "r"}},
+            },
+            "b": {
+                "provider": "aws",
+                "aws": {
+                    "region": "us-east-1",
+                    "template": {"instance_profile": "p", "market": "spot"},
+                },
+            },
+        }
+    }
+)
+"""Everything that needs a right of its own."""
 
 
 def test_every_check_is_documented() -> None:
@@ -26,6 +46,7 @@ def test_every_action_is_documented() -> None:
         Instance("a", "aliyun", "cn-hangzhou", "i-bp1a"),
         Instance("b", "aws", "us-east-1", "i-0123456789abcdef0"),
     ):
-        for statement in proxy_policy([instance])["Statement"]:
+        admin = admin_policy(ADMIN, instance.cloud)
+        for statement in proxy_policy([instance])["Statement"] + admin["Statement"]:
             for action in statement["Action"]:
                 assert f"`{action}`" in PAGE, action

@@ -449,7 +449,7 @@ def test_defaults_stand_in_one_place() -> None:
 
 def test_which_gpu_a_host_name_means(tmp_path: Path) -> None:
     both = load('[gpu.a]\nhosts = ["A.test"]\n[gpu.b]\n', tmp_path)
-    assert [both.gpu_at(host) for host in ("a.test", "b.test", "")] == ["a", "b", "b"]
+    assert [both.gpus_at(host)[0] for host in ("a.test", "b.test", "")] == ["a", "b", "b"]
     named = load('[gpu.a]\nhosts = ["a.test"]\n[gpu.b]\nhosts = ["b.test"]\n', tmp_path)
-    assert [named.gpu_at(host) for host in ("b.test", "other.test")] == ["b", "a"]
-    assert load("", tmp_path).gpu_at("a.test") == ""
+    assert [named.gpus_at(host) for host in ("b.test", "other.test")] == [("b",), ("a",)]
+    assert load("", tmp_path).gpus_at("a.test") == ()

@@ -112,6 +112,7 @@ def test_every_dependency_has_its_reason() -> None:
         "docs/activity.md",
         "docs/http.md",
         "docs/schedules.md",
+        "docs/tiers.md",
         "docs/clouds.md",
         "examples/aliyun/README.md",
         "examples/aws/README.md",

@@ -50,6 +50,7 @@ nodes = st.builds(
     state=st.sampled_from(["loading", "ready", "failed", ""]),
     error=st.sampled_from(["", "it broke"]),
     heartbeat_age=st.none() | ages,
+    interrupted=st.booleans(),
 )
 
 
@@ -154,8 +155,24 @@ class TestWhateverItSees:
             assert view.cut
         elif view.phase is Phase.FAILED:
             assert step.guard is Guard.NO_WORK
+        elif step.cause == "spot_interruption":
+            assert (view.phase, step.guard) == (Phase.DRAINING, Guard.NO_WORK)
+            assert view.node.interrupted
         else:
             assert step.guard is Guard.IDLE
+
+    @given(views())
+    @settings(max_examples=300)
+    def test_what_the_cloud_takes_back_is_never_for_new_requests(self, view: View) -> None:
+        view = dataclasses.replace(view, node=dataclasses.replace(view.node, interrupted=True))
+        step = decide(view, T, NOW)
+        up = (Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
+        if view.phase not in up:
+            return
+        if isinstance(step, Move):
+            assert step.to in (Phase.DRAINING, Phase.STOPPING, Phase.OFF)
+        elif isinstance(step, Wait) and view.observed is not Observed.UNKNOWN:
+            assert view.phase is Phase.DRAINING
 
     @given(views(observed=Observed.UNKNOWN))
     def test_nothing_is_done_blind(self, view: View) -> None:
@@ -304,6 +321,7 @@ UNLUCKY = Failure("no_capacity", "why", 2, NOW + 20, condemns=False)
 DUE = dataclasses.replace(UNLUCKY, retry_at=NOW - 1)
 SILENT = NodeView(hello=True, heartbeat_age=21)
 HELLO, READY = NodeView(hello=True), NodeView(hello=True, state="ready")
+LEAVING = NodeView(hello=True, state="ready", interrupted=True)
 BROKEN = NodeView(hello=True, state="failed", error="CUDA out of memory")
 S, P = Observed, Phase
 
@@ -336,6 +354,68 @@ TABLE: list[tuple[str, View, Any]] = [
     ("off, ignored", seen(P.OFF, S.RUNNING, wanted=False, found_running="ignore"), Wait),
     ("off, being stopped", seen(P.OFF, S.STOPPING), Wait),
     ("off, being started", seen(P.OFF, S.STARTING), Wait),
+    # the cloud takes it back
+    (
+        "ready, interrupted",
+        seen(P.READY, S.RUNNING, node=LEAVING, working=True),
+        Move(P.DRAINING, "spot_interruption"),
+    ),
+    (
+        "loading, interrupted",
+        seen(P.LOADING, S.RUNNING, node=dataclasses.replace(LEAVING, state="loading")),
+        Move(P.DRAINING, "spot_interruption"),
+    ),
+    (
+        "booting, interrupted",
+        seen(P.BOOTING, S.RUNNING, node=LEAVING),
+        Move(P.DRAINING, "spot_interruption"),
+    ),
+    (
+        "interrupted, somebody said --now",
+        seen(P.READY, S.RUNNING, node=LEAVING, cut=True),
+        Move(P.STOPPING, "down_now"),
+    ),
+    (
+        "draining, interrupted, in flight",
+        seen(P.DRAINING, S.RUNNING, node=LEAVING, working=True, since=NOW - 500),
+        Wait(1.0, "draining: work is still running"),
+    ),
+    (
+        "draining, interrupted, just now",
+        seen(P.DRAINING, S.RUNNING, node=LEAVING, since=NOW - 1),
+        Wait(3.0, "draining"),
+    ),
+    (
+        "draining, interrupted, wanted",
+        seen(P.DRAINING, S.RUNNING, node=LEAVING),
+        Move(P.STOPPING, "spot_interruption", Guard.NO_WORK),
+    ),
+    (
+        "interrupted, silent",
+        seen(
+            P.DRAINING,
+            S.RUNNING,
+            node=dataclasses.replace(LEAVING, heartbeat_age=21),
+            working=True,
+            observed_at=NOW - 3,
+        ),
+        Observe(),
+    ),
+    (
+        "interrupted, being stopped",
+        seen(P.DRAINING, S.STOPPING, node=LEAVING, failure=DUE),
+        Move(P.STOPPING, "spot_interruption"),
+    ),
+    (
+        "just ready, interrupted, gone",
+        seen(P.DRAINING, S.STOPPED, node=LEAVING, ready_at=NOW - 9),
+        Move(P.OFF, "spot_interruption"),
+    ),
+    (
+        "loading, interrupted, gone",
+        seen(P.LOADING, S.ABSENT, node=LEAVING, failure=UNLUCKY),
+        Move(P.OFF, "spot_interruption"),
+    ),
     # starting
     ("starting", seen(P.STARTING, S.STOPPED), Call("start")),
     # `start` reads the cloud itself, and is nothing in an instance that runs (providers/base.py).

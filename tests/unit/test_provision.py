@@ -64,6 +64,7 @@ def test_the_agent_accepts_its_settings(plan: Plan, tmp_path: Path) -> None:
     assert (settings.gpu, settings.dead_man) == ("main", 420)
     assert settings.node_secret_file == SECRET_FILE
     assert bool(settings.power_off_command) == (plan.cloud == "aliyun")
+    assert settings.cloud == plan.cloud
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")

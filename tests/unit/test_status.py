@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_the_contract_of_the_page() -> None:
     page = page_status(snap("off"), [], GPU, may_wake=True)
     assert list(page) == [
         "gpu", "phase", "wanted", "steps", "elapsed_seconds", "eta_seconds", "progress",
-        "failure", "blocked", "wake_on", "may_wake",
+        "interruption", "failure", "note", "blocked", "wake_on", "may_wake",
     ]  # fmt: skip
     assert [step["key"] for step in page["steps"]] == ["request", "start", "boot", "load", "ready"]
     assert all(list(step) == ["key", "state", "seconds", "expected"] for step in page["steps"])
@@ -220,6 +221,38 @@ def test_while_it_drains_the_down_is_the_cause() -> None:
     again = [*history[:2], event(NOW - 5.5, "lease", name="request:eve"), history[2]]
     said = full_status(draining, again, GPU)["cause_text"]
     assert said == "nobody needed it any more"
+
+
+def test_an_instance_that_the_cloud_takes_back() -> None:
+    node = {
+        "interrupted_at": str((NOW - 20) * 1000),
+        "interruption": "stop",
+        "interruption_ends": str((NOW + 100) * 1000),
+    }
+    history = [
+        event(NOW - 9000, "lease", name="request:anna"),
+        move(NOW - 8999, "off", "starting", "demand"),
+        move(NOW - 8900, "loading", "ready", "ready"),
+        event(NOW - 20, "interruption", action="stop"),
+        move(NOW - 5, "ready", "draining", "spot_interruption"),
+    ]
+    draining = snap("draining", leases=(lease(),), cause="spot_interruption")
+    leaving = replace(draining, node=node, leases=(replace(lease(), since=NOW - 9000),))
+
+    page = page_status(leaving, history, GPU, may_wake=True)
+    assert page["interruption"] == {"action": "stop", "seconds_left": 100.0}
+    assert states(page).split()[0] == "request=active"
+    assert "done" not in states(page)
+    assert page["elapsed_seconds"] == 20  # not since anna first came, hours ago
+    assert page["eta_seconds"] > 0
+    assert page_status(draining, history, GPU, may_wake=True)["interruption"] is None
+
+    said = texts(leaving, history)
+    assert "the cloud takes this instance back in 1 min 40 s (spot interruption: stop)" in said
+    assert "draining for 5.0 s: the cloud takes the instance back (spot interruption)" in said
+    assert "it is stopped in 0.0 s, and started again" in said
+    late = explain(leaving, history, NOW + 160)
+    assert any("since 1 min ago" in str(reason) for reason in late)
 
 
 def test_a_wake_by_unblock_has_words() -> None:

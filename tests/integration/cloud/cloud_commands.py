@@ -20,26 +20,22 @@ Configure = Callable[..., Path]
 
 
 class WholeCloud(Cloud):
-    """The fake cloud with prices and security groups."""
+    """The fake cloud with security groups."""
 
     def __init__(self) -> None:
         super().__init__()
         self.permits: list[dict[str, Any]] = []
         self.shown: dict[str, Any] = {}
         """More fields of every instance."""
+        self.blind = 0
+        """How many looks to come find nothing, as right after a create."""
 
-    def _do_DescribePrice(self, parameters: Mapping[str, str]) -> dict[str, Any]:
-        if parameters.get("ResourceType") != "instance" or parameters["PriceUnit"] != "Hour":
-            raise ApiError(400, "InvalidParameter")
-        spot = parameters.get("SpotStrategy", "NoSpot") != "NoSpot"
-        own = {"Resource": "instanceType", "TradePrice": 1.98 if spot else 9.9}
-        disk = {"Resource": "systemDisk", "TradePrice": 0.06}
-        price = {
-            "TradePrice": own["TradePrice"] + 0.06,
-            "Currency": "CNY",
-            "DetailInfos": {"DetailInfo": [own, disk]},
-        }
-        return {"PriceInfo": {"Price": price, "Rules": {"Rule": []}}}
+    def _do_DescribeInstances(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        answer = super()._do_DescribeInstances(parameters)
+        if self.blind > 0:
+            self.blind -= 1
+            answer["Instances"] = {"Instance": []}
+        return answer
 
     def _do_DescribeSecurityGroupAttribute(self, parameters: Mapping[str, str]) -> dict[str, Any]:
         if parameters.get("SecurityGroupId") != GROUP:

@@ -11,7 +11,16 @@ from cloud_commands import Run
 
 
 @pytest.mark.parametrize(
-    "command", ["policy", "provision", "doctor", "import aliyun", "import aws"]
+    "command",
+    [
+        "policy",
+        "provision",
+        "provision create",
+        "provision release",
+        "doctor",
+        "import aliyun",
+        "import aws",
+    ],
 )
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     done = run(*command.split(), "--help")

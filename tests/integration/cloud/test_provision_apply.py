@@ -46,6 +46,10 @@ def test_policy(run: Run, ecs: FakeEcs, configure: Configure) -> None:
     assert [one["Action"] for one in node["Statement"]] == [["ecs:StopInstance"]]
     wrong = run("policy", "aws")
     assert (wrong.returncode, wrong.stdout) == (ExitCode.USAGE, "")
+    admin = json.loads(run("policy", "aliyun", "--admin").stdout)
+    assert ["ecs:DeleteInstance"] in [one["Action"] for one in admin["Statement"]]
+    both = run("policy", "aliyun", "--admin", "--node")
+    assert (both.returncode, both.stdout) == (ExitCode.USAGE, "")
     assert ecs.calls == []
 
 

@@ -132,12 +132,55 @@ def test_the_list_comes_in_pages(fake: FakeEcs) -> None:
     assert call(fake, "DescribeInstances", PageSize="101")[0] == 400
 
 
+def test_a_client_token_makes_one_instance(fake: FakeEcs) -> None:
+    def run(**changes: str) -> tuple[int, dict[str, Any]]:
+        return call(fake, "RunInstances", **{**NEW, "ClientToken": "t1", **changes})
+
+    assert run(DryRun="true")[1]["Code"] == "DryRunOperation"
+    assert not fake.cloud.instances
+    [made] = run()[1]["InstanceIdSets"]["InstanceIdSet"]
+    fake.cloud.in_stock, fake.cloud.quota = False, 0  # nothing more is made by a repetition
+    assert run()[1]["InstanceIdSets"]["InstanceIdSet"] == [made]
+    assert run(InstanceType="ecs.gn6i-c4g1.xlarge")[1]["Code"] == "IdempotentParameterMismatch"
+    assert run(ClientToken="t2")[1]["Code"] == "QuotaExceed.ElasticQuota"
+    fake.cloud.quota = 9
+    assert run(ClientToken="t2")[1]["Code"] == "OperationDenied.NoStock"
+    assert list(fake.cloud.instances) == [made]
+    assert call(fake, "DeleteInstance", InstanceId=made)[1]["Code"] == "IncorrectInstanceStatus"
+    assert call(fake, "DeleteInstance", InstanceId=made, Force="true")[0] == 200
+    assert run()[1]["InstanceIdSets"]["InstanceIdSet"] == [made]
+    assert not fake.cloud.instances  # the token remembers it, and it stays gone
+
+
+def test_instances_are_found_by_tags(fake: FakeEcs) -> None:
+    fake.cloud.add("i-bp1mine", tags={"a": "1", "b": "2"})
+    fake.cloud.add("i-bp1other", tags={"a": "1"})
+    tags = {"Tag.1.Key": "a", "Tag.1.Value": "1", "Tag.2.Key": "b", "Tag.2.Value": "2"}
+    answer = call(fake, "DescribeInstances", **tags)[1]
+    assert [one["InstanceId"] for one in answer["Instances"]["Instance"]] == ["i-bp1mine"]
+
+
 # The official V2 SDK's typed models: what they do not know is lost on the way through them.
 
 RESPONSES = {
+    "DeleteInstance": models.DeleteInstanceResponseBody,
     "DescribeInstances": models.DescribeInstancesResponseBody,
+    "DescribePrice": models.DescribePriceResponseBody,
+    "RunInstances": models.RunInstancesResponseBody,
     "StartInstance": models.StartInstanceResponseBody,
     "StopInstance": models.StopInstanceResponseBody,
+}
+
+NEW = {
+    "ImageId": "ubuntu_22_04",
+    "InstanceType": "ecs.gn7i-c8g1.2xlarge",
+    "VSwitchId": "vsw-bp1fake",
+    "SecurityGroupId": "sg-bp1fake",
+}
+PARAMETERS: dict[str, dict[str, str]] = {
+    "DescribeInstances": {},
+    "DescribePrice": {"ResourceType": "instance", "PriceUnit": "Hour"},
+    "RunInstances": NEW,
 }
 
 
@@ -147,6 +190,10 @@ RESPONSES = {
         ("DescribeInstances", {"locks": ["Recycling"], "eip": "47.1.1.1", "has_public_ip": True}),
         ("DescribeInstances", {"status": "Running", "public_ip": "47.2.2.2", "vpc": False}),
         ("DescribeInstances", {"charge_type": "PrePaid", "local_disks": 1}),
+        ("DescribeInstances", {"tags": {"qwenctl:gpu": "main"}}),
+        ("DescribePrice", {}),
+        ("RunInstances", {}),
+        ("DeleteInstance", {}),
         ("StartInstance", {}),
         ("StopInstance", {"status": "Running"}),
     ],
@@ -155,7 +202,7 @@ def test_answers_fit_the_official_models(
     fake: FakeEcs, action: str, fields: dict[str, Any]
 ) -> None:
     instance = fake.cloud.add(**fields)
-    extra = {} if action == "DescribeInstances" else {"InstanceId": instance.id}
+    extra = PARAMETERS.get(action, {"InstanceId": instance.id})
     status, answer = call(fake, action, **extra)
     assert status == 200
     parsed = RESPONSES[action]().from_map(answer)

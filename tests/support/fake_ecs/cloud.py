@@ -2,11 +2,13 @@
 
 As the API reference has it: a stop in economical mode where that has no effect is not refused, the
 instance just goes on being billed; an instance stopped in economical mode loses its public address
-and needs stock to start; nothing can be started or stopped in a passing state.
+and needs stock to start; nothing can be started or stopped in a passing state; the same client token
+makes no second instance, not even after the first has been released.
 """
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -25,6 +27,19 @@ __all__ = ["ApiError", "Cloud", "FakeInstance"]
 
 ZONE = "cn-hangzhou-i"
 PAGE = 100
+MAX_USER_DATA = 32 * 1024
+"""Bytes, before base64."""
+
+_OF_ONE_CALL = {
+    "AccessKeyId",
+    "ClientToken",
+    "DryRun",
+    "SecurityToken",
+    "Signature",
+    "SignatureNonce",
+    "Timestamp",
+}
+"""Parameters that may differ between two calls with the same client token."""
 
 
 class ApiError(Exception):
@@ -57,6 +72,7 @@ class FakeInstance:
     eip: str = ""
     locks: list[str] = field(default_factory=list)
     in_stock: bool = True
+    tags: Mapping[str, str] = field(default_factory=dict)
     agent: Mapping[str, str] = field(default_factory=dict)
     """Settings of the real agent that runs while the instance does (``QWENCTL_NODE__…``); none:
     no agent."""
@@ -82,8 +98,15 @@ class Cloud:
         self.region = region
         self.default_mode = default_mode
         self.instances: dict[str, FakeInstance] = {}
+        self.in_stock = True
+        """Whether there are machines for new instances."""
+        self.quota = 100
+        """How many instances the account may have."""
         self.accepted: Counter[str] = Counter()
         """Calls by action that were not refused."""
+        self._tokens: dict[str, tuple[dict[str, str], str]] = {}
+        """Client token -> the parameters that it came with, and the instance that it made."""
+        self._made = itertools.count(1)
         self._addresses = (f"47.96.{n // 250}.{n % 250 + 1}" for n in itertools.count())
         self._lock = threading.RLock()
 
@@ -124,7 +147,12 @@ class Cloud:
         size, page = int(parameters.get("PageSize", 10)), int(parameters.get("PageNumber", 1))
         if not isinstance(wanted, list) or len(wanted) > PAGE or not 1 <= size <= PAGE:
             raise ApiError(400, "InvalidParameter")
-        found = [i for i in self.instances.values() if i.id in wanted or not wanted]
+        tags = _tags(parameters)
+        found = [
+            i
+            for i in self.instances.values()
+            if (i.id in wanted or not wanted) and tags.items() <= i.tags.items()
+        ]
         shown = found[(page - 1) * size : page * size]
         return {
             "TotalCount": len(found),
@@ -163,6 +191,65 @@ class Cloud:
         instance.status = "Stopping"
         threading.Thread(target=self._shut_down, args=(instance, mode), daemon=True).start()
         return {}
+
+    def _do_RunInstances(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        for name in ("ImageId", "InstanceType", "VSwitchId", "SecurityGroupId"):
+            if not parameters.get(name):
+                raise ApiError(400, f"MissingParameter.{name}", f"{name} is needed.")
+        try:
+            user_data = base64.b64decode(parameters.get("UserData", ""), validate=True)
+        except ValueError:
+            raise ApiError(400, "InvalidUserData.Base64FormatInvalid") from None
+        if len(user_data) > MAX_USER_DATA:
+            raise ApiError(400, "InvalidUserData.SizeExceeded")
+        token = parameters.get("ClientToken", "")
+        own = {name: value for name, value in parameters.items() if name not in _OF_ONE_CALL}
+        if token in self._tokens:
+            before, made = self._tokens[token]
+            if before != own:
+                raise ApiError(400, "IdempotentParameterMismatch")
+            return _made(made)
+        if len(self.instances) >= self.quota:
+            raise ApiError(403, "QuotaExceed.ElasticQuota")
+        if not self.in_stock:
+            raise ApiError(403, "OperationDenied.NoStock", "The requested resource is sold out.")
+        _check_dry_run(parameters)
+        instance = self.add(
+            f"i-bp1made{next(self._made):04d}",
+            status="Pending",
+            type=parameters["InstanceType"],
+            charge_type=parameters.get("InstanceChargeType", "PostPaid"),
+            spot_strategy=parameters.get("SpotStrategy", "NoSpot"),
+            has_public_ip=parameters.get("InternetMaxBandwidthOut", "0") != "0",
+            tags=_tags(parameters),
+        )
+        if token:
+            self._tokens[token] = (own, instance.id)
+        self._later(instance, instance.start_seconds, self._running)
+        return _made(instance.id)
+
+    def _do_DeleteInstance(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        instance = self._find(parameters)
+        if instance.status != "Stopped" and parameters.get("Force", "").lower() != "true":
+            raise _wrong_state()
+        _check_dry_run(parameters)
+        instance.turn += 1
+        _end_agent(instance)
+        del self.instances[instance.id]
+        return {}
+
+    def _do_DescribePrice(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        if parameters.get("ResourceType") != "instance" or parameters["PriceUnit"] != "Hour":
+            raise ApiError(400, "InvalidParameter")
+        spot = parameters.get("SpotStrategy", "NoSpot") != "NoSpot"
+        own = {"Resource": "instanceType", "TradePrice": 1.98 if spot else 9.9}
+        disk = {"Resource": "systemDisk", "TradePrice": 0.06}
+        price = {
+            "TradePrice": own["TradePrice"] + 0.06,
+            "Currency": "CNY",
+            "DetailInfos": {"DetailInfo": [own, disk]},
+        }
+        return {"PriceInfo": {"Price": price, "Rules": {"Rule": []}}}
 
     def _find(self, parameters: Mapping[str, str]) -> FakeInstance:
         try:
@@ -243,6 +330,7 @@ class Cloud:
             "GPUSpec": "NVIDIA A10",
             "Cpu": 8,
             "Memory": 30720,
+            "Tags": {"Tag": [{"TagKey": k, "TagValue": v} for k, v in instance.tags.items()]},
             "CreationTime": "2026-01-02T03:04Z",
             "VpcAttributes": {
                 "VpcId": "vpc-bp1fake" if instance.vpc else "",
@@ -258,6 +346,16 @@ class Cloud:
                 "LockReason": [{"LockReason": reason, "LockMsg": ""} for reason in instance.locks]
             },
         }
+
+
+def _tags(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The tags that a call names: ``Tag.1.Key``, ``Tag.1.Value``, …"""
+    named = itertools.takewhile(lambda n: f"Tag.{n}.Key" in parameters, itertools.count(1))
+    return {parameters[f"Tag.{n}.Key"]: parameters.get(f"Tag.{n}.Value", "") for n in named}
+
+
+def _made(instance_id: str) -> dict[str, Any]:
+    return {"OrderId": "1", "InstanceIdSets": {"InstanceIdSet": [instance_id]}}
 
 
 def _wrong_state() -> ApiError:

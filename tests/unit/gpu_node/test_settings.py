@@ -37,6 +37,8 @@ def test_a_boot_has_an_id_of_its_own() -> None:
         ("gpu = ", "not valid TOML"),
         ("gpus = 'a'", "did you mean 'gpu'?"),
         ("", "gpu is missing; set it there or in QWENCTL_NODE__GPU"),
+        ("cloud = 'azure'", "cloud: "),
+        ("metadata_url = 'localhost'", "metadata_url: "),
         ("gpu = 'a'\nproxy_urls = ['b']", "'b' is no http:// or https:// address"),
         ("gpu = 'a'\nproxy_urls = ['http://b']\ndead_man = 0", "dead_man"),
     ],

@@ -22,6 +22,9 @@ from tests.unit.providers.contract import ProviderContract
 _SETTLED = {Observed.STARTING: Observed.RUNNING, Observed.STOPPING: Observed.STOPPED}
 
 
+_SETTLED = {Observed.STARTING: Observed.RUNNING, Observed.STOPPING: Observed.STOPPED}
+
+
 class Machine:
     """An instance that is where it should be at once, and refuses as told."""
 

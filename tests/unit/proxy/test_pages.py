@@ -54,6 +54,7 @@ def status(phase: str = "off", active: str | None = None, **changes: Any) -> dic
         "eta_seconds": 23.0 if active else None,
         "progress": None,
         "failure": None,
+        "interruption": None,
         "note": "",
         "blocked": None,
         "wake_on": "visit",
@@ -64,6 +65,7 @@ def status(phase: str = "off", active: str | None = None, **changes: Any) -> dic
 
 PROGRESS = {"phase": "weights", "percent": 40.0, "text": "shard 4 of 10"}
 FAILURE = {"code": "no_capacity", "message": "sold out", "attempts": 2, "retry_in_seconds": 18.0}
+INTERRUPTION = {"action": "stop", "seconds_left": 100.0}
 BLOCK = {"kind": "maintenance", "by": "ada", "reason": "new driver", "seconds_left": 5400.0}
 
 STATUSES = {
@@ -88,6 +90,10 @@ STATUSES = {
     "draining": status("draining"),
     "stopping": status("stopping"),
     "stopping, wanted": status("stopping", wanted=True),
+    "interrupted": status("draining", interruption=INTERRUPTION),
+    "interrupted, wanted": status(
+        "draining", "request", interruption=INTERRUPTION, wanted=True, elapsed_seconds=3.0
+    ),
     "failed": status("failed", failure={**FAILURE, "code": "new", "retry_in_seconds": None}),
     "failed, wanted": status("failed", failure=FAILURE, wanted=True),
 }
@@ -321,9 +327,12 @@ def test_each_state_shows_its_parts_without_script() -> None:
     assert shown("starting, retry") == {"progress", "steps", "earlier"}
     assert shown("loading") == {"progress", "steps", "node"}
     assert shown("failed, wanted") == {"failure", "steps"}
+    assert shown("interrupted, wanted") == {"progress", "steps"}
+    assert text("en")["headline.interrupted"] in waiting(STATUSES["interrupted, wanted"])
 
     forms = {name for name in STATUSES if "<form" in waiting(STATUSES[name])}
-    assert forms == {"off", "off, click", "off, no steps", "draining", "stopping", "failed"}
+    asleep = {"off", "off, click", "off, no steps", "draining", "stopping", "failed"}
+    assert forms == {*asleep, "interrupted"}
     assert text("en")["failure.other"] in waiting(STATUSES["failed"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from proxy.auth import Identity
@@ -86,6 +88,25 @@ def test_a_drain_that_a_block_began_cannot_be_taken_back() -> None:
     assert ruling("draining", CLICK, blocked=True) is Verdict.HOLD
     assert ruling("draining", PAGE, blocked=True) is Verdict.PAGE
     assert ruling("draining", CURL, blocked=True) is Verdict.UNREADY
+
+
+@pytest.mark.parametrize(
+    ("what", "verdict"),
+    [
+        (CLICK, Verdict.HOLD),
+        (CLIENT, Verdict.HOLD),
+        (PAGE, Verdict.PAGE),
+        (request("GET", "/", {**NAVIGATION, "Sec-Fetch-User": "?1"}), Verdict.PAGE),
+        (SOCKET, Verdict.UNREADY),
+        (CURL, Verdict.FORWARD),
+        (HEARTBEAT, Verdict.FORWARD),
+    ],
+)
+def test_nothing_new_goes_to_an_instance_that_the_cloud_takes_back(
+    what: Request, verdict: Verdict
+) -> None:
+    leaving = replace(snapshot("draining"), node={"interrupted_at": "1000"})
+    assert judge(gpu(), what, ANYBODY, leaving).verdict is verdict
 
 
 @pytest.mark.parametrize("way", ["/", "//", "///", "/x/../", "/./", "/x//..//", "/../"])

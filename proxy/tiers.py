@@ -1,0 +1,198 @@
+"""Which of several GPUs of a host a request is for (docs/tiers.md).
+
+By the header ``X-Qwenctl-Tier``, else by the model that the body of an API request names, else by
+the cookie that the waiting page's choice leaves, else the first GPU of the file. The body is read
+ahead for that only where GPUs of the host say which models they serve.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakSet
+
+from qwenctl.config import Config
+from qwenctl.lifecycle import Phase
+
+from .headers import TIER_COOKIE, TIER_HEADER
+from .held import READ_AHEAD, Held
+from .request import Receive, Request
+
+__all__ = ["ModelFinder", "Models", "TooMuchAhead", "gpu_of", "tier_status"]
+
+MIB = 1 << 20
+
+MAX_AHEAD = 16 * MIB
+"""How much of one body is looked through for the model, in bytes. It is not always near the
+beginning: a common client library writes the messages first, with pictures of megabytes in them."""
+
+MAX_AHEAD_IN_ALL = 128 * MIB
+"""How much all requests together may have read ahead, in bytes."""
+
+
+class TooMuchAhead(Exception):
+    """So many bodies are being looked through that one more would take too much memory."""
+
+
+def gpu_of(config: Config, request: Request, model: str = "") -> str:
+    """The GPU that a request is for, by its host name, its headers and its body's model; empty if
+    none is configured.
+
+    Raises:
+        UnknownTier: the header asks for a tier that there is not.
+    """
+    names = config.gpus_at(request.hostname)
+    if len(names) < 2:
+        return names[0] if names else ""
+    return config.choose_gpu(
+        names, tier=_asked(request), model=model, usual_tier=request.cookie(TIER_COOKIE)
+    )
+
+
+def _asked(request: Request) -> str:
+    return request.headers.get(TIER_HEADER, "").strip().lower()
+
+
+def tier_status(tier: str, status: Mapping[str, Any]) -> dict[str, Any]:
+    """A `page_status` put short, for somebody who chooses: ``state`` is ``ready``, ``waking``,
+    ``asleep``, ``failed`` or ``blocked``, and ``seconds`` how long it takes to be ready, or None."""
+    phase = Phase(status["phase"])
+    seconds = None
+    if phase.serves:
+        state = "ready"
+    elif status["blocked"]:
+        state = "blocked"
+    elif phase is Phase.DRAINING and not status.get("interruption"):
+        state = "ready"  # as soon as somebody wants it
+    elif status["wanted"] and phase is not Phase.FAILED:
+        state, seconds = "waking", status["eta_seconds"]
+    elif phase is Phase.FAILED:
+        state = "failed"
+    else:
+        state = "asleep"
+        seconds = sum(step["expected"] or 0.0 for step in status["steps"])
+    return {"tier": tier, "gpu": status["gpu"], "state": state, "seconds": seconds or None}
+
+
+class Models:
+    """Finds out which model an API request is for."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._held: WeakSet[Held] = WeakSet()
+
+    def matters(self, names: Sequence[str], request: Request) -> bool:
+        """Whether the body tells which of these GPUs the request is for."""
+        headers = request.headers
+        return (
+            request.method == "POST"
+            and "/v1/" in request.path
+            and not _asked(request)
+            and headers.get("content-type", "").partition(";")[0].strip().lower()
+            == "application/json"
+            and headers.get("content-encoding", "identity").lower() == "identity"
+            and any(self._config.gpu[name].models for name in names)
+        )
+
+    async def read(self, request: Request, receive: Receive) -> tuple[str, Held]:
+        """The model that the body names, or empty; and what gives the body out again, whole.
+
+        Raises:
+            ClientGone: the client has hung up.
+            TooMuchAhead: there is no memory for it now.
+        """
+        held, finder = Held(request, receive), ModelFinder()
+        self._held.add(held)
+        while not finder.done and held.ahead < MAX_AHEAD:
+            if held.ahead > READ_AHEAD and sum(h.ahead for h in self._held) > MAX_AHEAD_IN_ALL:
+                raise TooMuchAhead
+            piece = await held.read_more()
+            if piece is None:
+                break
+            finder.feed(piece)
+        return finder.model, held
+
+
+class ModelFinder:
+    """Finds the value of the key ``model`` of a JSON object that comes in pieces.
+
+    Only keys of the outermost object count, and of several the first. What is no JSON object, or
+    has no such text, has no model; it never raises.
+    """
+
+    MAX_NAME = 512
+    """Bytes; longer texts are no names of models."""
+
+    def __init__(self) -> None:
+        self.model = ""
+        """What it has found."""
+        self.done = False
+        """Whether the rest does not matter."""
+        self._depth = 0
+        self._text: bytes | None = None  # the text that it is in the middle of
+        self._escape = b""  # a backslash at the end of a piece
+        self._key: bytes | None = None  # the key whose value comes next, if a value does
+
+    def feed(self, piece: bytes) -> None:
+        """Look at the next piece."""
+        piece, self._escape = self._escape + piece, b""
+        at = 0
+        while at < len(piece) and not self.done:
+            if self._text is None:
+                found = (_MARK if self._depth < 2 else _NESTED_MARK).search(piece, at)
+                if found is None:
+                    return
+                at = found.end()
+                self._mark(found.group())
+                continue
+            rest = _REST_OF_TEXT.match(piece, at)
+            assert rest is not None  # it matches nothing, too
+            end = rest.end()
+            if self._depth == 1 and len(self._text) <= self.MAX_NAME:
+                self._text += piece[at : min(end, at + self.MAX_NAME + 1)]
+            if end < len(piece) and piece[end] == ord('"'):
+                self._text_ends(self._text)
+            else:
+                self._escape = piece[end:]
+            at = end + 1
+
+    def _mark(self, mark: bytes) -> None:
+        if self._depth == 0 and mark != b"{":
+            self.done = True
+        elif mark == b'"':
+            self._text = b""
+        elif mark in b"{[":
+            self._depth += 1
+        elif mark in b"}]":
+            self._depth -= 1
+            self.done = self._depth == 0
+        elif mark == b",":
+            self._key = None
+
+    def _text_ends(self, text: bytes) -> None:
+        self._text = None
+        if self._depth != 1:
+            return
+        if self._key is None:
+            self._key = text
+        elif _plain(self._key) == "model" and len(text) <= self.MAX_NAME:
+            self.model = _plain(text)
+            self.done = True
+
+
+_MARK = re.compile(rb'["{}\[\],]')
+_NESTED_MARK = re.compile(rb'["{}\[\]]')
+"""What matters outside of texts. A text after a text, with no comma between, is a key's value."""
+
+_REST_OF_TEXT = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
+"""A text up to the quote that ends it, or to the end of the piece or a backslash there."""
+
+
+def _plain(text: bytes) -> str:
+    """A JSON text without its quotes, decoded; empty if it is none."""
+    try:
+        return str(json.loads(f'"{text.decode()}"'))
+    except ValueError:
+        return ""

@@ -1,0 +1,377 @@
+"""`qwenctl provision create` and `qwenctl provision release`: an instance from a template."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenctl.cli.context import (
+    ConfigOption,
+    DryRunOption,
+    GpuOption,
+    JsonOption,
+    load,
+    open_store,
+    print_json,
+    user,
+)
+
+if TYPE_CHECKING:
+    from qwenctl.config import Config
+    from qwenctl.creating import Existing, Maker, Price
+
+__all__ = ["create", "release"]
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+BLOCK = "release"
+BLOCK_SECONDS = 120.0
+"""How long nobody may wake the GPU while its instance is deleted, at most."""
+
+
+def create(
+    gpu: GpuOption = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    user: Annotated[
+        str, typer.Option("--user", metavar="NAME", help="Who the agent runs as on the instance.")
+    ] = "qwenctl",
+    package: Annotated[
+        str,
+        typer.Option(
+            "--package",
+            metavar="SPEC",
+            help="What pip installs there. Default: this version of qwenctl.",
+            show_default=False,
+        ),
+    ] = "",
+    with_secret: Annotated[
+        bool, typer.Option("--with-secret", help="Put the node secret into the user data.")
+    ] = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Create the instance of [gpu.NAME.aliyun.template] or [gpu.NAME.aws.template].
+
+    Its user data install the agent, and its id is written to the config file. Run it again after a
+    cut connection: it takes over the instance and makes no second one.
+
+    \b
+    Examples:
+      qwenctl provision create --dry-run
+      qwenctl provision create --gpu main --yes
+    """
+    from qwenctl.cli.config_edit import write
+    from qwenctl.creating import create as make
+    from qwenctl.creating import the_one
+    from qwenctl.errors import ConfigError, UserError
+    from qwenctl.provision import make_plan
+
+    loaded = load(config)
+    name = loaded.gpu_name(gpu)
+    cloud = _cloud_of(loaded, name)
+    plan = make_plan(loaded, name, user=user, package=package)
+    table: Any = getattr(loaded.gpu[name], cloud)
+    if table.instance_id:
+        raise ConfigError(
+            f"gpu.{name}.{cloud} has the instance {table.instance_id} already; release it "
+            "first (`qwenctl provision release`), or give the new one a table of its own"
+        )
+    user_data = plan.user_data(loaded.read_node_secret() if with_secret else "")
+    with _advice(cloud):
+        maker = _maker(loaded, name, user_data)
+        _with_id(loaded, name, "i-00000000")  # before anything costs: can it be written?
+        found, price = the_one(maker), maker.price()
+        if not found and (dry_run or not yes):
+            maker.check()
+        if dry_run:
+            _show_dry_run(maker, table.template, found, price, json)
+            return
+        if not yes:
+            _say(_what(maker, table.template, found, price))
+            _confirm(f"Type the name of the GPU ({name}) to go on", name)
+        made, adopted = make(maker)
+    try:
+        path, text = _with_id(loaded, name, made.id)
+        write(path, text)
+    except ConfigError as error:
+        raise UserError(
+            f"{made.id} is there, and not in the config file: {error}. Set instance_id = "
+            f'"{made.id}" in [gpu.{name}.{cloud}]'
+        ) from None
+    left = _left(loaded, name, price, with_secret)
+    if json:
+        print_json(
+            {
+                "gpu": name,
+                "cloud": cloud,
+                "instance_id": made.id,
+                "adopted": adopted,
+                "price_per_hour": price.per_hour,
+                "currency": price.currency,
+                "file": str(path),
+                "left": left,
+            }
+        )
+        return
+    print(f"{'Took over' if adopted else 'Created'} {made.id}; it is billed while it runs.")
+    print(f"Wrote instance_id to {path}. Left to do:")
+    for number, line in enumerate(left, 1):
+        print(f"  {number}. {line}")
+
+
+def release(
+    gpu: GpuOption = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Although it runs or somebody needs it; Redis is not asked."),
+    ] = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Delete the instance that `create` made, its system disk included, for good.
+
+    Only one that carries our tags; only when it is stopped and nobody holds a lease, unless
+    --force. Its id is removed from the config file.
+
+    \b
+    Examples:
+      qwenctl provision release --dry-run
+      qwenctl provision release --gpu main
+    """
+    from qwenctl.cli.config_edit import check, read, with_keys, write
+    from qwenctl.creating import may_release
+    from qwenctl.creating import release as delete
+    from qwenctl.errors import ConfigError
+
+    loaded = load(config)
+    name = loaded.gpu_name(gpu)
+    cloud = _cloud_of(loaded, name)
+    table: Any = getattr(loaded.gpu[name], cloud)
+    instance_id = table.instance_id
+    if not instance_id:
+        raise ConfigError(f"gpu.{name}.{cloud} names no instance: there is nothing to release")
+    path = _file(loaded)
+    text = with_keys(read(path), ("gpu", name, cloud), {"instance_id": None})
+    if table.template.image_id:
+        # A client token is good for one instance: the next one needs another.
+        place = ("gpu", name, cloud, "template")
+        text = with_keys(text, place, {"generation": table.template.generation + 1})
+    check(path, text)  # before anything is gone: can it be written?
+    with _advice(cloud):
+        maker = _maker(loaded, name)
+        existing = may_release(maker, instance_id, force=force)
+        if not force:
+            _check_free(loaded, name)
+        if dry_run and existing:
+            maker.check_delete(existing, force=force)
+        if dry_run:
+            gone = existing is None
+            if json:
+                print_json({"gpu": name, "instance_id": instance_id, "gone": gone, "dry_run": True})
+            else:
+                print(f"Would {'forget' if gone else 'delete'} {instance_id}; nothing was changed.")
+            return
+        if existing and not yes:
+            _say([f"{instance_id} ({existing.type}) and its system disk will be deleted for good."])
+            _confirm(f"Type the name of the GPU ({name}) to delete it", name)
+        with _kept_off(loaded, name, force):
+            deleted = delete(maker, instance_id, force=force)
+    write(path, text)
+    if json:
+        result = {"gpu": name, "instance_id": instance_id, "gone": deleted is None}
+        print_json({**result, "dry_run": False, "file": str(path)})
+        return
+    print(f"{'Deleted' if deleted else 'It was gone already:'} {instance_id}.")
+    print(f"Removed instance_id from {path}. Restart the proxy if it runs.")
+
+
+def _cloud_of(config: Config, name: str) -> str:
+    from qwenctl.errors import ConfigError
+
+    provider = config.gpu[name].provider
+    if provider not in ("aliyun", "aws"):
+        raise ConfigError(
+            f"gpu.{name} has the provider {provider!r}; instances are created for aliyun and aws"
+        )
+    return provider
+
+
+def _maker(config: Config, name: str, user_data: str | None = None) -> Maker:
+    """The cloud of that GPU; without ``user_data`` it is not good for creating.
+
+    Raises:
+        ConfigError: the template or the region is missing.
+    """
+    from qwenctl.creating import AliyunMaker, AwsMaker, Order
+    from qwenctl.errors import ConfigError
+    from qwenctl.providers import make_provider
+    from qwenctl.templates import missing_keys
+
+    gpu, cloud = config.gpu[name], _cloud_of(config, name)
+    table: Any = getattr(gpu, cloud)
+    if not table.region:
+        raise ConfigError(f"gpu.{name}.{cloud}.region is missing")
+    if user_data is not None and (missing := missing_keys(table.template)):
+        raise ConfigError(f"gpu.{name}.{cloud}.template: missing {', '.join(missing)}")
+    # The provider's own checks, such as of the endpoint; any id will do for them.
+    named = table.model_copy(update={"instance_id": table.instance_id or "i-00000000"})
+    make_provider(name, gpu.model_copy(update={"fallback": (), cloud: named}), config)
+    order = Order(config.deployment, name, table.template.generation, user_data or "")
+    if cloud == "aliyun":
+        from qwenctl.providers.aliyun import ecs_of
+
+        keep = gpu.aliyun.keep_charging or user_data is None
+        return AliyunMaker(ecs_of(gpu.aliyun), gpu.aliyun.template, order, keep_charging=keep)
+    from qwenctl.providers.aws import account_of
+
+    return AwsMaker(account_of(gpu.aws), gpu.aws.template, order)
+
+
+@contextmanager
+def _advice(cloud: str) -> Iterator[None]:
+    """The cloud's refusals as errors for people, with what to do about them here."""
+    from qwenctl.cli.cloud_error import raising_user_errors
+    from qwenctl.providers.base import Denied, Transient
+
+    with raising_user_errors():
+        try:
+            yield
+        except Denied as error:
+            if not error.cloud_code.startswith(("Forbidden", "NoPermission", "Unauthorized")):
+                raise
+            more = f"; `qwenctl policy {cloud} --admin` prints what create and release need"
+            raise Denied(f"{error}{more}") from None
+        except Transient as error:
+            more = "; run the same command again: nothing is created or deleted twice"
+            raise Transient(f"{error}{more}") from None
+
+
+def _file(config: Config) -> Path:
+    from qwenctl.errors import ConfigError
+
+    if not config.source:
+        raise ConfigError("this needs a config file, to keep the instance's id in")
+    return Path(config.source)
+
+
+def _with_id(config: Config, name: str, instance_id: str) -> tuple[Path, str]:
+    """The config file and its text with that instance id in it, known to be valid."""
+    from qwenctl.cli.config_edit import check, read, with_keys
+
+    path = _file(config)
+    text = with_keys(
+        read(path), ("gpu", name, _cloud_of(config, name)), {"instance_id": instance_id}
+    )
+    check(path, text)
+    return path, text
+
+
+def _what(maker: Maker, template: Any, found: Existing | None, price: Price) -> list[str]:
+    """What create does, for people."""
+    if found:
+        words = (
+            f"{found.id} ({found.type}, {found.state.value}) carries the tags of "
+            f"gpu.{maker.order.gpu} and will be taken over; nothing is created."
+        )
+        return [words]
+    cost = (
+        f"{price.per_hour:g} {price.currency} an hour ({price.note})"
+        if price.per_hour is not None
+        else price.note
+    )
+    return [f"One {template.instance_type}, {template.market}, will be created.", f"Price: {cost}."]
+
+
+def _show_dry_run(
+    maker: Maker, template: Any, found: Existing | None, price: Price, json: bool
+) -> None:
+    if json:
+        print_json(
+            {
+                "gpu": maker.order.gpu,
+                "dry_run": True,
+                "adopts": found.id if found else None,
+                "instance_type": template.instance_type,
+                "market": template.market,
+                "price_per_hour": price.per_hour,
+                "currency": price.currency,
+                "note": price.note,
+            }
+        )
+        return
+    for line in _what(maker, template, found, price):
+        print(line.replace(" will be ", " would be "))
+    if not found:
+        print("The cloud would accept it; nothing was changed.")
+
+
+def _left(config: Config, name: str, price: Price, with_secret: bool) -> list[str]:
+    """What create leaves to the administrator."""
+    from qwenctl.provision import SECRET_FILE
+
+    left = [
+        "`qwenctl provision --apply` lets the proxy reach the instance (security group)",
+        f"`qwenctl policy {_cloud_of(config, name)}` prints the proxy's rights: attach them to its role",
+    ]
+    if not with_secret:
+        left.append(
+            f"`qwenctl provision` prints the command that copies the node secret to {SECRET_FILE}"
+        )
+    if price.per_hour is not None and not config.gpu[name].price_per_hour:
+        left.append(f"set price_per_hour = {price.per_hour:g} in [gpu.{name}]")
+    left.append("restart `qwenctl serve`; it stops the instance when nobody needs it")
+    return [*left, "`qwenctl doctor` checks the whole"]
+
+
+def _check_free(config: Config, name: str) -> None:
+    from qwenctl.errors import UserError
+
+    leases = open_store(config).snapshot(name).leases
+    if leases:
+        held = ", ".join(sorted({lease.kind for lease in leases}))
+        raise UserError(
+            f"somebody needs gpu.{name} ({held}; see `qwenctl why`); `qwenctl down` first, or use "
+            "--force"
+        )
+
+
+@contextmanager
+def _kept_off(config: Config, name: str, force: bool) -> Iterator[None]:
+    """Nobody wakes the GPU in here. It is asked again whether somebody needs it."""
+    if force:
+        yield
+        return
+    store = open_store(config)
+    store.block(name, BLOCK, BLOCK_SECONDS, reason="its instance is released", actor=user())
+    try:
+        _check_free(config, name)
+        yield
+    finally:
+        store.unblock(name, BLOCK, actor=user())
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _confirm(question: str, name: str) -> None:
+    """Have a person type the GPU's name.
+
+    Raises:
+        ConfigError: nobody is there to type it, or it is another text.
+    """
+    from qwenctl.errors import ConfigError
+
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody is there to confirm: use --yes")
+    if typer.prompt(question, err=True, default="", show_default=False).strip() != name:
+        raise ConfigError("not confirmed; nothing was changed")
