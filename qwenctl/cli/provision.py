@@ -45,6 +45,15 @@ class Part(str, Enum):
 def prepare(
     context: typer.Context,
     gpu: GpuOption = None,
+    fallback: Annotated[
+        str,
+        typer.Option(
+            "--fallback",
+            metavar="NAME",
+            help="Prepare this fallback instance, not the GPU's own.",
+            show_default=False,
+        ),
+    ] = "",
     source: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,6 +138,8 @@ def prepare(
 
     loaded = load(config)
     name = loaded.gpu_name(gpu)
+    if fallback:
+        loaded = _with_fallback(loaded, name, fallback)
     plan = make_plan(loaded, name, sources=source or (), user=user, package=package)
     if with_secret and (output is None or only not in (Part.user_data, Part.script)):
         raise ConfigError(
@@ -251,6 +262,17 @@ def _secret_words(config: Config, plan: Plan) -> list[str]:
     if not path.is_file():
         lines.insert(0, "`qwenctl serve` makes it at its first start.")
     return lines
+
+
+def _with_fallback(config: Config, name: str, fallback: str) -> Config:
+    """The configuration as if that fallback were the GPU's own instance."""
+    from qwenctl.errors import ConfigError
+
+    others = dict(config.gpu[name].candidates()[1:])
+    if fallback not in others:
+        known = ", ".join(others) or "none"
+        raise ConfigError(f"gpu.{name} has no fallback {fallback!r}; known: {known}")
+    return config.model_copy(update={"gpu": {**config.gpu, name: others[fallback]}})
 
 
 def _heading(text: str) -> None:

@@ -85,6 +85,20 @@ def test_the_secret_goes_into_a_private_file(
     assert secret + "\n" in [file["content"] for file in files]
 
 
+def test_a_fallback_is_prepared_by_its_name(
+    run: Run, ecs: FakeEcs, cloud: WholeCloud, configure: Configure
+) -> None:
+    cloud.add("i-bp1fake0002")  # the GPU's own is not there at all
+    fallback = '[[gpu.main.fallback]]\nname = "zone-b"\ninstance_id = "i-bp1fake0002"\n'
+    configure(aliyun_table(ecs) + fallback)
+    done = run("provision", "--fallback", "zone-b", "--apply")
+    assert done.returncode == 0, done.stderr
+    assert len(cloud.permits) == 1
+    refused = run("provision", "--fallback", "zone-c")
+    assert refused.returncode == ExitCode.USAGE
+    assert "no fallback 'zone-c'; known: zone-b" in refused.stderr
+
+
 def test_a_local_gpu_needs_nothing(run: Run, configure: Configure) -> None:
     configure(LOCAL)
     done = run("provision")

@@ -82,6 +82,9 @@ STATUSES = {
     "starting": status("starting", "start"),
     "starting, retry": status("starting", "start", failure=FAILURE, eta_seconds=None),
     "booting": status("booting", "boot"),
+    "starting, another machine": status(
+        "starting", "start", note="zone-b was started instead of spot: no stock <b>"
+    ),
     "loading": status("loading", "load", progress=PROGRESS),
     "loading, no percent": status(
         "loading", "load", progress={"phase": "", "percent": None, "text": ""}, eta_seconds=0.0
