@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import re
 import sys
 from collections.abc import Sequence
 
@@ -52,9 +54,13 @@ def stop_this_instance(metadata: str, endpoint: str | None, protocol: str) -> No
         from aliyunsdkcore.acs_exception.exceptions import ClientException, ServerException
         from aliyunsdkcore.auth.credentials import StsTokenCredential
         from aliyunsdkcore.client import AcsClient
+        from aliyunsdkcore.http import http_response
         from aliyunsdkecs.request.v20140526.StopInstanceRequest import StopInstanceRequest
     except ModuleNotFoundError as error:
         raise StopFailed(f"{error.name} is not installed: pip install 'qwenctl[aliyun]'") from None
+    # The SDK logs the signed address and what the API says of it.
+    logging.getLogger("aliyunsdkcore").setLevel(logging.CRITICAL + 1)
+    http_response.logger.disabled = True
     instance_id, region, role = _read_metadata(metadata)
     client = AcsClient(
         region_id=region,
@@ -70,16 +76,38 @@ def stop_this_instance(metadata: str, endpoint: str | None, protocol: str) -> No
     request.set_InstanceId(instance_id)
     request.set_StoppedMode("StopCharging")
     try:
-        client.do_action_with_exception(request)
+        answer = json.loads(client.do_action_with_exception(request))
     except ServerException as error:
-        code = error.get_error_code()
-        hint = "; its role may not: see `qwenctl policy aliyun --node`" if "Forbid" in code else ""
-        raise StopFailed(
-            f"{error.get_error_msg()} ({code}, request {error.get_request_id()}){hint}"
-        ) from None
+        raise _refused(str(error.get_error_code()), str(error.get_request_id() or "")) from None
     except ClientException as error:
         # Its text may hold the signed address: only the code is fit to show.
         raise StopFailed(f"the ECS API cannot be reached ({error.get_error_code()})") from None
+    except (ValueError, LookupError, AttributeError, TypeError):  # what the SDK trips over
+        answer = None
+    if not isinstance(answer, dict) or not answer.get("RequestId"):
+        raise StopFailed(_STRANGER)
+
+
+_STRANGER = "what has answered is not the ECS API; is a proxy in between?"
+
+_HINTS = (
+    (r"Forbid|NoPermission|Unauthorized", "its role may not: see `qwenctl policy aliyun --node`"),
+    (r"Signature|AccessKey|SecurityToken", "the API does not accept the credentials of its role"),
+    (r"Time[Ss]tamp", "its clock is wrong; set it by NTP"),
+    (r"IncorrectInstanceStatus", "it is not in a state in which it can be stopped"),
+    (r"Throttling|ServiceUnavailable", "the API asks for fewer calls"),
+)
+"""What a code holds -> what it means here; the first that fits."""
+
+
+def _refused(code: str, request_id: str) -> StopFailed:
+    """The error for a refusal. The API's own words are not shown: those about a wrong signature
+    repeat what was signed, AccessKey id and token included."""
+    if not (re.fullmatch(r"[\w.-]{1,80}", code) and re.fullmatch(r"[\w-]{1,80}", request_id)):
+        return StopFailed(_STRANGER)
+    hint = next((hint for pattern, hint in _HINTS if re.search(pattern, code)), "")
+    hint = hint or "the ECS API refuses StopInstance"
+    return StopFailed(f"{hint} ({code}, request {request_id})")
 
 
 def _read_metadata(url: str) -> tuple[str, str, dict[str, str]]:

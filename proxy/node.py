@@ -97,7 +97,7 @@ class NodeDesk:
         why = {
             "replay": "this message was received before",
             "earlier_boot": f"boot {hello.boot_id} has ended; the instance must boot anew",
-            "unexpected": "this GPU should be off; the controller is looking at the cloud",
+            "unexpected": "this GPU should be off, or another instance of it serves; the controller is looking",
         }[verdict]
         status, answer = self._refuse(409, hello.gpu, verdict, why)
         return status, answer.model_copy(update={"hello_again": verdict == "unexpected"})

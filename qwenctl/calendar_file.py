@@ -24,7 +24,7 @@ MAX_BYTES = 10_000_000
 
 _LINE = re.compile(r'([A-Za-z0-9-]+)(;(?:[^":]|"[^"]*")*)?:(.*)')
 _DATE = re.compile(r"(\d{4})(\d{2})(\d{2})")
-_DAYS = re.compile(r"P(?:(\d+)W|(\d+)D(?:T0+[HMS])*)", re.IGNORECASE)
+_DAYS = re.compile(r"P(?:(\d{1,6})W|(\d{1,6})D(?:T0+[HMS])*)", re.IGNORECASE)
 
 _Property = tuple[int, str, str, str]
 """Line number, name, parameters, value."""
@@ -113,12 +113,15 @@ def _days(event: list[_Property]) -> set[date]:
         for part in value.split(",")
     }
     length = _length(found, first)
-    return {
-        start + timedelta(days=offset)
-        for start in _starts(found, first)
-        if start not in skipped
-        for offset in range(length)
-    }
+    try:
+        return {
+            start + timedelta(days=offset)
+            for start in _starts(found, first)
+            if start not in skipped
+            for offset in range(length)
+        }
+    except OverflowError:
+        raise ValueError(f"line {number}: the event ends after the year 9999") from None
 
 
 def _length(found: dict[str, tuple[int, str, str]], first: date) -> int:

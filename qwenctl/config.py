@@ -618,6 +618,7 @@ class Config(_Table):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         self._check_tiers()
+        self._check_instances()
         if self.access.mode == "password" and not self.access.password_hash:
             raise ValueError(
                 'access.mode = "password" needs access.password_hash: run `qwenctl access hash-password`'
@@ -642,6 +643,20 @@ class Config(_Table):
                     raise ValueError(
                         f"gpu.{one} and gpu.{other} both {what}; give each a tier of its own, or "
                         "other hosts"
+                    )
+
+    def _check_instances(self) -> None:
+        """No two GPUs may have the same instance: each would stop it under the other's work."""
+        owners: dict[str, str] = {}
+        for name, gpu in self.gpu.items():
+            for _, table in gpu.candidates():
+                clouds = {"aliyun": table.aliyun.instance_id, "aws": table.aws.instance_id}
+                instance = clouds.get(table.provider)
+                owner = owners.setdefault(instance, name) if instance else name
+                if owner != name:
+                    raise ValueError(
+                        f"gpu.{owner} and gpu.{name} both have the instance {instance}; "
+                        "each would stop it under the other's work"
                     )
 
     def gpu_name(self, wanted: str | None) -> str:

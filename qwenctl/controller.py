@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from qwenctl.config import GpuConfig
 from qwenctl.errors import StoreUnavailable
@@ -42,6 +43,7 @@ from qwenctl.providers.base import (
     Observation,
     Provider,
     ProviderError,
+    Several,
     Transient,
 )
 from qwenctl.store import Lock, Outcome, Snapshot, Store
@@ -167,10 +169,14 @@ class Controller:
             snapshot = self._store.snapshot(self.name)
             view = self._view(snapshot)
             step = decide(view, self._timings, snapshot.now)
-            if isinstance(step, Wait):
-                return self._delay(step.seconds, snapshot)
             if isinstance(step, Observe):
                 self._observe(lock, snapshot)
+            elif self._observation.surplus:
+                if not self._lock_outlives_call():
+                    return 0.0
+                self._stop_surplus()
+            elif isinstance(step, Wait):
+                return self._delay(step.seconds, snapshot)
             elif isinstance(step, Move):
                 if self._move(lock, snapshot, step) is Outcome.EPOCH:
                     return 0.05
@@ -241,6 +247,8 @@ class Controller:
         error = ""
         self._denied = False
         try:
+            if isinstance(self._provider, Several):
+                self._provider.serving(snapshot.state.get("instance_id", ""))
             self._observation = self._provider.describe()
         except ProviderError as problem:
             error = str(problem)
@@ -259,6 +267,16 @@ class Controller:
             reason=seen.reason,
             error=error,
         )
+
+    def _stop_surplus(self) -> None:
+        """Two of the GPU's instances are on: only the one that serves stays."""
+        assert isinstance(self._provider, Several)
+        log.warning("%s: %s", self.name, self._observation.reason)
+        self._observation = replace(self._observation, surplus=False)  # once for each look
+        try:
+            self._provider.stop_surplus()
+        except ProviderError as error:
+            log.warning("%s: cannot stop the surplus instance: %s", self.name, error)
 
     def _probe_says_ready(self, snapshot: Snapshot) -> bool:
         if snapshot.node_view.state:

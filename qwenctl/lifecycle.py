@@ -301,7 +301,12 @@ def _next_look(view: View, timings: Timings, now: float, seen_at: float) -> floa
         view.phase.settled
         or view.phase is Phase.DRAINING
         or (view.phase is Phase.LOADING and reports)  # who reports is there
-        or (view.phase is Phase.STARTING and view.called_at is None)  # `start` looks for itself
+        # `start` looks for itself
+        or (
+            view.phase is Phase.STARTING
+            and view.called_at is None
+            and view.observed is Observed.STOPPED
+        )
     )
     if quiet:
         # All GPUs at the same moment, so that one call does for all (`qwenctl.providers.batch`).

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from datetime import date, tzinfo
 from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import TZPATH, ZoneInfo, ZoneInfoNotFoundError
 
 from qwenctl.calendar_file import read_calendar
 from qwenctl.config import Config, OffHoursConfig, PrewarmConfig
@@ -78,27 +78,44 @@ def _exception(text: str, source: str) -> frozenset[date]:
 def machine_zone(env: Mapping[str, str] = os.environ, root: Path = Path("/etc")) -> tzinfo:
     """The time zone that this machine is set to: ``$TZ``, ``/etc/localtime``, else UTC.
 
+    Its name is known where ``$TZ``, the link or ``/etc/timezone`` says it.
+
     Raises:
         ConfigError: ``$TZ`` or the file cannot be read as a zone.
     """
     named = env.get("TZ", "").removeprefix(":")
-    local = root / "localtime"
+    local = Path(named) if named.startswith("/") else root / "localtime"
     try:
-        if named:
+        if named and not named.startswith("/"):
             return ZoneInfo(named)
-        if not local.exists():
+        if not named and not local.exists():
             return ZoneInfo("UTC")
         _, found, name = str(local.resolve()).partition("/zoneinfo/")
         if found:
             return ZoneInfo(name)
         with local.open("rb") as file:  # a copy: it does not say its name
-            return ZoneInfo.from_file(file, key="local time")
+            zone = ZoneInfo.from_file(file, key="local time")
+        return _named_alike(root / "timezone", local) or zone
     except (ZoneInfoNotFoundError, ValueError, OSError):
         what = f"TZ={named}" if named else local
         raise ConfigError(
             f"the time zone of this machine cannot be told from {what}; set `timezone` in the "
             "schedule"
         ) from None
+
+
+def _named_alike(said: Path, local: Path) -> ZoneInfo | None:
+    """The zone that ``/etc/timezone`` names, if that file is the one copied: it may be outdated."""
+    try:
+        name = said.read_text(encoding="utf-8").strip()
+        zone = ZoneInfo(name)
+        for place in TZPATH:
+            original = Path(place, name)
+            if original.is_file() and original.read_bytes() == local.read_bytes():
+                return zone
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        pass
+    return None
 
 
 def usual_lead(store: Store, gpu: str, estimate: float) -> float:
@@ -128,6 +145,7 @@ class Scheduler:
         self._config, self._store = config, store
         self._schedules = {gpu: schedules(config, gpu) for gpu in config.gpu}
         self._troubles: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
         self._usual: dict[str, tuple[str, float]] = {}
 
     def __bool__(self) -> bool:
@@ -148,12 +166,24 @@ class Scheduler:
                 delay = 10.0
 
     def step(self) -> float:
-        """One pass; the seconds after which the next one is due.
+        """One pass; the seconds after which the next one is due. One GPU's fault stays its own.
 
         Raises:
             StoreUnavailable: Redis cannot be reached.
         """
-        return min(map(self._step, self._config.gpu), default=LOOK_SECONDS)
+        delay = LOOK_SECONDS
+        for gpu in self._config.gpu:
+            try:
+                delay = min(delay, self._step(gpu))
+                self._failed.pop(gpu, None)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                if self._failed.get(gpu) != repr(error):
+                    self._failed[gpu] = repr(error)
+                    log.exception("%s: its schedules cannot be followed; trying again", gpu)
+                delay = min(delay, 10.0)
+        return delay
 
     def _step(self, gpu: str) -> float:
         plan = self._fresh(gpu)

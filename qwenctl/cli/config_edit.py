@@ -8,12 +8,14 @@ unusual way (inline tables, quoted keys) is refused rather than damaged.
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["check", "read", "with_keys", "with_table", "without_table", "write"]
+__all__ = ["check", "edit", "names_in", "read", "with_keys", "with_table", "without_table"]
 
 _HEADER = re.compile(r"\s*\[")
 
@@ -41,6 +43,14 @@ def read(path: Path) -> str:
         return path.read_bytes().decode()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text") from None
+
+
+def names_in(text: str, place: tuple[str, ...]) -> list[object]:
+    """The ``name`` of each of the ``[[place]]`` tables, in the file's order."""
+    entries = _list_at(tomllib.loads(text), place)
+    return [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
 
 
 def with_table(text: str, place: tuple[str, ...], table: str, values: Mapping[str, Any]) -> str:
@@ -153,11 +163,14 @@ def _list_at(data: dict[str, Any], place: tuple[str, ...]) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def check(path: Path, text: str) -> None:
-    """Raises `ConfigError` if the configuration would not be valid with this text in the file."""
+def check(path: Path, text: str, env: Mapping[str, str] | None = None) -> None:
+    """Raises `ConfigError` if the configuration would not be valid with this text in the file.
+
+    ``env`` is laid over it; default: the process's environment.
+    """
     fresh = _beside(path, text)
     try:
-        config = load_config(str(fresh))
+        config = load_config(str(fresh), env)
         for gpu in config.gpu:
             schedules(config, gpu)  # reads their calendar files
     except ConfigError as error:
@@ -166,25 +179,73 @@ def check(path: Path, text: str) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def write(path: Path, text: str) -> None:
-    """Replace the file in one step, with the same permissions, if the configuration is valid then.
+def edit(path: Path, change: Callable[[str], str], env: Mapping[str, str] | None = None) -> None:
+    """Replace the file in one step by what ``change`` makes of its text, if that is valid.
+
+    Owner and permissions stay. Edits wait for each other, so that none is lost; a file that is not
+    there is an empty one. ``env``: see `check`.
 
     Raises:
-        ConfigError: it is not, or the file cannot be written.
+        ConfigError: it would not be valid, or the file cannot be written. It is as it was then.
     """
-    check(path, text)
     target = path.resolve()
-    fresh = _beside(target, text)
+    with _locked(target.parent):
+        text = change(read(target) if target.exists() else "")
+        check(target, text, env)
+        fresh = _beside(target, text)
+        try:
+            _dress(fresh, target)
+            fresh.replace(target)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One edit at a time in a directory. Its own lock is used: there is no file left behind."""
     try:
-        fresh.chmod(target.stat().st_mode & 0o777)
-        fresh.replace(target)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot open {directory}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            pass  # network file systems may not lock directories
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _dress(fresh: Path, target: Path) -> None:
+    """Give the new file the owner, group and permissions of the old one.
+
+    Raises:
+        ConfigError: only its owner may do that.
+        OSError: something else is wrong.
+    """
+    if not target.exists():
+        mask = os.umask(0o077)
+        os.umask(mask)
+        fresh.chmod(0o666 & ~mask)
+        return
+    old, new = target.stat(), fresh.stat()
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            os.chown(fresh, old.st_uid, old.st_gid)
+        except PermissionError:
+            raise ConfigError(
+                f"cannot write {target}: it would change its owner or group ({old.st_uid}:"
+                f"{old.st_gid}); run this as its owner or as root"
+            ) from None
+    fresh.chmod(old.st_mode & 0o777)
 
 
 def _beside(path: Path, text: str) -> Path:
     """A new file with that text in the same directory, which only we can read."""
+    name = ""
     try:
         descriptor, name = tempfile.mkstemp(
             suffix=".toml", prefix=f".{path.stem}-", dir=path.parent
@@ -192,5 +253,7 @@ def _beside(path: Path, text: str) -> Path:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(text)
     except OSError as error:
+        if name:
+            Path(name).unlink(missing_ok=True)
         raise ConfigError(f"cannot write beside {path}: {error.strerror}") from None
     return Path(name)

@@ -66,7 +66,7 @@ def create(
       qwenctl provision create --dry-run
       qwenctl provision create --gpu main --yes
     """
-    from qwenctl.cli.config_edit import write
+    from qwenctl.cli.config_edit import check, edit, read
     from qwenctl.creating import create as make
     from qwenctl.creating import the_one
     from qwenctl.errors import ConfigError, UserError
@@ -82,10 +82,12 @@ def create(
             f"gpu.{name}.{cloud} has the instance {table.instance_id} already; release it "
             "first (`qwenctl provision release`), or give the new one a table of its own"
         )
+    path = _file(loaded)
     user_data = plan.user_data(loaded.read_node_secret() if with_secret else "")
     with _advice(cloud):
         maker = _maker(loaded, name, user_data)
-        _with_id(loaded, name, "i-00000000")  # before anything costs: can it be written?
+        # Before anything costs: can it be written?
+        check(path, _with_id(read(path), name, cloud, "i-00000000"))
         found, price = the_one(maker), maker.price()
         if not found and (dry_run or not yes):
             maker.check()
@@ -97,8 +99,7 @@ def create(
             _confirm(f"Type the name of the GPU ({name}) to go on", name)
         made, adopted = make(maker)
     try:
-        path, text = _with_id(loaded, name, made.id)
-        write(path, text)
+        edit(path, lambda text: _with_id(text, name, cloud, made.id))
     except ConfigError as error:
         raise UserError(
             f"{made.id} is there, and not in the config file: {error}. Set instance_id = "
@@ -146,7 +147,7 @@ def release(
       qwenctl provision release --dry-run
       qwenctl provision release --gpu main
     """
-    from qwenctl.cli.config_edit import check, read, with_keys, write
+    from qwenctl.cli.config_edit import check, edit, read, with_keys
     from qwenctl.creating import may_release
     from qwenctl.creating import release as delete
     from qwenctl.errors import ConfigError
@@ -159,12 +160,16 @@ def release(
     if not instance_id:
         raise ConfigError(f"gpu.{name}.{cloud} names no instance: there is nothing to release")
     path = _file(loaded)
-    text = with_keys(read(path), ("gpu", name, cloud), {"instance_id": None})
-    if table.template.image_id:
-        # A client token is good for one instance: the next one needs another.
-        place = ("gpu", name, cloud, "template")
-        text = with_keys(text, place, {"generation": table.template.generation + 1})
-    check(path, text)  # before anything is gone: can it be written?
+
+    def without_id(text: str) -> str:
+        text = with_keys(text, ("gpu", name, cloud), {"instance_id": None})
+        if table.template.image_id:
+            # A client token is good for one instance: the next one needs another.
+            place = ("gpu", name, cloud, "template")
+            text = with_keys(text, place, {"generation": table.template.generation + 1})
+        return text
+
+    check(path, without_id(read(path)))  # before anything is gone: can it be written?
     with _advice(cloud):
         maker = _maker(loaded, name)
         existing = may_release(maker, instance_id, force=force)
@@ -184,7 +189,7 @@ def release(
             _confirm(f"Type the name of the GPU ({name}) to delete it", name)
         with _kept_off(loaded, name, force):
             deleted = delete(maker, instance_id, force=force)
-    write(path, text)
+    edit(path, without_id)
     if json:
         result = {"gpu": name, "instance_id": instance_id, "gone": deleted is None}
         print_json({**result, "dry_run": False, "file": str(path)})
@@ -262,16 +267,11 @@ def _file(config: Config) -> Path:
     return Path(config.source)
 
 
-def _with_id(config: Config, name: str, instance_id: str) -> tuple[Path, str]:
-    """The config file and its text with that instance id in it, known to be valid."""
-    from qwenctl.cli.config_edit import check, read, with_keys
+def _with_id(text: str, name: str, cloud: str, instance_id: str) -> str:
+    """The config file's text with that instance id in it."""
+    from qwenctl.cli.config_edit import with_keys
 
-    path = _file(config)
-    text = with_keys(
-        read(path), ("gpu", name, _cloud_of(config, name)), {"instance_id": instance_id}
-    )
-    check(path, text)
-    return path, text
+    return with_keys(text, ("gpu", name, cloud), {"instance_id": instance_id})
 
 
 def _what(maker: Maker, template: Any, found: Existing | None, price: Price) -> list[str]:

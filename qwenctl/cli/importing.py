@@ -185,27 +185,19 @@ def _append(given: str | None, name: str, text: str) -> Path:
     Raises:
         ConfigError: the file has such a GPU already, or cannot be read or written.
     """
-    import tempfile
-
+    from qwenctl.cli.config_edit import edit
     from qwenctl.config import config_path, load_config
     from qwenctl.errors import ConfigError
 
     path = config_path(given or context.config_file()) or Path("qwenctl.toml")
-    try:
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def change(before: str) -> str:
         if name in load_config(str(path), env={}).gpu if before else False:
             raise ConfigError(
                 f"{path} has [gpu.{name}] already; choose another --name, or edit the file"
             )
-        after = before + ("" if before.endswith("\n") or not before else "\n")
-        after += ("\n" if before else "") + text
-        # The whole is tried before the file is touched.
-        with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as trial:
-            trial.write(after)
-            trial.flush()
-            load_config(trial.name, env={})
-        with path.open("a", encoding="utf-8") as file:
-            file.write(after[len(before) :])
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+        line_end = "" if before.endswith("\n") or not before else "\n"
+        return before + line_end + ("\n" if before else "") + text
+
+    edit(path, change, env={})
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -275,19 +275,25 @@ def _run(
 
 
 def _act_without_proxy(target: Target) -> None:
-    """Where no controller runs, make the start or stop call that is due."""
+    """Where no controller runs, make the start or stop call that is due.
+
+    The cloud is asked first: nobody has followed the instance since the last run, so the recorded
+    phase says what it was then. What runs as wanted is left alone, for without a proxy its agent
+    reports to nobody, and the reconciler would take it for dead in the end.
+    """
     from qwenctl.cli.power import TimedOut, wake_error
     from qwenctl.cli.waiting import Follower, Reconciling
     from qwenctl.lifecycle import Phase
 
     first = target.store.snapshot(target.name)
-    if first.leader or _settled(first):
+    if first.leader or _as_wanted(target, first):
         return
+    ignores = target.gpu.found_running == "ignore"
     last = first
     with Follower(target) as follower, Reconciling(target, follower):
         deadline = time.monotonic() + CALL_SECONDS
         for last in follower.snapshots(every=5.0, deadline=deadline):
-            if _settled(last):
+            if _settled(last, first.now, ignores=ignores):
                 return
             if last.phase is Phase.FAILED and last.failure and last.failure != first.failure:
                 break
@@ -298,15 +304,75 @@ def _act_without_proxy(target: Target) -> None:
     raise TimedOut(f"{target.name}: the start call was not made within {CALL_SECONDS:.0f} s")
 
 
-def _settled(snapshot: Snapshot) -> bool:
-    """Whether the call has been made, or none is due."""
+def _as_wanted(target: Target, first: Snapshot) -> bool:
+    """Whether the cloud says that nothing is due. One that has stopped unseen is recorded as off."""
+    from qwenctl.lifecycle import Observed, Phase
+    from qwenctl.providers import make_provider
+    from qwenctl.providers.base import ProviderError
+
+    try:
+        seen = make_provider(target.name, target.gpu, target.config).describe()
+    except ProviderError:
+        return False  # the reconciler knows what each refusal means
+    if seen.surplus:
+        return False
+    if not first.wanted:
+        ignored = target.gpu.found_running == "ignore" and seen.state is Observed.RUNNING
+        gone = seen.state in (Observed.STOPPED, Observed.ABSENT)
+        return first.phase is Phase.OFF and (gone or ignored)
+    called = first.time("called_at")
+    starting = first.phase is Phase.STARTING
+    if seen.state in (Observed.STARTING, Observed.RUNNING):
+        return _up(first) or (starting and called is not None)
+    # A cloud may still show the old state of one whose start it has just accepted.
+    fresh = called is not None and first.now - called < target.gpu.timing.call_grace
+    if seen.state is Observed.STOPPED and (starting or _up(first)) and not fresh:
+        _record_off(target, first)
+    return False
+
+
+def _up(snapshot: Snapshot) -> bool:
     from qwenctl.lifecycle import Phase
 
-    called = snapshot.time("called_at") is not None
+    return snapshot.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY)
+
+
+def _record_off(target: Target, first: Snapshot) -> None:
+    """What ended while nobody looked is no failure of the next start, which would have to wait."""
+    from qwenctl.controller import LOCK_MARGIN, owner_name
+    from qwenctl.lifecycle import Guard, Move, Phase
+
+    store, name = target.store, target.name
+    lock, _, _ = store.acquire(name, owner_name(), LOCK_MARGIN)
+    if lock is None:
+        return  # somebody else is at it
+    now = store.snapshot(name)
+    if (now.since, now.time("called_at")) == (first.since, first.time("called_at")):
+        off = Move(Phase.OFF, "stopped_outside", Guard.NONE)
+        store.transition(name, lock, first.phase, off, drain=0.0, idle_timeout=0.0)
+    store.release_lock(name, lock)
+
+
+def _settled(snapshot: Snapshot, since: float, *, ignores: bool) -> bool:
+    """Whether the call was made since then, or the cloud was seen since then to need none.
+
+    ``ignores``: an instance that is found running is left alone.
+    """
+    from qwenctl.lifecycle import Observed, Phase
+
+    called, looked = snapshot.time("called_at"), snapshot.time("observed_at")
+    calls = snapshot.phase is (Phase.STARTING if snapshot.wanted else Phase.STOPPING)
+    if calls and called is not None and called > since:
+        return True
+    if looked is None or looked <= since:
+        return False
+    observed = snapshot.state.get("observed")
+    on = observed in (Observed.STARTING, Observed.RUNNING)
     if snapshot.wanted:
-        up = snapshot.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY)
-        return up or (snapshot.phase is Phase.STARTING and called)
-    return snapshot.phase is Phase.OFF or (snapshot.phase is Phase.STOPPING and called)
+        return on and (calls or _up(snapshot))
+    if calls:
+        return observed == Observed.STOPPING
+    return snapshot.phase is Phase.OFF and (not on or ignores)
 
 
 @app.command()
@@ -348,9 +414,8 @@ def add(
       qwenctl prewarm add morning --cron "0 9 * * mon-fri" --for 3h
       qwenctl prewarm add night --off-hours --cron "0 20 * * *" --for 11h --except 2026-12-31
     """
-    from qwenctl.cli.config_edit import read, with_table
+    from qwenctl.cli.config_edit import with_table
     from qwenctl.cli.settings import to_toml
-    from qwenctl.scheduler import machine_zone
 
     loaded, path = _with_file(config)
     at = loaded.gpu_name(gpu)
@@ -360,16 +425,38 @@ def add(
         "name": name,
         "cron": cron,
         # Said in the file, it means the same on every machine that reads it.
-        "timezone": timezone or str(machine_zone()),
+        "timezone": timezone or _zone_name(),
         "duration": for_,
         **({"lead": lead} if lead else {}),
         **({"exceptions": exceptions} if exceptions else {}),
     }
     place = ("gpu", at, "off_hours" if off_hours else "prewarm")
     table = to_toml(values)
-    text = with_table(read(path), place, table, values)
     shown = f"[[{'.'.join(place)}]]\n{table}"
-    _put(path, text, f"added {name} to", shown, dry_run=dry_run, json=json, about=(at, name))
+
+    def change(text: str) -> str:
+        return with_table(text, place, table, values)
+
+    _put(path, change, f"added {name} to", shown, dry_run=dry_run, json=json, about=(at, name))
+
+
+def _zone_name() -> str:
+    """Of this machine.
+
+    Raises:
+        ConfigError: it cannot be told.
+    """
+    from zoneinfo import ZoneInfo
+
+    from qwenctl.scheduler import machine_zone
+
+    try:
+        return str(ZoneInfo(str(machine_zone())))
+    except (ConfigError, ValueError, KeyError, OSError):
+        raise ConfigError(
+            "the name of this machine's time zone cannot be told; use --timezone, such as "
+            "--timezone Europe/Berlin"
+        ) from None
 
 
 @app.command()
@@ -389,26 +476,23 @@ def remove(
     Example:
       qwenctl prewarm remove morning
     """
-    from qwenctl.cli.config_edit import read, without_table
+    from qwenctl.cli.config_edit import names_in, without_table
 
     loaded, path = _with_file(config)
     at = loaded.gpu_name(gpu)
-    table = loaded.gpu[at]
-    for key, entries in (("prewarm", table.prewarm), ("off_hours", table.off_hours)):
-        for index, entry in enumerate(entries):
-            if entry.name == name:
-                text = without_table(read(path), ("gpu", at, key), index)
-                _put(
-                    path,
-                    text,
-                    f"removed {name} from",
-                    "",
-                    dry_run=dry_run,
-                    json=json,
-                    about=(at, name),
-                )
-                return
-    _named(loaded, at, name)  # raises, and names those that there are
+
+    def change(text: str) -> str:
+        for key in ("prewarm", "off_hours"):
+            names = names_in(text, place := ("gpu", at, key))
+            if name in names:
+                return without_table(text, place, names.index(name))
+        _named(loaded, at, name)  # raises if there is none at all, and names those that there are
+        raise ConfigError(
+            f"the schedule {name!r} is not in {path}: it comes from a QWENCTL_GPU__* variable of "
+            "the environment; remove it there"
+        )
+
+    _put(path, change, f"removed {name} from", "", dry_run=dry_run, json=json, about=(at, name))
 
 
 def _with_file(given: str | None) -> tuple[Config, Path]:
@@ -420,7 +504,7 @@ def _with_file(given: str | None) -> tuple[Config, Path]:
 
 def _put(
     path: Path,
-    text: str,
+    change: Callable[[str], str],
     verb: str,
     shown: str,
     *,
@@ -428,12 +512,12 @@ def _put(
     json: bool,
     about: tuple[str, str],
 ) -> None:
-    from qwenctl.cli.config_edit import check, write
+    from qwenctl.cli.config_edit import check, edit, read
 
     if dry_run:
-        check(path, text)
+        check(path, change(read(path)))
     else:
-        write(path, text)
+        edit(path, change)
     if json:
         print_json({"gpu": about[0], "name": about[1], "file": str(path), "dry_run": dry_run})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import shlex
 import sys
 from enum import Enum
 from pathlib import Path
@@ -257,7 +258,7 @@ def _secret_words(config: Config, plan: Plan) -> list[str]:
     install = f"install -m 600 -o {plan.user} /dev/stdin {SECRET_FILE}"
     lines = [
         "Copy it once the instance is up, then start the service:",
-        f"  ssh root@NODE '{install} && systemctl start {UNIT}' < {path}",
+        f"  ssh root@NODE '{install} && systemctl start {UNIT}' < {shlex.quote(str(path))}",
     ]
     if not path.is_file():
         lines.insert(0, "`qwenctl serve` makes it at its first start.")
@@ -288,13 +289,14 @@ def _apply(config: Config, plan: Plan, group: str, json: bool) -> None:
     gpu = config.gpu[plan.gpu]
     with raising_user_errors():
         if plan.cloud == "aliyun":
-            from qwenctl.providers.aliyun import Ecs
+            from qwenctl.providers.aliyun import AliyunProvider, Ecs
 
+            AliyunProvider.from_config(plan.gpu, gpu, config)  # its checks, as of the endpoint
             changes = apply_aliyun(Ecs(gpu.aliyun), plan, group)
         else:
             from qwenctl.providers.aws import account_of
 
-            changes = apply_aws(account_of(gpu.aws), plan, group)
+            changes = apply_aws(account_of(gpu.aws, f"gpu.{plan.gpu}.aws"), plan, group)
     if json:
         print_json({"gpu": plan.gpu, "changes": [asdict(change) for change in changes]})
         return

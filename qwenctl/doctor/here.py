@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import stat
 import sys
@@ -117,7 +118,8 @@ class Deployment:
             yield fail("node secret", str(error), "Nodes cannot prove who they are without it.")
             return
         if others:
-            yield warn("node secret", f"others can read {path}", f"Run `chmod 600 {path}`.")
+            command = f"chmod 600 {shlex.quote(str(path))}"
+            yield warn("node secret", f"others can read {path}", f"Run `{command}`.")
         else:
             yield ok("node secret", f"in {path}")
 

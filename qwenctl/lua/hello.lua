@@ -1,8 +1,9 @@
 -- The first message of a boot. The signature has been checked; here nonce and boot are.
 -- ARGV: 3 nonce, 4 how long to remember it (ms), 5 boot id, 6 agent version.
 -- Returns {'ok' | 'replay' | 'earlier_boot' | 'unexpected', start_seq}.
--- 'unexpected': the GPU should be off. The controller is woken to look at the cloud; if the
+-- 'unexpected': the GPU should be off, or another instance of it serves. The controller is woken to look at the cloud; if the
 -- instance really runs, a later hello counts.
+local ALIVE = 10000  -- ms: an agent that has been heard of so lately is there
 local nonce, boot = ARGV[3], ARGV[5]
 local seq = tonumber(redis.call('HGET', STATE, 'start_seq') or 0)
 redis.call('ZREMRANGEBYSCORE', NONCES, '-inf', num(NOW))
@@ -15,8 +16,14 @@ if now_phase == 'off' or now_phase == 'stopping' then
   changed('hello')
   return {'unexpected', seq}
 end
-if now_phase == 'starting' then redis.call('HSET', STATE, 'look_at', num(NOW)) end
 local known = redis.call('HGET', NODE, 'boot_id')
+if known and known ~= boot and now_phase == 'ready'
+  and NOW - tonumber(redis.call('HGET', NODE, 'seen_at') or 0) < ALIVE then
+  redis.call('HSET', STATE, 'look_at', num(NOW))
+  changed('hello')
+  return {'unexpected', seq}
+end
+if now_phase == 'starting' then redis.call('HSET', STATE, 'look_at', num(NOW)) end
 if known ~= boot then
   redis.call('DEL', NODE, COMMANDS)
   event('hello', 'actor', 'node', 'boot_id', boot, 'start_seq', num(seq), 'version', ARGV[6])

@@ -37,6 +37,7 @@ from qwenctl.providers.base import (
     Transient,
 )
 from qwenctl.providers.batch import MAX_IDS, Batch
+from qwenctl.providers.punctual import punctual
 
 if TYPE_CHECKING:
     from qwenctl.config import AliyunConfig, Config, GpuConfig
@@ -199,6 +200,7 @@ class Ecs:
 
     Thread-safe. A call ends at its deadline whatever the network does: it runs in a thread of its
     own, because a name server, or a server that sends byte by byte, outlasts every socket timeout.
+    After its deadline no request is sent.
     """
 
     def __init__(self, config: AliyunConfig, credentials: Credentials | None = None) -> None:
@@ -212,6 +214,7 @@ class Ecs:
         self._config = config
         self._credentials = credentials
         self._client: tuple[tuple[str, str], Any] | None = None
+        self._call = threading.local()
         self.region = config.region
         self.host = config.endpoint or _endpoint(config.region)
         self.patience = config.connect_timeout + config.read_timeout
@@ -270,13 +273,12 @@ class Ecs:
     def _send(self, request: Any, action: str, resource: str, deadline: float) -> dict[str, Any]:
         from aliyunsdkcore.acs_exception.exceptions import ClientException, ServerException
 
+        self._call.deadline = deadline
         key, secret, token = self._keys()
         client = self._client_for(key, secret)
         if token:
             request.add_query_param("SecurityToken", token)
-        left = deadline - time.monotonic()
-        if left <= 0:  # nobody waits any more: what we would start now, nobody would know of
-            raise network_error("timed out", self.host)
+        left = self._left()
         request.set_connect_timeout(min(self._config.connect_timeout, left))
         request.set_read_timeout(min(self._config.read_timeout, left))
         try:
@@ -301,6 +303,17 @@ class Ecs:
             raise _garbage(action)
         return answer
 
+    def _left(self) -> float:
+        """The seconds that are left to the call of this thread.
+
+        Raises:
+            Transient: none. Nobody waits any more: of what it would start, nobody would know.
+        """
+        left = float(self._call.deadline) - time.monotonic()
+        if left <= 0:
+            raise network_error("timed out", self.host)
+        return left
+
     def _keys(self) -> tuple[str, str, str]:
         try:
             if self._credentials is None:
@@ -324,8 +337,24 @@ class Ecs:
         if self._client is None or self._client[0] != (key, secret):
             # Two layers of retries would multiply, and a start must not be repeated at all.
             client = AcsClient(key, secret, self.region, auto_retry=False, max_retry_time=0)
+            for scheme in ("https://", "http://"):
+                client.session.mount(scheme, _adapter(self._left))
             self._client = ((key, secret), client)
         return self._client[1]
+
+
+def _adapter(check: Callable[[], object]) -> Any:
+    """An adapter of the SDK's own requests that calls ``check`` before anything is sent."""
+    from aliyunsdkcore.vendored.requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):  # type: ignore[misc]
+        def get_connection(self, url: str, proxies: Any = None) -> Any:
+            pool = super().get_connection(url, proxies)
+            if "ConnectionCls" not in vars(pool):
+                pool.ConnectionCls = punctual(pool.ConnectionCls, check)
+            return pool
+
+    return Adapter()
 
 
 def _endpoint(region: str) -> str:

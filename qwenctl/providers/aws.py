@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from qwenctl.config import AwsConfig
+from qwenctl.config import AwsConfig, is_loopback
 from qwenctl.errors import ConfigError
 from qwenctl.lifecycle import Observed
 from qwenctl.providers.aws_errors import quote, translate
@@ -28,6 +29,7 @@ from qwenctl.providers.base import (
     Transient,
 )
 from qwenctl.providers.batch import MAX_IDS, Batch
+from qwenctl.providers.punctual import punctual
 
 if TYPE_CHECKING:
     from qwenctl.config import Config, GpuConfig
@@ -198,6 +200,11 @@ class Account:
             ),
         )
         client.meta.events.register("before-send.ec2", self._before_send)
+        # boto3 has no public way to look at the clock once more when the connection stands.
+        pools = client._endpoint.http_session._pool_classes_by_scheme
+        for scheme, pool in pools.items():
+            own = punctual(pool.ConnectionCls, self._before_bytes)
+            pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": own})
         return client
 
     def _region(self) -> str:
@@ -229,13 +236,25 @@ class Account:
             raise translate(error, instance=instance_id, region=self._region()) from None
 
     def _time_for_request(self, pause: float = 0.0) -> bool:
-        return time.monotonic() + pause + self._request_seconds <= float(self._call.deadline)
+        return self._time_for(pause + self._request_seconds)
+
+    def _time_for(self, seconds: float) -> bool:
+        return time.monotonic() + seconds <= float(self._call.deadline)
 
     def _before_send(self, **_: object) -> None:
         if not self._time_for_request():
-            raise Transient(
-                "the call to EC2 was not sent: name lookup, credentials or this machine were too slow"
-            )
+            raise _not_sent()
+
+    def _before_bytes(self) -> None:
+        """On the connection, as it may have taken long: a name lookup has no time limit."""
+        if not self._time_for(self._settings.read_timeout):
+            raise _not_sent()
+
+
+def _not_sent() -> Transient:
+    return Transient(
+        "the call to EC2 was not sent: name lookup, credentials or this machine were too slow"
+    )
 
 
 class AwsProvider:
@@ -265,7 +284,7 @@ class AwsProvider:
         """The instance of the GPU called ``name``.
 
         Raises:
-            ConfigError: no instance is named.
+            ConfigError: no instance is named, or requests would travel unprotected.
             ModuleNotFoundError: boto3 is not installed.
         """
         import botocore  # noqa: F401  (missing: it shows now, and not in the controller's thread)
@@ -274,7 +293,8 @@ class AwsProvider:
             raise ConfigError(
                 f"gpu.{name}.aws.instance_id is not set: name the EC2 instance to start and stop"
             )
-        return cls(account_of(gpu.aws), gpu.aws.instance_id, gpu.aws.address)
+        account = account_of(gpu.aws, f"gpu.{name}.aws")
+        return cls(account, gpu.aws.instance_id, gpu.aws.address)
 
     def describe(self) -> Observation:
         """DescribeInstances, shared with others who look at this moment. Status checks are not asked for: the agent's hello says more."""
@@ -298,10 +318,38 @@ def _expect(answer: Mapping[str, Any], key: str) -> Any:
     return answer[key]
 
 
-def account_of(settings: AwsConfig) -> Account:
-    """The account of an instance; the same one for all instances with the same settings."""
+def account_of(settings: AwsConfig, table: str = "aws") -> Account:
+    """The account of an instance; the same one for all instances with the same settings.
+
+    Args:
+        settings: the instance's.
+        table: what the settings are called where one of them is wrong.
+
+    Raises:
+        ConfigError: the endpoint is no URL, or requests would travel unprotected.
+    """
+    _check_endpoint(settings.endpoint_url, f"{table}.endpoint_url")
     own = {"instance_id": "", "address": "auto", "template": type(settings.template)()}
     return _shared_account(settings.model_copy(update=own))
+
+
+def _check_endpoint(url: str, key: str) -> None:
+    from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
+
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        good = parts.port != 0 and (is_valid_endpoint_url(url) or is_valid_ipv6_endpoint_url(url))
+    except ValueError:  # from urlsplit
+        good = False
+    if not good:
+        # It is not shown: there may be a password in it.
+        raise ConfigError(f"{key}: that is no URL of a host; give one such as https://HOST:PORT")
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise ConfigError(
+            f'{key}: "http" is only for an endpoint on this machine; VPC endpoints speak https too'
+        )
 
 
 @cache

@@ -218,8 +218,10 @@ def translate(error: Exception, *, instance: str, region: str) -> ProviderError:
     """
     from botocore import exceptions as boto
 
-    if isinstance(error, ProviderError):
-        return error
+    # What we raise on its connection, boto3 wraps.
+    own = error.kwargs.get("error") if isinstance(error, boto.HTTPClientError) else error
+    if isinstance(own, ProviderError):
+        return own
     if isinstance(error, boto.ClientError):
         return _refused(error, instance, region)
     if isinstance(error, boto.ProfileNotFound):

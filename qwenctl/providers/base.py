@@ -20,6 +20,7 @@ __all__ = [
     "Observation",
     "Provider",
     "ProviderError",
+    "Several",
     "Throttled",
     "Transient",
 ]
@@ -35,6 +36,8 @@ class Observation:
     """Where the proxy reaches the node, a host name or IP; empty while there is none."""
     reason: str = ""
     """The cloud's own words on why the instance is in this state, if it gives any."""
+    surplus: bool = False
+    """Another instance of the same GPU is on as well; see `Several`."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,17 @@ class Provider(Protocol):
     def start(self) -> Accepted: ...
 
     def stop(self) -> Accepted: ...
+
+
+@runtime_checkable
+class Several(Protocol):
+    """A provider of several instances for one GPU, of which one serves."""
+
+    def serving(self, instance_id: str) -> None:
+        """Which one served when somebody looked last; said before each `Provider.describe`."""
+
+    def stop_surplus(self) -> None:
+        """Stop the others that are on; raises a `ProviderError` subclass."""
 
 
 class ProviderError(Exception):

@@ -1,8 +1,12 @@
 """Several instances for one GPU, in order of preference: when one has no capacity, the next.
 
-To the controller it is one instance, so nothing else knows of it. Two rules keep it from ever
-having two of them on: a start looks at all of them first, and after a start that may have been
-accepted it tries no other.
+To the controller it is one instance. What keeps it from having two of them on:
+
+- a start looks at all of them first, and does nothing while one is on, stopping, or cannot be seen;
+- after a start that was accepted, or may have been, no other is tried before the cloud has had time
+  to show what it did;
+- one that somebody else has started (EC2 starts a reclaimed spot instance again by itself) is
+  stopped as soon as it is seen, and the one that serves goes on serving.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from qwenctl.lifecycle import Observed
 from qwenctl.providers.base import (
@@ -21,26 +26,43 @@ from qwenctl.providers.base import (
     Observation,
     Provider,
     ProviderError,
+    Transient,
 )
 
 __all__ = ["Fallback"]
 
+SETTLE_SECONDS = 30.0
+"""How long a cloud may go on showing the old state after it has accepted a start."""
+
 AVOID_SECONDS = 600.0
 """How long a candidate that was refused after its start had been accepted is tried last."""
 
+_ON = (Observed.STARTING, Observed.RUNNING)
 _RANK = (
     Observed.ABSENT,
     Observed.STOPPED,
-    Observed.STOPPING,
     Observed.UNKNOWN,
+    Observed.STOPPING,
     Observed.STARTING,
     Observed.RUNNING,
 )
 """The candidate with the highest rank speaks for all of them."""
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What a look at one candidate gave; ``error``: it could not be looked at."""
+
+    at: Observation
+    error: ProviderError | None = None
+
+    @property
+    def state(self) -> Observed:
+        return self.at.state
+
+
 class Fallback:
-    """The candidates as one `qwenctl.providers.base.Provider`.
+    """The candidates as one `qwenctl.providers.base.Provider`, and as a `Several`.
 
     Args:
         candidates: name and provider of each, the preferred one first.
@@ -57,67 +79,102 @@ class Fallback:
         self._providers = [provider for _, provider in candidates]
         self._monotonic = monotonic
         slowest = max(provider.call_timeout for provider in self._providers)
-        # A look at all and one start; further starts as long as there is time enough.
+        # A look at all and one call; further calls as long as there is time enough.
         self.call_timeout = 2 * slowest + 1.0
         self.observe_interval = max(provider.observe_interval for provider in self._providers)
-        self._starting = threading.Lock()
-        self._started: int | None = None
-        """Who was started last and has not been seen running since."""
+        self._calling = threading.Lock()
+        self._serving = ""
+        self._started: tuple[int, float, bool] | None = None
+        """Who was started last and has not been seen running since, when, and whether the cloud
+        is known to have accepted it."""
         self._avoid_until: dict[int, float] = {}
         self._refusals: dict[int, tuple[float, str]] = {}
         """When and why a candidate was passed over in the present round of starts."""
 
     def describe(self) -> Observation:
-        """What the cloud says about the candidate that is on, or about all if none is."""
+        """What the cloud says about the candidate that is on, or about all if none is.
+
+        Raises:
+            ProviderError: one cannot be looked at, and none of the others is on.
+        """
         seen = self._look()
-        best = max(range(len(seen)), key=lambda index: (_RANK.index(seen[index].state), -index))
-        state, chosen = seen[best].state, seen[best]
-        if self._started is not None and seen[self._started].state is Observed.RUNNING:
-            self._avoid_until.pop(self._started, None)
+        best = self._speaker(seen)
+        if error := seen[best].error:
+            raise error
+        if self._started is not None and seen[self._started[0]].state is Observed.RUNNING:
+            self._avoid_until.pop(self._started[0], None)
             self._started = None
-        if state in (Observed.STOPPED, Observed.ABSENT):
+        chosen = seen[best].at
+        reasons = [chosen.reason] if chosen.reason else []
+        if chosen.state not in _ON:
             reasons = [
-                f"{name}: {one.reason}"
+                f"{name}: {one.at.reason}"
                 for name, one in zip(self._names, seen, strict=True)
-                if one.reason
+                if one.at.reason
             ]
-        else:
-            also = [
-                name
-                for name, one in zip(self._names, seen, strict=True)
-                if one is not chosen and one.state in (Observed.STARTING, Observed.RUNNING)
-            ]
-            reasons = [chosen.reason] if chosen.reason else []
-            if also:
-                reasons.append(
-                    f"{' and '.join(also)} is on as well and billed; it is stopped together with "
-                    f"{self._names[best]}"
-                )
-        return Observation(state, chosen.instance_id, chosen.address, "; ".join(reasons))
+        surplus = []
+        for index, one in enumerate(seen):
+            if index == best:
+                continue
+            if one.state in _ON:
+                surplus.append(self._names[index])
+            elif one.error and chosen.state in _ON:
+                reasons.append(f"{self._names[index]} cannot be looked at: {one.error}")
+        if surplus:
+            reasons.append(f"{' and '.join(surplus)} is on as well, and is stopped")
+        return Observation(
+            chosen.state, chosen.instance_id, chosen.address, "; ".join(reasons), bool(surplus)
+        )
+
+    def serving(self, instance_id: str) -> None:
+        """The instance that served when somebody looked last: it stays the one while it is on."""
+        self._serving = instance_id
+
+    def stop_surplus(self) -> None:
+        """Stop all that are on but the one that serves.
+
+        Raises:
+            ProviderError: one could not be stopped; it is tried again after the next look.
+        """
+        deadline = self._monotonic() + self.call_timeout
+        with self._calling:
+            seen = self._look()
+            best = self._speaker(seen)
+            on = [i for i, one in enumerate(seen) if one.state is Observed.RUNNING and i != best]
+            if seen[best].state in _ON:
+                self._stop(on, deadline)
 
     def start(self) -> Accepted:
         """Start the first candidate that has capacity, unless one is on already.
 
         Raises:
             NoCapacity: none has.
-            Conflict: one is being stopped, or there was not time enough to try all of them.
+            NotFound: there is none any more.
+            Conflict: one is being stopped or was started a moment ago, or there was not time enough
+                to try all of them.
             ProviderError: a look or a start failed otherwise; no other candidate was tried.
         """
-        with self._starting:
-            return self._start(self._monotonic() + self.call_timeout)
+        deadline = self._monotonic() + self.call_timeout
+        with self._calling:
+            return self._start(self._look(), deadline)
 
-    def _start(self, deadline: float) -> Accepted:
-        seen = self._look()
+    def _start(self, seen: Sequence[_Seen], deadline: float) -> Accepted:
         states = [one.state for one in seen]
-        if Observed.RUNNING in states or Observed.STARTING in states:
+        if any(state in _ON for state in states):
             return Accepted()
+        for one in seen:
+            if one.error:
+                raise one.error
         for busy in (Observed.STOPPING, Observed.UNKNOWN):
             if busy in states:
                 index = states.index(busy)
-                raise Conflict(f"{self._names[index]} is {busy.value}: {seen[index].reason}")
+                raise Conflict(f"{self._names[index]} is {busy.value}: {seen[index].at.reason}")
         self._begin_round(seen)
         for index in self._order():
             name, provider = self._names[index], self._providers[index]
+            if states[index] is Observed.ABSENT:
+                self._pass_over(index, seen[index].at.reason or "there is no such instance")
+                continue
             if self._monotonic() + provider.call_timeout > deadline:
                 raise Conflict("the cloud answers slowly; the other candidates are tried next")
             try:
@@ -125,21 +182,42 @@ class Fallback:
             except (NoCapacity, NotFound) as refusal:
                 self._pass_over(index, str(refusal))
                 continue
-            self._started = index
+            except Transient:
+                self._started = (index, self._monotonic(), False)
+                raise
+            self._started = (index, self._monotonic(), True)
             passed, self._refusals = self._reasons(), {}
             note = f"{name} was started instead of {passed}" if passed else accepted.note
             return Accepted(accepted.request_id, note)
         passed, self._refusals, self._avoid_until = self._reasons(), {}, {}
-        raise NoCapacity(f"none of the {len(self._names)} candidates can be started: {passed}")
+        gone = all(state is Observed.ABSENT for state in states)
+        kind = NotFound if gone else NoCapacity
+        raise kind(f"none of the {len(self._names)} candidates can be started: {passed}")
 
     def stop(self) -> Accepted:
-        """Stop every candidate that is on."""
-        seen = self._look()
-        self._started, self._refusals = None, {}
-        accepted, problem = Accepted(), None
-        for provider, one in zip(self._providers, seen, strict=True):
-            if one.state not in (Observed.STARTING, Observed.RUNNING, Observed.UNKNOWN):
-                continue
+        """Stop every candidate that is on.
+
+        Raises:
+            Conflict: there was not time enough for all of them.
+            ProviderError: one could not be stopped; the others were.
+        """
+        deadline = self._monotonic() + self.call_timeout
+        with self._calling:
+            seen = self._look()
+            self._started, self._refusals = None, {}
+            accepted = self._stop([i for i, one in enumerate(seen) if one.state in _ON], deadline)
+            if accepted is None:
+                for one in seen:
+                    if one.error:
+                        raise one.error
+            return accepted or Accepted()
+
+    def _stop(self, indices: Sequence[int], deadline: float) -> Accepted | None:
+        accepted, problem = None, None
+        for index in indices:
+            provider = self._providers[index]
+            if self._monotonic() + provider.call_timeout > deadline:
+                raise Conflict("the cloud answers slowly; the other candidates are stopped next")
             try:
                 accepted = provider.stop()
             except ProviderError as error:  # the others are stopped all the same
@@ -148,10 +226,26 @@ class Fallback:
             raise problem
         return accepted
 
-    def _look(self) -> list[Observation]:
+    def _look(self) -> list[_Seen]:
+        def look(provider: Provider) -> _Seen:
+            try:
+                return _Seen(provider.describe())
+            except ProviderError as error:
+                return _Seen(Observation(Observed.UNKNOWN, reason=str(error)), error)
+
         # At the same time, so that those of one account share a call.
         with ThreadPoolExecutor(len(self._providers), thread_name_prefix="look") as pool:
-            return list(pool.map(lambda provider: provider.describe(), self._providers))
+            return list(pool.map(look, self._providers))
+
+    def _speaker(self, seen: Sequence[_Seen]) -> int:
+        """Whose state is that of the GPU."""
+
+        def weight(index: int) -> tuple[bool, int, int]:
+            one = seen[index].at
+            serves = one.state in _ON and one.instance_id == self._serving
+            return serves, _RANK.index(one.state), -index
+
+        return max(range(len(seen)), key=weight)
 
     def _order(self) -> list[int]:
         """The candidates not yet passed over, those refused lately last."""
@@ -159,15 +253,27 @@ class Fallback:
         left = [index for index in range(len(self._providers)) if index not in self._refusals]
         return sorted(left, key=lambda index: self._avoid_until.get(index, 0.0) > now)
 
-    def _begin_round(self, seen: Sequence[Observation]) -> None:
+    def _begin_round(self, seen: Sequence[_Seen]) -> None:
         """Forget the refusals of a round that nobody went on with, and note a late one: EC2 may
-        accept a start and find some seconds later that it has no such machine."""
-        old = self._monotonic() - 2 * self.call_timeout
+        accept a start and find some seconds later that it has no such machine.
+
+        Raises:
+            Conflict: the cloud may not show yet that one is starting.
+        """
+        now = self._monotonic()
+        old = now - 2 * self.call_timeout
         self._refusals = {i: one for i, one in self._refusals.items() if one[0] > old}
-        if self._started is not None:
-            index, self._started = self._started, None
-            self._pass_over(index, seen[index].reason or "it stopped again right after its start")
-            self._avoid_until[index] = self._monotonic() + AVOID_SECONDS
+        if self._started is None:
+            return
+        index, at, accepted = self._started
+        if now - at < SETTLE_SECONDS:
+            raise Conflict(f"{self._names[index]} was started {now - at:.0f} s ago")
+        self._started = None
+        if accepted and now - at < AVOID_SECONDS:
+            self._pass_over(
+                index, seen[index].at.reason or "it stopped again right after its start"
+            )
+            self._avoid_until[index] = now + AVOID_SECONDS
 
     def _pass_over(self, index: int, why: str) -> None:
         self._refusals[index] = (self._monotonic(), why)

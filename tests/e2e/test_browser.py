@@ -216,6 +216,8 @@ class RawBrowser:
         while True:
             message = json.loads(self._socket.recv(timeout=20))
             if message.get("id") == self._number:
+                if "navigated" in message.get("error", {}).get("message", ""):
+                    return self(method, session, **parameters)  # the page has just gone on
                 assert "error" not in message, message
                 return dict(message["result"])
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import TZPATH, ZoneInfo
 
 import pytest
 from virtual_time import VirtualClock
@@ -405,6 +406,20 @@ class TestConfiguration:
         with pytest.raises(ConfigError, match=r"morning: exceptions: cannot read .*no\.ics"):
             Scheduler(config({**MORNING, "exceptions": ["no.ics"]}), store)
 
+    def test_a_gpu_in_trouble_stops_no_other(
+        self, store: Store, clock: VirtualClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        all_day = {**MORNING, "duration": "1d", "lead": 0}
+        tables = {"a": {"prewarm": [all_day]}, GPU: {"prewarm": [all_day], "hosts": ["b.example"]}}
+        plan = Scheduler(Config.model_validate({"gpu": tables}), store)
+        plan._schedules["a"] = (replace(plan._schedules["a"][0], cron=None),)  # type: ignore[arg-type]
+        clock.now = NINE
+        with caplog.at_level(logging.ERROR, "qwenctl.scheduler"):
+            for _ in range(3):
+                assert 0 < plan.step() <= 10
+        assert leases(store) == {"prewarm:morning": DAY}
+        assert caplog.text.count("a: its schedules cannot be followed") == 1
+
     def test_without_schedules_there_is_nothing_to_do(self, store: Store) -> None:
         plan = Scheduler(config(), store)
         assert not plan
@@ -444,6 +459,30 @@ class TestConfiguration:
             place.touch()
             (tmp_path / "localtime").symlink_to(place)
         assert str(machine_zone(env, tmp_path)) == name
+
+    def test_the_machines_time_zone_by_a_file(self, tmp_path: Path) -> None:
+        """``TZ=:/etc/localtime`` is a common setting."""
+        place = tmp_path / "share" / "zoneinfo" / "Asia" / "Shanghai"
+        place.parent.mkdir(parents=True)
+        place.touch()
+        local = tmp_path / "localtime"
+        local.symlink_to(place)
+        for named in (f":{local}", str(local), f":{place}"):
+            assert str(machine_zone({"TZ": named}, tmp_path)) == "Asia/Shanghai"
+
+    def test_a_copied_zone_has_the_name_that_etc_timezone_says(self, tmp_path: Path) -> None:
+        found = [path for root in TZPATH if (path := Path(root, "Asia/Shanghai")).is_file()]
+        if not found:
+            pytest.skip("this machine has no zone files")
+        local = tmp_path / "localtime"
+        local.write_bytes(found[0].read_bytes())
+        assert str(machine_zone({}, tmp_path)) == "local time"
+        (tmp_path / "timezone").write_text("Asia/Shanghai\n")
+        assert str(machine_zone({}, tmp_path)) == "Asia/Shanghai"
+        assert str(machine_zone({"TZ": f":{local}"}, tmp_path)) == "Asia/Shanghai"
+        (tmp_path / "timezone").write_text("Europe/Berlin\n")  # outdated
+        zone = machine_zone({}, tmp_path)
+        assert datetime.fromtimestamp(0, zone).hour == 8
 
     def test_a_time_zone_that_cannot_be_told(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"TZ=CET-1CEST\S+; set `timezone`"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ from valkey_server import ValkeyServer
 
 from qwenctl.config import load_config
 from qwenctl.errors import ExitCode
-from qwenctl.lifecycle import Phase
+from qwenctl.lifecycle import Guard, Move, Observed, Phase
 from qwenctl.providers import make_provider
+from qwenctl.providers.base import Provider
 from qwenctl.store import Store
 
 PROGRAM = Path(sys.executable).with_name("qwenctl")
@@ -81,6 +85,29 @@ class Machine:
         assert word in done.stderr
 
     @property
+    def provider(self) -> Provider:
+        config = load_config(str(self.path), env={})
+        return make_provider("main", config.gpu["main"], config)
+
+    def wait_observed(self, state: Observed) -> None:
+        deadline = time.monotonic() + 30
+        while self.provider.describe().state is not state:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def reach(self, phase: Phase) -> None:
+        """Have a proxy bring it so far, and die."""
+        lock, _, _ = self.store.acquire("main", "dead", 60.0)
+        assert lock
+        path = [Phase.STARTING, Phase.BOOTING, Phase.LOADING, Phase.READY]
+        for source, to in pairwise(path[: path.index(phase) + 1]):
+            if self.store.snapshot("main").phase is source:
+                move = Move(to, "test", Guard.NONE)
+                self.store.transition("main", lock, source, move, drain=0, idle_timeout=1)
+        assert self.store.snapshot("main").phase is phase
+        self.store.release_lock("main", lock)
+
+    @property
     def leases(self) -> list[str]:
         snapshot = self.store.snapshot("main")
         return [entry.name for entry in (*snapshot.leases, *snapshot.blocks)]
@@ -126,6 +153,44 @@ class TestRun:
         assert machine.store.snapshot("main").phase is not Phase.OFF
         machine.silent("run", "all", "--gpu", "main")
         assert machine.starts == 1
+
+    @pytest.mark.parametrize("reached", [Phase.STARTING, Phase.BOOTING, Phase.READY])
+    def test_what_stopped_unseen_is_started_again(self, machine: Machine, reached: Phase) -> None:
+        """Nobody leads between two runs: the recorded phase says what was, not what is."""
+        machine.head = machine.head.replace("retry = 0.5", "retry = 300\ncall_grace = 0.1")
+        machine.write(prewarm("all", ALWAYS))
+        machine.silent("run")
+        machine.reach(reached)
+        for number in (2, 3, 4):
+            machine.wait_observed(Observed.RUNNING)
+            machine.provider.stop()  # as the node's dead-man's switch, or a person, does
+            machine.wait_observed(Observed.STOPPED)
+            machine.silent("run")
+            assert machine.starts == number
+            assert machine.provider.describe().state is not Observed.STOPPED
+        machine.silent("run")
+        assert machine.starts == 4
+
+    def test_what_runs_is_left_alone(self, machine: Machine) -> None:
+        """Without a proxy the agent reports to nobody: that is no reason to stop it."""
+        machine.head = machine.head.replace("retry = 0.5", "boot = 0.1\nnode_lost = 0.1")
+        machine.write(prewarm("all", ALWAYS))
+        machine.silent("run")
+        machine.wait_observed(Observed.RUNNING)
+        machine.reach(Phase.BOOTING)
+        for _ in range(2):
+            machine.silent("run")
+            assert machine.store.snapshot("main").phase is Phase.BOOTING
+        assert machine.provider.describe().state is Observed.RUNNING
+
+    def test_off_hours_stop_what_was_started_unseen(self, machine: Machine) -> None:
+        machine.write(off_hours("night", ALWAYS))
+        machine.silent("run")
+        assert machine.provider.describe().state is Observed.STOPPED
+        machine.provider.start()  # from the cloud's console
+        machine.wait_observed(Observed.RUNNING)
+        machine.silent("run")
+        assert machine.provider.describe().state is not Observed.RUNNING
 
     def test_two_at_once_start_once(self, machine: Machine) -> None:
         machine.write(prewarm("all", ALWAYS))
@@ -338,6 +403,49 @@ class TestEdit:
             assert machine.path.read_text().startswith(before)
         else:
             assert machine.path.read_text() == before
+
+    def test_an_edit_waits_for_the_one_before(self, machine: Machine) -> None:
+        directory = os.open(machine.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            program = machine.start("prewarm", "add", "two", "--cron", "0 9 * * *", "--for", "1h")
+            with pytest.raises(subprocess.TimeoutExpired):
+                program.wait(5)
+            machine.write(prewarm("one", ALWAYS))
+        finally:
+            os.close(directory)
+        _, stderr = program.communicate(timeout=100)
+        assert (program.returncode, stderr) == (0, "")
+        entries = tomllib.loads(machine.path.read_text())["gpu"]["main"]["prewarm"]
+        assert [entry["name"] for entry in entries] == ["one", "two"]
+
+    def test_what_the_environment_adds_is_not_removed_from_the_file(self, machine: Machine) -> None:
+        machine.write(prewarm("keep", ALWAYS), prewarm("go", ALWAYS))
+        before = machine.path.read_text()
+        other = {"name": "other", "cron": "0 2 * * *", "duration": "1h", "timezone": "UTC"}
+        env = {"QWENCTL_GPU__MAIN__PREWARM": json.dumps([other])}
+        done = machine.run("remove", "other", **env)
+        assert done.returncode == ExitCode.USAGE
+        assert "it comes from a QWENCTL_GPU__* variable" in done.stderr
+        assert machine.path.read_text() == before
+        assert machine.run("remove", "go", **env).returncode == 0  # though it is hidden
+        assert machine.path.read_text() == before.replace(prewarm("go", ALWAYS), "").rstrip() + "\n"
+
+    def test_the_zone_of_this_machine_by_its_file(self, machine: Machine) -> None:
+        place = machine.directory / "zoneinfo" / "Asia"
+        place.mkdir(parents=True)
+        (place / "Shanghai").touch()
+        link = machine.directory / "localtime"
+        link.symlink_to(place / "Shanghai")
+        rest = ("--cron", "0 9 * * *", "--for", "1h")
+        done = machine.run("add", "one", *rest, TZ=f":{link}")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert 'timezone = "Asia/Shanghai"' in machine.path.read_text()
+        for unknown in (f":{machine.path}", "CET-1CEST,M3.5.0"):
+            done = machine.run("add", "two", *rest, TZ=unknown)
+            assert done.returncode == ExitCode.USAGE
+            assert "use --timezone" in done.stderr
+        assert machine.run("add", "two", *rest, "--timezone", "UTC", TZ=unknown).returncode == 0
 
     def test_nothing_to_remove(self, machine: Machine) -> None:
         machine.fails(ExitCode.USAGE, "no schedule named 'x'; configured: none", "remove", "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -49,12 +50,17 @@ def test_the_proxies_wake_it_once_and_down_lasts(deploy: Deploy) -> None:
     deployment.start()
     deployment.wait_phase(Phase.READY)
     first, _ = deployment.proxies
-    assert requests.get(first.url, timeout=20).status_code == 200  # the WebUI, nobody's wake
+    # The WebUI, nobody's wake. A proxy hears a moment after the store that it is ready.
+    deadline = time.monotonic() + 30
+    while (answer := requests.get(first.url, timeout=20)).status_code == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert answer.status_code == 200
 
     # A proxy that dies and comes back inside the window changes nothing.
     first.kill()
     first.start().wait_ready()
-    assert deployment.store.snapshot("main").phase is Phase.READY
+    deployment.wait_phase(Phase.READY)
     events = deployment.store.events("main", 1000)
     assert sum(map(is_lease("prewarm:all"), events)) == 1
     assert len(deployment.instance().starts) == 1

@@ -530,7 +530,7 @@ class TestNode:
             (P.OFF, "unexpected"),
             (P.STARTING, "ok"),
             (P.BOOTING, "ok"),
-            (P.READY, "ok"),
+            (P.READY, "unexpected"),  # one that serves is there
             (P.DRAINING, "ok"),
             (P.STOPPING, "unexpected"),
             (P.FAILED, "ok"),
@@ -543,7 +543,18 @@ class TestNode:
         assert (snap(store).node.get("boot_id") == "boot-two") == (verdict == "ok")
         # Where the phase does not fit, the controller is to look.
         looks = snap(store).time("look_at") is not None
-        assert looks == (phase in (P.OFF, P.STARTING, P.STOPPING))
+        assert looks == (phase in (P.OFF, P.STARTING, P.STOPPING, P.READY))
+
+    def test_a_second_instance_does_not_push_out_the_one_that_serves(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        bring(store, lock, P.READY)
+        assert hello(store, "boot-two")[0] == "unexpected"
+        assert snap(store).node_view.state == "ready"
+        assert hello(store, "boot-one")[0] == "ok"  # its own agent may start anew
+        report(store, state="ready")
+        clock.advance(10.0)  # it has fallen silent: the instance may have been rebooted
+        assert hello(store, "boot-two")[0] == "ok"
 
     def test_a_boot_that_is_over(self, store: Store, lock: Lock) -> None:
         bring(store, lock, P.BOOTING)
@@ -654,6 +665,7 @@ class TestNode:
         [told] = [event for event in store.events(GPU) if event.kind == "interruption"]
         assert told.fields["action"] == "stop"
         assert float(told.fields["ends"]) / 1000 == now.interruption_ends
+        clock.advance(10.0)
         assert hello(store, "boot-two")[0] == "ok"
         assert not snap(store).node_view.interrupted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -50,3 +51,10 @@ def test_every_action_is_documented() -> None:
         for statement in proxy_policy([instance])["Statement"] + admin["Statement"]:
             for action in statement["Action"]:
                 assert f"`{action}`" in PAGE, action
+
+
+def test_the_policy_of_the_aliyun_example_is_the_one_that_is_printed() -> None:
+    page = (ROOT / "examples" / "aliyun" / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    instance = Instance("main", "aliyun", "cn-hangzhou", "i-bp1fake0001")
+    assert json.loads(block) == proxy_policy([instance])

@@ -453,3 +453,17 @@ def test_which_gpu_a_host_name_means(tmp_path: Path) -> None:
     named = load('[gpu.a]\nhosts = ["a.test"]\n[gpu.b]\nhosts = ["b.test"]\n', tmp_path)
     assert [named.gpus_at(host) for host in ("b.test", "other.test")] == [("b",), ("a",)]
     assert load("", tmp_path).gpus_at("a.test") == ()
+
+
+def test_two_gpus_cannot_have_the_same_instance(tmp_path: Path) -> None:
+    """Neither as their own nor as a fallback: each would stop it under the other's work."""
+    a = '[gpu.a]\nprovider = "aws"\nhosts = ["a.test"]\n[gpu.a.aws]\nregion = "us-east-1"\n'
+    a += 'instance_id = "i-0123456789abcdef0"\n'
+    spare = '[[gpu.{}.fallback]]\nname = "spare"\ninstance_id = "i-0123456789abcdeff"\n'
+    b = a.replace("gpu.a", "gpu.b").replace("a.test", "b.test")
+    with pytest.raises(ConfigError, match=r"gpu\.a and gpu\.b both have the instance i-0\w+0;"):
+        load(a + b, tmp_path)
+    b = b.replace("cdef0", "cdef1")
+    load(a + spare.format("a") + b, tmp_path)
+    with pytest.raises(ConfigError, match=r"both have the instance i-0\w+f;"):
+        load(a + spare.format("a") + b + spare.format("b"), tmp_path)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from qwenctl.cli.config_edit import with_keys
+from qwenctl.cli.config_edit import edit, with_keys
 from qwenctl.errors import ConfigError
 
 PLACE = ("gpu", "main", "aws")
@@ -65,3 +72,88 @@ def test_line_ends_stay() -> None:
 def test_what_is_written_in_another_way_is_left_to_people(text: str) -> None:
     with pytest.raises(ConfigError, match="set instance_id by hand"):
         with_keys(text, PLACE, {"instance_id": "i-3"})
+
+
+@pytest.fixture
+def file() -> Iterator[Path]:
+    """A config file that any user can reach."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o777)
+        path = Path(directory, "qwenctl.toml")
+        path.write_text("# mine\n[gpu.main]\n")
+        path.chmod(0o644)
+        yield path
+
+
+def test_an_edit_waits_for_the_one_before(file: Path) -> None:
+    def second() -> None:
+        edit(file, lambda text: text + "[gpu.second]\n", {})
+
+    thread = threading.Thread(target=second)
+
+    def first(text: str) -> str:
+        thread.start()
+        thread.join(2)  # time enough to get in between, if it could
+        return text + "[gpu.first]\n"
+
+    edit(file, first, {})
+    thread.join(30)
+    assert file.read_text() == "# mine\n[gpu.main]\n[gpu.first]\n[gpu.second]\n"
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_what_is_not_valid_is_not_written(file: Path) -> None:
+    before = file.read_text()
+    with pytest.raises(ConfigError, match=r"qwenctl\.toml"):
+        edit(file, lambda text: text + "nonsense = 3\n", {})
+    assert (file.read_text(), os.listdir(file.parent)) == (before, [file.name])
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(file: Path) -> None:
+    file.write_text(file.read_text() + "# " + 4000 * "x" + "\n")
+    before = file.read_text()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match="cannot write"):
+            edit(file, lambda text: text + "[gpu.second]\n", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (file.read_text(), os.listdir(file.parent)) == (before, [file.name])
+
+
+def test_a_new_file_has_the_usual_permissions(file: Path) -> None:
+    file.unlink()
+    (other := file.with_name("other")).touch()
+    edit(file, lambda text: text + "[gpu.main]\n", {})
+    assert (file.stat().st_mode, file.read_text()) == (other.stat().st_mode, "[gpu.main]\n")
+
+
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="this machine cannot give files away: not root"
+)
+NOBODY = 65534
+
+
+@as_root
+def test_the_file_keeps_its_owner(file: Path) -> None:
+    os.chown(file, NOBODY, NOBODY)
+    file.chmod(0o640)
+    edit(file, lambda text: text + "[gpu.second]\n", {})
+    after = file.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode & 0o777) == (NOBODY, NOBODY, 0o640)
+    assert "second" in file.read_text()
+
+
+@as_root
+def test_who_cannot_keep_the_owner_does_not_write(file: Path) -> None:
+    os.chown(file, NOBODY, 0)
+    before = file.read_text()
+    os.seteuid(NOBODY - 1)
+    try:
+        with pytest.raises(ConfigError, match="it would change its owner or group"):
+            edit(file, lambda text: text + "[gpu.second]\n", {})
+    finally:
+        os.seteuid(0)
+    assert (file.read_text(), file.stat().st_uid) == (before, NOBODY)
+    assert os.listdir(file.parent) == [file.name]

@@ -363,6 +363,8 @@ class TestCalendar:
             (calendar("DTSTART;VALUE=DATE:20261225", "RDATE;VALUE=DATE:20270101"), "RDATE"),
             (calendar("DTSTART;VALUE=DATE:20261225", "DURATION:PT5H"), "days or weeks"),
             (calendar("DTSTART;VALUE=DATE:20261225", "DTEND;VALUE=DATE:20251225"), "-365 days"),
+            (calendar("DTSTART;VALUE=DATE:99991230", "DURATION:P5D"), "line 4: .* year 9999"),
+            (calendar("DTSTART;VALUE=DATE:20261225", f"DURATION:P{5000 * '9'}D"), "line 5: "),
         ],
     )
     def test_what_is_not_understood_is_an_error(self, text: str, words: str) -> None:

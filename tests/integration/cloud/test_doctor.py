@@ -54,7 +54,7 @@ def proxy_url() -> Iterator[str]:
             address = probe.getsockname()[0]
         server = ThreadingHTTPServer((address, 0), Handler)
     except OSError:
-        pytest.skip("this machine has no address but loopback")
+        pytest.skip("this machine cannot be reached but on loopback")
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://{address}:{server.server_address[1]}"
     server.shutdown()
@@ -193,12 +193,13 @@ def test_secrets_that_others_can_read(
     run: Run, ecs: FakeEcs, configure: Configure, tmp_path: Path
 ) -> None:
     ecs.cloud.add()
-    secret = tmp_path / "node.secret"
+    secret = tmp_path / "a b; touch x" / "node.secret"
+    secret.parent.mkdir()
     secret.write_text("node-secret-of-this-test\n")
     secret.chmod(0o644)
     configure(aliyun_table(ecs), top=f'node_secret_file = "{secret}"')
     done = run("doctor", "--json")
-    assert findings(done)["node secret"]["fix"] == f"Run `chmod 600 {secret}`."
+    assert findings(done)["node secret"]["fix"] == f"Run `chmod 600 '{secret}'`."
     configure(aliyun_table(ecs), top='node_secret = "node-secret-of-this-test"')
     done = run("doctor", "--json")
     assert "in clear" in findings(done)["node secret"]["found"]

@@ -17,9 +17,9 @@ from tests.support.faults import Fault, FaultProxy, ec2_error
 from tests.support.moto_cloud import REGION, MotoCloud
 
 
-def aliyun(run: Run, ecs: FakeEcs, *more: str, **env: str) -> Any:
+def aliyun(run: Run, ecs: FakeEcs, *more: str, id_: str = INSTANCE, **env: str) -> Any:
     place = ("--region", "cn-hangzhou", "--endpoint", ecs.endpoint, "--protocol", "http")
-    return run("import", "aliyun", INSTANCE, *place, *more, **env)
+    return run("import", "aliyun", id_, *place, *more, **env)
 
 
 def aws(run: Run, url: str, id_: str, *more: str) -> Any:
@@ -114,7 +114,10 @@ def test_write_appends_and_refuses_to_overwrite(run: Run, ecs: FakeEcs, tmp_path
     assert again.returncode == ExitCode.USAGE
     assert "has [gpu.main] already" in again.stderr
     assert path.read_text() == written
-    assert aliyun(run, ecs, "--write", "--name", "second").returncode == 0
+    twice = aliyun(run, ecs, "--write", "--name", "second")  # two tables would stop one instance
+    assert (twice.returncode, path.read_text()) == (ExitCode.USAGE, written)
+    ecs.cloud.add("i-bp1fake0002")
+    assert aliyun(run, ecs, "--write", "--name", "second", id_="i-bp1fake0002").returncode == 0
     assert list(load_config(str(path), env={}).gpu) == ["main", "second"]
 
 
@@ -130,6 +133,17 @@ def test_a_broken_file_is_left_alone(run: Run, ecs: FakeEcs, tmp_path: Path) -> 
     path.write_text("gpu = 3\n")
     done = aliyun(run, ecs, "--write")
     assert (done.returncode, path.read_text()) == (ExitCode.USAGE, "gpu = 3\n")
+
+
+def test_the_file_is_replaced_in_one_step(run: Run, ecs: FakeEcs, tmp_path: Path) -> None:
+    """A disk that is full half-way through leaves no half section: see test_config_edit."""
+    ecs.cloud.add()
+    path = tmp_path / "qwenctl.toml"
+    path.write_text("[proxy]\n")
+    with path.open() as reader:
+        assert aliyun(run, ecs, "--write").returncode == 0
+        assert reader.read() == "[proxy]\n"
+    assert "[gpu.main]" in path.read_text()
 
 
 # Refusals

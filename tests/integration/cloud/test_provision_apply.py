@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def test_everything_is_printed_but_the_secret(
     assert ecs.calls == []
 
 
+def test_the_command_for_the_secret_is_safe_to_paste(
+    run: Run, ecs: FakeEcs, configure: Configure, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a b; touch x; $(touch y)"
+    configure(aliyun_table(ecs), top=f'state_dir = "{folder}"')
+    [line] = [one for one in run("provision").stdout.splitlines() if " ssh root@NODE " in one]
+    folder.mkdir()
+    (folder / "node.secret").write_text("node-secret-of-this-test\n")
+    script = f"ssh() {{ cat; }}; {line}"
+    done = subprocess.run(["/bin/sh", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "node-secret-of-this-test\n")
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "y").exists()
+
+
 def test_the_secret_goes_into_a_private_file(
     run: Run, ecs: FakeEcs, configure: Configure, tmp_path: Path
 ) -> None:
@@ -83,6 +99,14 @@ def test_the_secret_goes_into_a_private_file(
     assert path.stat().st_mode & 0o777 == 0o600
     files = yaml.safe_load(path.read_text())["write_files"]
     assert secret + "\n" in [file["content"] for file in files]
+
+
+def test_apply_sends_nothing_in_clear_to_another_machine(run: Run, configure: Configure) -> None:
+    aliyun = 'region = "cn-hangzhou"\ninstance_id = "i-bp1fake0001"\nprotocol = "http"\n'
+    configure(f'[gpu.main]\nprovider = "aliyun"\n[gpu.main.aliyun]\n{aliyun}')
+    done = run("provision", "--apply")
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert 'gpu.main.aliyun.protocol: "http" is only for' in done.stderr
 
 
 def test_a_fallback_is_prepared_by_its_name(

@@ -206,7 +206,7 @@ def in_a_network_of_its_own(
     )
 
 
-@pytest.mark.skipif(not can_make_networks(), reason="needs network namespaces")
+@pytest.mark.skipif(not can_make_networks(), reason="this machine cannot make network namespaces")
 def test_the_ram_role_of_this_machine_in_hardened_mode(tmp_path: Path) -> None:
     done = in_a_network_of_its_own(
         tmp_path,
@@ -219,7 +219,7 @@ def test_the_ram_role_of_this_machine_in_hardened_mode(tmp_path: Path) -> None:
     assert asked.count("security-credentials/qwenctl-proxy") == 1  # kept until it runs out
 
 
-@pytest.mark.skipif(not can_make_networks(), reason="needs network namespaces")
+@pytest.mark.skipif(not can_make_networks(), reason="this machine cannot make network namespaces")
 def test_no_metadata_service_is_no_credentials(tmp_path: Path) -> None:
     """As on a machine that is not in Alibaba Cloud."""
     done = in_a_network_of_its_own(tmp_path, DESCRIBE, "127.0.0.1:1", INSTANCE)

@@ -19,7 +19,7 @@ import redis
 from qwenctl.config import GpuConfig
 from qwenctl.controller import Controller
 from qwenctl.lifecycle import Observed, Phase
-from qwenctl.providers.aliyun import TRIES
+from qwenctl.providers.aliyun import TRIES, Ecs
 from qwenctl.providers.base import (
     Conflict,
     Denied,
@@ -31,7 +31,8 @@ from qwenctl.providers.base import (
 )
 from qwenctl.store import Snapshot, Store
 from tests.support.fake_ecs import FakeEcs, FakeInstance, Key
-from tests.support.fake_ecs.client import provider_for
+from tests.support.fake_ecs.client import config_for, credentials_of, provider_for
+from tests.support.lookup import HOST, Lookup
 
 PATIENT = {"connect_timeout": 5, "read_timeout": 20}
 IMPATIENT = {"connect_timeout": 1, "read_timeout": 1.5}
@@ -66,6 +67,36 @@ def fake() -> Iterator[FakeEcs]:
 
 def lasting(kind: str) -> float:
     return 1 if kind == "once" else float("inf")
+
+
+def aliyun_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "aliyun-call"}
+
+
+def test_no_request_is_sent_when_its_name_lookup_outlasts_the_call(
+    fake: FakeEcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.cloud.add()
+    monkeypatch.setenv("NO_PROXY", "*")
+    lookup = Lookup(monkeypatch)
+    config = config_for(fake, endpoint=fake.endpoint.replace("127.0.0.1", HOST), **IMPATIENT)
+    ecs = Ecs(config, credentials_of(fake.key))
+
+    def start(seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        ecs.call("StartInstance", deadline, resource="", InstanceId=config.instance_id)
+
+    others = aliyun_threads()
+    with pytest.raises(Transient, match="not answered in time"):
+        start(3.0)
+    assert lookup.began.is_set()
+    lookup.go.set()
+    for thread in aliyun_threads() - others:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert fake.received["StartInstance"] == 0
+    start(30.0)
+    assert fake.received["StartInstance"] == 1
 
 
 # The provider alone: describe

@@ -31,6 +31,7 @@ from qwenctl.providers.base import (
     Transient,
 )
 from tests.support.faults import Fault, FaultProxy, ec2_error
+from tests.support.lookup import HOST, Lookup
 from tests.support.moto_cloud import CREDENTIALS, REGION, MotoCloud
 from tests.support.net import free_ports
 from tests.unit.providers.contract import ProviderContract, wait_for
@@ -359,6 +360,29 @@ def test_a_request_is_not_sent_after_its_time(
         thread.join(60)
     assert faults.calls("StartInstances") == []
     # By now the credentials are there.
+    monkeypatch.setattr(provider.account, "call_timeout", 30.0)
+    provider.start()
+    assert faults.accepted("StartInstances") == 1
+
+
+def test_a_request_is_not_sent_when_its_name_lookup_outlasts_the_call(
+    make: Make, faults: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws, "SETUP_SECONDS", 1.0)
+    monkeypatch.setenv("NO_PROXY", "*")
+    lookup = Lookup(monkeypatch)
+    url = faults.url.replace("127.0.0.1", HOST)
+    provider = make(endpoint_url=url, connect_timeout=0.5, read_timeout=0.5)
+    provider.account.call("", lambda client: None)  # builds the client, which takes a while
+    others = ec2_threads()
+    with pytest.raises(Transient, match="has not answered within"):
+        provider.start()
+    assert lookup.began.is_set()
+    lookup.go.set()
+    for thread in set(ec2_threads()) - set(others):
+        thread.join(60)
+        assert not thread.is_alive()
+    assert faults.calls("StartInstances") == []
     monkeypatch.setattr(provider.account, "call_timeout", 30.0)
     provider.start()
     assert faults.accepted("StartInstances") == 1

@@ -217,3 +217,54 @@ def test_without_the_sdk_its_name_is_said() -> None:
         "else: raise SystemExit('it was made')"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def with_endpoint(url: str) -> GpuConfig:
+    table = AwsConfig(region="us-east-1", instance_id=ID, endpoint_url=url)
+    return GpuConfig(provider="aws", aws=table)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://ec2.example.com", '"http" is only for an endpoint on this machine'),
+        ("http://127.0.0.1.example.com:80", '"http" is only for an endpoint on this machine'),
+        ("http://127.0.0.1@10.0.0.9", '"http" is only for an endpoint on this machine'),
+        ("https://exa mple", "is no URL of a host"),
+        ("https://[::1", "is no URL of a host"),
+        ("https://host:port", "is no URL of a host"),
+        ("https://-host", "is no URL of a host"),
+        ("https:///path", "is no URL of a host"),
+        ("https://ada:pass-word@exa mple", "is no URL of a host"),
+    ],
+)
+def test_an_endpoint_that_is_no_safe_one_is_refused(url: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"gpu\.main\.aws\.endpoint_url: .*{words}") as caught:
+        make_provider("main", with_endpoint(url), Config(state_dir=str(tmp_path)))
+    assert "pass-word" not in str(caught.value)
+    with pytest.raises(ConfigError, match=words):  # as `import` and `provision` ask for it
+        account_of(with_endpoint(url).aws)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "https://vpce-0a1b2c-3d4e.ec2.us-east-1.vpce.amazonaws.com",
+        "https://10.0.0.9:8443/path",
+        "https://[fd00::1]:443",
+        "http://127.0.0.1:5000",
+        "http://localhost:5000",
+        "http://[::1]:5000",
+    ],
+)
+def test_other_endpoints_are_not(url: str, tmp_path: Path) -> None:
+    provider = make_provider("main", with_endpoint(url), Config(state_dir=str(tmp_path)))
+    assert isinstance(provider, AwsProvider)
+
+
+def test_what_we_raise_below_boto3_comes_out_as_it_is() -> None:
+    from botocore.exceptions import HTTPClientError
+
+    own = Transient("not sent")
+    assert translate(HTTPClientError(error=own), instance=ID, region="us-east-1") is own

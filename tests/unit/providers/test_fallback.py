@@ -13,10 +13,11 @@ from qwenctl.providers.base import (
     NotFound,
     Observation,
     ProviderError,
+    Several,
     Throttled,
     Transient,
 )
-from qwenctl.providers.fallback import AVOID_SECONDS, Fallback
+from qwenctl.providers.fallback import AVOID_SECONDS, SETTLE_SECONDS, Fallback
 from tests.unit.providers.contract import ProviderContract
 
 _SETTLED = {Observed.STARTING: Observed.RUNNING, Observed.STOPPING: Observed.STOPPED}
@@ -36,7 +37,7 @@ class Machine:
         self.reason = ""
         self.refusal: ProviderError | None = None
         self.blind: ProviderError | None = None
-        self.start_takes = self.takes = self.moved_at = 0.0
+        self.start_takes = self.stop_takes = self.takes = self.moved_at = 0.0
         self.starts = self.stops = 0
 
     def describe(self) -> Observation:
@@ -67,6 +68,7 @@ class Machine:
         return Accepted(f"start-{self.name}")
 
     def stop(self) -> Accepted:
+        self._clock[0] += self.stop_takes
         if self.refusal:
             raise self.refusal
         self._move(Observed.STOPPING)
@@ -180,14 +182,97 @@ def test_nothing_is_started_while_one_cannot_be_looked_at(fleet: Fleet) -> None:
     assert fleet.starts == [0, 0, 0]
 
 
+@pytest.mark.parametrize("trouble", [Transient("its region does not answer"), Denied("expired")])
+def test_one_that_is_on_is_stopped_although_another_cannot_be_looked_at(
+    fleet: Fleet, trouble: ProviderError
+) -> None:
+    fleet.b.state, fleet.spot.blind = Observed.RUNNING, trouble
+    seen = fleet.provider.describe()
+    assert (seen.state, seen.instance_id) == (Observed.RUNNING, "zone-b")
+    assert f"spot cannot be looked at: {trouble}" in seen.reason
+    assert fleet.provider.stop().request_id == "stop-zone-b"
+    fleet.provider.describe()
+    with pytest.raises(type(trouble)):  # whether all are off, nobody knows
+        fleet.provider.describe()
+
+
+@pytest.mark.parametrize("answer", [None, Transient("cut")], ids=["accepted", "unanswered"])
+def test_no_other_one_is_started_before_the_cloud_has_shown_what_it_did(
+    fleet: Fleet, answer: ProviderError | None
+) -> None:
+    """The controller may ask again when what it noted of the first call is lost."""
+    fleet.spot.refusal = answer
+    if answer:
+        with pytest.raises(Transient):
+            fleet.provider.start()
+    else:
+        fleet.provider.start()
+    fleet.spot.refusal, fleet.spot.state = None, Observed.STOPPED  # it does not show yet
+    for _ in range(3):
+        fleet.clock[0] += 9.0
+        with pytest.raises(Conflict, match="spot was started"):
+            fleet.provider.start()
+    assert fleet.starts[1:] == [0, 0]
+    fleet.clock[0] += SETTLE_SECONDS
+    used = "start-zone-b" if answer is None else "start-spot"
+    assert fleet.provider.start().request_id == used
+
+
+def test_a_start_of_long_ago_says_nothing(fleet: Fleet) -> None:
+    """Another replica has done the rest; this one has not seen it run."""
+    fleet.provider.start()
+    fleet.spot.state = Observed.STOPPED
+    fleet.clock[0] += AVOID_SECONDS + 1
+    assert fleet.provider.start() == Accepted("start-spot")
+
+
+def test_the_one_that_serves_goes_on_serving_and_a_surplus_one_is_stopped(fleet: Fleet) -> None:
+    """EC2 starts a reclaimed spot instance again by itself."""
+    assert isinstance(fleet.provider, Several)
+    fleet.b.state = fleet.spot.state = Observed.RUNNING
+    fleet.provider.serving("zone-b")
+    seen = fleet.provider.describe()
+    assert (seen.instance_id, seen.surplus) == ("zone-b", True)
+    assert "spot is on as well" in seen.reason
+    fleet.provider.stop_surplus()
+    assert [each.stops for each in fleet.machines] == [1, 0, 0]
+    fleet.provider.describe()
+    assert fleet.provider.describe() == Observation(Observed.RUNNING, "zone-b", "zone-b.example")
+
+
+def test_one_that_is_gone_is_passed_over_without_a_call(fleet: Fleet) -> None:
+    """EC2 lists a terminated instance for an hour, and refuses its start for its state."""
+    fleet.spot.state = Observed.ABSENT
+    fleet.spot.refusal = Conflict("IncorrectInstanceState")
+    assert fleet.provider.start().note.startswith("zone-b was started instead of spot")
+    for each in fleet.machines:
+        each.state = Observed.ABSENT
+    fleet.clock[0] += AVOID_SECONDS + 1
+    with pytest.raises(NotFound):
+        fleet.provider.start()
+
+
+def test_stops_end_within_the_time_of_a_call(fleet: Fleet) -> None:
+    for each in fleet.machines:
+        each.state, each.stop_takes = Observed.RUNNING, 10.0
+    with pytest.raises(Conflict, match="stopped next"):
+        fleet.provider.stop()
+    assert fleet.clock[0] - 1000 <= fleet.provider.call_timeout
+    fleet.provider.describe()
+    fleet.provider.stop()
+    assert [each.stops for each in fleet.machines] == [1, 1, 1]
+
+
 def test_one_that_falls_back_after_its_start_was_accepted_is_passed_over(fleet: Fleet) -> None:
     """EC2 finds out some seconds later that it has no such machine."""
     fleet.provider.start()
+    fleet.clock[0] += SETTLE_SECONDS
     fleet.spot.state, fleet.spot.reason = Observed.STOPPED, "EC2 had no such machine free"
     assert fleet.provider.describe().reason == "spot: EC2 had no such machine free"
     accepted = fleet.provider.start()
     assert accepted.note == "zone-b was started instead of spot: EC2 had no such machine free"
     # The same once more: that one is tried last now, and the round goes on with the third.
+    fleet.clock[0] += SETTLE_SECONDS
     fleet.b.state, fleet.b.reason = Observed.STOPPED, "EC2 had no such machine free"
     assert fleet.provider.start().request_id == "start-zone-c"
     fleet.provider.describe()
@@ -215,7 +300,7 @@ def test_all_that_are_on_are_stopped(fleet: Fleet) -> None:
     fleet.spot.state = fleet.c.state = Observed.RUNNING
     seen = fleet.provider.describe()
     assert (seen.state, seen.instance_id) == (Observed.RUNNING, "spot")
-    assert "zone-c is on as well and billed" in seen.reason
+    assert "zone-c is on as well" in seen.reason
     fleet.provider.stop()
     assert [each.stops for each in fleet.machines] == [1, 0, 1]
 
