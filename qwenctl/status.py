@@ -274,8 +274,10 @@ def _entry(lease: Lease, now: float) -> dict[str, Any]:
 
 
 def _cloud(snapshot: Snapshot) -> dict[str, Any]:
-    at = snapshot.time("observed_at")
+    at, called_at = snapshot.time("observed_at"), snapshot.time("called_at")
+    call = {Phase.STARTING: "start", Phase.STOPPING: "stop"}.get(snapshot.phase, "")
     return {
+        "called": call if called_at is not None and (at or 0.0) < called_at else "",
         "state": snapshot.state.get("observed") or None,
         "instance_id": snapshot.state.get("instance_id", ""),
         "reason": snapshot.state.get("observed_reason", ""),

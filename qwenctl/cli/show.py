@@ -148,7 +148,7 @@ def _headline(state: Mapping[str, Any]) -> str:
 
 
 def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
-    from qwenctl.status import cause_words, duration
+    from qwenctl.status import cause_words, duration, one_line
 
     def row(label: str, text: str, colour: str | None = None) -> str:
         return f"  {paint(f'{label:<11}', dim=True)}{paint(text, colour) if colour else text}"
@@ -184,6 +184,8 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         yield row("idle", f"goes off in {duration(state['idle_seconds_left'])} unless it is used")
     yield from (row("node" if i == 0 else "", text) for i, text in enumerate(_node_lines(state)))
     yield row("cloud", _cloud_line(state))
+    if state["cloud"]["note"]:
+        yield row("", one_line(state["cloud"]["note"]))
     if wake := state["last_wake"]:
         yield row("last wake", _wake_line(wake))
     yield row("controller", state["leader"] or "none: `qwenctl serve` runs one")
@@ -241,6 +243,8 @@ def _cloud_line(state: Mapping[str, Any]) -> str:
     from qwenctl.status import duration, one_line
 
     cloud = state["cloud"]
+    if cloud["called"] and not cloud["error"]:
+        return f"{state['provider']} has accepted the {cloud['called']} call, not asked since"
     if cloud["error"]:
         return paint(f"cannot be asked: {one_line(cloud['error'])}", "red")
     if cloud["state"] is None:
@@ -250,8 +254,7 @@ def _cloud_line(state: Mapping[str, Any]) -> str:
         text += f", instance {cloud['instance_id']}"
     if state["address"] and cloud["state"] == "running":
         text += f" at {state['address']}"
-    text += f", asked {duration(cloud['age_seconds'])} ago"
-    return text + (f"; {one_line(cloud['note'])}" if cloud["note"] else "")
+    return text + f", asked {duration(cloud['age_seconds'])} ago"
 
 
 def _wake_line(wake: Mapping[str, Any]) -> str:
@@ -369,7 +372,8 @@ def event_words(event: Event) -> str:
     if event.kind == "call":
         result = paint(f"failed: {one_line(f['error'])}", "red") if f.get("error") else "accepted"
         request = f" (request {f['request_id']})" if f.get("request_id") else ""
-        return f"{f.get('verb', '?')} call {result}{request}"
+        note = f"; {one_line(f['note'])}" if f.get("note") else ""
+        return f"{f.get('verb', '?')} call {result}{request}{note}"
     if event.kind == "lease":
         return f"needed by {name_words(f.get('name', '?'), actor, cause)}"
     if event.kind in ("block", "unblock"):

@@ -67,6 +67,7 @@ def default_credentials() -> Credentials:
 
     # It reports each miss with a traceback on standard error; we say it in one sentence.
     logging.getLogger("credentials").disabled = True
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # its timers for roles, at each start
     chain: Credentials = DefaultCredentialsProvider()
     return chain
 
