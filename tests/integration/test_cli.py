@@ -119,6 +119,8 @@ def test_without_a_command_the_help_is_shown(run: Run) -> None:
     done = run()
     assert done.returncode == ExitCode.USAGE
     assert "Commands:" in done.stdout + done.stderr
+    # `--help` builds the commands without their options, and says the same.
+    assert run("--help").stdout == run("-h").stdout == done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
