@@ -41,6 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
+    except ModuleNotFoundError as error:
+        from qwenctl.cli import missing
+
+        try:
+            text = missing((error.name or "").partition(".")[0])
+        except KeyError:
+            raise error from None
+        if os.environ.get("QWENCTL_DEBUG"):
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        return int(ExitCode.ERROR)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
 

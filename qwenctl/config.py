@@ -110,6 +110,23 @@ Duration = Annotated[
 """Seconds; written as a number or as ``"10m"``."""
 
 
+_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+_NAME_OR_EMPTY = r"^([a-z0-9][a-z0-9-]{0,31})?$"
+
+
+def _web_url(value: str) -> str:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("this is no URL; it begins with http:// or https:// and names a host")
+    return value
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -158,6 +175,21 @@ class ProxyConfig(_Table):
     """How long a request of an API client is held while the GPU wakes."""
     max_held: int = Field(2000, ge=0)
     """How many requests may be held at once; further ones get 503 with Retry-After."""
+
+    @field_validator("public_url")
+    @classmethod
+    def _public_url(cls, value: str) -> str:
+        return value and _web_url(value)
+
+    @field_validator("node_urls")
+    @classmethod
+    def _node_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            try:
+                _web_url(url)
+            except ValueError as error:
+                raise ValueError(f"{url!r}: {error}") from None
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -243,6 +275,16 @@ class AliyunConfig(_Table):
     template: AliyunTemplate = Field({}, validate_default=True)
     """What `qwenctl provision create` makes."""
 
+    @field_validator("endpoint")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        if not re.fullmatch(r"([A-Za-z0-9.-]+(:[0-9]{1,5})?)?", value):
+            raise ValueError(
+                "an endpoint is host or host:port, such as ecs-vpc.cn-hangzhou.aliyuncs.com, "
+                "without https:// before it"
+            )
+        return value
+
 
 class AwsTemplate(_Table):
     """What `qwenctl provision create` makes on EC2: one on-demand or spot instance that an OS
@@ -298,7 +340,7 @@ class AwsConfig(_Table):
 class FallbackConfig(_Table):
     """Another instance for the same GPU, used when those before it have no capacity."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    name: str = Field(pattern=_NAME)
     """What people call it: in `status`, `why` and on the waiting page."""
     provider: Literal["", "aliyun", "aws"] = ""
     """Its cloud; default: the GPU's. Other settings are those of the GPU's table of that cloud."""
@@ -313,7 +355,7 @@ class FallbackConfig(_Table):
 class ServiceConfig(_Table):
     """What the node runs."""
 
-    name: str = Field("webui", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    name: str = Field("webui", pattern=_NAME)
     """Name of the service in `status` and in logs."""
     command: tuple[str, ...] = Field(min_length=1)
     """Program and arguments; no shell."""
@@ -376,7 +418,7 @@ Lead = Annotated[
 class OffHoursConfig(_Table):
     """Hours in which the GPU is kept off. Running work is finished first. See docs/schedules.md."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    name: str = Field(pattern=_NAME)
     """Name of the schedule in `status`, `why` and `qwenctl prewarm`."""
     cron: str
     """When it begins: minute, hour, day of month, month, day of week, as in a crontab."""
@@ -451,7 +493,7 @@ class GpuConfig(_Table):
     """``local``, ``aliyun``, ``aws``, or the name of an installed provider."""
     hosts: tuple[str, ...] = ()
     """Host names whose requests go to this GPU; none: every host that no other GPU names."""
-    tier: str = Field("", pattern=r"^([a-z0-9][a-z0-9-]{0,31})?$")
+    tier: str = Field("", pattern=_NAME_OR_EMPTY)
     """What tells GPUs of the same hosts apart, such as ``speed`` and ``quality``; visitors choose,
     and the first GPU of the file is for those who do not. See docs/tiers.md."""
     models: tuple[str, ...] = ()
@@ -573,7 +615,7 @@ class UnknownTier(LookupError):
 class Config(_Table):
     """The whole file."""
 
-    deployment: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    deployment: str = Field("default", pattern=_NAME)
     """Keeps several deployments apart that share one Redis."""
     state_dir: str = ""
     """Where local state lives; default: $XDG_STATE_HOME/qwenctl."""
@@ -589,12 +631,23 @@ class Config(_Table):
     """Language of the pages; ``auto``: what the browser asks for."""
     proxy: ProxyConfig = Field({}, validate_default=True)
     access: AccessConfig = Field({}, validate_default=True)
-    gpu: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")], GpuConfig] = Field(
-        default_factory=dict
-    )
+    gpu: dict[Annotated[str, Field(pattern=_NAME)], GpuConfig] = Field(default_factory=dict)
     """One table per GPU: ``[gpu.NAME]``."""
 
     _source: str = ""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        before, found, _ = value.partition("://")
+        scheme = before.lower() if found else ""
+        if value and scheme not in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
+            # Without a scheme nothing is quoted: it may be a password.
+            raise ValueError(
+                f"unknown scheme {scheme!r}; use redis://, rediss://, unix://, redis+sentinel:// "
+                "or redis+cluster://"
+            )
+        return value
 
     @property
     def source(self) -> str:
@@ -619,6 +672,7 @@ class Config(_Table):
     def _consistent(self) -> Config:
         self._check_tiers()
         self._check_instances()
+        self._check_local_ports()
         if self.access.mode == "password" and not self.access.password_hash:
             raise ValueError(
                 'access.mode = "password" needs access.password_hash: run `qwenctl access hash-password`'
@@ -658,6 +712,25 @@ class Config(_Table):
                         f"gpu.{owner} and gpu.{name} both have the instance {instance}; "
                         "each would stop it under the other's work"
                     )
+
+    def _check_local_ports(self) -> None:
+        """GPUs of the local provider are on one machine: each port is for one service."""
+        owners: dict[int, str] = {}
+        for name, gpu in self.gpu.items():
+            for service in gpu.service if gpu.provider == "local" else ():
+                owner = owners.setdefault(service.port, name)
+                if owner != name:
+                    raise ValueError(
+                        f"gpu.{owner} and gpu.{name} both have a service on port {service.port} of "
+                        "this machine; give each a port of its own"
+                    )
+
+    @property
+    def unvisited(self) -> tuple[str, ...]:
+        """The GPUs that no visitor is sent to, as they have neither hosts nor a tier and another
+        one of this kind comes before them; the command line and `?gpu=` reach them."""
+        free = tuple(name for name, gpu in self.gpu.items() if not gpu.hosts)
+        return tuple(name for name in free if name not in self._gpus_of_other_hosts)
 
     def gpu_name(self, wanted: str | None) -> str:
         """The GPU meant by ``--gpu`` or its absence.
@@ -912,6 +985,8 @@ def _explain(error: ValidationError, where: str, origins: Mapping[str, str]) -> 
             yield f"{head}: unknown key; {hint}"
             continue
         message = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        if problem.get("ctx", {}).get("pattern") in (_NAME, _NAME_OR_EMPTY):
+            message = "a name is made of lower-case letters, digits and hyphens, at most 32"
         message = message[:1].lower() + message[1:]
         found = (
             "" if problem["type"] == "missing" or _secret(location) else _found(problem["input"])

@@ -55,6 +55,8 @@ log = logging.getLogger("qwenctl.controller")
 LOCK_MARGIN = 5.0
 """Seconds by which the controller lock outlives the longest cloud call."""
 
+_NOT_BEGUN = (Phase.OFF, Phase.STARTING, Phase.FAILED)
+
 MAX_STEPS = 32
 """Steps in one pass before the lock is renewed; more than any real sequence needs."""
 
@@ -254,7 +256,10 @@ class Controller:
             error = str(problem)
             self._denied = isinstance(problem, Denied)
             self._observation = Observation(Observed.UNKNOWN, reason=error)
-            log.warning("%s: cannot look at the instance: %s", self.name, error)
+            # Its failure carries the same message (`lifecycle.decide`); the command line shows one.
+            fails_wake = self._denied and snapshot.wanted and snapshot.phase in _NOT_BEGUN
+            extra = {"fails_wake": fails_wake}
+            log.warning("%s: cannot look at the instance: %s", self.name, error, extra=extra)
         # The instance was looked at after this snapshot was taken, so that its time is a safe one.
         self._observed_at = snapshot.now
         seen = self._observation

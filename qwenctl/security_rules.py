@@ -223,7 +223,8 @@ def _aws_rule(rule: Rule) -> dict[str, Any]:
 
 
 def _covered(rule: Rule, there: Iterable[_Permit]) -> bool:
-    return any(permit.covers(rule) for permit in there)
+    # One for anybody does not count: `_notes` says to remove it, and the proxy must not need it then.
+    return any(permit.covers(rule) and not permit.anybody for permit in there)
 
 
 def _change(rule: Rule, group: str, there: Iterable[_Permit]) -> Change:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HISTORY",
+    "NOT_ASKED",
     "Reason",
     "cause_words",
     "duration",
@@ -34,6 +35,9 @@ __all__ = [
     "one_line",
     "page_status",
 ]
+
+NOT_ASKED = "not known: the cloud has not been asked yet"
+"""The state of a GPU that nobody has looked at: its phase is ``off``, but it may run."""
 
 HISTORY = 1000
 """How many events to hand in: enough for the last 20 wakes that the ETA is learned from."""
@@ -377,6 +381,8 @@ def _by_weight(leases: Sequence[Lease]) -> list[Lease]:
 def _state(snapshot: Snapshot, events: Sequence[Event], now: float) -> Reason:
     phase = snapshot.phase
     cause = _cause(snapshot, events)
+    if phase is Phase.OFF and "observed" not in snapshot.state:
+        return Reason("state", NOT_ASKED)
     if not snapshot.since:
         return Reason("state", "off; it has never been used")
     ago = duration(now - snapshot.since)
@@ -578,6 +584,8 @@ def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:
         text = "it starts" if wanted else "it stays off" + _until_unblocked(snapshot, now)
         if not wanted and not snapshot.blocks:
             text += " until somebody needs it"
+        if "observed" not in snapshot.state:
+            text = f"the cloud is asked first; if it is off, {text}"
     elif not wanted:
         text = "it drains and is stopped"
     elif phase.waking:
@@ -587,7 +595,8 @@ def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:
     else:
         at = max(lease.expiry for lease in snapshot.leases)
         text = f"it is stopped in {duration(at - now + drain)} unless somebody uses it before"
-    if not snapshot.leader and (wanted or not phase.settled or phase is Phase.READY):
+    unknown = "observed" not in snapshot.state
+    if not snapshot.leader and (wanted or unknown or not phase.settled or phase is Phase.READY):
         text += ", once a controller runs: start `qwenctl serve`"
     return Reason("next", text, until=at)
 

@@ -7,6 +7,7 @@ imports what it needs when it runs.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
@@ -45,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (head, less) has gone. Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.ERROR
+        return 128 + signal.SIGPIPE  # what a shell says of any program that ends so
     except UserError as error:
         return _error(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -88,6 +89,10 @@ def _run(args: Sequence[str] | None) -> int:
         return _error(f"{text.rstrip('.')}; see `{command} --help`", ExitCode.USAGE)
     except typer.Abort:
         return ExitCode.INTERRUPTED
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Click makes it a plain exit code 1
+            raise end.__context__ from None
+        raise
     return int(code) if isinstance(code, int) else ExitCode.OK
 
 

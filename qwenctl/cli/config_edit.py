@@ -97,7 +97,7 @@ def without_table(text: str, place: tuple[str, ...], index: int) -> str:
 
 
 def with_keys(
-    text: str, place: tuple[str, ...], values: Mapping[str, str | int | bool | None]
+    text: str, place: tuple[str, ...], values: Mapping[str, str | float | bool | None]
 ) -> str:
     """The file's text with these keys of the table ``[place]`` set, or removed where None.
 

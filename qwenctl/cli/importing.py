@@ -28,7 +28,10 @@ NameOption = Annotated[
     str, typer.Option("--name", metavar="NAME", help="What to call the GPU in the config.")
 ]
 WriteOption = Annotated[
-    bool, typer.Option("--write", help="Append the section to the config file.")
+    bool,
+    typer.Option(
+        "--write", help="Append the section to the config file, or fill in one left empty."
+    ),
 ]
 
 
@@ -148,7 +151,23 @@ def _settings(model: Any, **values: str) -> Any:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = str(problem["loc"][0])
-        raise ConfigError(f"{values[key]!r} is no {key.replace('_', ' ')} of this cloud") from None
+        cloud, *examples = _EXAMPLES[model.__name__]
+        if key in ("region", "instance_id"):
+            what, example = ("region", examples[0]) if key == "region" else ("id", examples[1])
+            text = f"{values[key]!r} is no {what} of {cloud}; one is like {example}"
+        elif key == "endpoint_url":
+            text = f"--endpoint-url {values[key]!r}: an URL begins with https:// or http://"
+        else:
+            said = str(problem["msg"]).removeprefix("Value error, ")
+            text = f"--{key.replace('_', '-')} {values[key]!r}: {said}"
+        raise ConfigError(text) from None
+
+
+_EXAMPLES = {
+    "AliyunConfig": ("Alibaba Cloud", "cn-hangzhou", "i-bp1abcdefgh"),
+    "AwsConfig": ("AWS", "us-east-1", "i-0123456789abcdef0"),
+}
+"""The cloud of a table, one of its regions, the form of its instances' ids."""
 
 
 def _asked(read: Any) -> Found:
@@ -169,35 +188,51 @@ def _show(name: str, found: Found, write: bool, config: str | None, json: bool) 
     for warning in found.warnings:
         line = f"warning: {''.join(c if c.isprintable() else ' ' for c in warning)}"
         print(paint(line, "red", bold=True, stream=sys.stderr), file=sys.stderr)
-    path = _append(config, name, text) if write else None
+    path, filled = _write(config, name, found, text) if write else (None, False)
     if json:
         print_json({"name": name, **asdict(found), "section": text, "file": path and str(path)})
     elif path is None:
         print(text, end="")
     else:
-        print(f"Added [gpu.{name}] to {path}.")
+        done = f"Filled in [gpu.{name}.{found.cloud}] of" if filled else f"Added [gpu.{name}] to"
+        print(f"{done} {path}.")
         print("Next: `qwenctl provision` for the agent, then `qwenctl doctor`.")
 
 
-def _append(given: str | None, name: str, text: str) -> Path:
-    """Put the section at the end of the config file, which is made if there is none.
+def _write(given: str | None, name: str, found: Found, text: str) -> tuple[Path, bool]:
+    """Put the section at the end of the config file, which is made if there is none. A GPU of the
+    same cloud whose instance was left open, as `qwenctl init` does, is filled in: True then.
 
     Raises:
         ConfigError: the file has such a GPU already, or cannot be read or written.
     """
-    from qwenctl.cli.config_edit import edit
+    from qwenctl.cli.config_edit import edit, with_keys
     from qwenctl.config import config_path, load_config
     from qwenctl.errors import ConfigError
 
     path = config_path(given or context.config_file()) or Path("qwenctl.toml")
+    filled = False
 
     def change(before: str) -> str:
-        if name in load_config(str(path), env={}).gpu if before else False:
-            raise ConfigError(
-                f"{path} has [gpu.{name}] already; choose another --name, or edit the file"
-            )
+        nonlocal filled
+        gpu = load_config(str(path), env={}).gpu.get(name) if before else None
+        if gpu is not None:
+            table = getattr(gpu, found.cloud)
+            if (
+                gpu.provider != found.cloud
+                or table.instance_id
+                or table.region not in ("", found.settings["region"])
+            ):
+                raise ConfigError(
+                    f"{path} has [gpu.{name}] already; choose another --name, or edit the file"
+                )
+            filled = True
+            after = with_keys(before, ("gpu", name, found.cloud), found.settings)
+            if found.price is None or gpu.price_per_hour:
+                return after
+            return with_keys(after, ("gpu", name), {"price_per_hour": found.price})
         line_end = "" if before.endswith("\n") or not before else "\n"
         return before + line_end + ("\n" if before else "") + text
 
     edit(path, change, env={})
-    return path
+    return path, filled

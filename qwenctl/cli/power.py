@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -28,7 +29,9 @@ from qwenctl.cli.output import warn
 from qwenctl.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
+    from qwenctl.cli.waiting import Follower, Reconciling
     from qwenctl.lifecycle import Failure
+    from qwenctl.providers.base import Provider
     from qwenctl.store import Snapshot
 
 __all__ = ["TimedOut", "block", "down", "unblock", "up", "wake_error"]
@@ -121,6 +124,7 @@ def up(
         wake.explain(json)
         return
     try:
+        wake.prepare()
         wake.hold()
         if no_wait:
             wake.hand_over()
@@ -158,6 +162,8 @@ class _Wake:
         self.held_at = 0.0
         self.ours = ""
         """The name of our own controller, once it runs."""
+        self.provider: Provider | None = None
+        """For our own controller; None: not made yet."""
         now = self.first.now
         left = [lease.expiry - now for lease in self.first.leases if lease.name == self.lease]
         self.shortened = left[0] if self.exact and left and left[0] > self.ttl + 1.0 else None
@@ -167,6 +173,14 @@ class _Wake:
     def alone(self) -> bool:
         """Whether no proxy runs: nobody leads, or only our own controller does."""
         return self.last.leader in ("", self.ours)
+
+    def prepare(self) -> None:
+        """Where no proxy runs, make what is needed to wake it; raises before anything is written."""
+        from qwenctl.providers import make_provider
+
+        target = self.target
+        if not self.first.leader:
+            self.provider = make_provider(target.name, target.gpu, target.config)
 
     def hold(self) -> None:
         """Pin it, or pin it anew; raises if somebody forbids that."""
@@ -213,7 +227,7 @@ class _Wake:
             if starts
             else f"it is {snapshot.phase.value} already"
         )
-        print(f"would keep {name} on for {duration(self.ttl)} ; {effect}")
+        print(f"would keep {name} on for {duration(self.ttl)}; {effect}")
         self._tell_shortened("would shorten")
 
     def _tell_shortened(self, verb: str) -> None:
@@ -227,12 +241,12 @@ class _Wake:
 
     def hand_over(self) -> None:
         """With --no-wait: where no controller runs, make the start call ourselves."""
-        from qwenctl.cli.waiting import Follower, Reconciling
+        from qwenctl.cli.waiting import Follower
         from qwenctl.lifecycle import Phase
 
         if self.first.leader:
             return
-        with Follower(self.target) as follower, Reconciling(self.target, follower) as ours:
+        with Follower(self.target) as follower, self._reconciling(follower) as ours:
             self.ours = ours.owner
             deadline = time.monotonic() + 60.0
             for snapshot in follower.snapshots(every=5.0, deadline=deadline):
@@ -248,7 +262,7 @@ class _Wake:
 
     def wait(self, timeout: float | None, retry: bool) -> None:
         """Until it is ready, showing how far it is."""
-        from qwenctl.cli.waiting import Follower, Reconciling, step_display
+        from qwenctl.cli.waiting import Follower, step_display
         from qwenctl.lifecycle import Phase
         from qwenctl.status import page_status
         from qwenctl.trace import learned, wakes
@@ -260,25 +274,30 @@ class _Wake:
         given_up: Failure | None = None
         if not self.first.leader and self.first.phase is not Phase.READY and not self.quiet:
             warn("No proxy runs: waking it from here.")
-        with Follower(self.target) as follower, Reconciling(self.target, follower) as ours:
+        with Follower(self.target) as follower, self._reconciling(follower) as ours:
             self.ours = ours.owner
             known = learned(wakes(follower.events))
             with step_display(quiet=self.quiet or self.first.phase is Phase.READY) as display:
                 every = min(renew, display.every)
                 for snapshot in follower.snapshots(every=every, deadline=deadline):
                     self.last = snapshot
-                    display.show(
-                        page_status(snapshot, follower.events, self.target.gpu, may_wake=True),
-                        known=known,
-                    )
+                    failure = self._new_failure(snapshot)
+                    if failure and failure.code == "denied":
+                        given_up = failure
+                        break
+                    # The message of one that is denied comes with the error.
+                    if not (snapshot.failure and snapshot.failure.code == "denied"):
+                        display.show(
+                            page_status(snapshot, follower.events, self.target.gpu, may_wake=True),
+                            known=known,
+                        )
                     if snapshot.blocks:
                         self._blocked(snapshot)
                     if snapshot.phase is Phase.READY:
                         self.hold()  # from now on for the whole time asked for
                         self.last = self.target.store.snapshot(self.target.name)
                         return
-                    failure = self._new_failure(snapshot)
-                    if failure and (failure.code == "denied" or not retry):
+                    if failure and not retry:
                         given_up = failure
                         break
                     if time.monotonic() >= renew_at or snapshot.released_at > self.held_at:
@@ -286,13 +305,18 @@ class _Wake:
                         renew_at = time.monotonic() + renew
             if given_up:
                 self._release()
-                self._settle(follower)
+                self._settle(follower, given_up)
         if failure := given_up or self._new_failure(self.last):
             raise self._failure_error(failure)
         raise TimedOut(
             f"{self.target.name} is not ready after {timeout:g} s (it is {self.last.phase.value}); "
             "the wake goes on, `qwenctl down` gives it up" + self._no_proxy()
         )
+
+    def _reconciling(self, follower: Follower) -> Reconciling:
+        from qwenctl.cli.waiting import Reconciling
+
+        return Reconciling(self.target, follower, provider=self.provider)
 
     def _no_proxy(self) -> str:
         """What to know of a wake that came to nothing where no proxy runs; else empty."""
@@ -309,9 +333,18 @@ class _Wake:
         """A failure of this wake; an earlier one is being retried already."""
         from qwenctl.lifecycle import Phase
 
-        if snapshot.phase is not Phase.FAILED or snapshot.failure == self.first.failure:
+        if snapshot.phase is not Phase.FAILED or snapshot.failure is None:
             return None
-        return snapshot.failure
+        if snapshot.failure != self.first.failure:
+            return snapshot.failure
+        if snapshot.failure.code == "denied" and self._looked_in_vain(snapshot):
+            return replace(snapshot.failure, message=snapshot.state["observe_error"])
+        return None
+
+    def _looked_in_vain(self, snapshot: Snapshot) -> bool:
+        """Whether the cloud could not be asked, since we began: then nothing is tried at all."""
+        looked = (snapshot.time("observed_at") or 0.0) >= self.first.now
+        return looked and bool(snapshot.state.get("observe_error"))
 
     def _release(self) -> None:
         """Without us wanting it, nothing is tried again later, unseen."""
@@ -319,7 +352,7 @@ class _Wake:
             self.target.name, actor=self.who, reason="up failed", only=self.lease
         )
 
-    def _settle(self, follower: Any) -> None:
+    def _settle(self, follower: Any, failure: Failure) -> None:
         """Where no proxy runs, see to it that a bad instance does not stay on."""
         from qwenctl.lifecycle import Phase
 
@@ -328,6 +361,8 @@ class _Wake:
         deadline = time.monotonic() + SETTLE_SECONDS
         for snapshot in follower.snapshots(every=5.0, deadline=deadline):
             if snapshot.phase is Phase.OFF or snapshot.wanted:
+                return
+            if failure.code == "denied" and self._looked_in_vain(snapshot):
                 return
 
     def _give_up(self, failure: Failure) -> NoReturn:
@@ -387,12 +422,25 @@ class _Wake:
         else:
             print(f"{target.name} is on its way ({snapshot.phase.value}); it {stays}")
         self._tell_shortened("shortens")
-        if alone:
+        if alone and target.gpu.provider != "local" and not self._agent_heard():
+            never = "" if ready else "never becomes ready and "
+            warn(
+                "No proxy runs, and no agent has ever been heard of: a cloud instance without a proxy "
+                f"that its agent can reach {never}is stopped by nobody: run `qwenctl serve`."
+            )
+        elif alone:
             dead_man = duration(target.gpu.timing.dead_man)
             warn(
                 f"No proxy runs, so nobody stops it when it is idle: the instance stops itself after "
                 f"{dead_man} without a proxy. Run `qwenctl serve`."
             )
+
+    def _agent_heard(self) -> bool:
+        """Whether an agent has ever reported, as far back as the history goes."""
+        from qwenctl.status import HISTORY
+
+        events = self.target.store.events(self.target.name, HISTORY)
+        return bool(self.last.node) or any(event.kind in ("hello", "node") for event in events)
 
 
 def _block_words(snapshot: Snapshot) -> str:
@@ -437,7 +485,7 @@ def down(
         _explain_down(before, json, now)
         return
     dropped = target.store.release(target.name, actor=user(), reason=because, cut=now)
-    if _is_off(before):
+    if _found_off(target, before, timeout):
         extra = f"; dropped {dropped} demand{'s' if dropped != 1 else ''}" if dropped else ""
         _say_result(target, json, "already_off", f"{target.name} is off already{extra}")
         return
@@ -450,25 +498,83 @@ def _is_off(snapshot: Snapshot) -> bool:
     return snapshot.phase is Phase.OFF
 
 
+def _gone(snapshot: Snapshot) -> bool:
+    """Whether the cloud says that no instance runs."""
+    from qwenctl.lifecycle import Observed
+
+    return snapshot.state.get("observed") in (Observed.STOPPED.value, Observed.ABSENT.value)
+
+
+def _looked_since(snapshot: Snapshot, before: Snapshot) -> bool:
+    return (snapshot.time("observed_at") or 0.0) >= before.now
+
+
+def _found_off(target: Target, before: Snapshot, timeout: float | None) -> bool:
+    """Whether it is off already. Where nobody looks after it, the cloud is asked, and the stop of
+    one that runs all the same is begun.
+
+    Raises:
+        UserError: the cloud cannot be asked, or what runs is to be left alone.
+        TimedOut: the cloud has not answered within ``timeout`` seconds.
+    """
+    from qwenctl.cli.waiting import Follower, Reconciling
+
+    if before.leader or not _is_off(before):
+        return _is_off(before)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with Follower(target) as follower, Reconciling(target, follower, keep_found=False):
+        for snapshot in follower.snapshots(every=0.5, deadline=deadline):
+            if not _is_off(snapshot):
+                return False
+            if _looked_since(snapshot, before):
+                _raise_if_stuck(target, snapshot)
+                return _gone(snapshot)
+    raise TimedOut(f"{target.name}: the cloud has not said within {timeout:g} s whether it is on")
+
+
+def _raise_if_stuck(target: Target, snapshot: Snapshot) -> None:
+    """Raises `UserError` where waiting for it to go off is in vain. It has just been looked at."""
+    from qwenctl.lifecycle import Observed, Phase
+    from qwenctl.status import one_line
+
+    if snapshot.phase not in (Phase.OFF, Phase.FAILED):
+        return
+    if error := snapshot.state.get("observe_error"):
+        raise UserError(
+            f"{target.name}: the cloud cannot be asked whether it is on: {one_line(error)}"
+        )
+    running = snapshot.state.get("observed") == Observed.RUNNING.value
+    if running and _is_off(snapshot) and target.gpu.found_running == "ignore":
+        raise UserError(
+            f"{target.name} was found running and is left alone (found_running = ignore): stop it "
+            "in the cloud's console"
+        )
+
+
 def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
     from qwenctl.status import lease_words
 
     going = [lease for lease in snapshot.leases if now or not lease.is_work]
     staying = [lease for lease in snapshot.leases if lease.is_work and not now]
+    # What is recorded as off may run all the same where nobody looks after it.
+    would_stop = None if _is_off(snapshot) and not snapshot.leader else not _is_off(snapshot)
     if json:
         print_json(
             {
                 "gpu": snapshot.gpu,
                 "dry_run": True,
                 "phase": snapshot.phase.value,
-                "would_stop": not _is_off(snapshot),
+                "would_stop": would_stop,
                 "dropped": [lease.name for lease in going],
                 "finished_first": [lease.name for lease in staying],
             }
         )
         return
     if _is_off(snapshot):
-        print(f"{snapshot.gpu} is off already")
+        if snapshot.leader:
+            print(f"{snapshot.gpu} is off already")
+        else:
+            print(f"would ask the cloud whether {snapshot.gpu} is off already, and stop it if not")
         return
     print(f"would stop {snapshot.gpu}, which is {snapshot.phase.value}")
     for lease in going:
@@ -489,7 +595,7 @@ def _wait_off(
         _say_result(target, json, "requested", f"{target.name} is going off")
         return
     try:
-        _follow_down(target, before.leader, timeout, quiet=json)
+        _follow_down(target, before, timeout, quiet=json)
     except KeyboardInterrupt:
         carry = "" if before.leader else " once `qwenctl down` or `qwenctl serve` runs again"
         warn(f"\n{target.name} goes on stopping{carry}.")
@@ -497,16 +603,19 @@ def _wait_off(
     _say_result(target, json, "off", f"{target.name} is off")
 
 
-def _follow_down(target: Target, leader: str, timeout: float | None, *, quiet: bool) -> None:
+def _follow_down(target: Target, before: Snapshot, timeout: float | None, *, quiet: bool) -> None:
     from qwenctl.cli.waiting import Follower, Reconciling, say
     from qwenctl.status import lease_words
 
-    said = ""
+    leader, said = before.leader, ""
     deadline = None if timeout is None else time.monotonic() + timeout
-    with Follower(target) as follower, Reconciling(target, follower):
+    # `down` wins over adopting what is found running.
+    with Follower(target) as follower, Reconciling(target, follower, keep_found=False):
         for snapshot in follower.snapshots(every=5.0, deadline=deadline):
-            if _is_off(snapshot):
+            if _is_off(snapshot) and (leader or _gone(snapshot)):
                 return
+            if not leader and _looked_since(snapshot, before):
+                _raise_if_stuck(target, snapshot)
             wanted = [lease for lease in snapshot.leases if not lease.is_work]
             if wanted and not snapshot.blocks:
                 raise UserError(
@@ -514,7 +623,10 @@ def _follow_down(target: Target, leader: str, timeout: float | None, *, quiet: b
                     "`qwenctl block` forbids that"
                 )
             work = "; ".join(lease_words(lease) for lease in snapshot.leases if lease.is_work)
-            text = f"  {snapshot.phase.value}" + (f", waiting for {work}" if work else "")
+            doing = snapshot.phase.value
+            if _is_off(snapshot):
+                doing = f"the cloud says {snapshot.state.get('observed')}"
+            text = f"  {doing}" + (f", waiting for {work}" if work else "")
             if text != said:
                 said = text
                 say(text, quiet=quiet)
@@ -570,7 +682,7 @@ def block(
     target.store.block(target.name, f"maintenance:{who}", for_, reason=because, actor=who, cut=now)
     if not json:
         print(f"{target.name} is blocked {span}", flush=True)
-    if _is_off(before):
+    if _found_off(target, before, timeout):
         if json:
             _say_result(target, json, "blocked", "")
         return

@@ -302,4 +302,5 @@ def _apply(config: Config, plan: Plan, group: str, json: bool) -> None:
         return
     for change in changes:
         print(f"{change.done}: {change.what}")
-    print("Not done: role, agent and node secret; `qwenctl provision` prints what to do.")
+    role = "role, " if plan.cloud == "aliyun" else ""  # EC2 needs none
+    print(f"Not done: {role}agent and node secret; `qwenctl provision` prints what to do.")

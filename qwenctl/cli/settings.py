@@ -83,6 +83,13 @@ def validate(
         for name, gpu in loaded.gpu.items()
         if not gpu.service
     ]
+    if loaded.unvisited:
+        first = next(name for name, gpu in loaded.gpu.items() if not gpu.hosts)
+        others = " and ".join(f"gpu.{name}" for name in loaded.unvisited)
+        warnings.append(
+            f"visitors reach gpu.{first} only, not {others}: none of them has hosts or a tier; give "
+            "each a tier, or hosts (docs/tiers.md)"
+        )
     if json:
         source = loaded.source or None
         print_json(

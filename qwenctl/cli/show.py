@@ -96,6 +96,7 @@ def _watch_lines(
                 (
                     g["phase"],
                     g["since"],
+                    g["cloud"]["state"] is None,
                     g["failure"],
                     g["blocked"],
                     [x["name"] for x in g["leases"]],
@@ -131,10 +132,12 @@ def _status_text(data: Mapping[str, Any]) -> str:
 
 
 def _headline(state: Mapping[str, Any]) -> str:
-    from qwenctl.status import duration
+    from qwenctl.status import NOT_ASKED, duration
 
     phase = state["phase"]
     failed = phase == "failed"
+    if phase == "off" and state["cloud"]["state"] is None:
+        return f"{paint(state['gpu'], bold=True)}'s state is {NOT_ASKED}"
     text = paint(phase, phase_style(phase), bold=True)
     text = f"{paint(state['gpu'], bold=True)} {'' if failed else 'is '}{text}"
     if state["since"]:
@@ -142,7 +145,9 @@ def _headline(state: Mapping[str, Any]) -> str:
         text += f" {ago} ago" if failed else f" for {ago}"
         if state["cause_text"]:
             text += paint(f": {state['cause_text']}", dim=True)
-    if state["eta_seconds"] is not None and phase != "ready":
+    if state["eta_seconds"] is not None and phase == "off":
+        text += f", ready about {duration(state['eta_seconds'])} after its start"
+    elif state["eta_seconds"] is not None and phase != "ready":
         text += f", about {duration(state['eta_seconds'])} left"
     return text
 
@@ -280,7 +285,7 @@ def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = 
       qwenctl why
       qwenctl why --json | jq -r '.reasons[].text'
     """
-    from qwenctl.status import HISTORY, explain
+    from qwenctl.status import HISTORY, NOT_ASKED, explain
 
     target = Target.find(gpu, config)
     snapshot = target.store.snapshot(target.name)
@@ -299,7 +304,8 @@ def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = 
     first, *rest = reasons
     phase = snapshot.phase.value
     text = first.text.replace(phase, paint(phase, phase_style(phase), bold=True), 1)
-    print(f"{paint(target.name, bold=True)} {'' if phase == 'failed' else 'is '}{text}")
+    verb = "'s state is " if text == NOT_ASKED else " " if phase == "failed" else " is "
+    print(f"{paint(target.name, bold=True)}{verb}{text}")
     for reason in rest:
         times = []
         if reason.since is not None and reason.topic != "state":

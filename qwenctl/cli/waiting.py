@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from qwenctl.cli.context import Target
 from qwenctl.cli.output import coloured, live, paint, warn
 
 if TYPE_CHECKING:
+    from qwenctl.providers.base import Provider
     from qwenctl.store import Event, Snapshot
 
 __all__ = ["STEP_WORDS", "Follower", "Reconciling", "StepLines", "step_display"]
@@ -36,17 +38,29 @@ class Reconciling:
 
     It hears of changes through the follower. Where a proxy's controller holds the lock, ours only
     waits its turn and changes nothing. ``owner`` is its name as the snapshot's leader.
+    ``provider``: one made before. ``keep_found=False``: what it finds running and nobody needs is
+    stopped and not adopted; one that is to be ignored is ignored all the same.
     """
 
-    def __init__(self, target: Target, follower: Follower) -> None:
+    def __init__(
+        self,
+        target: Target,
+        follower: Follower,
+        *,
+        provider: Provider | None = None,
+        keep_found: bool = True,
+    ) -> None:
         from qwenctl.controller import Controller, owner_name
         from qwenctl.providers import make_provider
 
         self._stop = threading.Event()
-        provider = make_provider(target.name, target.gpu, target.config)
+        provider = provider or make_provider(target.name, target.gpu, target.config)
         self.owner = owner_name()
+        gpu = target.gpu
+        if not keep_found and gpu.found_running == "adopt":
+            gpu = gpu.model_copy(update={"found_running": "stop"})
         self._controller = Controller(
-            target.name, target.gpu, target.store, provider, owner=self.owner, probe=True
+            target.name, gpu, target.store, provider, owner=self.owner, probe=True
         )
         self._thread = threading.Thread(
             target=self._controller.run,
@@ -74,6 +88,10 @@ class Reconciling:
 
 
 class _OneLine(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
         if os.environ.get("QWENCTL_DEBUG"):
             text = logging.Formatter("%(name)s: %(message)s").format(record)
@@ -81,7 +99,11 @@ class _OneLine(logging.Handler):
             text = record.getMessage()
             if record.exc_info and record.exc_info[1]:
                 text += f" ({record.exc_info[1]}; QWENCTL_DEBUG=1 shows the traceback)"
-        warn(f"warning: {text}")
+        # What fails the wake, the command itself tells; what stays as it is, one line tells.
+        same = re.sub(r"request [\w-]+", "request", text)
+        if same not in self._said and not getattr(record, "fails_wake", False):
+            self._said.add(same)
+            warn(f"warning: {text}")
 
 
 def _log_to_terminal() -> None:

@@ -130,6 +130,13 @@ class Deployment:
             found, _, advice = str(error).partition("; ")
             yield fail("listen", found, _sentence(advice or "Correct proxy.listen."))
 
+    @property
+    def _loopback_only(self) -> bool:
+        """Nobody but this machine can reach the proxy, and no server before it is known of."""
+        proxy = self.config.proxy
+        host = proxy.listen.rpartition(":")[0]
+        return is_loopback(host) and not proxy.public_url and not proxy.trusted_proxies
+
     def node_urls(self) -> Iterable[Finding]:
         """Whether nodes could reach the proxy. Asked from here, which is not where they are."""
         for url in self.config.node_urls:
@@ -148,6 +155,16 @@ class Deployment:
                     session.trust_env = False
                     answer = session.get(f"{url}/_qwenctl/healthz", timeout=PATIENCE)
             except requests.RequestException as error:
+                if self.in_cloud and url.startswith("http://") and self._loopback_only:
+                    yield warn(
+                        "node url",
+                        f"no proxy answers at {url}: proxy.listen is {self.config.proxy.listen}, "
+                        "which no other machine can reach",
+                        "Turn access control on (`qwenctl access hash-password`) and set "
+                        "proxy.listen to that address, or put a web server there that forwards to "
+                        "it and name that in proxy.trusted_proxies.",
+                    )
+                    continue
                 yield warn(
                     "node url",
                     f"no proxy answers at {url} from here ({_brief(error)})",

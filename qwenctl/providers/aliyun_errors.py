@@ -83,7 +83,9 @@ _VERIFICATION = Meaning(
 _SERVER = Meaning(
     Transient, "Alibaba Cloud failed to handle the call; the instance is looked at again"
 )
-_REGION = Meaning(Denied, "there is no region {region}, or not for this account")
+_REGION = Meaning(
+    Denied, "there is no region {region}, or not for this account; check aliyun.region"
+)
 
 _TABLE: dict[str, Meaning] = {
     # No stock

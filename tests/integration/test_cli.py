@@ -218,6 +218,14 @@ def test_path_validate_and_schema(run: Run, config: Path) -> None:
         ('[gpu.main]\nprovider = "mars"', ["gpu.main.provider", "'mars'"]),
         ('[proxy]\nlisten = "127.0.0.1:8080"', ["no GPU is configured"]),
         ('node_secret_file = "nowhere"\n[gpu.main]', ["node_secret_file", "nowhere"]),
+        ('redis_url = "foo"\n[gpu.main]', ["redis_url", "use redis://"]),
+        ('[proxy]\nnode_urls = ["gpu.example.com"]\n[gpu.main]', ["node_urls", "http://"]),
+        ('[proxy]\npublic_url = "gpu.example.com"\n[gpu.main]', ["public_url", "http://"]),
+        ('[gpu.main.aliyun]\nendpoint = "http://127.0.0.1:18901"', ["endpoint", "host:port"]),
+        (
+            'gpu.a.hosts = ["a"]\n[[gpu.a.service]]\ncommand = ["a"]\n[[gpu.b.service]]\ncommand = ["b"]',
+            ["gpu.a", "gpu.b", "port 7860", "this machine"],
+        ),
     ],
 )
 def test_validate_refuses_what_serve_refuses(
@@ -226,6 +234,19 @@ def test_validate_refuses_what_serve_refuses(
     (tmp_path / "qwenctl.toml").write_text(text)
     fails(run("config", "validate"), ExitCode.USAGE, *words)
     assert not (tmp_path / "state").exists()  # it looks and writes nothing
+
+
+def test_validate_tells_of_gpus_that_no_visitor_reaches(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "qwenctl.toml"
+    path.write_text('[gpu.a]\n[gpu.b]\n[gpu.c]\nhosts = ["c.example.com"]\n')
+    done = run("config", "validate")
+    [line] = [line for line in done.stderr.splitlines() if "hosts" in line]
+    assert "gpu.a" in line
+    assert "gpu.b" in line
+    assert "gpu.c" not in line
+    assert done.returncode == 0
+    path.write_text('[gpu.a]\ntier = "speed"\n[gpu.b]\ntier = "quality"\n')
+    assert "hosts" not in run("config", "validate").stderr
 
 
 def test_validate_tells_several_mistakes_at_once(run: Run, tmp_path: Path) -> None:
@@ -327,7 +348,7 @@ def test_the_embedded_server_is_started_at_need(run: Run, tmp_path: Path) -> Non
     (tmp_path / "qwenctl.toml").write_text("[gpu.main]\n")
     done = run("status")
     assert done.returncode == 0, done.stderr
-    assert "main is off" in done.stdout
+    assert "main's state is not known" in done.stdout
     assert (tmp_path / "state" / "qwenctl" / "valkey").is_dir()
 
 
@@ -339,6 +360,26 @@ def test_a_missing_extra_is_named() -> None:
     env = os.environ | {"QWENCTL_GPU__MAIN__PRICE_PER_HOUR": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     fails(done, ExitCode.ERROR, "redis", "pip install 'qwenctl[proxy]'")
+
+
+@pytest.mark.parametrize(
+    ("provider", "module", "extra"),
+    [("aws", "botocore", "aws"), ("aliyun", "aliyunsdkcore", "aliyun")],
+)
+def test_serve_names_a_missing_extra(
+    run: Run, tmp_path: Path, provider: str, module: str, extra: str
+) -> None:
+    (tmp_path / "none").mkdir()
+    text = f"raise ModuleNotFoundError('no {module}', name='{module}')\n"
+    (tmp_path / "none" / f"{module}.py").write_text(text)
+    regions = {"aws": "us-east-1", "aliyun": "cn-hangzhou"}
+    (tmp_path / "qwenctl.toml").write_text(
+        f'[proxy]\nlisten = "127.0.0.1:0"\n[gpu.main]\nprovider = "{provider}"\n'
+        f'[gpu.main.{provider}]\nregion = "{regions[provider]}"\n'
+        'instance_id = "i-0123456789abcdef0"\n'
+    )
+    done = run("serve", PYTHONPATH=str(tmp_path / "none"))
+    fails(done, ExitCode.ERROR, f"needs the package {module}", f"pip install 'qwenctl[{extra}]'")
 
 
 def test_a_mistake_of_ours_is_one_sentence_and_a_traceback_on_demand() -> None:
@@ -354,6 +395,22 @@ def test_a_mistake_of_ours_is_one_sentence_and_a_traceback_on_demand() -> None:
     env = os.environ | {"QWENCTL_DEBUG": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("args", [["--help"], ["config", "show"], ["status"]])
+def test_a_reader_that_has_gone_ends_it_like_any_filter(
+    tmp_path: Path, config: Path, args: list[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [PROGRAM, *args], cwd=tmp_path, env=environment(tmp_path), stdout=writer,
+            stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 # Looking
@@ -447,7 +504,7 @@ def test_ctrl_c_ends_one_that_a_script_started_in_the_background(
     )  # fmt: skip
     try:
         assert program.stdout is not None
-        assert "main is off" in program.stdout.readline()
+        assert "main's state is not known" in program.stdout.readline()
         program.send_signal(signal.SIGINT)
         assert program.wait(timeout=15) == ExitCode.INTERRUPTED
     finally:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from valkey_server import ValkeyServer
 
 from qwenctl.config import Config, load_config
 from qwenctl.errors import ExitCode
-from qwenctl.lifecycle import Phase
+from qwenctl.lifecycle import Observed, Phase
 from qwenctl.providers import make_provider
 from qwenctl.store import Store
+from tests.support.fake_ecs import FakeEcs
+from tests.support.fake_ecs.client import INSTANCE
 from tests.support.net import free_port
+from tests.unit.providers.contract import wait_for
 
 PROGRAM = Path(sys.executable).with_name("qwenctl")
 
@@ -292,3 +296,98 @@ def test_block_drains_and_waits(machine: Machine) -> None:
         done = machine.run("block", "--for", "1h")
         assert done.stdout == "main is blocked for 1 h\nmain is off\n"
         fails(machine.run("up"), ExitCode.BLOCKED)
+
+
+@pytest.mark.parametrize("command", [["down"], ["down", "--now"], ["block", "--for", "1h"]])
+def test_what_nobody_has_looked_at_is_looked_at_and_stopped(
+    machine: Machine, command: list[str]
+) -> None:
+    machine.provider.start()
+    wait_for(machine.provider, Observed.RUNNING)
+    unknown = "main's state is not known: the cloud has not been asked yet"
+    for look in ("status", "why"):
+        said = machine.run(look).stdout
+        assert said.splitlines()[0] == unknown
+        assert "main is off" not in said
+    done = machine.run(*command)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "main is off"), done.stderr
+    assert machine.provider.describe().state is Observed.STOPPED
+    events = machine.store.events("main")
+    assert not [e for e in events if e.fields.get("name", "").startswith("adopted:")]
+    assert machine.run("status").stdout.startswith("main is off")
+    again = machine.run("down")
+    assert (again.returncode, again.stdout) == (0, "main is off already\n")
+
+
+def test_down_that_does_not_wait_begins_the_stop_of_what_it_finds(machine: Machine) -> None:
+    machine.provider.start()
+    wait_for(machine.provider, Observed.RUNNING)
+    assert machine.run("down", "--dry-run").stdout.startswith("would ask the cloud whether main")
+    told = json.loads(machine.run("down", "--dry-run", "--json").stdout)
+    assert told["would_stop"] is None
+    done = machine.run("down", "--no-wait")
+    assert (done.returncode, done.stdout) == (0, "main is going off\n")
+    wait_for(machine.provider, Observed.STOPPED)
+
+
+def test_down_leaves_alone_what_is_to_be_ignored_and_says_so(machine: Machine) -> None:
+    machine.provider.start()
+    wait_for(machine.provider, Observed.RUNNING)
+    done = machine.run("down", QWENCTL_GPU__MAIN__FOUND_RUNNING="ignore")
+    fails(done, ExitCode.ERROR, "found_running = ignore")
+    assert machine.provider.describe().state is Observed.RUNNING
+
+
+def test_a_provider_that_cannot_be_made_leaves_no_demand_behind(machine: Machine) -> None:
+    fails(machine.run("up", QWENCTL_GPU__MAIN__PROVIDER="aliyun"), ExitCode.USAGE, "region")
+    assert machine.store.snapshot("main").leases == ()
+
+
+@pytest.fixture
+def ecs() -> Iterator[FakeEcs]:
+    with FakeEcs() as endpoint:
+        yield endpoint
+
+
+def cloud(ecs: FakeEcs) -> dict[str, str]:
+    """The environment in which the GPU is an instance of that cloud."""
+    table = {
+        "REGION": "cn-hangzhou",
+        "INSTANCE_ID": INSTANCE,
+        "ENDPOINT": ecs.endpoint,
+        "PROTOCOL": "http",
+    }
+    return {f"QWENCTL_GPU__MAIN__ALIYUN__{key}": value for key, value in table.items()} | {
+        "QWENCTL_GPU__MAIN__PROVIDER": "aliyun",
+        "ALIBABA_CLOUD_ACCESS_KEY_ID": ecs.key.id,
+        "ALIBABA_CLOUD_ACCESS_KEY_SECRET": ecs.key.secret,
+        "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+def test_a_cloud_that_may_not_be_asked_ends_up_at_once(machine: Machine, ecs: FakeEcs) -> None:
+    ecs.cloud.add()
+    ecs.fail("DescribeInstances", "error", code="Forbidden.RAM", status=403, times=inf)
+    for _ in range(2):  # the second finds the failure of the first
+        done = machine.run("up", **cloud(ecs))  # ends within its 60 s
+        fails(done, ExitCode.DENIED, "denied", "Forbidden.RAM")
+        assert done.stderr.count("Forbidden.RAM") == 1, done.stderr
+        assert machine.store.snapshot("main").leases == ()
+    fails(machine.run("down", **cloud(ecs)), ExitCode.ERROR, "cannot be asked", "Forbidden.RAM")
+    ecs.heal()
+    assert machine.run("down", **cloud(ecs)).returncode == 0
+    assert machine.phase is Phase.OFF
+
+
+def test_a_cloud_instance_whose_agent_was_never_heard_of_is_warned_of(
+    machine: Machine, ecs: FakeEcs
+) -> None:
+    instance = ecs.cloud.add(start_seconds=0.3, stop_seconds=0.3)
+    done = machine.run("up", "--no-wait", **cloud(ecs))
+    assert done.returncode == 0, done.stderr
+    assert instance.starts == 1
+    assert "stops itself" not in done.stderr
+    assert "never becomes ready and is stopped by nobody" in done.stderr
+    machine.store.note("main", "hello", boot_id="b1")
+    assert "stops itself" in machine.run("up", "--no-wait", **cloud(ecs)).stderr

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
 
 from qwenctl.access_policy import Instance, admin_policy, proxy_policy
-from qwenctl.config import Config
+from qwenctl.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "clouds.md").read_text(encoding="utf-8")
@@ -58,3 +61,17 @@ def test_the_policy_of_the_aliyun_example_is_the_one_that_is_printed() -> None:
     [block] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     instance = Instance("main", "aliyun", "cn-hangzhou", "i-bp1fake0001")
     assert json.loads(block) == proxy_policy([instance])
+
+
+@pytest.mark.parametrize("cloud", ["aliyun", "aws"])
+def test_an_example_works_once_what_is_marked_is_replaced(cloud: str) -> None:
+    path = ROOT / "examples" / cloud / "qwenctl.toml"
+    config = load_config(str(path), env={})
+    host, port = config.check_listen()
+    [url] = config.node_urls  # the proxy must listen where nodes look for it
+    assert (urlsplit(url).hostname, urlsplit(url).port) == (host, port)
+    marked = re.findall(r"^(\w+) = .*# REPLACE", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert marked == ["listen", "node_urls", "password_hash", "region", "instance_id"]
+    page = (path.parent / "README.md").read_text(encoding="utf-8")
+    for command in ("import", "policy", "provision", "doctor"):
+        assert page.count(f"`qwenctl {command}") + page.count(f"$ qwenctl {command}") >= 2

@@ -161,7 +161,7 @@ class TestFile:
 
 # The text, the key in the message, what was found, and what is allowed.
 MISTAKES = [
-    ('deployment = "Büro"', "deployment", "found 'Büro'", "pattern"),
+    ('deployment = "Büro"', "deployment", "found 'Büro'", "lower-case letters"),
     ("deployment = 5", "deployment", "found 5", "string"),
     ('language = "fr"', "language", "found 'fr'", "'auto', 'en' or 'zh'"),
     ('proxy.hold = "long"', "proxy.hold", "found 'long'", '"90s", "10m"'),
@@ -185,7 +185,7 @@ MISTAKES = [
         "found '('",
         "not a regular expression",
     ),
-    ('[gpu."Big One"]', "gpu.Big One", "found 'Big One'", "pattern"),
+    ('[gpu."Big One"]', "gpu.Big One", "found 'Big One'", "lower-case letters"),
     ('access.mode = "password"', "", "", "needs access.password_hash: run `qwenctl access"),
     ("gpu.a.hosts = ['x']\ngpu.b.hosts = ['x']", "", "", "gpu.a and gpu.b both claim host x"),
     (
@@ -234,6 +234,27 @@ class TestMistakes:
             assert "access.zzz: unknown key; known: keys, mode, password_hash, session" in text
         else:
             assert message in text
+
+    @pytest.mark.parametrize(
+        ("text", "key"),
+        [
+            ("[gpu.Main]", "gpu.Main"),
+            ('gpu.main.tier = "Fast one"', "gpu.main.tier"),
+            ('[[gpu.main.service]]\ncommand = ["x"]\nname = "A b"', "gpu.main.service.0.name"),
+            (
+                '[[gpu.main.fallback]]\nname = "Zone B"\ninstance_id = "i-0123456789abcdef0"',
+                "gpu.main.fallback.0.name",
+            ),
+            (
+                '[[gpu.main.prewarm]]\nname = "Work days"\ncron = "0 9 * * *"\nduration = "1h"',
+                "gpu.main.prewarm.0.name",
+            ),
+        ],
+    )
+    def test_names(self, tmp_path: Path, text: str, key: str) -> None:
+        message = refused(text, tmp_path)
+        words = "a name is made of lower-case letters, digits and hyphens, at most 32, found '"
+        assert f"{key}: {words}" in message
 
     def test_all_at_once(self, tmp_path: Path) -> None:
         message = refused('languag = "en"\nproxy.hold = "x"\ngpu.main.api = "y"', tmp_path)

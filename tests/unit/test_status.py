@@ -28,7 +28,8 @@ NOW = 10_000.0
 def snap(
     phase: str, *, leases: tuple[Lease, ...] = (), blocks: tuple[Lease, ...] = (), **state: str
 ) -> Snapshot:
-    fields = {"phase": phase, "since": str(int((NOW - 5) * 1000)), **state}
+    since = str(int((NOW - 5) * 1000))
+    fields = {"phase": phase, "since": since, "observed": "stopped", **state}
     return Snapshot("main", NOW, fields, leases, blocks)
 
 
@@ -191,6 +192,15 @@ def test_why_names_who_keeps_it_on_and_what_happens_next() -> None:
     assert "needed by a visitor (anna)" in said
     assert "stopped in 5 min 4 s unless somebody uses it" in said
     assert "qwenctl serve" in said  # no controller holds the lock
+
+
+def test_nobody_says_off_before_the_cloud_was_asked() -> None:
+    fresh = Snapshot("main", NOW, {})
+    first, *rest = explain(fresh, [])
+    assert str(first) == "not known: the cloud has not been asked yet"
+    assert "the cloud is asked first" in str(rest[-1])
+    assert "once a controller runs" in str(rest[-1])
+    assert str(explain(Snapshot("main", NOW, {"observed": "stopped"}), [])[0]).startswith("off")
 
 
 def test_why_names_who_stopped_it() -> None:

@@ -21,7 +21,7 @@ def restart(deployment: Deployment, *arguments: str) -> subprocess.CompletedProc
 
 
 def test_restart_of_a_service(deploy: Deploy) -> None:
-    deployment = deploy().start()
+    deployment = deploy(gpus={"main": {"idle_timeout": 60}}).start()
     nobody = restart(deployment)
     assert nobody.returncode == 8
     assert "it is not running" in nobody.stderr

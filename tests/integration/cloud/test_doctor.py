@@ -180,6 +180,23 @@ def test_loopback_is_no_way_for_an_instance_in_a_cloud(
     assert "proxy.node_urls" in found["node url"]["fix"]
 
 
+def test_a_proxy_that_listens_on_loopback_is_not_found_by_nodes(
+    run: Run, ecs: FakeEcs, configure: Configure
+) -> None:
+    ecs.cloud.add()
+    [port] = free_ports(1)
+    for listen, told in ((f"127.0.0.1:{port}", True), (f"0.0.0.0:{port}", False)):
+        configure(aliyun_table(ecs), node_url=f"http://proxy.invalid:{port}")
+        more = {"QWENCTL_PROXY__LISTEN": listen, "QWENCTL_PROXY__ALLOW_ANONYMOUS": "true"}
+        found = findings(run("doctor", "--json", **more))["node url"]
+        assert found["level"] == "warn"
+        assert ("proxy.listen is 127.0.0.1" in found["found"]) == told
+        assert ("access control" in found["fix"]) == told
+    fronted = {"QWENCTL_PROXY__TRUSTED_PROXIES": '["127.0.0.1"]'}
+    found = findings(run("doctor", "--json", **fronted))["node url"]
+    assert "proxy.listen is" not in found["found"]
+
+
 def test_something_else_at_the_node_url(run: Run, ecs: FakeEcs, configure: Configure) -> None:
     ecs.cloud.add()
     configure(
@@ -310,6 +327,15 @@ def test_no_such_instance(run: Run, ecs: FakeEcs, moto: MotoCloud, configure: Co
     for gpu in ("a", "b"):
         found = findings(done, gpu)["instance"]
         assert (found["level"], f"[gpu.{gpu}." in found["fix"]) == ("fail", True)
+
+
+def test_a_region_that_there_is_not(run: Run, ecs: FakeEcs, configure: Configure) -> None:
+    ecs.cloud.add()
+    ecs.fail("DescribeInstances", "error", code="InvalidRegionId.NotFound", status=404)
+    configure(aliyun_table(ecs))
+    found = findings(run("doctor", "--json"))["instance"]
+    assert "there is no region cn-hangzhou" in found["found"]
+    assert "check aliyun.region" in found["fix"].lower()
 
 
 def test_an_endpoint_that_nobody_is_at(run: Run, ecs: FakeEcs, configure: Configure) -> None:

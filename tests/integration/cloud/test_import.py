@@ -121,6 +121,54 @@ def test_write_appends_and_refuses_to_overwrite(run: Run, ecs: FakeEcs, tmp_path
     assert list(load_config(str(path), env={}).gpu) == ["main", "second"]
 
 
+@pytest.mark.parametrize("region", ["", "cn-hangzhou"])
+def test_write_fills_in_what_init_left_empty(
+    run: Run, ecs: FakeEcs, tmp_path: Path, region: str
+) -> None:
+    ecs.cloud.add()
+    assert run("init", "--here", "--provider", "aliyun").returncode == 0
+    path = tmp_path / "qwenctl.toml"
+    path.write_text(path.read_text().replace('region = ""', f'region = "{region}"'))
+    before = path.read_text()
+    done = aliyun(run, ecs, "--write")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Filled in [gpu.main.aliyun] of ")
+    gpu = load_config(str(path), env={}).gpu["main"]
+    assert (gpu.aliyun.region, gpu.aliyun.instance_id) == ("cn-hangzhou", INSTANCE)
+    assert (gpu.aliyun.endpoint, gpu.aliyun.protocol) == (ecs.endpoint, "http")
+    assert (gpu.price_per_hour, gpu.preset, len(gpu.service)) == (9.9, "generic", 1)
+    comments = [line for line in before.splitlines() if line.startswith("#")]
+    assert [line for line in path.read_text().splitlines() if line.startswith("#")] == comments
+    assert "has [gpu.main] already" in aliyun(run, ecs, "--write").stderr
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'provider = "aliyun"\n[gpu.main.aliyun]\nregion = "cn-beijing"\n',
+        'provider = "aws"\n[gpu.main.aliyun]\nregion = ""\n',
+        'provider = "aliyun"\n[gpu.main.aliyun]\ninstance_id = "i-bp1fake0009"\n',
+    ],
+)
+def test_write_fills_in_nothing_that_is_set(
+    run: Run, ecs: FakeEcs, tmp_path: Path, table: str
+) -> None:
+    ecs.cloud.add()
+    path = tmp_path / "qwenctl.toml"
+    path.write_text(f"[gpu.main]\n{table}")
+    done = aliyun(run, ecs, "--write")
+    assert (done.returncode, path.read_text()) == (ExitCode.USAGE, f"[gpu.main]\n{table}")
+    assert "has [gpu.main] already" in done.stderr
+
+
+def test_write_fills_in_for_aws(run: Run, moto: MotoCloud, tmp_path: Path) -> None:
+    id_ = moto.new_instance(moto.client())
+    assert run("init", "--here", "--provider", "aws").returncode == 0
+    assert aws(run, moto.url, id_, "--write").returncode == 0
+    gpu = load_config(str(tmp_path / "qwenctl.toml"), env={}).gpu["main"]
+    assert (gpu.aws.region, gpu.aws.instance_id, gpu.price_per_hour) == (REGION, id_, 0)
+
+
 def test_write_makes_the_file(run: Run, ecs: FakeEcs, tmp_path: Path) -> None:
     ecs.cloud.add()
     assert aliyun(run, ecs, "--write").returncode == 0
@@ -184,3 +232,28 @@ def test_mistyped_arguments(run: Run, arguments: tuple[str, ...]) -> None:
     done = run("import", *arguments)
     assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("aliyun", "i-bp1", "--region", "cn_hangzhou"), ["Alibaba Cloud", "cn-hangzhou"]),
+        (("aws", "i-0123456789abcdef0", "--region", "cn-hangzhou"), ["AWS", "us-east-1"]),
+        (("aws", "i-bp1fake", "--region", "us-east-1"), ["AWS", "i-0123456789abcdef0"]),
+        (
+            ("aliyun", "i-bp1", "--region", "cn-a", "--endpoint", "http://127.0.0.1:1"),
+            ["--endpoint", "http://127.0.0.1:1", "host:port"],
+        ),
+        (
+            ("aws", "i-0123456789abcdef0", "--region", "us-east-1", "--endpoint-url", "127.0.0.1"),
+            ["--endpoint-url", "127.0.0.1", "https://"],
+        ),
+    ],
+)
+def test_mistyped_arguments_say_what_is_right(
+    run: Run, arguments: tuple[str, ...], words: list[str]
+) -> None:
+    done = run("import", *arguments)
+    assert (done.returncode, len(done.stderr.splitlines())) == (ExitCode.USAGE, 1)
+    for word in words:
+        assert word in done.stderr

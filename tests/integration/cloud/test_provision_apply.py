@@ -158,9 +158,13 @@ def test_aliyun_rule_that_lets_anybody_in_is_pointed_out(
     )
     configure(aliyun_table(ecs))
     done = run("provision", "--apply")
-    assert "already there" in done.stdout
+    # Without a rule of its own the proxy would be cut off by taking that one away.
+    assert f"added: {GROUP}: allow tcp 7860 from 10.0.0.5/32" in done.stdout
     assert f"note: {GROUP} lets anybody reach port 7860" in done.stdout
-    assert len(cloud.permits) == 1
+    assert [permit["SourceCidrIp"] for permit in cloud.permits] == ["0.0.0.0/0", "10.0.0.5/32"]
+    assert "Not done: role, agent and node secret;" in done.stdout
+    assert "already there" in run("provision", "--apply").stdout
+    assert len(cloud.permits) == 2
 
 
 def test_aliyun_denied(run: Run, ecs: FakeEcs, cloud: WholeCloud, configure: Configure) -> None:
@@ -182,6 +186,7 @@ def test_aws_rule_and_shutdown(run: Run, moto: MotoCloud, configure: Configure, 
     assert done.returncode == 0, done.stderr
     assert f"added: {group}: allow tcp 7860 from 10.0.0.5/32" in done.stdout
     assert "changed: InstanceInitiatedShutdownBehavior = stop" in done.stdout
+    assert "Not done: agent and node secret;" in done.stdout  # EC2 needs no role
     [permit] = permits(moto, group)
     assert (permit["FromPort"], permit["ToPort"]) == (7860, 7860)
     assert [one["CidrIp"] for one in permit["IpRanges"]] == ["10.0.0.5/32"]
