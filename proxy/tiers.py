@@ -7,8 +7,10 @@ ahead for that only where GPUs of the host say which models they serve.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
@@ -32,8 +34,12 @@ MAX_AHEAD_IN_ALL = 128 * MIB
 """How much all requests together may have read ahead, in bytes."""
 
 
+READ_SECONDS = 300.0
+"""How long a client may take to send what is looked through."""
+
+
 class TooMuchAhead(Exception):
-    """So many bodies are being looked through that one more would take too much memory."""
+    """To look through one more body, or further, would take too much memory or time."""
 
 
 def gpu_of(config: Config, request: Request, model: str = "") -> str:
@@ -105,13 +111,20 @@ class Models:
         """
         held, finder = Held(request, receive), ModelFinder()
         self._held.add(held)
+        began = time.monotonic()
         while not finder.done and held.ahead < MAX_AHEAD:
             if held.ahead > READ_AHEAD and sum(h.ahead for h in self._held) > MAX_AHEAD_IN_ALL:
                 raise TooMuchAhead
-            piece = await held.read_more()
+            left = began + READ_SECONDS - time.monotonic()
+            try:
+                piece = await asyncio.wait_for(held.read_more(), max(0.0, left))
+            except asyncio.TimeoutError:
+                raise TooMuchAhead from None
             if piece is None:
                 break
             finder.feed(piece)
+            if finder.tired:
+                raise TooMuchAhead
         return finder.model, held
 
 
@@ -124,12 +137,17 @@ class ModelFinder:
 
     MAX_NAME = 512
     """Bytes; longer texts are no names of models."""
+    MAX_STEPS = 200_000
+    """Marks and texts that it looks at: a tenth of a second, many times what a chat has."""
 
     def __init__(self) -> None:
         self.model = ""
         """What it has found."""
         self.done = False
         """Whether the rest does not matter."""
+        self.tired = False
+        """Whether it has given up: looking through such a text would hold up everybody else."""
+        self._steps = 0
         self._depth = 0
         self._text: bytes | None = None  # the text that it is in the middle of
         self._escape = b""  # a backslash at the end of a piece
@@ -140,6 +158,10 @@ class ModelFinder:
         piece, self._escape = self._escape + piece, b""
         at = 0
         while at < len(piece) and not self.done:
+            self._steps += 1
+            if self._steps > self.MAX_STEPS:
+                self.tired = self.done = True
+                return
             if self._text is None:
                 found = (_MARK if self._depth < 2 else _NESTED_MARK).search(piece, at)
                 if found is None:

@@ -173,7 +173,7 @@ class Controller:
             step = decide(view, self._timings, snapshot.now)
             if isinstance(step, Observe):
                 self._observe(lock, snapshot)
-            elif self._observation.surplus:
+            elif self._observation.surplus and not self._leaves_alone(snapshot):
                 if not self._lock_outlives_call():
                     return 0.0
                 self._stop_surplus()
@@ -211,12 +211,19 @@ class Controller:
         self._observed_at: float | None = None
         self._denied = False
         self._probed_seq: int | None = None
+        self._leads_since: float | None = None
 
     def _view(self, snapshot: Snapshot) -> View:
         observed_at = self._observed_at
         if self._should_look(snapshot):
             observed_at = None
         node = snapshot.node_view
+        if self._leads_since is None:
+            self._leads_since = snapshot.now
+        if node.heartbeat_age is not None:
+            # Before we led, perhaps nobody was there to hear the agent.
+            heard = min(node.heartbeat_age, snapshot.now - self._leads_since)
+            node = replace(node, heartbeat_age=heard)
         if self._probe and self._probe_says_ready(snapshot):
             node = NodeView(hello=True, state="ready")
         return View(
@@ -272,6 +279,10 @@ class Controller:
             reason=seen.reason,
             error=error,
         )
+
+    def _leaves_alone(self, snapshot: Snapshot) -> bool:
+        """Whether what is found running is somebody else's business."""
+        return snapshot.phase is Phase.OFF and self._gpu.found_running == "ignore"
 
     def _stop_surplus(self) -> None:
         """Two of the GPU's instances are on: only the one that serves stays."""

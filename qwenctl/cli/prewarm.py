@@ -22,7 +22,8 @@ from qwenctl.cli.context import (
     open_store,
     print_json,
 )
-from qwenctl.errors import ConfigError
+from qwenctl.cli.output import warn
+from qwenctl.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from qwenctl.config import Config
@@ -234,8 +235,16 @@ def run(
             print("nothing is due")
     if store is None or dry_run:
         return
+    problems: list[UserError] = []
     for at in dict.fromkeys(e["gpu"] for e in done if e["outcome"] in ("new", "held")):
-        _act_without_proxy(Target(loaded, at, store))
+        try:
+            _act_without_proxy(Target(loaded, at, store))
+        except UserError as error:  # the other GPUs get what they are due all the same
+            problems.append(error)
+    for problem in problems[1:]:
+        warn(str(problem))
+    if problems:
+        raise problems[0]
 
 
 def _run(
@@ -297,11 +306,12 @@ def _act_without_proxy(target: Target) -> None:
                 return
             if last.phase is Phase.FAILED and last.failure and last.failure != first.failure:
                 break
-    if not last.wanted:
+    if not last.wanted and last.working:
         return  # off-hours: work is still running; it is stopped by whoever comes next
     if last.phase is Phase.FAILED and last.failure:
         raise wake_error(target.name, last.failure)
-    raise TimedOut(f"{target.name}: the start call was not made within {CALL_SECONDS:.0f} s")
+    verb = "start" if last.wanted else "stop"
+    raise TimedOut(f"{target.name}: the {verb} call was not made within {CALL_SECONDS:.0f} s")
 
 
 def _as_wanted(target: Target, first: Snapshot) -> bool:

@@ -2,11 +2,16 @@
 -- ARGV: 3 owner, 4 epoch, 5 observed state, 6 instance id, 7 address, 8 reason, 9 error of the look.
 -- Returns 'ok' or 'epoch'.
 if not holds(ARGV[3], ARGV[4]) then return 'epoch' end
+local id, address = ARGV[6], ARGV[7]
+if ARGV[9] ~= '' then  -- a look that failed says nothing about where the instance was
+  id, address = redis.call('HGET', STATE, 'instance_id') or '', redis.call('HGET', STATE, 'address') or ''
+end
+local now = {ARGV[5], id, address, ARGV[8], ARGV[9]}
 local before = redis.call('HMGET', STATE, 'observed', 'instance_id', 'address', 'observed_reason', 'observe_error')
-redis.call('HSET', STATE, 'observed', ARGV[5], 'instance_id', ARGV[6], 'address', ARGV[7],
+redis.call('HSET', STATE, 'observed', ARGV[5], 'instance_id', id, 'address', address,
   'observed_reason', ARGV[8], 'observe_error', ARGV[9], 'observed_at', num(NOW))
 for i = 1, 5 do
-  if before[i] ~= ARGV[4 + i] then
+  if before[i] ~= now[i] then
     changed('observation')
     break
   end

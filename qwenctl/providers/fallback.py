@@ -84,6 +84,8 @@ class Fallback:
         self.observe_interval = max(provider.observe_interval for provider in self._providers)
         self._calling = threading.Lock()
         self._serving = ""
+        self._serves: int | None = None
+        """Who was on when somebody looked last; only a look that shows it off hands over."""
         self._started: tuple[int, float, bool] | None = None
         """Who was started last and has not been seen running since, when, and whether the cloud
         is known to have accepted it."""
@@ -101,6 +103,7 @@ class Fallback:
         best = self._speaker(seen)
         if error := seen[best].error:
             raise error
+        self._serves = best if seen[best].state in _ON else None
         if self._started is not None and seen[self._started[0]].state is Observed.RUNNING:
             self._avoid_until.pop(self._started[0], None)
             self._started = None
@@ -241,9 +244,10 @@ class Fallback:
         """Whose state is that of the GPU."""
 
         def weight(index: int) -> tuple[bool, int, int]:
-            one = seen[index].at
-            serves = one.state in _ON and one.instance_id == self._serving
-            return serves, _RANK.index(one.state), -index
+            one = seen[index]
+            known = index == self._serves or one.at.instance_id == self._serving
+            serves = known and (one.state in _ON or (one.error and index == self._serves))
+            return bool(serves), _RANK.index(one.state), -index
 
         return max(range(len(seen)), key=weight)
 

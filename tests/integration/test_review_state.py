@@ -17,6 +17,7 @@ from valkey_server import ValkeyServer
 from virtual_time import VirtualClock
 
 from qwenctl.config import Config, load_config
+from qwenctl.controller import Controller
 from qwenctl.errors import ConfigError, StoreAuthError, StoreUnavailable
 from qwenctl.lifecycle import Observed, Phase
 from qwenctl.providers.base import Conflict, Denied, NoCapacity, ProviderError
@@ -254,9 +255,11 @@ SECRET = "s3cret-of-the-store"
         f"{SECRET}@127.0.0.1:6379",
     ],
 )
-def test_a_malformed_url_is_not_quoted(url: str) -> None:
+def test_a_malformed_url_is_not_quoted(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "qwenctl.toml"
+    file.write_text(f"redis_url = {json.dumps(url)}\n")
     with pytest.raises(ConfigError) as caught:
-        connect(Config(redis_url=url))
+        connect(load_config(str(file), env={}))
     assert SECRET not in str(caught.value)
 
 
@@ -316,3 +319,19 @@ def test_who_watches_survives_what_is_told(
         assert news.get(timeout=5) == "look"
     finally:
         watcher.stop()
+
+
+def test_a_controller_that_comes_back_does_not_take_a_well_node_for_dead(
+    store: Store, clock: VirtualClock
+) -> None:
+    """While no proxy ran, the agent could reach nobody; it has not had the time to report yet."""
+    life = Life(store, clock)
+    life.wake()
+    clock.advance(life.gpu.timing.node_lost + 30.0)  # within the dead-man's time
+    life.controller = Controller(GPU, life.gpu, store, life.cloud, monotonic=clock)
+    life.run(30)
+    assert set(life.phases) == {Phase.READY}
+    assert life.cloud.stops == []
+    # One that stays silent is given up after the same time as ever.
+    life.run(life.gpu.timing.node_lost + 60.0, speaks=False, wanted=True)
+    assert Phase.FAILED in life.phases

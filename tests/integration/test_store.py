@@ -522,6 +522,17 @@ class TestTransition:
         assert now.state["observed"] == "running"
         assert now.time("observed_at") == now.now
 
+    def test_a_look_that_failed_does_not_take_the_node_off_the_air(
+        self, store: Store, lock: Lock
+    ) -> None:
+        store.record_observation(GPU, lock, state="running", instance_id="i-1", address="192.0.2.1")
+        store.record_observation(GPU, lock, state="unknown", error="throttled")
+        now = snap(store)
+        assert (now.address, now.state["instance_id"]) == ("192.0.2.1", "i-1")
+        assert now.state["observe_error"] == "throttled"
+        store.record_observation(GPU, lock, state="stopped", instance_id="i-1")
+        assert snap(store).address == ""
+
 
 class TestNode:
     @pytest.mark.parametrize(

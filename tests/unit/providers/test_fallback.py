@@ -240,6 +240,22 @@ def test_the_one_that_serves_goes_on_serving_and_a_surplus_one_is_stopped(fleet:
     assert fleet.provider.describe() == Observation(Observed.RUNNING, "zone-b", "zone-b.example")
 
 
+def test_one_that_serves_and_cannot_be_seen_hands_over_to_nobody(fleet: Fleet) -> None:
+    fleet.spot.state = Observed.RUNNING
+    assert fleet.provider.describe().instance_id == "spot"
+    fleet.spot.blind, fleet.b.state = Transient("slow"), Observed.RUNNING
+    for _ in range(2):
+        with pytest.raises(Transient):
+            fleet.provider.describe()
+    fleet.provider.stop_surplus()
+    assert [each.stops for each in fleet.machines] == [0, 0, 0]
+    fleet.spot.blind = None
+    fleet.provider.serving("spot")
+    assert fleet.provider.describe().surplus
+    fleet.provider.stop_surplus()
+    assert [each.stops for each in fleet.machines] == [0, 1, 0]
+
+
 def test_one_that_is_gone_is_passed_over_without_a_call(fleet: Fleet) -> None:
     """EC2 lists a terminated instance for an hour, and refuses its start for its state."""
     fleet.spot.state = Observed.ABSENT

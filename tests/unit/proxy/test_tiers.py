@@ -312,3 +312,21 @@ def test_which_bodies_matter(
     asked = request(method, path, {"Content-Type": "application/json", **headers})
     assert Models(CONFIG).matters(["small", "large"], asked) is matters
     assert not Models(Config.model_validate({"gpu": {"a": X, "b": Y}})).matters(["a", "b"], asked)
+
+
+@pytest.mark.parametrize("text", [b"[", b'"":"",', b'["a"],'])
+def test_what_is_made_to_be_slow_is_given_up(text: bytes) -> None:
+    finder = ModelFinder()
+    finder.feed(b"{")
+    for _ in range(400):
+        finder.feed(text * 1000)
+    assert finder.done
+    assert finder.tired
+    assert finder.model == ""
+
+
+def test_a_long_chat_is_looked_through_to_its_end() -> None:
+    messages = [{"role": "user", "content": f"word {number}"} for number in range(10_000)]
+    finder = ModelFinder()
+    finder.feed(json.dumps({"messages": messages, "model": "large"}).encode())
+    assert (finder.model, finder.tired) == ("large", False)
