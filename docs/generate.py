@@ -22,7 +22,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from qwenctl.config import Config, Duration, Lead
+from qwenctl.config import Config, Duration, Lead, Size
 from qwenctl.config_docs import descriptions, schema
 from qwenctl.errors import ExitCode
 from qwenctl.presets import PRESETS
@@ -99,6 +99,8 @@ def type_words(field: FieldInfo) -> str:
     annotation = field.annotation
     if any(item in typing.get_args(Duration) for item in field.metadata):
         return "duration"
+    if any(item in typing.get_args(Size) for item in field.metadata):
+        return "size"
     if any(item in typing.get_args(Lead) for item in field.metadata):
         return 'duration or `"auto"`'
     if typing.get_origin(annotation) is typing.Literal:
@@ -135,7 +137,8 @@ def default_words(field: FieldInfo) -> str:
 def config_page() -> str:
     lines = [NOTE, "# Configuration", "", typing.cast(str, sys.modules["qwenctl.config"].__doc__)]
     lines.append(
-        '\nDurations are seconds or text such as `"90s"`, `"10m"`, `"1h30m"`. Editors complete '
+        '\nDurations are seconds or text such as `"90s"`, `"10m"`, `"1h30m"`; sizes are bytes or text '
+        'such as `"512m"`, `"8g"`. Editors complete '
         "the file with [config.schema.json](config.schema.json): put "
         "`#:schema <path or URL of config.schema.json>` on its first line.\n"
     )
@@ -174,11 +177,15 @@ def sample() -> str:
             lines.append(f"# {name} = {_toml(field)}")
         lines.append("")
     text = "\n".join(lines).rstrip() + "\n"
-    # Two tables that cannot be empty: what the demo runs.
     return _fill(text)
 
 
-_LISTS = ("gpu.main.prewarm", "gpu.main.off_hours", "gpu.main.fallback")
+_OPTIONAL = (
+    "gpu.main.prewarm",
+    "gpu.main.off_hours",
+    "gpu.main.fallback",
+    "gpu.main.service.container",
+)
 
 
 def _fill(text: str) -> str:
@@ -188,10 +195,10 @@ def _fill(text: str) -> str:
     for line in text.split("\n"):
         header = re.match(r"\[+([a-z_.]+)\]+$", line)
         if header:
-            skip = header[1] in ("access.keys", "gpu.main.rules", *_LISTS)
+            skip = header[1] in ("access.keys", "gpu.main.rules", *_OPTIONAL)
         if skip:
             line = f"# {line}" if line and not line.startswith("#") else line
-        elif line == "# command = ":
+        elif line == "# command = []":
             line = 'command = ["python3", "-m", "http.server", "--bind", "127.0.0.1", "7860"]'
         out.append(line)
     return "\n".join(out)

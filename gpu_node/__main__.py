@@ -15,6 +15,7 @@ from typing import TextIO
 from gpu_node.agent import Agent
 from gpu_node.client import ProxyClient
 from gpu_node.deadman import CommandStop, DeadMan, ExitStop
+from gpu_node.docker_runtime import DockerRuntime
 from gpu_node.guard import Guard, kill_marked, mark_of
 from gpu_node.interruption import InterruptionWatch
 from gpu_node.process import ProcessRuntime
@@ -107,7 +108,15 @@ def _run(settings: NodeSettings, secret: str) -> int:
         gpu=settings.gpu,
         boot_id=boot_id,
         client=client,
-        runtime=ProcessRuntime(Path(settings.log_dir), guard, mark, os.environ),
+        runtimes={
+            "process": ProcessRuntime(Path(settings.log_dir), guard, mark, os.environ),
+            "docker": DockerRuntime(
+                settings.gpu,
+                Path(settings.log_dir),
+                host=settings.docker_host,
+                auth_file=settings.registry_auth_file,
+            ),
+        },
         dead_man=DeadMan(state_dir / "deadman.json", boot_id, settings.dead_man),
         self_stop=(
             CommandStop(settings.power_off_command) if settings.power_off_command else ExitStop()
@@ -115,12 +124,19 @@ def _run(settings: NodeSettings, secret: str) -> int:
         booted_at=settings.booted_at,
         spec_file=state_dir / "spec.json",
         disk=settings.state_dir,
+        keep_services=settings.keep_containers,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.request_stop())
     watch = None
     if settings.cloud:
-        watch = InterruptionWatch(settings.cloud, agent.interrupted, url=settings.metadata_url)
+        watch = InterruptionWatch(
+            settings.cloud,
+            agent.interrupted,
+            url=settings.metadata_url,
+            boot_id=boot_id,
+            told_file=state_dir / "notice.json",
+        )
         watch.start()
     log.info("agent %s for %s, boot %s", __version__, settings.gpu, boot_id)
     code = agent.run()

@@ -8,12 +8,14 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from gpu_node.client import NoContact, ProxyClient, Reply
 from gpu_node.deadman import EXIT_POWER_OFF, DeadMan, SelfStop
 from gpu_node.interruption import Notice
+from gpu_node.nvidia import GpuWatch
 from gpu_node.resources import read_resources
 from gpu_node.runtime import Runtime
 from gpu_node.service import Supervisor
@@ -78,7 +80,9 @@ class Agent:
         gpu: this GPU's name.
         boot_id: this boot of the instance.
         client: the way to the proxies.
-        runtime: runs the services.
+        runtimes: run the services, by the kind that a service names.
+        keep_services: on `request_stop` leave the services running that can do without us, for the
+            next agent to take up.
         dead_man: the countdown without contact.
         self_stop: stops the instance when that has run out.
         booted_at: the monotonic clock when the instance booted, in seconds.
@@ -92,21 +96,24 @@ class Agent:
         gpu: str,
         boot_id: str,
         client: ProxyClient,
-        runtime: Runtime,
+        runtimes: Mapping[str, Runtime],
         dead_man: DeadMan,
         self_stop: SelfStop,
         booted_at: float = 0.0,
         spec_file: Path | None = None,
         disk: str = "/",
+        keep_services: bool = False,
     ) -> None:
         self._gpu = gpu
         self._boot_id = boot_id
         self._client = client
-        self._runtime = runtime
+        self._runtimes = runtimes
+        self._keep_services = keep_services
         self._dead_man = dead_man
         self._self_stop = self_stop
         self._booted_at = booted_at
         self._disk = disk
+        self._gpus = GpuWatch()
         self._spec_file = spec_file
 
         self._spec: Spec | None = None
@@ -151,21 +158,35 @@ class Agent:
                 "no proxy heard for %.0f s and nothing is running: this instance stops itself",
                 self._dead_man.limit,
             )
+        if self._keep_services and code == 0:
+            self._leave_services()
         self._stopping = True
         self._bring_forward(0.0)
         for supervisor in self._everything():
             supervisor.stop()
         for supervisor in self._everything():
             supervisor.join()
-        if code == 0 and self._greeted and not self._trouble[0]:
+        if code == 0 and self._greeted and not self._trouble[0] and not self._talk_ended:
             self._said_stopping.wait(2.0)
-        with self._lock:
-            self._talk_ended = True
-            self._lock.notify_all()
+        self._end_talk()
         talk.join(1.0)  # it may be in the middle of a message to nobody
         if code == EXIT_POWER_OFF:
             self._self_stop.power_off()
         return 1 if self._broken else code
+
+    def _leave_services(self) -> None:
+        """Leave running what can do without us. If that is all, the proxy need not know that we are
+        away for a moment: an upgrade of the agent then cuts nobody's work."""
+        supervisors = self._everything()
+        if supervisors and all(supervisor.can_be_left for supervisor in supervisors):
+            self._end_talk()
+        for supervisor in supervisors:
+            supervisor.leave()
+
+    def _end_talk(self) -> None:
+        with self._lock:
+            self._talk_ended = True
+            self._lock.notify_all()
 
     def _run_last_spec(self) -> None:
         """Begin with what ran last, or what came with the instance; a proxy may correct it."""
@@ -281,7 +302,7 @@ class Agent:
             active=self._active,
             progress=progress if state == "loading" else Progress(),
             services=services,
-            resources=read_resources(self._disk),
+            resources=read_resources(self._disk, self._gpus),
             interruption=(
                 Interruption(action=notice.action, seconds_left=notice.at - time.monotonic())
                 if notice
@@ -381,6 +402,8 @@ class Agent:
                 wanted[service.name] = present.pop(service.name)
         for running in present.values():
             self._let_go(running)
+        for kind, runtime in self._runtimes.items():
+            runtime.settle({s.name for s in spec.services if s.runtime == kind})
         for service in spec.services:
             if service.name not in wanted:
                 wanted[service.name] = self._start(service.name, spec)
@@ -401,7 +424,8 @@ class Agent:
         ]
         with self._lock:
             self._progress = Progress()
-        return Supervisor(service, self._runtime, self, spec.heartbeat, after)
+        runtime = self._runtimes[service.runtime]
+        return Supervisor(service, runtime, self, spec.heartbeat, after, self._gpus)
 
     def _let_go(self, supervisor: Supervisor) -> None:
         supervisor.stop()

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
-from logging.handlers import RotatingFileHandler
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import psutil
 
+from gpu_node.environment import service_environment
 from gpu_node.guard import MARK, Guard
-from gpu_node.progress import parse_progress
+from gpu_node.output import LineSink, secrets_in
 from gpu_node.runtime import Output, StartFailed
 from qwenctl.wire import Service
 
 __all__ = ["ProcessRuntime"]
-
-LOG_BYTES = 5 * 1024 * 1024
-MAX_LINE_BYTES = 8 * 1024
-
-_ENDS = re.compile(rb"\r\n|\n|\r(?!$)")
-"""A line's end; a carriage return at the very end may be one half of an end."""
-
-
-# Colours and other terminal control; tabs stay.
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class ProcessRuntime:
@@ -51,13 +39,17 @@ class ProcessRuntime:
         self._env = {key: value for key, value in env.items() if not key.startswith("QWENCTL_")}
         self._env |= {MARK: mark, "PYTHONUNBUFFERED": "1"}
 
+    def settle(self, names: Collection[str]) -> None:
+        """Nothing to do: no command outlives its agent."""
+
     def start(self, service: Service, output: Output) -> ServiceProcess:
         """Start the command.
 
         Raises:
-            StartFailed: no such program or directory, or it may not be run.
+            StartFailed: no such program or directory, it may not be run, or `env_file` cannot be read.
         """
-        env = {**self._env, **service.env}
+        given = service_environment(service)
+        env = {**self._env, **given}
         cwd = service.cwd or None
         program = service.command[0] if service.command else ""
         if cwd is not None and not Path(cwd).is_dir():
@@ -80,9 +72,8 @@ class ProcessRuntime:
         except OSError as error:
             raise StartFailed(f"cannot run {program}: {error.strerror}") from None
         self._guard.add(process.pid)
-        return ServiceProcess(
-            process, self._guard, self._log_dir / f"{service.name}.log", output, service.port
-        )
+        sink = LineSink(self._log_dir / f"{service.name}.log", output, secrets_in(given))
+        return ServiceProcess(process, self._guard, sink, service.port)
 
 
 class ServiceProcess:
@@ -92,8 +83,7 @@ class ServiceProcess:
         self,
         process: subprocess.Popen[bytes],
         guard: Guard,
-        log_file: Path,
-        output: Output,
+        sink: LineSink,
         port: int,
     ) -> None:
         self.base_url = f"http://127.0.0.1:{port}"
@@ -102,9 +92,7 @@ class ServiceProcess:
         self._stop_by: float | None = None
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._reader = threading.Thread(
-            target=_read_output, args=(process, log_file, output), daemon=True
-        )
+        self._reader = threading.Thread(target=_read_output, args=(process, sink), daemon=True)
         self._reader.start()
 
     def wait(self) -> str:
@@ -133,6 +121,25 @@ class ServiceProcess:
         # may hold the pipe for ever.
         self._reader.join(timeout=1.0)
         return _describe(code)
+
+    @property
+    def pid(self) -> int | None:
+        """The command's process."""
+        return self._process.pid
+
+    @property
+    def up(self) -> bool:
+        """Always: a command runs from its start to its end."""
+        return True
+
+    @property
+    def outlives_agent(self) -> bool:
+        """Never: the guard kills it with the agent."""
+        return False
+
+    def detach(self) -> None:
+        """Not possible."""
+        raise NotImplementedError
 
     def stop(self, timeout: float) -> None:
         """SIGTERM to the group now, SIGKILL after ``timeout`` seconds. Returns at once."""
@@ -179,57 +186,10 @@ def _describe(code: int) -> str:
         return f"killed by signal {-code}"
 
 
-def _read_output(process: subprocess.Popen[bytes], log_file: Path, output: Output) -> None:
-    """Pass on lines until the pipe ends; progress bars redraw a line after a carriage return."""
+def _read_output(process: subprocess.Popen[bytes], sink: LineSink) -> None:
+    """Pass on what comes until the pipe ends."""
     assert process.stdout
-    log = _LogFile(log_file)
-    pending = b""
     with process.stdout as pipe:
         while chunk := pipe.read(65536):
-            pending += chunk
-            start = 0
-            for end in _ENDS.finditer(pending):
-                text = _decode(pending[start : end.start()])
-                start = end.end()
-                progress = parse_progress(text)
-                if progress is not None:
-                    output.progress(progress)
-                # A line that is drawn over again is of no use in a log.
-                if text and end.group() != b"\r":
-                    log.write(text)
-                    output.line(text)
-            pending = pending[start:]
-            if len(pending) > MAX_LINE_BYTES:
-                text, pending = _decode(pending[:MAX_LINE_BYTES]), b""
-                log.write(text)
-                output.line(text)
-            elif b"%" in pending and (progress := parse_progress(_decode(pending))):
-                output.progress(progress)
-    if pending:
-        log.write(_decode(pending))
-        output.line(_decode(pending))
-    log.close()
-
-
-def _decode(line: bytes) -> str:
-    text = line[:MAX_LINE_BYTES].decode("utf-8", "replace")
-    return _CONTROL.sub("", text).rstrip()
-
-
-class _LogFile:
-    """Lines in a file that stays small; a disk that is full does not stop the service."""
-
-    def __init__(self, path: Path) -> None:
-        self._handler: logging.Handler
-        try:
-            self._handler = RotatingFileHandler(
-                path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
-            )
-        except OSError:
-            self._handler = logging.NullHandler()
-
-    def write(self, text: str) -> None:
-        self._handler.handle(logging.makeLogRecord({"msg": text}))
-
-    def close(self) -> None:
-        self._handler.close()
+            sink.feed(chunk)
+    sink.close()

@@ -1,7 +1,8 @@
-"""What the agent asks of a runtime: processes today, containers by the same verbs."""
+"""What the agent asks of a runtime; processes and containers are run by the same verbs."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from qwenctl.wire import Progress, Service
@@ -31,6 +32,7 @@ class Instance(Protocol):
     ========  ==========================  ==========================
     wait      blocks until it ends        returns at once
     stop      asks it to end, then kills  does nothing
+    detach    leaves it to itself         does nothing
     ========  ==========================  ==========================
     """
 
@@ -38,18 +40,42 @@ class Instance(Protocol):
     def base_url(self) -> str:
         """Where its port is reached from here, without a path."""
 
+    @property
+    def pid(self) -> int | None:
+        """Its first process on this machine, if it has one now."""
+
+    @property
+    def up(self) -> bool:
+        """Whether its program runs yet: before that, whoever answers on its port is another one."""
+
     def wait(self) -> str:
-        """Block until nothing of the service is left; how it ended, such as ``exit code 1``."""
+        """Block until nothing of the service is left, or until detached; how it ended, such as
+        ``exit code 1``.
+
+        Raises:
+            StartFailed: it could not be brought to run; what was made for that is of no harm.
+        """
 
     def stop(self, timeout: float) -> None:
         """Ask it to end and, ``timeout`` seconds later, kill it. Does not wait for the end."""
+
+    @property
+    def outlives_agent(self) -> bool:
+        """Whether it can be left running without this process."""
+
+    def detach(self) -> None:
+        """Leave it running for the next agent to take up; only if it outlives this one."""
 
 
 class Runtime(Protocol):
     """Starts services of one kind."""
 
+    def settle(self, names: Collection[str]) -> None:
+        """From now on these are the services: what earlier agents left of others is to go."""
+
     def start(self, service: Service, output: Output) -> Instance:
-        """Start the service; may take long (an image to pull) and then reports progress.
+        """Begin to run the service. What takes long (an image to pull) is done in the instance's
+        `wait`, and reported as progress.
 
         Raises:
             StartFailed: it cannot be started as it is described.

@@ -10,8 +10,14 @@ from typing import Literal, Protocol
 
 import requests
 
-from gpu_node.probe import probe_active, probe_ready
+from gpu_node.environment import service_environment
+from gpu_node.inference import InferenceFailed, infer_once
+from gpu_node.nvidia import GpuWatch
+from gpu_node.output import redacted, secrets_in
+from gpu_node.probe import GpuLoad, probe_active, probe_ready
+from gpu_node.progress import Tracker
 from gpu_node.runtime import Instance, Runtime, StartFailed
+from gpu_node.weights import WeightsWatch
 from qwenctl.wire import Progress, Service, ServiceState
 
 __all__ = ["Listener", "Supervisor"]
@@ -20,7 +26,8 @@ FIRST_PROBE = 0.05
 """Seconds between the first probes; they grow to the service's own interval."""
 
 FIRST_RESTART, LONGEST_RESTART = 0.5, 30.0
-"""Seconds from a crash to the next start; doubles with each further crash."""
+"""Seconds from a crash to the next start, or from a failed first inference to the next; doubles
+with each further one."""
 
 STEADY = 60.0
 """Seconds ready after which a crash is the first one of a row again."""
@@ -50,7 +57,7 @@ class Supervisor:
     ========  ===========================================================================
     state     what the supervisor does
     ========  ===========================================================================
-    starting  runs it and probes until it is ready
+    starting  runs it and probes until it is ready, a first inference included
     ready     asks it for running generations each heartbeat
     crashed   waits a little, then starts it again
     failed    nothing more: it crashed more often in a row than ``max_restarts``
@@ -63,6 +70,7 @@ class Supervisor:
         listener: is told of each change.
         heartbeat: seconds between two activity probes.
         after: supervisors whose services must be gone first (they hold the name or the port).
+        gpus: what the GPUs do.
     """
 
     def __init__(
@@ -72,12 +80,14 @@ class Supervisor:
         listener: Listener,
         heartbeat: float,
         after: Sequence[Supervisor] = (),
+        gpus: GpuWatch | None = None,
     ) -> None:
         self.service = service
         self._runtime = runtime
         self._listener = listener
         self._heartbeat = heartbeat
         self._after = after
+        self._gpus = gpus or GpuWatch()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._instance: Instance | None = None
@@ -86,6 +96,8 @@ class Supervisor:
         self._restarts = 0
         self._active = 0
         self._last_lines: deque[str] = deque(maxlen=12)
+        self._tracker = Tracker()
+        self._weights = WeightsWatch(service.weights, self._weights_read, self._pid)
         self._thread = threading.Thread(target=self._run, name=service.name, daemon=True)
         self._thread.start()
 
@@ -108,11 +120,26 @@ class Supervisor:
 
     def stop(self) -> None:
         """Stop the service; returns at once, `join` waits."""
+        self._weights.stop()
         with self._lock:
             self._stop.set()
             instance = self._instance
         if instance is not None:
             instance.stop(self.service.stop_timeout)
+
+    @property
+    def can_be_left(self) -> bool:
+        """Whether the service, as it runs now, does not need us."""
+        instance = self._instance
+        return instance is not None and instance.outlives_agent
+
+    def leave(self) -> None:
+        """Let go of the service for the next agent to take up, if it can be left. Returns at once,
+        `join` waits."""
+        with self._lock:
+            if self._instance is not None and self._instance.outlives_agent:
+                self._stop.set()
+                self._instance.detach()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until nothing of the service is left; whether that is so now."""
@@ -127,9 +154,27 @@ class Supervisor:
 
     def progress(self, progress: Progress) -> None:
         if self._state == "starting":
-            self._listener.progressed(progress)
+            self._listener.progressed(self._tracker.told(progress))
+
+    # What `WeightsWatch` sees, and asks.
+
+    def _weights_read(self, progress: Progress) -> None:
+        instance = self._instance
+        if self._state == "starting" and instance is not None and instance.up:
+            self._listener.progressed(self._tracker.guessed(progress))
+
+    def _pid(self) -> int | None:
+        instance = self._instance
+        return None if instance is None else instance.pid
 
     def _run(self) -> None:
+        self._weights.start()
+        try:
+            self._run_until_stopped()
+        finally:
+            self._weights.stop()
+
+    def _run_until_stopped(self) -> None:
         for earlier in self._after:
             earlier.join()
         self._after = ()
@@ -162,24 +207,27 @@ class Supervisor:
 
     def _run_once(self) -> tuple[str, float | None]:
         """Run the service until it ends: how it ended, and since when it was ready, if it was."""
+        self._tracker = Tracker()
         instance = self._runtime.start(self.service, self)
         with self._lock:
             self._instance = instance
             stopped_meanwhile = self._stop.is_set()
         if stopped_meanwhile:
             instance.stop(self.service.stop_timeout)
-        self._listener.progressed(Progress(phase="start", text=f"starting {self.service.name}"))
+        self.progress(Progress(phase="start", text=f"starting {self.service.name}"))
         ended = threading.Event()
         ready_at: list[float] = []
         prober = threading.Thread(target=self._probe, args=(instance, ended, ready_at), daemon=True)
         prober.start()
-        how = instance.wait()
-        ended.set()
-        # A probe under way must not call a service ready that has just ended.
-        prober.join()
-        with self._lock:
-            self._instance = None
-            self._active = 0
+        try:
+            how = instance.wait()
+        finally:
+            ended.set()
+            # A probe under way must not call a service ready that has just ended.
+            prober.join()
+            with self._lock:
+                self._instance = None
+                self._active = 0
         return how, ready_at[0] if ready_at else None
 
     def _probe(self, instance: Instance, ended: threading.Event, ready_at: list[float]) -> None:
@@ -187,20 +235,59 @@ class Supervisor:
         with requests.Session() as http:
             http.trust_env = False  # a proxy variable is not meant for loopback
             pause = min(FIRST_PROBE, readiness.interval)
-            while not probe_ready(http, instance.base_url, readiness):
+            tries = 0
+            while True:
+                if instance.up and probe_ready(http, instance.base_url, readiness):
+                    if self._warmed_up(instance, ended, tries):
+                        break
+                    tries += 1
                 if ended.wait(pause):
                     return
                 pause = min(pause * 1.2, readiness.interval)
             if ended.is_set() or self._stop.is_set():
                 return
             ready_at.append(time.monotonic())
+            self._weights.stop()
             self._become("ready", "")
-            silent = 0
-            while activity.path and not ended.wait(self._heartbeat):
-                active = probe_active(http, instance.base_url, activity, readiness.timeout)
-                silent = silent + 1 if active is None else 0
-                if active is not None or silent >= SILENT_PROBES:
-                    self._count(active or 0)
+            container = self.service.container
+            load = GpuLoad(activity, container.gpus if container else ("all",))
+            told, silent = 0, 0
+            while (activity.path or activity.gpu_percent) and not ended.wait(self._heartbeat):
+                if activity.path:
+                    answer = probe_active(http, instance.base_url, activity, readiness.timeout)
+                    silent = silent + 1 if answer is None else 0
+                    if answer is not None or silent >= SILENT_PROBES:
+                        told = answer or 0
+                by_load = load.look(self._gpus.look()) if activity.gpu_percent else 0
+                self._count(max(told, by_load))
+
+    def _warmed_up(self, instance: Instance, ended: threading.Event, tries: int) -> bool:
+        """Have the service infer once, if its readiness asks for that; whether it is ready then.
+
+        After a failure, the pause until it may be tried again is waited here.
+        """
+        service = self.service
+        if not service.readiness.inference:
+            return True
+        self.progress(Progress(phase="warm-up", text=f"{service.name}: a first inference"))
+        secrets: tuple[str, ...] = ()
+        try:
+            env = service_environment(service)
+            secrets = secrets_in(env)
+            infer_once(
+                instance.base_url,
+                service.readiness,
+                api_key=env.get("VLLM_API_KEY", ""),
+                unwanted=lambda: ended.is_set() or self._stop.is_set(),
+            )
+            return True
+        except (InferenceFailed, StartFailed) as reason:
+            why = redacted(str(reason), secrets)
+        pause = min(FIRST_RESTART * 2 ** min(tries, 10), LONGEST_RESTART)
+        text = f"{service.name}: the first inference failed: {why}"
+        self.progress(Progress(phase="warm-up", text=f"{text[:370]}; again in {pause:g} s"))
+        ended.wait(pause)
+        return False
 
     def _count(self, active: int) -> None:
         """Note the number of generations; the first and the last one are worth a report."""

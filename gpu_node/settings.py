@@ -55,6 +55,14 @@ class NodeSettings(BaseModel):
     otherwise."""
     power_off_command: tuple[str, ...] = ()
     """The program that stops this instance in its cloud; none: the agent just exits with 70."""
+    docker_host: str = ""
+    """Docker's address, such as ``unix:///run/docker.sock``; default: ``DOCKER_HOST``, or Docker's
+    own."""
+    registry_auth_file: str = ""
+    """A ``config.json`` as ``docker login`` writes it; default: that of the agent's user."""
+    keep_containers: bool = True
+    """Leave containers running when the agent is stopped, so that an upgrade of it cuts nobody's
+    work; the next agent takes them up. A dead man's stop ends them, too."""
     cloud: Literal["", "aliyun", "aws"] = ""
     """Whose metadata service is watched for spot interruption notices; empty: none."""
     metadata_url: str = Field("", pattern=r"^(https?://.*[^/])?$")

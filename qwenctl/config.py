@@ -50,6 +50,7 @@ __all__ = [
     "AwsConfig",
     "AwsTemplate",
     "Config",
+    "ContainerConfig",
     "Duration",
     "FallbackConfig",
     "GpuConfig",
@@ -58,6 +59,7 @@ __all__ = [
     "PrewarmConfig",
     "ProxyConfig",
     "ServiceConfig",
+    "Size",
     "TimingConfig",
     "UnknownTier",
     "config_path",
@@ -266,8 +268,11 @@ class AliyunConfig(_Table):
     """Allow stopping in a way that goes on costing (families with local disks, subscriptions)."""
     endpoint: str = ""
     """``host`` or ``host:port`` of the ECS API, for VPC endpoints; default: the region's."""
+    ram_endpoint: str = ""
+    """The same for the RAM API, which only `qwenctl provision --apply` asks; default:
+    ``ram.aliyuncs.com``."""
     protocol: Literal["https", "http"] = "https"
-    """``http`` only for an endpoint on this machine."""
+    """``http`` only for endpoints on this machine."""
     connect_timeout: Duration = Field(5.0, gt=0)
     """Longest wait for a connection to the API."""
     read_timeout: Duration = Field(10.0, gt=0)
@@ -275,7 +280,7 @@ class AliyunConfig(_Table):
     template: AliyunTemplate = Field({}, validate_default=True)
     """What `qwenctl provision create` makes."""
 
-    @field_validator("endpoint")
+    @field_validator("endpoint", "ram_endpoint")
     @classmethod
     def _host(cls, value: str) -> str:
         if not re.fullmatch(r"([A-Za-z0-9.-]+(:[0-9]{1,5})?)?", value):
@@ -352,17 +357,82 @@ class FallbackConfig(_Table):
     """Which of its addresses the proxy uses; default: as for the GPU's own instance."""
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?")
+
+
+def _size(value: object) -> int:
+    """Bytes from ``1048576``, ``"512m"``, ``"8g"`` or ``"8GiB"``; powers of 1024, as Docker has it."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    found = _SIZE.fullmatch(str(value).strip().lower())
+    if isinstance(value, bool) or not found:
+        raise ValueError('a size is a number of bytes or text such as "512m" or "8g"')
+    return int(float(found[1]) * 1024 ** " kmgt".index(found[2] or " "))
+
+
+Size = Annotated[int, BeforeValidator(_size, json_schema_input_type="int | str")]
+"""Bytes; written as a number or as ``"8g"``."""
+
+
+def _gpus(value: object) -> object:
+    """``"all"``, ``"none"``, or which ones; indices may be numbers."""
+    if value in ("all", "none"):
+        return ("all",) if value == "all" else ()
+    if isinstance(value, (list, tuple)):
+        return [str(item) if isinstance(item, int) else item for item in value]
+    raise ValueError('it is "all", "none", or a list such as [0, 1] or ["MIG-…"]')
+
+
+class ContainerConfig(_Table):
+    """How Docker runs a service on the node. See docs/node.md."""
+
+    image: str = Field(pattern=r"^[a-z0-9][A-Za-z0-9._:/@-]*$")
+    """The image, such as ``qwenllm/qwenvl:qwen3vl-cu128``."""
+    entrypoint: tuple[str, ...] = ()
+    """Instead of the image's own."""
+    pull: Literal["missing", "always", "never"] = "missing"
+    """When to ask the registry: if the node has not got the image, at every start, never."""
+    port: int = Field(0, ge=0, le=65535)
+    """The port inside the container; 0: the service's ``port``."""
+    bind: str = Field("0.0.0.0", pattern=r"^[0-9a-fA-F.:]+$")
+    """The node's address that the port is published on; 127.0.0.1 for a service that only other
+    services use."""
+    network: Literal["bridge", "host"] = "bridge"
+    """``bridge``: a network of the node's services, which find each other by name; ``host``."""
+    gpus: Annotated[
+        tuple[str, ...], BeforeValidator(_gpus, json_schema_input_type="str | list")
+    ] = ("all",)
+    """``"all"``, ``"none"``, or a list of indices, UUIDs or MIG devices."""
+    shm_size: Size = Field(0, ge=0)
+    """Shared memory, such as ``"8g"``; 0: Docker's own choice (64 MiB, too little for vLLM)."""
+    memory: Size = Field(0, ge=0)
+    """The most memory it may use; 0: no limit."""
+    cpus: float = Field(0.0, ge=0)
+    """The most CPUs it may use; 0: no limit."""
+    volumes: tuple[Annotated[str, Field(pattern=r"^[^:]+:/[^:]*(:(ro|rw))?$")], ...] = ()
+    """``/host/path:/path`` or ``name:/path``, with ``:ro`` for read-only."""
+    restart: Literal["no", "unless-stopped"] = "no"
+    """``unless-stopped``: Docker itself starts it at boot, before the agent does."""
+
+
 class ServiceConfig(_Table):
-    """What the node runs."""
+    """What the node runs: a command, or a container."""
 
     name: str = Field("webui", pattern=_NAME)
     """Name of the service in `status` and in logs."""
-    command: tuple[str, ...] = Field(min_length=1)
-    """Program and arguments; no shell."""
+    command: tuple[str, ...] = ()
+    """Program and arguments; no shell. For a container: instead of the image's own."""
+    container: ContainerConfig | None = None
+    """Run it with Docker."""
     env: dict[str, str] = Field(default_factory=dict)
     """Extra environment variables."""
+    env_file: str = ""
+    """A file on the node with more of them, one ``KEY=value`` a line: for tokens and passwords."""
+    weights: str = ""
+    """A directory on the node whose files it reads at start. The agent reads them ahead, and shows
+    how far the service is."""
     cwd: str = ""
-    """Working directory; default: the instance's own."""
+    """Working directory; default: the instance's own, or the image's."""
     port: int = Field(7860, ge=1, le=65535)
     """The port it listens on; the first service's port is where traffic goes."""
     readiness: Readiness = Field({}, validate_default=True)
@@ -375,7 +445,8 @@ class ServiceConfig(_Table):
     """Crashes in a row before it is given up."""
 
     def to_wire(self) -> Service:
-        return Service(**{**dict(self), "runtime": "process"})
+        runtime = "process" if self.container is None else "docker"
+        return Service(**{**self.model_dump(), "runtime": runtime})
 
 
 class TimingConfig(_Table):
@@ -446,9 +517,13 @@ class OffHoursConfig(_Table):
             if value:
                 zoneinfo.ZoneInfo(value)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            from qwenctl.time_zones import alike
+
+            meant = " or ".join(alike(value))
             raise ValueError(
-                "no such time zone on this machine; names are like Europe/Berlin, and "
-                "`pip install tzdata` brings all of them"
+                "no such time zone on this machine; "
+                + (f"perhaps {meant}; " if meant else "names are like Europe/Berlin, and ")
+                + "`pip install tzdata` brings all of them"
             ) from None
         return value
 
@@ -516,6 +591,9 @@ class GpuConfig(_Table):
     """An instance found running that nobody needs: keep it one idle timeout, stop it, or leave it."""
     address: str = ""
     """Where the proxy reaches the node, if not where the cloud says."""
+    agent: bool = True
+    """``false``: no agent runs on the instance, its WebUI starts by itself, and the proxy asks it
+    whether it is ready. See docs/agentless.md for what is lost."""
     price_per_hour: float = Field(0.0, ge=0)
     """For `status` and savings; in your currency."""
     timing: TimingConfig = Field({}, validate_default=True)
@@ -525,7 +603,8 @@ class GpuConfig(_Table):
     fallback: tuple[FallbackConfig, ...] = ()
     """Other instances, in order of preference, for when the own one has no capacity."""
     service: tuple[ServiceConfig, ...] = ()
-    """What the node runs, in order; traffic goes to the first."""
+    """What the node runs, in order; traffic goes to the first. Without an agent: where it listens,
+    and how it is asked whether it is ready."""
     prewarm: tuple[PrewarmConfig, ...] = ()
     """When it is kept ready by schedule."""
     off_hours: tuple[OffHoursConfig, ...] = ()
@@ -578,6 +657,16 @@ class GpuConfig(_Table):
             merged = type(table)(**{**table.model_dump(), **{k: v for k, v in given.items() if v}})
             found.append((other.name, own.model_copy(update={"provider": cloud, cloud: merged})))
         return found
+
+    @model_validator(mode="after")
+    def _something_to_run(self) -> GpuConfig:
+        for service in self.service if self.agent else ():
+            if not service.command and service.container is None:
+                raise ValueError(
+                    f"service {service.name!r} needs a command, or a container with an image; "
+                    "without either it must start by itself, with agent = false"
+                )
+        return self
 
     @model_validator(mode="after")
     def _fallbacks(self) -> GpuConfig:

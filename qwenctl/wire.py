@@ -16,12 +16,13 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "HELLO_PATH",
+    "MAX_GPUS",
     "MAX_MESSAGE_BYTES",
     "MAX_SKEW_SECONDS",
     "REPORT_PATH",
@@ -29,6 +30,8 @@ __all__ = [
     "Answer",
     "BadSignature",
     "Command",
+    "Container",
+    "GpuFigures",
     "Hello",
     "Interruption",
     "Progress",
@@ -65,11 +68,19 @@ class _Message(BaseModel):
 
 
 class Readiness(_Message):
-    """When a service counts as ready: an HTTP GET of ``path`` answers with a status below 400."""
+    """When a service counts as ready: an HTTP GET of ``path`` answers with a status below 400, and
+    a tiny inference works, if one is asked for."""
 
     path: str = "/"
     interval: float = Field(1.0, gt=0, description="seconds between two probes")
     timeout: float = Field(5.0, gt=0, description="seconds one probe may take")
+    inference: Literal["", "openai", "gradio"] = Field(
+        "", description="a real inference before it is ready: one token, or one Gradio call"
+    )
+    model: str = Field("", description="openai: which model; empty: the first of /v1/models")
+    api_name: str = Field("", description="gradio: the endpoint to call, such as /predict")
+    data: tuple[Any, ...] = Field((), description="gradio: what to call it with")
+    inference_timeout: float = Field(120.0, gt=0, description="seconds the inference may take")
 
 
 class Activity(_Message):
@@ -77,20 +88,48 @@ class Activity(_Message):
 
     ``path`` is read over HTTP each heartbeat; ``metrics`` are names of Prometheus samples to add up
     (vLLM: ``vllm:num_requests_running``). Without metrics the body is JSON and its number
-    ``active`` counts.
+    ``active`` counts. Where nothing can be asked, GPU utilisation of ``gpu_percent`` or more in
+    ``gpu_samples`` heartbeats in a row counts as one generation.
     """
 
     path: str = ""
     metrics: tuple[str, ...] = ()
+    gpu_percent: float = Field(0.0, ge=0, le=100, description="0: GPU utilisation does not count")
+    gpu_samples: int = Field(3, ge=1)
+
+
+class Container(_Message):
+    """How Docker runs a service. Sizes are in bytes; 0 is Docker's own choice."""
+
+    image: str = Field(min_length=1)
+    entrypoint: tuple[str, ...] = ()
+    pull: Literal["missing", "always", "never"] = "missing"
+    port: int = Field(0, ge=0, le=65535, description="inside; 0: the service's own")
+    bind: str = Field("0.0.0.0", description="the node's address that the port is published on")
+    network: Literal["bridge", "host"] = "bridge"
+    gpus: tuple[str, ...] = Field(
+        ("all",), description='"all", or indices, UUIDs and MIG devices; none: no GPU'
+    )
+    shm_size: int = Field(0, ge=0)
+    memory: int = Field(0, ge=0)
+    cpus: float = Field(0.0, ge=0)
+    volumes: tuple[str, ...] = Field((), description="/host/path:/path or name:/path, with :ro")
+    restart: Literal["no", "unless-stopped"] = Field(
+        "no", description="unless-stopped: Docker starts it at boot, before the agent"
+    )
 
 
 class Service(_Message):
-    """One thing that the node runs: a process with a port, readiness and activity probe."""
+    """One thing that the node runs: a process or a container with a port, readiness and activity
+    probe."""
 
     name: str = "webui"
-    runtime: Literal["process"] = "process"
-    command: tuple[str, ...] = Field(description="program and arguments; no shell")
+    runtime: Literal["process", "docker"] = "process"
+    container: Container | None = Field(None, description="set with the runtime docker")
+    command: tuple[str, ...] = Field((), description="program and arguments; no shell")
     env: dict[str, str] = Field(default_factory=dict)
+    env_file: str = Field("", description="a file on the node with more of them: KEY=value lines")
+    weights: str = Field("", description="a directory on the node whose files it reads at start")
     cwd: str = ""
     port: int = Field(7860, ge=1, le=65535)
     readiness: Readiness = Field({}, validate_default=True)
@@ -121,8 +160,11 @@ class Hello(_Message):
 class Progress(_Message):
     """What the node is doing, for the waiting page."""
 
-    phase: str = Field("", max_length=40, description="pull, create, weights, warm-up, …")
+    phase: str = Field("", max_length=40, description="pull, create, download, weights, warm-up, …")
     percent: float | None = Field(None, ge=0, le=100)
+    eta: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="seconds until this phase is over"
+    )
     text: str = Field("", max_length=400)
 
 
@@ -134,6 +176,28 @@ class ServiceState(_Message):
     error: str = Field("", max_length=2000)
 
 
+class GpuFigures(_Message):
+    """One GPU, or one MIG device of a GPU; None where the driver does not tell."""
+
+    index: str = Field(
+        "", max_length=16, description="as NVML and Docker count: 0, or 0:1 for a MIG device"
+    )
+    uuid: str = Field("", max_length=100)
+    name: str = Field("", max_length=100)
+    mig_parent: str = Field("", max_length=100, description="the GPU's UUID, of a MIG device")
+    utilisation_percent: float | None = Field(None, ge=0, le=100)
+    memory_used: int | None = Field(None, ge=0, description="bytes")
+    memory_total: int | None = Field(None, ge=0, description="bytes")
+    temperature: float | None = Field(None, allow_inf_nan=False, description="°C")
+    power: float | None = Field(None, ge=0, allow_inf_nan=False, description="watts")
+    power_limit: float | None = Field(None, ge=0, allow_inf_nan=False, description="watts")
+    error: str = Field("", max_length=200, description="why it cannot be used, such as: it is lost")
+
+
+MAX_GPUS = 128
+"""Of one report: 16 GPUs with 7 MIG devices each and a message still has room."""
+
+
 class Resources(_Message):
     """Figures of the node; None where the machine does not tell."""
 
@@ -141,7 +205,12 @@ class Resources(_Message):
     memory_used: int | None = Field(None, description="bytes")
     memory_total: int | None = Field(None, description="bytes")
     disk_free: int | None = Field(None, description="bytes")
-    gpus: tuple[dict[str, float | int | str], ...] = ()
+    disk_used_percent: float | None = Field(None, ge=0, le=100)
+    gpus: tuple[GpuFigures, ...] = Field((), max_length=MAX_GPUS)
+    gpus_age: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="seconds since they were read"
+    )
+    gpu_note: str = Field("", max_length=300, description="why there are none, or no fresh ones")
 
 
 class Interruption(_Message):

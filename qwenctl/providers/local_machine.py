@@ -1,7 +1,7 @@
 """The program that plays a virtual machine for the local provider.
 
-It takes its time to boot, runs the GPU's agent, and takes its time to stop. Standard library only:
-it stays small, and starts in a moment.
+It takes its time to boot, runs the GPU's agent, or what an image without one would run, and takes
+its time to stop. Standard library only: it stays small, and starts in a moment.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Machine:
             if self._options.dies_after is not None and now >= dies_at:
                 os.killpg(0, signal.SIGKILL)
             if agent_due is not None and now >= agent_due:
-                self._start_agent()
+                self._start_program()
                 agent_due = None
             if self._record.read().get("boot_id") != self._options.boot_id:
                 _say("this machine's directory has been removed: nobody could find and stop it")
@@ -205,9 +205,10 @@ class Machine:
             if event == "stop":
                 return ""
             if event == "agent ended" and self._agent is not None:
-                if self._agent.returncode == EXIT_POWER_OFF:
+                if self._agent.returncode == EXIT_POWER_OFF and not self._options.no_agent:
                     return "switched itself off: no contact to any proxy and nothing running"
-                _say(f"the agent ended with code {self._agent.returncode}; starting it again")
+                what = "program" if self._options.no_agent else "agent"
+                _say(f"the {what} ended with code {self._agent.returncode}; starting it again")
                 agent_due = time.monotonic() + AGENT_PAUSE
 
     def _shut_down(self, reason: str) -> None:
@@ -237,6 +238,16 @@ class Machine:
             boot_id=self._options.boot_id, state=state, pid=os.getpid(), reason=reason
         )
 
+    def _start_program(self) -> None:
+        if not self._options.no_agent:
+            self._start_agent()
+        elif self._options.program:
+            log = self._directory / "logs" / "program.log"
+            try:
+                self._start(self._options.program, os.environ, log)
+            except OSError as error:
+                _say(f"cannot run {self._options.program[0]}: {error.strerror}")
+
     def _start_agent(self) -> None:
         settings = {
             "GPU": self._options.gpu,
@@ -246,6 +257,7 @@ class Machine:
             "STATE_DIR": str(self._directory / "agent"),
             "LOG_DIR": str(self._directory / "logs"),
             "DEAD_MAN": str(self._options.dead_man),
+            "KEEP_CONTAINERS": "false",  # a machine that is off runs nothing
         }
         if self._options.node_secret_file:
             settings["NODE_SECRET_FILE"] = self._options.node_secret_file
@@ -253,10 +265,14 @@ class Machine:
         # Further settings, for whoever tries them out: what is set above comes first.
         more = self._directory / "node.toml"
         config = ["--config", str(more)] if more.exists() else []
-        with (self._directory / "logs" / "agent.log").open("a") as log:
+        command = [sys.executable, "-m", "gpu_node", *config]
+        self._start(command, {**os.environ, **env}, self._directory / "logs" / "agent.log")
+
+    def _start(self, command: Sequence[str], env: Mapping[str, str], log_file: Path) -> None:
+        with log_file.open("a") as log:
             agent = self._agent = subprocess.Popen(
-                [sys.executable, "-m", "gpu_node", *config],
-                env={**os.environ, **env},
+                command,
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -299,8 +315,10 @@ example:
     add("--boot-seconds", type=float, default=3.0, help="from start to running")
     add("--stop-seconds", type=float, default=1.0, help="from the agent's end to stopped")
     add("--dead-man", type=float, default=600.0, help="seconds without contact until it goes off")
+    add("--no-agent", action="store_true", help="run PROGRAM instead of the agent")
     add("--boot-hangs", action="store_true", help="never get to running")
     add("--dies-after", type=float, help="seconds after running: die at once")
+    add("program", nargs="*", metavar="PROGRAM", help="with --no-agent, after --: what it runs")
     options = parser.parse_args(argv)
     options.directory = options.directory.absolute()
     try:

@@ -171,8 +171,8 @@ MISTAKES = [
     ('[gpu.main]\npreset = "comfy"', "gpu.main.preset", "found 'comfy'", "'open-webui'"),
     ('[gpu.main]\nwake_on = "get"', "gpu.main.wake_on", "found 'get'", "'click' or 'never'"),
     ("[gpu.main]\nservice = 3", "gpu.main.service", "found 3", "list"),
-    ("[[gpu.main.service]]\nport = 80", "gpu.main.service.0.command", "", "field required"),
-    ("[[gpu.main.service]]\ncommand = []", "gpu.main.service.0.command", "", "at least 1"),
+    ("[[gpu.main.service]]\nport = 80", "gpu.main.service.0", "", "a command, or a container"),
+    ("[[gpu.main.service]]\ncommand = []", "gpu.main.service.0", "", "a command, or a container"),
     (
         '[[gpu.main.service]]\ncommand = ["x"]\nport = 99999',
         "gpu.main.service.0.port",

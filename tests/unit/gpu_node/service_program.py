@@ -16,6 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("port", type=int)
+    add("--host", default="127.0.0.1", help="the address to listen on")
     add("--say", action="append", default=[], help="a line to print first")
     add("--load", type=float, default=0.0, help="seconds until it listens")
     add("--active", type=Path, help="the file with the number of generations")
@@ -60,7 +61,7 @@ def main() -> None:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
+    server = ThreadingHTTPServer((options.host, options.port), Handler)
     if options.stamp:
         options.stamp.write_text(str(time.monotonic()))
     server.serve_forever(poll_interval=0.02)

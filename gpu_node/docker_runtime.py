@@ -1,0 +1,700 @@
+"""The Docker runtime: a service is a container of its own, which outlives the agent.
+
+Docker's own state is the record. A service's container has a fixed name, so that there is never a
+second one, and a label with a hash of how it was made: an agent that starts anew takes up the one
+that runs, starts the one that does not, and replaces the one that was made otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+from gpu_node.environment import service_environment
+from gpu_node.output import LineSink, redacted, secrets_in
+from gpu_node.pull import PullProgress
+from gpu_node.runtime import Output, StartFailed
+from qwenctl.wire import Container, Progress, Service
+
+__all__ = ["DockerRuntime", "container_options"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+GPU_LABEL, SERVICE_LABEL, HASH_LABEL = "qwenctl.gpu", "qwenctl.service", "qwenctl.config-hash"
+
+NETWORK = "qwenctl"
+"""The network on which services find each other by name."""
+
+DAEMON_PATIENCE = 60.0
+"""Seconds to wait for a Docker daemon that is starting, or is being restarted."""
+
+REGISTRY_PATIENCE = 120.0
+"""Seconds without a word from the registry until a pull is given up."""
+
+PULL_ATTEMPTS, PULL_PAUSE = 3, 3.0
+"""A pull that breaks off goes on where it was; attempts, and seconds between two."""
+
+API_TIMEOUT = 60.0
+"""Seconds that one call to the daemon may take."""
+
+RECONNECT = 0.5
+"""Seconds between two attempts to reach the daemon."""
+
+LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
+"""Bounds what a container's log takes on the disk."""
+
+_NO_SPACE = "no space left on device"
+
+
+class DockerRuntime:
+    """Runs containers.
+
+    Args:
+        gpu: this GPU's name, part of each container's.
+        log_dir: a service's output also goes to ``NAME.log`` here.
+        host: the daemon's address, such as ``unix:///run/docker.sock``; empty: ``DOCKER_HOST``, or
+            Docker's default.
+        auth_file: a ``config.json`` as ``docker login`` writes it; empty: that of our own user.
+    """
+
+    def __init__(self, gpu: str, log_dir: Path, *, host: str = "", auth_file: str = "") -> None:
+        self._gpu = gpu
+        self.log_dir = log_dir
+        self._host = host
+        self._auth_file = auth_file
+        self._keep: Collection[str] | None = None
+        self._swept = threading.Lock()
+
+    def settle(self, names: Collection[str]) -> None:
+        """Containers of other services than these, left by an earlier spec, are to go."""
+        self._keep = frozenset(names)
+
+    def start(self, service: Service, output: Output) -> ServiceContainer:
+        """Begin to run the container.
+
+        Raises:
+            StartFailed: the ``docker`` package is not installed, or `env_file` cannot be read.
+        """
+        if service.container is None:
+            raise StartFailed("the spec names no image for it")
+        try:
+            import docker  # noqa: F401
+        except ModuleNotFoundError:
+            raise StartFailed("it needs the Docker SDK: pip install 'qwenctl[node]'") from None
+        environment = service_environment(service)
+        return ServiceContainer(self, self.name_of(service), service, environment, output)
+
+    def name_of(self, service: Service) -> str:
+        return f"qwenctl-{self._gpu}-{service.name}"
+
+    def labels(self, service: Service, digest: str) -> dict[str, str]:
+        return {GPU_LABEL: self._gpu, SERVICE_LABEL: service.name, HASH_LABEL: digest}
+
+    def client(self) -> Any:
+        """A connection to the daemon. Raises what `docker` raises while it does not answer."""
+        from docker import APIClient
+        from docker.utils import kwargs_from_env
+
+        given = kwargs_from_env() if not self._host else {"base_url": self._host}
+        # The proxy variables of the environment must not get in the way of a local socket.
+        client = APIClient(version="auto", timeout=API_TIMEOUT, **given)
+        if self._auth_file:
+            client.reload_config(str(Path(self._auth_file).expanduser()))
+        return client
+
+    def sweep(self, client: Any) -> None:
+        """Remove the containers of services that are no more; they may hold a port or the GPU."""
+        with self._swept:
+            keep, self._keep = self._keep, None
+            if keep is None:
+                return
+            found = client.containers(all=True, filters={"label": f"{GPU_LABEL}={self._gpu}"})
+            for one in found:
+                if one["Labels"].get(SERVICE_LABEL) not in keep:
+                    log.info("removing the container %s of an earlier spec", one["Names"][0])
+                    client.stop(one["Id"], timeout=10)
+                    _remove(client, one["Id"])
+
+
+class ServiceContainer:
+    """One run of a service's container: a `gpu_node.runtime.Instance`."""
+
+    def __init__(
+        self,
+        runtime: DockerRuntime,
+        name: str,
+        service: Service,
+        environment: Mapping[str, str],
+        output: Output,
+    ) -> None:
+        assert service.container is not None
+        bound = service.container.bind
+        own = bound in ("0.0.0.0", "::") or service.container.network == "host"
+        host = "127.0.0.1" if own else f"[{bound}]" if ":" in bound else bound
+        self.base_url = f"http://{host}:{service.port}"
+        self._runtime = runtime
+        self._name = name
+        self._service = service
+        self._container = service.container
+        self._environment = dict(environment)
+        self._secrets = secrets_in(self._environment)
+        self._output = output
+        self._client: Any = None
+        self._id = ""
+        self._taken_up = False
+        """Whether it ran before we came."""
+        self._up = False
+        self._leaving = threading.Event()
+        """Nothing more is to be begun: we were told to stop it, or to let go of it."""
+        self._detached = False
+        self._stop_after: float | None = None
+        self._over = threading.Event()
+
+    @property
+    def pid(self) -> int | None:
+        """The container's first process as this machine counts, if it runs."""
+        if not self._up:
+            return None
+        try:
+            return int((self._present() or {})["State"]["Pid"]) or None
+        except Exception:  # the daemon is gone; then its containers are not watched either
+            return None
+
+    @property
+    def up(self) -> bool:
+        """Whether the container has been started, and runs."""
+        return self._up
+
+    def stop(self, timeout: float) -> None:
+        """SIGTERM, and SIGKILL after ``timeout`` seconds. Returns at once."""
+        if self._stop_after is None and not self._over.is_set():
+            self._stop_after = timeout
+            self._leaving.set()
+
+    @property
+    def outlives_agent(self) -> bool:
+        """Always: it belongs to the Docker daemon."""
+        return True
+
+    def detach(self) -> None:
+        """Let the container run on, or whatever is there of it."""
+        self._detached = True
+        self._leaving.set()
+
+    # ---------------------------------------------------------------- life
+
+    def wait(self) -> str:
+        """Bring the container to run, then block until it has ended; how it ended."""
+        try:
+            self._bring_up()
+            return self._follow()
+        except _Leaving:
+            return "stopped" if self._detached else self._end()
+        finally:
+            self._up = False
+            self._over.set()
+            if self._client is not None:
+                self._client.close()
+
+    def _bring_up(self) -> None:
+        self._tell("start", "waiting for Docker")
+        self._client = self._patiently(self._runtime.client)
+        self._patiently(lambda: self._runtime.sweep(self._client))
+        present = self._patiently(self._present)
+        if present is not None and present["Config"]["Labels"].get(HASH_LABEL) is None:
+            raise StartFailed(
+                f"there is a container {self._name} that qwenctl has not made; remove or rename it"
+            )
+        if present is not None and self._running(present) and self._fits(present, image=""):
+            self._id, self._taken_up = present["Id"], True
+            log.info("%s runs already; taking it up", self._name)
+            return
+        image = self._image()
+        self._tell("create", "")
+        if present is None or not self._fits(present, image=image):
+            if present is not None:
+                log.info("%s was made otherwise; making it anew", self._name)
+                old = present
+                self._patiently(lambda: self._discard(old, image))
+            self._id = self._patiently(lambda: self._create(image))
+        else:
+            self._id = present["Id"]
+        self._patiently(self._start)
+
+    def _follow(self) -> str:
+        """Pass on the output until the container ends; how it ended."""
+        ends: queue.SimpleQueue[str] = queue.SimpleQueue()
+        reader = threading.Thread(target=self._read_log, daemon=True)
+        reader.start()
+        threading.Thread(target=lambda: ends.put(self._wait_for_exit()), daemon=True).start()
+        self._up = True
+        while True:
+            try:
+                how = ends.get(timeout=0.1)
+            except queue.Empty:
+                if self._leaving.is_set():
+                    raise _Leaving from None
+            else:
+                reader.join(2.0)  # the last words matter most
+                return how
+
+    def _end(self) -> str:
+        """Stop the container, whoever started it; how it ended, or that it was never there."""
+        timeout = self._stop_after or 0.0
+        try:
+            if self._client is None:
+                self._client = self._runtime.client()
+            present = self._present()
+            if present is None or HASH_LABEL not in present["Config"]["Labels"]:
+                return "stopped"
+            self._id = present["Id"]
+            # Docker counts whole seconds, and waits before it answers.
+            self._client.stop(self._id, timeout=int(timeout + 0.5))
+            return self._how()
+        except Exception as error:
+            log.error("%s could not be stopped: %s", self._name, _words(error))
+            return f"could not be stopped: {_words(error)}"
+
+    def _wait_for_exit(self) -> str:
+        """Block until the container has ended, over restarts of the daemon; how it ended."""
+        from docker.errors import APIError, NotFound
+
+        while not self._leaving.is_set():
+            try:
+                code = self._client.wait(self._id, timeout=None)["StatusCode"]
+                if not self._running(self._present() or {}):
+                    return self._how()
+                # Docker's restart policy starts it at boot; in between its crashes are ours to count.
+                self._client.stop(self._id, timeout=0)
+                return f"exit code {code}"
+            except NotFound:
+                return "the container was removed"
+            except (APIError, requests.RequestException, OSError):
+                try:
+                    # With live-restore it has been running all the time, else it is there, ended.
+                    found = self._patiently(self._present)
+                    if found is None or not self._running(found):
+                        return self._how()
+                except (StartFailed, APIError) as reason:
+                    return f"the Docker daemon is gone: {_words(reason)}"
+                except _Leaving:
+                    break
+                time.sleep(RECONNECT)
+        return ""
+
+    def _how(self) -> str:
+        state = (self._present() or {}).get("State")
+        if state is None:
+            return "the container was removed"
+        if state.get("OOMKilled"):
+            limit = self._container.memory
+            return "killed for want of memory" + (
+                f" (its limit is {_gib(limit)}: raise `memory`)" if limit else ""
+            )
+        if state.get("Error"):
+            return f"exit code {state.get('ExitCode')}: {state['Error']}"
+        return f"exit code {state.get('ExitCode')}"
+
+    # ---------------------------------------------------------------- steps
+
+    def _present(self) -> Any | None:
+        """The container as Docker knows it, or None."""
+        from docker.errors import NotFound
+
+        try:
+            return self._client.inspect_container(self._id or self._name)
+        except NotFound:
+            return None
+
+    @staticmethod
+    def _running(present: Mapping[str, Any]) -> bool:
+        state = present.get("State", {})
+        return bool(state.get("Running") or state.get("Restarting"))
+
+    def _fits(self, present: Mapping[str, Any], *, image: str) -> bool:
+        """Whether it was made as it would be made now; with ``image``, from that very image."""
+        made = present["Config"]["Labels"].get(HASH_LABEL)
+        return made == self._digest() and (not image or present["Image"] == image)
+
+    def _digest(self) -> str:
+        parts = [
+            container_options(self._service, self._environment),
+            self._container.image,
+            self._container.pull,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _image(self) -> str:
+        """The id of the image, pulled if need be."""
+        name, policy = self._container.image, self._container.pull
+        found = self._patiently(lambda: self._image_id(name))
+        if found and policy != "always":
+            return found
+        if policy == "never":
+            raise StartFailed(f'the image {name} is not on this node, and pull = "never"')
+        try:
+            self._pull(name)
+        except StartFailed as reason:
+            if not found:
+                raise
+            # An old image is better than no service.
+            log.warning("%s; going on with the image that is here", reason)
+        pulled = self._patiently(lambda: self._image_id(name))
+        if not pulled:
+            raise StartFailed(f"the image {name} was pulled and is not there")
+        return pulled
+
+    def _image_id(self, name: str) -> str:
+        from docker.errors import NotFound
+
+        try:
+            return str(self._client.inspect_image(name)["Id"])
+        except NotFound:
+            return ""
+
+    def _pull(self, name: str) -> None:
+        for attempt in range(1, PULL_ATTEMPTS + 1):
+            problem = self._pull_once(name)
+            if not problem:
+                return
+            if _NO_SPACE in problem.lower() and attempt == 1 and self._make_room():
+                continue
+            if (sentence := _hopeless(name, problem)) or attempt == PULL_ATTEMPTS:
+                raise StartFailed(sentence or f"the image {name} cannot be pulled: {problem}")
+            log.warning("pulling %s broke off (%s); trying again", name, problem)
+            if self._leaving.wait(PULL_PAUSE * attempt):
+                raise _Leaving
+
+    def _pull_once(self, name: str) -> str:
+        """Pull; what went wrong, or nothing."""
+        events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        given_up = threading.Event()
+        puller = threading.Thread(
+            target=self._read_pull, args=(name, events, given_up), daemon=True
+        )
+        puller.start()
+        progress = PullProgress()
+        told = heard = time.monotonic()
+        try:
+            while True:
+                try:
+                    event = events.get(timeout=0.2)
+                except queue.Empty:
+                    if self._leaving.is_set():
+                        raise _Leaving from None
+                    if time.monotonic() - heard > REGISTRY_PATIENCE:
+                        return f"nothing came from the registry for {REGISTRY_PATIENCE:.0f} s"
+                    continue
+                if event is None:
+                    return ""
+                if "error" in event:
+                    return redacted(str(event["error"]))
+                heard = time.monotonic()
+                progress.take(event)
+                if heard - told >= 0.2:
+                    told = heard
+                    self._output.progress(progress.view())
+                if self._leaving.is_set():
+                    raise _Leaving
+        finally:
+            given_up.set()
+
+    def _read_pull(
+        self,
+        name: str,
+        events: queue.SimpleQueue[dict[str, Any] | None],
+        given_up: threading.Event,
+    ) -> None:
+        """Put what the daemon says of a pull into the queue; None at its good end. Breaking off the
+        answer has the daemon break off the pull."""
+        from docker.utils import parse_repository_tag
+
+        repository, tag = parse_repository_tag(name)
+        try:
+            client = self._runtime.client()
+            try:
+                stream = client.pull(repository, tag=tag or "latest", stream=True, decode=True)
+                for event in stream:
+                    if given_up.is_set():
+                        stream.close()
+                        return
+                    events.put(event)
+                    if "error" in event:
+                        return
+            finally:
+                client.close()
+        except Exception as error:
+            events.put({"error": _words(error)})
+        else:
+            events.put(None)
+
+    def _make_room(self) -> bool:
+        """Remove images that no container and no name uses; whether that gave any room."""
+        freed = int(self._client.prune_images({"dangling": True}).get("SpaceReclaimed") or 0)
+        log.warning("the disk is full; removing unused images gave %s", _gib(freed))
+        return freed > 0
+
+    def _create(self, image: str) -> str:
+        container, service = self._container, self._service
+        if container.network == "bridge":
+            self._make_network()
+        options = container_options(service, self._environment)
+        client = self._client
+        host_config = client.create_host_config(
+            **options["host"],
+            device_requests=options["devices"],
+            # The log is bounded here too: what the agent keeps is a copy.
+            log_config={"Type": "json-file", "Config": LOG_OPTIONS},
+        )
+        networking = None
+        if container.network == "bridge":
+            endpoint = client.create_endpoint_config(aliases=[service.name])
+            networking = client.create_networking_config({NETWORK: endpoint})
+        made = client.create_container(
+            image,
+            **options["own"],
+            name=self._name,
+            labels=self._runtime.labels(service, self._digest()),
+            host_config=host_config,
+            networking_config=networking,
+        )
+        return str(made["Id"])
+
+    def _make_network(self) -> None:
+        from docker.errors import APIError
+
+        if self._client.networks(names=[NETWORK]):
+            return
+        try:
+            self._client.create_network(NETWORK, driver="bridge", check_duplicate=True)
+        except APIError as error:
+            if error.status_code != 409:  # another service was faster
+                raise
+
+    def _start(self) -> None:
+        from docker.errors import APIError
+
+        try:
+            self._client.start(self._id)
+        except APIError as error:
+            raise StartFailed(_start_words(error, self._service)) from None
+
+    def _discard(self, present: Mapping[str, Any], image: str) -> None:
+        """Remove the container, and the image that it alone used."""
+        client, before = self._client, present["Image"]
+        if self._running(present):
+            client.stop(present["Id"], timeout=int(self._service.stop_timeout + 0.5))
+        _remove(client, present["Id"])
+        if before != image:
+            from docker.errors import APIError
+
+            try:
+                client.remove_image(before)
+                log.info("removed the image %s that nothing uses any more", before[:19])
+            except APIError as error:  # another container or another name uses it
+                log.debug("the image %s stays: %s", before[:19], _words(error))
+
+    # ---------------------------------------------------------------- output
+
+    def _read_log(self) -> None:
+        """Pass on the container's output until it ends, over restarts of the daemon."""
+        from docker.errors import APIError
+
+        log_file = self._runtime.log_dir / f"{self._service.name}.log"
+        sink = LineSink(log_file, self._output, self._secrets)
+        try:
+            client = self._runtime.client()
+            # Of one that was taken up the last words say how far it is.
+            options: dict[str, Any] = {"tail": 50}
+            if not self._taken_up and (started := self._started_at()):
+                options = {"since": started}
+            while not self._leaving.is_set():
+                try:
+                    stream = client.logs(
+                        self._id, stdout=True, stderr=True, stream=True, follow=True, **options
+                    )
+                    for chunk in stream:
+                        if self._detached:
+                            return
+                        sink.feed(chunk)
+                        options = {"since": time.time()}
+                    if not self._running(self._present() or {}):
+                        return
+                except (APIError, requests.RequestException, OSError):
+                    pass  # the daemon is being restarted
+                if self._over.wait(RECONNECT):
+                    return
+        except Exception as error:
+            log.warning("the output of %s cannot be read: %s", self._name, _words(error))
+        finally:
+            sink.close()
+
+    def _started_at(self) -> int:
+        """When the container was started, in seconds since 1970; 0 if that is not known."""
+        from datetime import datetime, timezone
+
+        stamp = (self._present() or {}).get("State", {}).get("StartedAt", "")
+        try:
+            # 2026-11-21T09:00:00.123456789Z, with more digits than Python reads
+            started = datetime.fromisoformat(stamp[:19]).replace(tzinfo=timezone.utc)
+        except ValueError:
+            return 0
+        return max(0, int(started.timestamp()))
+
+    # ---------------------------------------------------------------- help
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        """Do one step with the daemon; wait for one that does not answer.
+
+        Raises:
+            _Leaving: nothing more is to be begun.
+            StartFailed: the daemon refused, or did not answer for `DAEMON_PATIENCE`.
+        """
+        from docker.errors import APIError, DockerException
+
+        until = time.monotonic() + DAEMON_PATIENCE
+        while True:
+            if self._leaving.is_set():
+                raise _Leaving
+            try:
+                return step()
+            except StartFailed:
+                raise
+            except APIError as error:
+                if error.status_code is not None and error.status_code < 500:
+                    raise StartFailed(_words(error)) from None
+                reason = _words(error)
+            except (DockerException, requests.RequestException, OSError) as error:
+                reason = _words(error)
+            if time.monotonic() >= until:
+                raise StartFailed(
+                    f"Docker does not answer: {reason}; is it installed, running, and may this user "
+                    "use it (group docker)?"
+                )
+            self._leaving.wait(RECONNECT)
+
+    def _tell(self, phase: str, text: str) -> None:
+        self._output.progress(Progress(phase=phase, text=text))
+
+
+class _Leaving(Exception):
+    """The service is to be stopped, or left to itself: begin nothing more."""
+
+
+def container_options(service: Service, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What Docker is asked for, in the words of its SDK.
+
+    ``own``: the container's; ``host``: of its host configuration; ``devices``: its GPUs, as in
+    Docker's API.
+    """
+    container = service.container
+    assert container is not None
+    inner = container.port or service.port
+    own: dict[str, Any] = {
+        "command": list(service.command) or None,
+        "entrypoint": list(container.entrypoint) or None,
+        "environment": {"PYTHONUNBUFFERED": "1", **environment},
+        "working_dir": service.cwd or None,
+        "volumes": [volume.split(":")[1] for volume in container.volumes] or None,
+        # Docker's own default is short: 10 s, whoever stops it.
+        "stop_signal": "SIGTERM",
+    }
+    host: dict[str, Any] = {
+        "binds": list(container.volumes) or None,
+        "restart_policy": {"Name": container.restart},
+    }
+    if container.network == "host":
+        host["network_mode"] = "host"
+    else:
+        own["ports"] = [(inner, "tcp")]
+        host["port_bindings"] = {f"{inner}/tcp": (container.bind, service.port)}
+    if container.shm_size:
+        host["shm_size"] = container.shm_size
+    if container.memory:
+        # No swap on top: a model that swaps is of no use to anybody.
+        host["mem_limit"] = host["memswap_limit"] = container.memory
+    if container.cpus:
+        host["nano_cpus"] = int(container.cpus * 1e9)
+    return {"own": own, "host": host, "devices": _device_requests(container)}
+
+
+def _device_requests(container: Container) -> list[dict[str, Any]]:
+    if not container.gpus:
+        return []
+    every = "all" in container.gpus
+    return [
+        {
+            "Driver": "",
+            "Count": -1 if every else 0,
+            "DeviceIDs": [] if every else list(container.gpus),
+            "Capabilities": [["gpu"]],
+            "Options": {},
+        }
+    ]
+
+
+def _remove(client: Any, container: str) -> None:
+    from docker.errors import NotFound
+
+    try:
+        client.remove_container(container, force=True)
+    except NotFound:
+        pass
+
+
+def _hopeless(name: str, problem: str) -> str:
+    """The sentence for a pull that no further attempt helps, or nothing."""
+    text = problem.lower()
+    if _NO_SPACE in text:
+        return f"no room on the disk for the image {name}: make the disk larger or remove images"
+    if "manifest unknown" in text or "not found" in text or "repository does not exist" in text:
+        return f"the registry has no image {name} (or asks for a login: `docker login`): {problem}"
+    if "unauthorized" in text or "denied" in text or "no basic auth" in text:
+        return (
+            f"the registry refuses the image {name}: {problem}; sign in on the node with `docker "
+            "login`, or set registry_auth_file in the agent's settings"
+        )
+    if "invalid reference" in text:
+        return f"{name} is no name of an image"
+    return ""
+
+
+def _start_words(error: Exception, service: Service) -> str:
+    text = _words(error)
+    if "could not select device driver" in text or "nvidia" in text.lower():
+        return (
+            f"Docker cannot give it a GPU: {text}; install nvidia-container-toolkit, run "
+            "`nvidia-ctk runtime configure --runtime=docker` and restart Docker"
+        )
+    if "port is already allocated" in text or "address already in use" in text:
+        return f"port {service.port} of the node is in use by another program: {text}"
+    return text
+
+
+def _words(error: BaseException) -> str:
+    """What went wrong, in one line and without secrets."""
+    explanation = getattr(error, "explanation", None)
+    if isinstance(explanation, bytes):
+        explanation = explanation.decode("utf-8", "replace")
+    inner: BaseException = error
+    while explanation is None and isinstance(
+        cause := inner.__cause__ or inner.__context__, OSError
+    ):
+        inner = cause
+    text = explanation or getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    return redacted(" ".join(str(text).split()))[:500]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 1024**3:.1f} GiB" if size >= 1024**3 else f"{size / 1024**2:.0f} MiB"
