@@ -18,7 +18,7 @@ demo: .venv/.demo ## Run the whole thing on this machine until Ctrl-C (ONCE=1: o
 	@$(BIN)/qwenctl demo $(if $(ONCE),--once) $(ARGS)
 
 test: .venv/.dev ## Run all tests (a few minutes; needs nginx and Chromium for some)
-	@$(BIN)/pytest -n 2 $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 test-fast: .venv/.dev ## Run the fast tests (under a minute)
 	@$(BIN)/pytest -n 2 -m "not slow and not browser" $(FAST) $(ARGS)

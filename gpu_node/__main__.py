@@ -12,19 +12,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from gpu_node.agent import Agent
+from gpu_node.agent import EXIT_RELOAD, Agent
 from gpu_node.client import ProxyClient
-from gpu_node.deadman import CommandStop, DeadMan, ExitStop
+from gpu_node.commands import COMMANDS
+from gpu_node.commands import main as other_command
+from gpu_node.deadman import DeadMan, self_stop
 from gpu_node.docker_runtime import DockerRuntime
 from gpu_node.guard import Guard, kill_marked, mark_of
 from gpu_node.interruption import InterruptionWatch
 from gpu_node.process import ProcessRuntime
 from gpu_node.settings import NodeSettings, SettingsError, load_settings
+from gpu_node.status_file import StatusFile
 from qwenctl import __version__
 
 log = logging.getLogger("gpu_node")
 
-EXAMPLES = """\
+_LIST = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
+
+EXAMPLES = f"""\
+commands (each has a --help):
+  {"run":10}run the agent until it is stopped; so does no command at all
+{_LIST}
+
 settings (in the file, or in the environment as QWENCTL_NODE__KEY):
   proxy_urls         where the proxies are, tried in turn
   gpu                this GPU's name in the proxy's configuration
@@ -33,7 +42,8 @@ settings (in the file, or in the environment as QWENCTL_NODE__KEY):
   state_dir, log_dir, boot_id, booted_at, dead_man, power_off_command, metadata_url
 
 examples:
-  qwenctl-node --config /etc/qwenctl-node.toml
+  qwenctl-node --config /etc/qwenctl/node.toml
+  sudo qwenctl-node install
 
   QWENCTL_NODE__PROXY_URLS='["http://10.0.0.5:8080"]' QWENCTL_NODE__GPU=main \\
   QWENCTL_NODE__NODE_SECRET_FILE=/etc/qwenctl-node.secret qwenctl-node
@@ -46,7 +56,12 @@ exit codes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the agent until it is stopped; the exit code."""
+    """Run the agent until it is stopped, or another command; the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        return other_command(argv)
+    if argv[:1] == ["run"]:
+        del argv[0]
     parser = argparse.ArgumentParser(
         prog="qwenctl-node",
         description="Runs the GPU's services and tells the proxy how they are.",
@@ -67,7 +82,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"qwenctl-node: {line}", file=sys.stderr)  # noqa: T201
         return 2
     with lock:
-        return _run(settings, secret)
+        code = _run(settings, secret, given.config)
+    if code == EXIT_RELOAD:
+        log.info("beginning anew")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    return code
+
+
+def _problem(config: str | None) -> str:
+    """Why an agent that began now could not use its settings; empty: it could."""
+    try:
+        load_settings(config, os.environ).read_secret()
+    except SettingsError as error:
+        return str(error)
+    return ""
 
 
 def _prepare(settings: NodeSettings) -> TextIO:
@@ -96,7 +124,7 @@ def _prepare(settings: NodeSettings) -> TextIO:
     return lock
 
 
-def _run(settings: NodeSettings, secret: str) -> int:
+def _run(settings: NodeSettings, secret: str, config: str | None) -> int:
     state_dir = Path(settings.state_dir)
     mark = mark_of(state_dir)
     if left_over := kill_marked(mark):
@@ -118,13 +146,13 @@ def _run(settings: NodeSettings, secret: str) -> int:
             ),
         },
         dead_man=DeadMan(state_dir / "deadman.json", boot_id, settings.dead_man),
-        self_stop=(
-            CommandStop(settings.power_off_command) if settings.power_off_command else ExitStop()
-        ),
+        self_stop=self_stop(settings.power_off_command),
         booted_at=settings.booted_at,
         spec_file=state_dir / "spec.json",
+        status_file=StatusFile(state_dir / "status.json"),
         disk=settings.state_dir,
         keep_services=settings.keep_containers,
+        settings_problem=lambda: _problem(config),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.request_stop())

@@ -8,10 +8,11 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
+from gpu_node.busy import busy_for_a_while, read_spec
 from gpu_node.client import NoContact, ProxyClient, Reply
 from gpu_node.deadman import EXIT_POWER_OFF, DeadMan, SelfStop
 from gpu_node.interruption import Notice
@@ -19,6 +20,7 @@ from gpu_node.nvidia import GpuWatch
 from gpu_node.resources import read_resources
 from gpu_node.runtime import Runtime
 from gpu_node.service import Supervisor
+from gpu_node.status_file import StatusFile
 from qwenctl import __version__
 from qwenctl.private_file import write_private
 from qwenctl.wire import (
@@ -34,7 +36,7 @@ from qwenctl.wire import (
     Spec,
 )
 
-__all__ = ["Agent", "node_state"]
+__all__ = ["EXIT_RELOAD", "Agent", "node_state"]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,15 @@ LOG_INTERVAL = 1.0
 
 FIRST_RETRY, LONGEST_RETRY = 0.2, 5.0
 """Seconds until a message is tried again; doubles."""
+
+EXIT_RELOAD = 75
+"""`Agent.run` ends with this when it is to begin anew with what its settings now say."""
+
+LOOK = 2.0
+"""Seconds that the main thread sleeps at a time."""
+
+STOP_PATIENCE = 120.0
+"""Seconds that services get to end before the instance is stopped all the same."""
 
 REMIND = 60.0
 """Seconds after which the same trouble is logged again."""
@@ -87,7 +98,9 @@ class Agent:
         self_stop: stops the instance when that has run out.
         booted_at: the monotonic clock when the instance booted, in seconds.
         spec_file: where the last spec is kept, so that the next boot need not wait for a proxy.
+        status_file: is told each report, for `qwenctl-node status`.
         disk: the path whose free space is reported.
+        settings_problem: why the settings, as they are now, could not be used; empty: they can.
     """
 
     def __init__(
@@ -101,20 +114,24 @@ class Agent:
         self_stop: SelfStop,
         booted_at: float = 0.0,
         spec_file: Path | None = None,
+        status_file: StatusFile | None = None,
         disk: str = "/",
         keep_services: bool = False,
+        settings_problem: Callable[[], str] = str,
     ) -> None:
         self._gpu = gpu
         self._boot_id = boot_id
         self._client = client
         self._runtimes = runtimes
         self._keep_services = keep_services
+        self._settings_problem = settings_problem
         self._dead_man = dead_man
         self._self_stop = self_stop
         self._booted_at = booted_at
         self._disk = disk
         self._gpus = GpuWatch()
         self._spec_file = spec_file
+        self._status_file = status_file
 
         self._spec: Spec | None = None
         self._start_seq = 0
@@ -134,7 +151,7 @@ class Agent:
         self._trouble = ("", 0.0)
 
         # Unlike an Event, a SimpleQueue may be used in a signal handler.
-        self._pokes: queue.SimpleQueue[Literal["stop", "look"]] = queue.SimpleQueue()
+        self._pokes: queue.SimpleQueue[Literal["stop", "reload", "look"]] = queue.SimpleQueue()
         self._tried = False
         self._said_stopping = threading.Event()
         self._talk_ended = False
@@ -148,24 +165,27 @@ class Agent:
 
     def run(self) -> int:
         """Work until stopped or until nobody has been heard for too long; the exit code."""
-        self._run_last_spec()
+        if self._dead_man.remaining > 0:
+            self._run_last_spec()
+        # Else nobody is left to run it for, as after a stop that failed; unless a proxy says so.
         talk = threading.Thread(target=self._talk_or_end, name="talk", daemon=True)
         talk.start()
-        code = 0
-        if self._wait_for_end():
-            code = EXIT_POWER_OFF
+        code = self._wait_for_end()
+        if code == EXIT_POWER_OFF:
             log.warning(
                 "no proxy heard for %.0f s and nothing is running: this instance stops itself",
                 self._dead_man.limit,
             )
-        if self._keep_services and code == 0:
+        if code == EXIT_RELOAD or (self._keep_services and code == 0):
             self._leave_services()
         self._stopping = True
         self._bring_forward(0.0)
         for supervisor in self._everything():
             supervisor.stop()
+        patience = time.monotonic() + STOP_PATIENCE
         for supervisor in self._everything():
-            supervisor.join()
+            # A service that cannot be ended must not keep the instance on.
+            supervisor.join(patience - time.monotonic() if code == EXIT_POWER_OFF else None)
         if code == 0 and self._greeted and not self._trouble[0] and not self._talk_ended:
             self._said_stopping.wait(2.0)
         self._end_talk()
@@ -208,20 +228,34 @@ class Agent:
             except OSError as error:  # a full disk must not end the node
                 log.warning("cannot write %s: %s", self._spec_file, error.strerror)
 
-    def _wait_for_end(self) -> bool:
-        """Block until asked to stop (False) or until the dead-man's switch fires (True)."""
+    def _wait_for_end(self) -> int:
+        """Block until asked to stop (0) or to begin anew (`EXIT_RELOAD`), or until the dead-man's
+        switch fires (`EXIT_POWER_OFF`)."""
         while True:
             # An agent that starts after a long pause first tries to reach somebody.
             pause = self._dead_man.remaining if self._tried else None
             if pause is not None and pause <= 0:
-                if self._active == 0:
-                    return True
+                if self._active == 0 and not self._seems_busy() and self._dead_man.remaining <= 0:
+                    return EXIT_POWER_OFF
                 pause = 0.5
             try:
-                if self._pokes.get(timeout=pause) == "stop":
-                    return False
+                # Not for long: a signal that was given to another thread, as happens after SIGCONT,
+                # is seen only when this one wakes.
+                poke = self._pokes.get(timeout=min(LOOK, pause or LOOK))
+                if poke != "look":
+                    return 0 if poke == "stop" else EXIT_RELOAD
             except queue.Empty:
                 continue
+
+    def _seems_busy(self) -> bool:
+        """Whether something generates that the services' supervisors have not told of: those of an
+        agent that has just been started have not asked yet."""
+        spec = self._spec or (read_spec(self._spec_file) if self._spec_file else None)
+        step = self._dead_man.limit / 10
+        found = busy_for_a_while(spec, self._gpus, lambda pause: time.sleep(min(pause, step)))
+        if found:
+            self._complain(f"no proxy heard, but there is work going on: {found}")
+        return bool(found)
 
     @property
     def _active(self) -> int:
@@ -312,6 +346,8 @@ class Agent:
             log=lines,
             spec_version=self._spec.version,
         )
+        if self._status_file is not None:
+            self._status_file.note(report)
         try:
             reply = self._client.send(REPORT_PATH, report)
         except NoContact:
@@ -443,11 +479,20 @@ class Agent:
             with self._lock:
                 self._fresh_log.clear()
                 self._fresh_log.extend(self._recent_log)
-        elif command.verb == "restart-service":
+        elif command.verb == "reload":
+            if problem := self._settings_problem():
+                log.error("not reloaded: %s", problem)
+            else:
+                self._pokes.put("reload")
+        else:
             old = self._services.get(command.service)
             if old is None or self._spec is None:
-                log.warning("there is no service %r to restart", command.service)
+                log.warning("there is no service %r", command.service)
                 return
+            if command.verb == "stop-service":
+                old.stop()
+                return
+            self._drained = False
             self._let_go(old)
             fresh = self._start(command.service, self._spec)
             with self._lock:

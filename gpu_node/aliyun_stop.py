@@ -119,7 +119,7 @@ def _read_metadata(url: str) -> tuple[str, str, dict[str, str]]:
         names = metadata.get("ram/security-credentials/")
         if names is None or not names.text.strip():
             raise StopFailed(
-                "it has no instance role; `qwenctl provision` prints the role that it needs"
+                "it has no instance role; `qwenctl provision --apply` makes and attaches one"
             )
         role = names.text.strip().splitlines()[0]
         found = json.loads(metadata.need(f"ram/security-credentials/{role}").text)

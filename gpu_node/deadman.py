@@ -14,7 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["EXIT_POWER_OFF", "CommandStop", "DeadMan", "ExitStop", "SelfStop"]
+__all__ = [
+    "EXIT_POWER_OFF",
+    "CommandStop",
+    "DeadMan",
+    "ExitStop",
+    "SelfStop",
+    "read_contact",
+    "self_stop",
+]
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +51,8 @@ class DeadMan:
         self._boot_id = boot_id
         self._clock = clock
         now = clock()
-        recorded = self._read()
-        self._last = now if recorded is None or recorded > now else recorded
+        recorded = read_contact(file, boot_id, now)
+        self._last = now if recorded is None else recorded
         self._written: float | None = recorded
         if recorded is None:
             self._write()
@@ -61,21 +69,32 @@ class DeadMan:
         """Seconds until the limit; negative once it has passed."""
         return self._last + self.limit - self._clock()
 
-    def _read(self) -> float | None:
-        try:
-            record = json.loads(self._file.read_text())
-            return float(record["last"]) if record["boot_id"] == self._boot_id else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
     def _write(self) -> None:
+        record = json.dumps({"boot_id": self._boot_id, "last": self._last})
         fresh = self._file.with_suffix(".new")
         try:
-            fresh.write_text(json.dumps({"boot_id": self._boot_id, "last": self._last}))
-            fresh.replace(self._file)
+            try:
+                fresh.write_text(record)
+                fresh.replace(self._file)
+            except OSError:
+                # On a full disk there is no room for another file, but there is in the old one. A
+                # record that stays behind would look like an agent that hangs (`gpu_node.watchdog`).
+                with self._file.open("r+") as file:
+                    file.write(record)
+                    file.truncate()
         except OSError as error:  # a full disk must not end the node
             log.warning("cannot write %s: %s", self._file, error.strerror)
         self._written = self._last
+
+
+def read_contact(file: Path, boot_id: str, now: float) -> float | None:
+    """When a proxy was heard last in this boot, on the monotonic clock; None if nobody can tell."""
+    try:
+        record = json.loads(file.read_text())
+        last = float(record["last"])
+        return last if record["boot_id"] == boot_id and 0 <= last <= now else None
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError):
+        return None
 
 
 class SelfStop(Protocol):
@@ -93,28 +112,56 @@ class ExitStop:
 
 
 class CommandStop:
-    """A program stops the instance, such as ``aws ec2 stop-instances …`` or ``poweroff``.
+    """A program stops the instance, such as ``python -m gpu_node.aliyun_stop``.
 
     Args:
         command: program and arguments, no shell.
         timeout: seconds it may take.
+        pauses: seconds until each further attempt after a failure.
     """
 
-    def __init__(self, command: Sequence[str], timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        timeout: float = 60.0,
+        pauses: Sequence[float] = (2.0, 8.0),
+    ) -> None:
         self._command = list(command)
         self._timeout = timeout
+        self._pauses = list(pauses)
 
     def power_off(self) -> None:
-        """Run the program; a failure is logged, and tried again when the agent is started again."""
+        """Run the program until it has worked, a few times at most; failures are logged.
+
+        Not for ever: an agent that ends is started again, hears a proxy that has come back
+        meanwhile, and else tries anew. So does the watchdog each minute, if there is no agent.
+        """
+        for pause in [*self._pauses, None]:
+            if self._run() or pause is None:
+                return
+            time.sleep(pause)
+
+    def _run(self) -> bool:
         try:
             done = subprocess.run(
-                self._command, timeout=self._timeout, capture_output=True, text=True, check=False
+                self._command,
+                stdin=subprocess.DEVNULL,
+                timeout=self._timeout,
+                capture_output=True,
+                text=True,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             log.error("the instance could not be stopped: %s", error)
-            return
+            return False
         if done.returncode != 0:
             reason = (done.stderr or done.stdout).strip()[-500:]
             log.error(
                 "the instance could not be stopped: exit code %d: %s", done.returncode, reason
             )
+        return done.returncode == 0
+
+
+def self_stop(command: Sequence[str]) -> SelfStop:
+    """The way out for this `power_off_command`."""
+    return CommandStop(command) if command else ExitStop()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -48,6 +49,9 @@ PULL_ATTEMPTS, PULL_PAUSE = 3, 3.0
 API_TIMEOUT = 60.0
 """Seconds that one call to the daemon may take."""
 
+LOOK_INTERVAL = 5.0
+"""Seconds between two looks at a container that runs, for its health."""
+
 RECONNECT = 0.5
 """Seconds between two attempts to reach the daemon."""
 
@@ -74,7 +78,7 @@ class DockerRuntime:
         self._host = host
         self._auth_file = auth_file
         self._keep: Collection[str] | None = None
-        self._swept = threading.Lock()
+        self._lock = threading.Lock()
 
     def settle(self, names: Collection[str]) -> None:
         """Containers of other services than these, left by an earlier spec, are to go."""
@@ -115,7 +119,7 @@ class DockerRuntime:
 
     def sweep(self, client: Any) -> None:
         """Remove the containers of services that are no more; they may hold a port or the GPU."""
-        with self._swept:
+        with self._lock:
             keep, self._keep = self._keep, None
             if keep is None:
                 return
@@ -125,6 +129,16 @@ class DockerRuntime:
                     log.info("removing the container %s of an earlier spec", one["Names"][0])
                     client.stop(one["Id"], timeout=10)
                     _remove(client, one["Id"])
+
+    def network(self, client: Any) -> str:
+        """The id of the services' network, which is made if need be. Docker makes a second one of
+        the same name without a word, and then knows neither by name."""
+        with self._lock:
+            found = client.networks(names=[NETWORK])
+            exact = [one for one in found if one["Name"] == NETWORK]
+            if not exact:
+                return str(client.create_network(NETWORK, driver="bridge")["Id"])
+            return str(min(exact, key=lambda one: one["Created"])["Id"])
 
 
 class ServiceContainer:
@@ -155,6 +169,7 @@ class ServiceContainer:
         self._taken_up = False
         """Whether it ran before we came."""
         self._up = False
+        self._detail = ""
         self._leaving = threading.Event()
         """Nothing more is to be begun: we were told to stop it, or to let go of it."""
         self._detached = False
@@ -175,6 +190,11 @@ class ServiceContainer:
     def up(self) -> bool:
         """Whether the container has been started, and runs."""
         return self._up
+
+    @property
+    def detail(self) -> str:
+        """The container, its image, state and health."""
+        return self._detail
 
     def stop(self, timeout: float) -> None:
         """SIGTERM, and SIGKILL after ``timeout`` seconds. Returns at once."""
@@ -239,7 +259,11 @@ class ServiceContainer:
         reader.start()
         threading.Thread(target=lambda: ends.put(self._wait_for_exit()), daemon=True).start()
         self._up = True
+        look_at = 0.0
         while True:
+            if time.monotonic() >= look_at:
+                self._detail = self._look()
+                look_at = time.monotonic() + LOOK_INTERVAL
             try:
                 how = ends.get(timeout=0.1)
             except queue.Empty:
@@ -248,6 +272,21 @@ class ServiceContainer:
             else:
                 reader.join(2.0)  # the last words matter most
                 return how
+
+    def _look(self) -> str:
+        """The container's state in words, as Docker tells it; what it said last if it does not."""
+        from docker.errors import DockerException
+
+        try:
+            present = self._present() or {}
+        except (DockerException, requests.RequestException, OSError):
+            return self._detail
+        state = present.get("State", {})
+        health = state.get("Health", {}).get("Status", "")
+        words = [state.get("Status", "gone"), "" if health == "none" else health]
+        return f"container {self._id[:12]} of {self._container.image}: " + ", ".join(
+            word for word in words if word
+        )
 
     def _end(self) -> str:
         """Stop the container, whoever started it; how it ended, or that it was never there."""
@@ -281,17 +320,26 @@ class ServiceContainer:
             except NotFound:
                 return "the container was removed"
             except (APIError, requests.RequestException, OSError):
+                # The daemon is gone, for a moment at least. With live-restore its containers are not.
+                if not self._answers():
+                    return "the Docker daemon was stopped"
                 try:
-                    # With live-restore it has been running all the time, else it is there, ended.
-                    found = self._patiently(self._present)
-                    if found is None or not self._running(found):
-                        return self._how()
-                except (StartFailed, APIError) as reason:
-                    return f"the Docker daemon is gone: {_words(reason)}"
+                    self._patiently(self._client.ping)
+                except StartFailed as reason:
+                    return f"the Docker daemon is gone: {reason}"
                 except _Leaving:
                     break
                 time.sleep(RECONNECT)
         return ""
+
+    def _answers(self) -> bool:
+        """Whether anything listens on the service's port."""
+        host, _, port = self.base_url.removeprefix("http://").rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+        except OSError:
+            return False
+        return True
 
     def _how(self) -> str:
         state = (self._present() or {}).get("State")
@@ -447,20 +495,19 @@ class ServiceContainer:
 
     def _create(self, image: str) -> str:
         container, service = self._container, self._service
-        if container.network == "bridge":
-            self._make_network()
         options = container_options(service, self._environment)
-        client = self._client
+        client, networking = self._client, None
+        if container.network == "bridge":
+            network = self._runtime.network(client)
+            endpoint = client.create_endpoint_config(aliases=[service.name])
+            networking = client.create_networking_config({network: endpoint})
+            options["host"]["network_mode"] = network
         host_config = client.create_host_config(
             **options["host"],
             device_requests=options["devices"],
             # The log is bounded here too: what the agent keeps is a copy.
             log_config={"Type": "json-file", "Config": LOG_OPTIONS},
         )
-        networking = None
-        if container.network == "bridge":
-            endpoint = client.create_endpoint_config(aliases=[service.name])
-            networking = client.create_networking_config({NETWORK: endpoint})
         made = client.create_container(
             image,
             **options["own"],
@@ -470,17 +517,6 @@ class ServiceContainer:
             networking_config=networking,
         )
         return str(made["Id"])
-
-    def _make_network(self) -> None:
-        from docker.errors import APIError
-
-        if self._client.networks(names=[NETWORK]):
-            return
-        try:
-            self._client.create_network(NETWORK, driver="bridge", check_duplicate=True)
-        except APIError as error:
-            if error.status_code != 409:  # another service was faster
-                raise
 
     def _start(self) -> None:
         from docker.errors import APIError

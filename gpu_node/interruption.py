@@ -6,6 +6,7 @@ the metadata service answers 404.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 
 from gpu_node.metadata import CloudName, Metadata, NoMetadata, Value
 
@@ -25,6 +27,10 @@ INTERVAL = 5.0
 
 TIMEOUT = 2.0
 """Seconds that the metadata service, which is on the same host, may take."""
+
+OVER = 30.0
+"""A notice first seen so many seconds after its time is not about this boot: it is seen within
+`INTERVAL`, and minutes ahead."""
 
 _PATHS: dict[CloudName, str] = {
     "aliyun": "instance/spot/termination-time",
@@ -50,6 +56,10 @@ class InterruptionWatch:
         tell: called from the thread with each notice that is not the last one again.
         url: the metadata service; default: the cloud's own.
         interval: seconds between two looks.
+        boot_id: this boot of the instance.
+        told_file: remembers the last notice, and in which boot it was told. An instance that is
+            stopped because of one may be running again before the time that it names: the same
+            notice, seen then, would stop it once more.
     """
 
     def __init__(
@@ -59,11 +69,15 @@ class InterruptionWatch:
         *,
         url: str = "",
         interval: float = INTERVAL,
+        boot_id: str = "",
+        told_file: Path | None = None,
     ) -> None:
         self._cloud = cloud
         self._metadata = Metadata(cloud, url, timeout=TIMEOUT)
         self._tell = tell
         self._interval = interval
+        self._boot_id = boot_id
+        self._told_file = told_file
         self._last: str | None = None
         self._said: set[str] = set()
         self._stopped = threading.Event()
@@ -92,7 +106,27 @@ class InterruptionWatch:
             return
         notice = _read(self._cloud, value)
         self._last = value.text
-        self._tell(notice)
+        if notice.at < time.monotonic() - OVER:
+            log.info("a spot interruption notice whose time is over is ignored")
+        elif self._told_in_earlier_boot(value.text.strip()):
+            log.info("a spot interruption notice that was told in an earlier boot is ignored")
+        else:
+            self._tell(notice)
+
+    def _told_in_earlier_boot(self, text: str) -> bool:
+        """Whether it was; if not, it is remembered for later boots."""
+        if self._told_file is None:
+            return False
+        now = {"boot_id": self._boot_id, "notice": text}
+        try:
+            before = json.loads(self._told_file.read_text())
+            if before["notice"] == text:
+                return bool(before["boot_id"] != self._boot_id)
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # none yet, or nothing of use
+        with contextlib.suppress(OSError):  # a full disk must not keep a notice from being told
+            self._told_file.write_text(json.dumps(now))
+        return False
 
     def _complain(self, reason: str) -> None:
         """Log each kind of trouble once, not each 5 s."""

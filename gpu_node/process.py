@@ -133,6 +133,11 @@ class ServiceProcess:
         return True
 
     @property
+    def detail(self) -> str:
+        """The process."""
+        return f"process {self._process.pid}"
+
+    @property
     def outlives_agent(self) -> bool:
         """Never: the guard kills it with the agent."""
         return False

@@ -42,7 +42,8 @@ class PullProgress:
             layer.total = layer.downloaded = total
             layer.extracted = max(layer.extracted, min(current, total))
         elif status in ("Download complete", "Verifying Checksum"):
-            layer.downloaded = layer.total
+            # A small one is complete before its size is told.
+            layer.total = layer.downloaded = max(layer.total, 1)
         elif status == "Pull complete":
             layer.total = layer.downloaded = layer.extracted = max(layer.total, 1)
 

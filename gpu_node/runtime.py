@@ -48,6 +48,10 @@ class Instance(Protocol):
     def up(self) -> bool:
         """Whether its program runs yet: before that, whoever answers on its port is another one."""
 
+    @property
+    def detail(self) -> str:
+        """What it is, for people: a process, or a container with its state."""
+
     def wait(self) -> str:
         """Block until nothing of the service is left, or until detached; how it ended, such as
         ``exit code 1``.

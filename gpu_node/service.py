@@ -25,6 +25,10 @@ __all__ = ["Listener", "Supervisor"]
 FIRST_PROBE = 0.05
 """Seconds between the first probes; they grow to the service's own interval."""
 
+UNANSWERED_PROBE = 0.1
+"""The longest pause while nothing answers: most WebUIs listen only when they are ready, and a probe
+that no program sees costs next to nothing."""
+
 FIRST_RESTART, LONGEST_RESTART = 0.5, 30.0
 """Seconds from a crash to the next start, or from a failed first inference to the next; doubles
 with each further one."""
@@ -111,6 +115,7 @@ class Supervisor:
                 port=self.service.port,
                 restarts=self._restarts,
                 error=self._error[:2000],
+                detail=self._instance.detail[:300] if self._instance else "",
             )
 
     @property
@@ -237,11 +242,13 @@ class Supervisor:
             pause = min(FIRST_PROBE, readiness.interval)
             tries = 0
             while True:
-                if instance.up and probe_ready(http, instance.base_url, readiness):
-                    if self._warmed_up(instance, ended, tries):
+                found = probe_ready(http, instance.base_url, readiness) if instance.up else None
+                if found:
+                    if self._warmed_up(instance, http, ended, tries):
                         break
                     tries += 1
-                if ended.wait(pause):
+                longest = UNANSWERED_PROBE if found is None else readiness.interval
+                if ended.wait(min(pause, longest)) or self._stop.is_set():
                     return
                 pause = min(pause * 1.2, readiness.interval)
             if ended.is_set() or self._stop.is_set():
@@ -261,7 +268,9 @@ class Supervisor:
                 by_load = load.look(self._gpus.look()) if activity.gpu_percent else 0
                 self._count(max(told, by_load))
 
-    def _warmed_up(self, instance: Instance, ended: threading.Event, tries: int) -> bool:
+    def _warmed_up(
+        self, instance: Instance, http: requests.Session, ended: threading.Event, tries: int
+    ) -> bool:
         """Have the service infer once, if its readiness asks for that; whether it is ready then.
 
         After a failure, the pause until it may be tried again is waited here.
@@ -269,6 +278,11 @@ class Supervisor:
         service = self.service
         if not service.readiness.inference:
             return True
+        activity = service.activity
+        if activity.path and probe_active(
+            http, instance.base_url, activity, service.readiness.timeout
+        ):
+            return True  # taken up from an earlier agent, and generating: ours would have to queue
         self.progress(Progress(phase="warm-up", text=f"{service.name}: a first inference"))
         secrets: tuple[str, ...] = ()
         try:
@@ -283,6 +297,8 @@ class Supervisor:
             return True
         except (InferenceFailed, StartFailed) as reason:
             why = redacted(str(reason), secrets)
+        if ended.is_set() or self._stop.is_set():
+            return False  # it was given up
         pause = min(FIRST_RESTART * 2 ** min(tries, 10), LONGEST_RESTART)
         text = f"{service.name}: the first inference failed: {why}"
         self.progress(Progress(phase="warm-up", text=f"{text[:370]}; again in {pause:g} s"))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from qwenctl.config import GpuConfig
 from qwenctl.errors import StoreUnavailable
+from qwenctl.lifecycle import Phase
 from qwenctl.store import Store, Touch
 
 __all__ = ["INFLIGHT_TTL", "WRITE_BACK", "Activities", "Use"]
@@ -39,6 +40,10 @@ class _Gpu:
     """Lease → when the youngest request of that client began (monotonic)."""
     written_at: float = float("-inf")
     leased: bool = False
+    phase: Phase | None = None
+    """The GPU's phase as of the last write-back; None if that was in vain."""
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One write-back at a time: an earlier one must not undo what a later one has written."""
 
     @property
     def due(self) -> float:
@@ -116,6 +121,15 @@ class Activities:
         self._gpus[gpu].in_flight -= 1
         self.touch(gpu, lease, began)
 
+    async def recorded(self, gpu: str) -> Phase | None:
+        """Return once the store knows of the requests that are in flight now; the phase in which it
+        took them down, or None if it cannot be reached."""
+        began, state = time.monotonic(), self._gpus[gpu]
+        async with state.writing:
+            if state.written_at < began:
+                await self._write_now(gpu, state)
+            return state.phase
+
     async def _run(self) -> None:
         while True:
             self._dirty.clear()
@@ -134,15 +148,19 @@ class Activities:
             )
 
     async def _write(self, name: str, gpu: _Gpu) -> None:
+        async with gpu.writing:
+            await self._write_now(name, gpu)
+
+    async def _write_now(self, name: str, gpu: _Gpu) -> None:
         gpu.written_at = time.monotonic()
         touched, gpu.touched = gpu.touched, {}
         in_flight = gpu.in_flight > 0
 
-        def write() -> None:
+        def write() -> Phase:
             # Ages are taken here, at the last moment: one that is too small would make a request
             # look younger than a `down` that came after it.
             now = time.monotonic()
-            self._store.touch(
+            return self._store.touch(
                 name,
                 self.inflight_lease,
                 INFLIGHT_TTL if in_flight else 0.0,
@@ -151,9 +169,10 @@ class Activities:
             )
 
         try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, write)
+            gpu.phase = await asyncio.get_running_loop().run_in_executor(self._threads, write)
             gpu.leased = in_flight
         except Exception as error:  # whatever it is: use that is not written down is cut off
             level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING
             log.log(level, "%s: activity is kept for later: %s", name, error)
+            gpu.phase = None
             gpu.touched = {**touched, **gpu.touched}

@@ -4,7 +4,7 @@
 
     request ─► HostCheck ─► Router ─┬─ /_qwenctl/api/events ─► Feed.stream      (async, long)
                                     ├─ /_qwenctl/gate       ─► ForwardAuth      (async, quick)
-                                    ├─ /_qwenctl/…          ─► BoundedBody ─► Flask (threads, short)
+                                    ├─ /_qwenctl/…          ─► BoundedBody ─► NodeDoor ─► Flask (threads, short)
                                     └─ everything else      ─► DataPlane        (async, long)
 """
 
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from a2wsgi import WSGIMiddleware
 
-from qwenctl.config import Config, UnknownTier, is_loopback
+from qwenctl.config import Config, is_loopback
 from qwenctl.controller import Controller, owner_name
 from qwenctl.providers import make_provider
 from qwenctl.scheduler import Scheduler
@@ -36,10 +36,9 @@ from .forward import Forwarder
 from .forward_auth import ForwardAuth
 from .metrics import Metrics
 from .mirror import Mirror
-from .node import NodeDesk
+from .node import NodeDesk, NodeDoor
 from .problem import refuse_websocket, send_problem
 from .request import ASGIApp, Networks, Receive, Request, Scope, Send, networks
-from .tiers import gpu_of
 
 __all__ = ["Proxy"]
 
@@ -65,19 +64,21 @@ class Proxy:
         self.forwarder = Forwarder()
         self.feed = Feed(config, store, self.mirror, self.authenticator, trusted)
         self.trusted = trusted
+        desk = NodeDesk(config, store, self.metrics, self.activities.in_flight)
         flask = make_control(
             Parts(
                 config,
                 store,
                 self.authenticator,
                 self.feed,
-                NodeDesk(config, store, self.metrics, self.activities.in_flight),
+                desk,
                 self.metrics,
                 self.activities,
                 trusted,
             )
         )
-        self.control: ASGIApp = BoundedBody(WSGIMiddleware(flask, workers=16))  # type: ignore[arg-type]
+        threads: ASGIApp = WSGIMiddleware(flask, workers=16)  # type: ignore[arg-type, assignment]
+        self.control: ASGIApp = BoundedBody(NodeDoor(desk, threads))
         self.data = DataPlane(
             config,
             store,
@@ -125,12 +126,7 @@ class Proxy:
         if path == f"{PREFIX}/api/events":
             return self.feed.stream(scope, receive, send)
         if path == f"{PREFIX}/gate":
-            request = Request.of(scope, self.trusted)
-            try:
-                name = gpu_of(self.config, request)
-            except UnknownTier as error:
-                return send_problem(request, send, 400, "unknown_tier", str(error))
-            return self.gate(scope, receive, send, name)
+            return self.gate(scope, receive, send)
         return self.control(scope, receive, send)
 
     async def _no_path(self, scope: Scope, send: Send) -> None:

@@ -22,6 +22,7 @@ from .request import Request
 __all__ = [
     "COOKIE",
     "KEY_PREFIX",
+    "VISIT_COOKIE",
     "Authenticator",
     "Identity",
     "NoAccessControl",
@@ -30,6 +31,10 @@ __all__ = [
 ]
 
 COOKIE = "qwenctl_session"
+
+VISIT_COOKIE = "qwenctl_visit"
+"""Tells apart visitors who need not sign in and share an address: `Identity.visit`. Nobody has to
+send it."""
 
 KEY_PREFIX = "qk_"
 
@@ -40,15 +45,20 @@ class Identity:
 
     kind: Literal["anonymous", "browser", "key"]
     name: str
+    visit: str = ""
+    """Which of those with this name, for anonymous visitors; empty if that is not known."""
 
     @property
     def lease(self) -> str:
         """The name of this client's demand lease."""
-        return (
-            f"request:{self.name}"
-            if self.kind == "anonymous"
-            else f"request:{self.kind}:{self.name}"
-        )
+        if self.kind != "anonymous":
+            return f"request:{self.kind}:{self.name}"
+        return f"request:{self.name}#{self.visit}" if self.visit else f"request:{self.name}"
+
+    @property
+    def one_person(self) -> bool:
+        """Whether nobody else asks under the same name, as many may with one address or key."""
+        return self.kind == "browser" or bool(self.visit)
 
 
 class Authenticator(Protocol):
@@ -68,8 +78,8 @@ class Authenticator(Protocol):
 
 
 @lru_cache(maxsize=1024)
-def _anonymous(name: str) -> Identity:
-    return Identity("anonymous", name)
+def _anonymous(name: str, visit: str) -> Identity:
+    return Identity("anonymous", name, visit)
 
 
 class Throttled(Exception):
@@ -84,7 +94,8 @@ class NoAccessControl:
     """Everybody who reaches the proxy may use it."""
 
     def identify(self, request: Request) -> Identity | None:
-        return _anonymous(request.client or "local")
+        found = _VISIT_PATTERN.search(request.headers.get("cookie", ""))
+        return _anonymous(request.client or "local", found.group(1) if found else "")
 
     def sign_in(self, password: str, client: str) -> str | None:  # noqa: ARG002
         return None
@@ -137,6 +148,7 @@ def api_key(headers: dict[str, str]) -> str:
     return key if key.startswith(KEY_PREFIX) else ""
 
 
+_VISIT_PATTERN = re.compile(rf"(?:^|;)\s*{VISIT_COOKIE}=([0-9a-f]{{16}})\s*(?:;|$)")
 _COOKIE_PATTERN = re.compile(rf"(?:^|;)\s*{COOKIE}=([^;\s]*)")
 
 

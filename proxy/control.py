@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Flask, Response, redirect, render_template, request, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as WSGIResponse
 
 from qwenctl import __version__, wire
 from qwenctl.config import Config, GpuConfig, UnknownTier
@@ -24,7 +34,7 @@ from qwenctl.trace import wakes
 
 from . import i18n
 from .activity import Activities
-from .auth import COOKIE, Authenticator, Identity, Throttled
+from .auth import COOKIE, VISIT_COOKIE, Authenticator, Identity, Throttled
 from .feed import Feed
 from .gate import may_wake
 from .headers import TIER_COOKIE
@@ -39,6 +49,9 @@ __all__ = ["PREFIX", "make_control"]
 log = logging.getLogger("qwenctl.proxy")
 
 PREFIX = "/_qwenctl"
+
+TIERS_AGE = 2.0
+"""How old the answer of ``/api/tiers`` may be, in seconds: every waiting page asks each 3 s."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -174,6 +187,7 @@ class Views:
             return self.sign_in()
         name, gpu = self._gpu()
         status = self._parts.feed.status(name, may_wake=may_wake(gpu, identity, by_page=True))
+        tiers = self._tiers()
         body = render_template(
             "waiting.html",
             **self._texts(),
@@ -181,11 +195,20 @@ class Views:
             status=status,
             next_url=self._next(),
             signed_in=identity.kind == "browser",
-            tiers=self._tiers(),
+            tiers=tiers,
         )
         asked_for = "qwenctl.original_path" in request.environ["asgi.scope"]
         headers = {"Retry-After": str(max(2, round(status.get("eta_seconds") or 10)))}
-        return body, 503 if asked_for else 200, headers if asked_for else {}
+        answer = make_response(body, 503 if asked_for else 200, headers if asked_for else {})
+        if tiers and identity.kind == "anonymous" and not identity.visit:
+            # So that a choice takes back this visitor's wait, and not that of others.
+            self._keep(answer, VISIT_COOKIE, secrets.token_hex(8))
+        return answer
+
+    def _keep(self, answer: WSGIResponse, cookie: str, value: str) -> None:
+        """Set a cookie that ends with the browser."""
+        secure = self._request().proto == "https"
+        answer.set_cookie(cookie, value, httponly=True, samesite="Lax", secure=secure)
 
     def sign_in(self) -> ResponseReturnValue:
         return redirect(url_for("control.login", next=self._next()), 303)
@@ -234,19 +257,20 @@ class Views:
 
     # Tiers
 
-    def _tiers(self) -> list[dict[str, Any]]:
+    def _tiers(self, max_age: float | None = None) -> list[dict[str, Any]]:
         """What to say of each GPU of this host; nothing if there is no choice."""
         names = self._config.gpus_at(self._request().hostname)
         if len(names) < 2:
             return []
+        feed, gpus = self._parts.feed, self._config.gpu
         return [
-            tier_status(self._config.gpu[name].tier, self._parts.feed.status(name, may_wake=True))
+            tier_status(gpus[name].tier, feed.status(name, may_wake=True, max_age=max_age))
             for name in names
         ]
 
     def tiers(self) -> ResponseReturnValue:
         self._identity()
-        return {"tiers": self._tiers()}
+        return {"tiers": self._tiers(TIERS_AGE)}
 
     def tier(self) -> ResponseReturnValue:
         """The choice on a page of its own, for those whose GPU is ready, who see no waiting page."""
@@ -272,13 +296,12 @@ class Views:
             raise Problem(400, "unknown_tier", str(error)) from None
         if not chosen or not tier:
             raise Problem(400, "unknown_tier", "no tier was chosen, or there is no choice here")
-        for name in names:
-            if name != chosen:
-                self._take_back(name, identity)
+        if identity.one_person:
+            for name in names:
+                if name != chosen:
+                    self._take_back(name, identity)
         answer = redirect(self._next(), 303)
-        answer.set_cookie(
-            TIER_COOKIE, tier, httponly=True, samesite="Lax", secure=asked.proto == "https"
-        )
+        self._keep(answer, TIER_COOKIE, tier)
         return answer
 
     def _take_back(self, name: str, identity: Identity) -> None:

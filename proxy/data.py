@@ -24,7 +24,7 @@ from .activity import INFLIGHT_TTL, Activities
 from .auth import Authenticator
 from .forward import ClientGone, Forwarder, NotConnected, UpstreamDied
 from .gate import Ruling, Verdict, judge
-from .held import Held
+from .held import Ahead, Held
 from .metrics import Metrics
 from .mirror import FRESH, Mirror
 from .problem import send_problem
@@ -83,7 +83,8 @@ class DataPlane:
         self._metrics = metrics
         self._trusted = trusted
         self._owner = owner
-        self._models = Models(config)
+        self._ahead = Ahead()
+        self._models = Models(config, self._ahead)
         self._demands: dict[tuple[str, str, bool], asyncio.Task[Admission]] = {}
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="demand")
         self._held = 0
@@ -133,6 +134,9 @@ class DataPlane:
             await visit.problem(503, "store_lost", STORE_LOST, 5)
         except UpstreamDied as error:
             await self._after_death(visit, error)
+        finally:
+            if isinstance(visit.receive, Held):
+                visit.receive.close()
 
     async def _choose(self, visit: Visit, names: Sequence[str]) -> None:
         """Make it a visit to the one of these GPUs that it is for."""
@@ -152,6 +156,8 @@ class DataPlane:
         match ruling.verdict:
             case Verdict.FORWARD:
                 return await self._to_node(visit, ruling)
+            case Verdict.FINISH:
+                return await self._finish(visit, ruling)
             case Verdict.SIGN_IN:
                 await visit.sign_in()
             case Verdict.REFUSE:
@@ -199,6 +205,17 @@ class DataPlane:
                 5,
             )
         return True
+
+    async def _finish(self, visit: Visit, ruling: Ruling) -> bool:
+        """Forward a part of the work that an instance is about to be stopped after; False if that
+        is too late. Without the store, by which alone it could be stopped, it is forwarded."""
+        assert visit.identity is not None
+        with self._activities.use(visit.name, visit.identity.lease):
+            phase = await self._activities.recorded(visit.name)
+            if phase not in (Phase.READY, Phase.DRAINING, None):
+                await self._mirror.refresh(visit.name)
+                return False
+            return await self._to_node(visit, ruling)
 
     async def _counted(self, visit: Visit, ruling: Ruling, base: str) -> None:
         """Forward what is use of the GPU from its first byte to its last, or at each message."""
@@ -334,7 +351,7 @@ class DataPlane:
             await visit.unready("too many requests are waiting")
             return True
         if not isinstance(visit.receive, Held):
-            visit.receive = Held(visit.request, visit.receive)
+            visit.receive = Held(visit.request, visit.receive, self._ahead)
         receive = visit.receive
         deadline = visit.began + self._config.proxy.hold
         every = min(RENEW_DEMAND, visit.gpu.idle_timeout / 3)
@@ -351,7 +368,8 @@ class DataPlane:
                 snapshot = view.snapshot
                 if snapshot.phase.serves:
                     return False
-                if ruling.verdict is Verdict.LEASE and snapshot.phase is not Phase.DRAINING:
+                leaves = snapshot.phase is not Phase.DRAINING or snapshot.interrupted_at is not None
+                if ruling.verdict is Verdict.LEASE and leaves:
                     return False  # too late: how it is judged depends on what it is
                 failure = snapshot.failure
                 if snapshot.phase is Phase.FAILED and failure and failure.code in HOPELESS:

@@ -61,8 +61,11 @@ class Feed:
         self._cache: dict[str, tuple[float, dict[str, Any]]] = {}
         self._events: dict[str, list[Event]] = {}
 
-    def status(self, gpu: str, *, may_wake: bool, fresh: bool = False) -> dict[str, Any]:
-        """The page's status, at most 0.2 s old, or as of now.
+    def status(
+        self, gpu: str, *, may_wake: bool, fresh: bool = False, max_age: float | None = None
+    ) -> dict[str, Any]:
+        """The page's status: at most 0.2 s old and ``ready`` as of now only, or ``fresh``, or at
+        most ``max_age`` seconds old.
 
         Raises:
             StoreUnavailable: Redis cannot be reached.
@@ -70,7 +73,8 @@ class Feed:
         with self._lock:
             made_at, status = self._cache.get(gpu, (float("-inf"), {}))
             # A page that is told "ready" opens at once what it stands for: that must be true now.
-            usable = time.monotonic() - made_at <= 0.2 and status.get("phase") != "ready"
+            usable = time.monotonic() - made_at <= (0.2 if max_age is None else max_age)
+            usable = usable and (max_age is not None or status.get("phase") != "ready")
             if fresh or not usable:
                 status = page_status(
                     self._store.snapshot(gpu),

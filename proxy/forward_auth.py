@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import unquote
 
-from qwenctl.config import Config
+from qwenctl.config import Config, UnknownTier
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store import Store
 
@@ -20,6 +20,7 @@ from .gate import Verdict, judge
 from .mirror import Mirror
 from .problem import send_problem
 from .request import Networks, Receive, Request, Scope, Send
+from .tiers import gpu_of
 
 __all__ = ["ForwardAuth"]
 
@@ -49,13 +50,22 @@ class ForwardAuth:
         self._trusted = trusted
         self._prefix = config.proxy.gate_headers
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, name: str) -> None:  # noqa: ARG002
-        """Decide for the GPU called ``name``."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Decide about one request of the other data plane."""
         asked = Request.of(scope, self._trusted)
         if not asked.trusted_peer and not asked.from_loopback:
             await send_problem(
                 asked, send, 403, "not_trusted", "name this proxy in proxy.trusted_proxies"
             )
+            return
+        try:
+            # Not by ?gpu=: Caddy sends the visitor's own query here too.
+            name = gpu_of(self._config, asked)
+        except UnknownTier as error:
+            await send_problem(asked, send, 400, "unknown_tier", str(error))
+            return
+        if not name:
+            await send_problem(asked, send, 503, "no_gpu", "no GPU is configured")
             return
         original = self._original(asked, scope)
         identity = self._authenticator.identify(original)

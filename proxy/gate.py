@@ -25,6 +25,7 @@ class Verdict(str, Enum):
 
     FORWARD = "forward"
     LEASE = "lease"  # turn it into a lease first, then look again (the GPU is draining)
+    FINISH = "finish"  # forward it as soon as the store counts it as work in flight
     HOLD = "hold"  # wake, and keep the request until the GPU is ready
     WAKE = "wake"  # wake, and answer 503 with Retry-After
     PAGE = "page"  # the waiting page
@@ -92,9 +93,12 @@ def judge(
     drains = phase is Phase.DRAINING and not snapshot.blocks
     if drains and snapshot.interrupted_at is not None:
         # The cloud takes it back: what is new waits for the next start, and what still shows the
-        # running work goes on.
+        # running work goes on. A part of that work (the stream of an answer whose request has been
+        # accepted) must be known as such first: without work the instance is stopped.
         if activity is Activity.PASSIVE and not request.is_navigation:
             return _FORWARD[activity]
+        if activity is Activity.KEEPS_ON and not request.is_navigation:
+            return Ruling(Verdict.FINISH, activity)
     elif drains:
         verdict = Verdict.FORWARD if activity is Activity.PASSIVE else Verdict.LEASE
         return Ruling(verdict, activity, wakes=not no)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from multidict import CIMultiDict
 
-from .auth import COOKIE, KEY_PREFIX
+from .auth import COOKIE, KEY_PREFIX, VISIT_COOKIE
 from .request import Request
 
 __all__ = ["HOP_BY_HOP", "TIER_COOKIE", "TIER_HEADER", "request_headers", "response_headers"]
@@ -31,7 +31,7 @@ HOP_BY_HOP = frozenset(
 )
 """Headers that speak of one connection only."""
 
-_OUR_COOKIES = (COOKIE, TIER_COOKIE)
+_OUR_COOKIES = (COOKIE, TIER_COOKIE, VISIT_COOKIE)
 _CREDENTIALS = (b"authorization", b"x-api-key")
 _OUR_KEY = re.compile(rf"(?:^|[\s,]){KEY_PREFIX}")
 

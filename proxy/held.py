@@ -2,7 +2,8 @@
 
 ASGI tells of that only to whoever reads the body to its end. So a body that fits into the server's
 own buffer is read ahead and given out again later; a larger one is left where it is, with the
-client, and its hanging up is seen when the node asks for the body.
+client, and its hanging up is seen when the node asks for the body. So a held request takes no more
+memory than the server's buffer does anyway, and `proxy.max_held` bounds their number.
 
 Whoever must look into a body before it is forwarded (`tiers`) reads ahead here too.
 """
@@ -18,7 +19,7 @@ from .forward import ClientGone
 from .mirror import View
 from .request import Message, Receive, Request
 
-__all__ = ["READ_AHEAD", "Held"]
+__all__ = ["READ_AHEAD", "Ahead", "Held"]
 
 READ_AHEAD = 64 * 1024
 """The longest body that is read ahead, in bytes: as much as the server buffers anyway."""
@@ -28,11 +29,19 @@ MESSAGE = 512
 """About what a piece of a body takes besides its bytes: many tiny ones are not free."""
 
 
+class Ahead:
+    """How much all requests together have read ahead and not given out again."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
 class Held:
     """The ``receive`` of a request that may wait long; used in place of the server's own."""
 
-    def __init__(self, request: Request, receive: Receive) -> None:
+    def __init__(self, request: Request, receive: Receive, in_all: Ahead) -> None:
         self._receive = receive
+        self._in_all = in_all
         self._messages: deque[Message] = deque()
         self.ahead = 0
         """What has been read ahead and not given out again yet takes so many bytes."""
@@ -50,8 +59,17 @@ class Held:
         if not self._messages:
             return await self._receive()
         message = self._messages.popleft()
-        self.ahead -= MESSAGE + len(message.get("body", b""))
+        self._count(-MESSAGE - len(message.get("body", b"")))
         return message
+
+    def close(self) -> None:
+        """The request has ended: forget what nobody has asked for."""
+        self._messages.clear()
+        self._count(-self.ahead)
+
+    def _count(self, size: int) -> None:
+        self.ahead += size
+        self._in_all.bytes += size
 
     async def read_more(self) -> bytes | None:
         """Read one more piece of the body ahead, even if the client waits with "Expect:
@@ -104,7 +122,7 @@ class Held:
         self._messages.append(message)
         self._gone = message["type"] == "http.disconnect"
         piece: bytes = message.get("body", b"")
-        self.ahead += MESSAGE + len(piece)
+        self._count(MESSAGE + len(piece))
         self._size += len(piece)
         self._whole = not message.get("more_body")
         # A chunked body may turn out to be long; one that has come whole is followed by the

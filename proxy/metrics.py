@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from qwenctl.lifecycle import Phase
 from qwenctl.store import Snapshot
+from qwenctl.wire import GpuFigures
 
 __all__ = ["Metrics"]
 
@@ -22,6 +23,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = _Requests()
         self.registry.register(self._requests)
+        self._nodes = _Nodes()
+        self.registry.register(self._nodes)
         self.held = Gauge(
             "qwenctl_held_requests",
             "Requests held until the GPU is ready",
@@ -70,6 +73,8 @@ class Metrics:
         for kind, count in kinds.items():
             self.leases.labels(snapshot.gpu, kind).set(count)
         self.in_flight.labels(snapshot.gpu).set(in_flight)
+        report = None if snapshot.phase is Phase.OFF else snapshot.report
+        self._nodes.gpus[snapshot.gpu] = report.resources.gpus if report else ()
 
     def text(self) -> bytes:
         """The exposition format."""
@@ -89,3 +94,27 @@ class _Requests(Collector):
         for labels, count in list(self.counts.items()):
             family.add_metric(labels, count)
         yield family
+
+
+class _Nodes(Collector):
+    """What the nodes last said of their GPUs: a figure that is no longer told is no longer shown."""
+
+    _FAMILIES = (
+        ("utilisation_percent", "utilisation_percent", "Time in which the GPU worked"),
+        ("memory_used_bytes", "memory_used", "GPU memory in use"),
+        ("memory_total_bytes", "memory_total", "GPU memory"),
+        ("temperature_celsius", "temperature", "Temperature of the GPU"),
+        ("power_watts", "power", "Power that the GPU draws"),
+    )
+
+    def __init__(self) -> None:
+        self.gpus: dict[str, Sequence[GpuFigures]] = {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for name, field, text in self._FAMILIES:
+            family = GaugeMetricFamily(f"qwenctl_node_gpu_{name}", text, labels=["gpu", "index"])
+            for gpu, devices in list(self.gpus.items()):
+                for figures in devices:
+                    if (value := getattr(figures, field)) is not None:
+                        family.add_metric([gpu, figures.index], value)
+            yield family

@@ -15,8 +15,9 @@ from qwenctl.errors import StoreUnavailable
 from qwenctl.store import Store
 
 from .metrics import Metrics
+from .request import ASGIApp, Receive, Scope, Send
 
-__all__ = ["NodeDesk"]
+__all__ = ["NodeDesk", "NodeDoor"]
 
 log = logging.getLogger("qwenctl.node")
 
@@ -25,7 +26,7 @@ LOG_INTERVAL = 10.0
 
 
 class NodeDesk:
-    """Where nodes report. Called in control-plane threads."""
+    """Where nodes report. Called in control-plane threads, but for `screen`."""
 
     def __init__(
         self,
@@ -48,22 +49,43 @@ class NodeDesk:
         self, path: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[int, bytes, dict[str, str]]:
         """Status, body and headers of the answer to one message."""
-        nonce = headers.get(wire.NONCE_HEADER, "")
-        status, answer = self._verdict(path, body, headers)
+        return self._signed(headers, *self._verdict(path, body, headers))
+
+    def screen(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, bytes, dict[str, str]] | None:
+        """The answer to a message that nobody who knows the secret has sent now; None: `take` it.
+        Quick and without I/O, so that a flood of them does not keep threads from the others."""
+        if (refusal := self._forged(path, body, headers)) is None:
+            return None
+        return self._signed(headers, *refusal)
+
+    def _signed(
+        self, headers: Mapping[str, str], status: int, answer: wire.Answer
+    ) -> tuple[int, bytes, dict[str, str]]:
         content = answer.model_dump_json().encode()
+        nonce = headers.get(wire.NONCE_HEADER, "")
         return status, content, wire.sign_answer(self._secret, nonce, status, content)
 
-    def _verdict(
+    def _forged(
         self, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[int, wire.Answer]:
+    ) -> tuple[int, wire.Answer] | None:
         if len(body) > wire.MAX_MESSAGE_BYTES:
             return self._refuse(413, "?", "too_large", "the message is too large")
         try:
-            nonce = wire.check_message(self._secret, "POST", path, body, headers, now=self._clock())
+            wire.check_message(self._secret, "POST", path, body, headers, now=self._clock())
         except wire.BadSignature as error:
             return self._refuse(401, "?", "bad_signature", str(error))
         except wire.Stale as error:
             return self._refuse(401, "?", "stale", str(error))
+        return None
+
+    def _verdict(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, wire.Answer]:
+        if (refusal := self._forged(path, body, headers)) is not None:
+            return refusal
+        nonce = headers[wire.NONCE_HEADER]
         try:
             message = (
                 wire.Hello.model_validate_json(body)
@@ -75,9 +97,15 @@ class NodeDesk:
         gpu = self._gpus.get(message.gpu)
         if gpu is None:
             return self._refuse(404, "?", "no_such_gpu", f"no GPU named {message.gpu!r}")
+        if not gpu.agent:
+            why = (
+                f"gpu.{message.gpu} is used without an agent (agent = false), but one reports: "
+                "uninstall it on the instance, or remove that setting"
+            )
+            return self._refuse(409, message.gpu, "agentless", why)
         try:
             if isinstance(message, wire.Hello):
-                return self._hello(message, nonce)
+                return self._hello(message, nonce, gpu)
             return self._report(message, nonce, gpu)
         except StoreUnavailable as error:
             log.warning("%s: a message cannot be recorded: %s", message.gpu, error)
@@ -86,8 +114,8 @@ class NodeDesk:
                 return 200, self._answer(start_seq=message.start_seq)
             return 503, self._answer(refused="the proxy has lost its store")
 
-    def _hello(self, hello: wire.Hello, nonce: str) -> tuple[int, wire.Answer]:
-        verdict, seq = self._store.hello(hello, nonce)
+    def _hello(self, hello: wire.Hello, nonce: str, gpu: GpuConfig) -> tuple[int, wire.Answer]:
+        verdict, seq = self._store.hello(hello, nonce, heartbeat=gpu.timing.heartbeat)
         if verdict == "ok":
             self._count(hello.gpu, "hello")
             log.info(
@@ -97,7 +125,7 @@ class NodeDesk:
         why = {
             "replay": "this message was received before",
             "earlier_boot": f"boot {hello.boot_id} has ended; the instance must boot anew",
-            "unexpected": "this GPU should be off, or another instance of it serves; the controller is looking",
+            "unexpected": "this GPU should be off, or another instance of it is there; the controller is looking",
         }[verdict]
         status, answer = self._refuse(409, hello.gpu, verdict, why)
         return status, answer.model_copy(update={"hello_again": verdict == "unexpected"})
@@ -147,6 +175,39 @@ class NodeDesk:
 
     def _count(self, gpu: str, outcome: str) -> None:
         self._metrics.callbacks.labels(gpu, outcome).inc()
+
+
+class NodeDoor:
+    """Lets a node's messages in to the control plane's threads, and answers all others itself."""
+
+    PATHS = frozenset((wire.HELLO_PATH, wire.REPORT_PATH))
+
+    def __init__(self, desk: NodeDesk, app: ASGIApp) -> None:
+        self._desk = desk
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in self.PATHS or scope.get("method") != "POST":
+            await self._app(scope, receive, send)
+            return
+        message = await receive()  # whole: `BoundedBody` has read it
+        headers = {
+            name.decode("latin-1").title(): value.decode("latin-1")
+            for name, value in scope["headers"]
+        }
+        answer = self._desk.screen(scope["path"], message.get("body", b""), headers)
+        if answer is None:
+
+            async def again() -> dict[str, object]:
+                return dict(message)
+
+            await self._app(scope, again, send)
+            return
+        status, content, signature = answer
+        more = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+        fields = [(k.encode(), v.encode()) for k, v in {**signature, **more}.items()]
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+        await send({"type": "http.response.body", "body": content})
 
 
 def _first(error: ValidationError) -> str:

@@ -13,13 +13,12 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-from weakref import WeakSet
 
 from qwenctl.config import Config
 from qwenctl.lifecycle import Phase
 
 from .headers import TIER_COOKIE, TIER_HEADER
-from .held import READ_AHEAD, Held
+from .held import READ_AHEAD, Ahead, Held
 from .request import Receive, Request
 
 __all__ = ["ModelFinder", "Models", "TooMuchAhead", "gpu_of", "tier_status"]
@@ -31,8 +30,8 @@ MAX_AHEAD = 16 * MIB
 beginning: a common client library writes the messages first, with pictures of megabytes in them."""
 
 MAX_AHEAD_IN_ALL = 128 * MIB
-"""How much all requests together may have read ahead, in bytes."""
-
+"""How much all requests together may have read ahead, in bytes; beyond it, nothing is read after the
+first `READ_AHEAD` bytes of a body, and beyond twice as much nothing at all."""
 
 READ_SECONDS = 300.0
 """How long a client may take to send what is looked through."""
@@ -85,9 +84,9 @@ def tier_status(tier: str, status: Mapping[str, Any]) -> dict[str, Any]:
 class Models:
     """Finds out which model an API request is for."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, in_all: Ahead | None = None) -> None:
         self._config = config
-        self._held: WeakSet[Held] = WeakSet()
+        self._in_all = in_all or Ahead()
 
     def matters(self, names: Sequence[str], request: Request) -> bool:
         """Whether the body tells which of these GPUs the request is for."""
@@ -109,11 +108,19 @@ class Models:
             ClientGone: the client has hung up.
             TooMuchAhead: there is no memory for it now.
         """
-        held, finder = Held(request, receive), ModelFinder()
-        self._held.add(held)
+        held = Held(request, receive, self._in_all)
+        try:
+            return await self._look_through(held), held
+        except BaseException:
+            held.close()
+            raise
+
+    async def _look_through(self, held: Held) -> str:
+        finder = ModelFinder()
         began = time.monotonic()
         while not finder.done and held.ahead < MAX_AHEAD:
-            if held.ahead > READ_AHEAD and sum(h.ahead for h in self._held) > MAX_AHEAD_IN_ALL:
+            most = MAX_AHEAD_IN_ALL if held.ahead > READ_AHEAD else 2 * MAX_AHEAD_IN_ALL
+            if self._in_all.bytes > most:
                 raise TooMuchAhead
             left = began + READ_SECONDS - time.monotonic()
             try:
@@ -125,7 +132,7 @@ class Models:
             finder.feed(piece)
             if finder.tired:
                 raise TooMuchAhead
-        return finder.model, held
+        return finder.model
 
 
 class ModelFinder:

@@ -25,6 +25,7 @@ __all__ = [
     "admin_policy",
     "configured",
     "node_policy",
+    "node_role_name",
     "node_trust",
     "proxy_policy",
 ]
@@ -92,7 +93,8 @@ def proxy_policy(instances: Sequence[Instance]) -> Document:
             },
             {
                 "Effect": "Allow",
-                "Action": ["ecs:DescribeInstances"],
+                # The second is for `doctor`: without a role the node cannot end its billing.
+                "Action": ["ecs:DescribeInstances", "ecs:DescribeInstanceRamRole"],
                 "Resource": [f"acs:ecs:{region}:*:instance/*" for region in regions],
             },
         )
@@ -143,6 +145,18 @@ def node_policy(instances: Sequence[Instance]) -> Document:
     )
 
 
+NODE_ROLES = "qwenctl-node-"
+"""How the names of the roles, and of their policies, begin that nodes on Alibaba Cloud get."""
+
+
+def node_role_name(instance: Instance) -> str:
+    """The name of that instance's role, and of the policy in it.
+
+    RAM allows letters, digits and hyphens; 64 characters for a role. Instance ids have about 22.
+    """
+    return f"{NODE_ROLES}{instance.instance_id}"
+
+
 def node_trust(cloud: Cloud, region: str) -> Document:
     """Who may take the node's role: instances."""
     if cloud == "aliyun":
@@ -157,31 +171,43 @@ def node_trust(cloud: Cloud, region: str) -> Document:
 
 
 def admin_policy(config: Config, cloud: Cloud, gpu: str | None = None) -> Document:
-    """What `qwenctl provision create` and `release` need, for the GPUs in that cloud or one of them.
+    """What `qwenctl provision --apply`, `create` and `release` need, for the GPUs in that cloud or
+    one of them.
 
-    Only what carries the deployment's tag can be deleted.
+    Only what carries the deployment's tag can be deleted, and only the roles of nodes can be made
+    and given to instances.
 
     Raises:
         ConfigError: there is no such GPU, or its table lacks the region.
     """
     names = [config.gpu_name(gpu)] if gpu is not None else list(config.gpu)
-    names = [name for name in names if config.gpu[name].provider == cloud]
-    if not names:
+    gpus = [
+        (name, gpu)
+        for name in names
+        for _, gpu in config.gpu[name].candidates()
+        if gpu.provider == cloud
+    ]
+    if not gpus:
         raise ConfigError(f'no such GPU has provider = "{cloud}"')
-    for name in names:
-        if not getattr(config.gpu[name], cloud).region:
+    for name, gpu_config in gpus:
+        if not getattr(gpu_config, cloud).region:
             raise ConfigError(f"gpu.{name}.{cloud}: region missing")
-    gpus = [config.gpu[name] for name in names]
     if cloud == "aliyun":
-        return _aliyun_admin(config.deployment, [gpu.aliyun for gpu in gpus])
-    return _aws_admin(config.deployment, [gpu.aws for gpu in gpus])
+        return _aliyun_admin(config.deployment, [gpu.aliyun for _, gpu in gpus])
+    return _aws_admin(config.deployment, [gpu.aws for _, gpu in gpus])
 
 
 def _aliyun_admin(deployment: str, tables: Sequence[AliyunConfig]) -> Document:
     regions = _unique(table.region for table in tables)
     instances = [f"acs:ecs:{region}:*:instance/*" for region in regions]
-    roles = _unique(t.template.ram_role_name for t in tables if t.template.ram_role_name)
-    statements: list[Document] = [
+    groups = [f"acs:ecs:{region}:*:securitygroup/*" for region in regions]
+    own_roles = f"acs:ram:*:*:role/{NODE_ROLES}*"
+    own_policies = f"acs:ram:*:*:policy/{NODE_ROLES}*"
+    # A role's name is in small letters in its resource name.
+    templates = (table.template.ram_role_name.lower() for table in tables)
+    roles = _unique([own_roles, *(f"acs:ram:*:*:role/{role}" for role in templates if role)])
+    return _document(
+        "1",
         {
             "Effect": "Allow",
             "Action": ["ecs:RunInstances"],
@@ -198,23 +224,58 @@ def _aliyun_admin(deployment: str, tables: Sequence[AliyunConfig]) -> Document:
             "Resource": instances,
             "Condition": {"StringEquals": {"acs:ResourceTag/qwenctl:deployment": [deployment]}},
         },
-        {"Effect": "Allow", "Action": ["ecs:DescribeInstances"], "Resource": instances},
+        {
+            "Effect": "Allow",
+            "Action": ["ecs:DescribeInstances", "ecs:DescribeInstanceRamRole"],
+            "Resource": instances,
+        },
         {"Effect": "Allow", "Action": ["ecs:DescribePrice"], "Resource": "*"},
-    ]
-    if roles:
-        statements.append(
-            {
-                "Effect": "Allow",
-                "Action": ["ram:PassRole"],
-                "Resource": [f"acs:ram:*:*:role/{role.lower()}" for role in roles],
-                "Condition": {"StringEquals": {"acs:Service": "ecs.aliyuncs.com"}},
-            }
-        )
-    return _document("1", *statements)
+        {
+            "Effect": "Allow",
+            "Action": ["ecs:DescribeSecurityGroupAttribute", "ecs:AuthorizeSecurityGroup"],
+            "Resource": groups,
+        },
+        {
+            "Effect": "Allow",
+            "Action": ["ecs:AttachInstanceRamRole"],
+            "Resource": [*instances, *roles],
+        },
+        {
+            "Effect": "Allow",
+            "Action": ["ram:CreateRole", "ram:GetRole"],
+            "Resource": [own_roles],
+        },
+        {
+            "Effect": "Allow",
+            "Action": ["ram:CreatePolicy", "ram:CreatePolicyVersion", "ram:GetPolicy"],
+            "Resource": [own_policies],
+        },
+        {
+            "Effect": "Allow",
+            "Action": ["ram:ListPoliciesForRole"],
+            "Resource": roles,
+        },
+        {
+            "Effect": "Allow",
+            "Action": ["ram:AttachPolicyToRole"],
+            "Resource": [*roles, own_policies],
+        },
+        {
+            "Effect": "Allow",
+            "Action": ["ram:PassRole"],
+            "Resource": roles,
+            "Condition": {"StringEquals": {"acs:Service": "ecs.aliyuncs.com"}},
+        },
+    )
 
 
 def _aws_admin(deployment: str, tables: Sequence[AwsConfig]) -> Document:
     regions = _unique(table.region for table in tables)
+    known = _unique(
+        Instance("", "aws", table.region, table.instance_id).arn
+        for table in tables
+        if table.instance_id
+    )
 
     def arns(*kinds: str) -> list[str]:
         return [f"arn:{partition(r)}:ec2:{r}:*:{kind}/*" for r in regions for kind in kinds]
@@ -261,6 +322,7 @@ def _aws_admin(deployment: str, tables: Sequence[AwsConfig]) -> Document:
             "Action": [
                 "ec2:DescribeImages",
                 "ec2:DescribeInstances",
+                "ec2:DescribeSecurityGroups",
                 "ec2:DescribeSpotPriceHistory",
                 "ec2:DescribeSubnets",
             ],
@@ -268,6 +330,30 @@ def _aws_admin(deployment: str, tables: Sequence[AwsConfig]) -> Document:
             "Condition": {"StringEquals": {"aws:RequestedRegion": regions}},
         },
     ]
+    statements += [
+        {
+            "Sid": "AddRules",
+            "Effect": "Allow",
+            "Action": ["ec2:AuthorizeSecurityGroupIngress"],
+            "Resource": arns("security-group"),
+        },
+        {
+            "Sid": "LookAtShutdown",
+            "Effect": "Allow",
+            "Action": ["ec2:DescribeInstanceAttribute"],
+            "Resource": arns("instance"),
+        },
+    ]
+    if known:
+        # It can change an instance's user data, too. What `create` makes does not need it.
+        statements.append(
+            {
+                "Sid": "StopOnShutdown",
+                "Effect": "Allow",
+                "Action": ["ec2:ModifyInstanceAttribute"],
+                "Resource": known,
+            }
+        )
     part = partition(regions[0])
     profiles = _unique(t.template.instance_profile for t in tables if t.template.instance_profile)
     if profiles:

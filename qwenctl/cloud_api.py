@@ -23,6 +23,7 @@ __all__ = [
     "ec2_instance",
     "ecs_call",
     "ecs_instance",
+    "ecs_instance_role",
 ]
 
 
@@ -57,6 +58,26 @@ def ecs_instance(ecs: Ecs, instance_id: str) -> dict[str, Any]:
         return next((one for one in found if one["InstanceId"] == instance_id), {})
     except (KeyError, TypeError):
         raise Transient("the answer to DescribeInstances is not one of the ECS API") from None
+
+
+def ecs_instance_role(ecs: Ecs, instance_id: str) -> str:
+    """The name of the instance's RAM role; empty if it has none.
+
+    Raises:
+        ProviderError: it cannot be asked.
+    """
+    answer = ecs_call(
+        ecs,
+        "DescribeInstanceRamRole",
+        f"acs:ecs:{ecs.region}:*:instance/{instance_id}",
+        InstanceIds=json.dumps([instance_id]),
+    )
+    try:
+        found = answer["InstanceRamRoleSets"]["InstanceRamRoleSet"]
+        names = [one.get("RamRoleName") for one in found if one["InstanceId"] == instance_id]
+    except (KeyError, TypeError, AttributeError):
+        raise Transient("the answer to DescribeInstanceRamRole is not one of the ECS API") from None
+    return str(names[0] or "") if names else ""
 
 
 def aliyun_price(

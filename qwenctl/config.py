@@ -32,10 +32,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from qwenctl.errors import ConfigError
 from qwenctl.rules import Rule, RuleTable
 from qwenctl.wire import Activity, Readiness, Service, Spec
+from qwenctl.workloads import CACHE, PRESET_OF, services_of, with_changes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -602,6 +604,15 @@ class GpuConfig(_Table):
     aws: AwsConfig = Field({}, validate_default=True)
     fallback: tuple[FallbackConfig, ...] = ()
     """Other instances, in order of preference, for when the own one has no capacity."""
+    workload: Literal["custom", "qwen3-vl-webui", "vllm-openai", "open-webui+vllm"] = "custom"
+    """What the node runs, ready-made and in containers: Qwen's own WebUI, vLLM's OpenAI API, or Open
+    WebUI before vLLM. ``custom``: what `service` says. A `service` table of the same name (``webui``,
+    ``vllm``) changes single keys of a ready-made one. See docs/node.md."""
+    model: str = Field("", pattern=r"^([A-Za-z0-9/][A-Za-z0-9._/-]*)?$")
+    """With `workload`: the model, by its name on Hugging Face (``Qwen/Qwen3-VL-8B-Instruct``), or a
+    directory on the node."""
+    model_cache: str = Field(CACHE, pattern=r"^/[^:]*$")
+    """With `workload`: the directory on the node that models are kept in."""
     service: tuple[ServiceConfig, ...] = ()
     """What the node runs, in order; traffic goes to the first. Without an agent: where it listens,
     and how it is asked whether it is ready."""
@@ -609,6 +620,27 @@ class GpuConfig(_Table):
     """When it is kept ready by schedule."""
     off_hours: tuple[OffHoursConfig, ...] = ()
     """When it is kept off by schedule."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ready_made(cls, data: Any) -> Any:
+        """The tables of the workload, as if they stood in the file."""
+        if not isinstance(data, dict) or str(data.get("workload")) not in PRESET_OF:
+            return data
+        given, model = data.get("service", ()), data.get("model", "")
+        cache = data.get("model_cache", CACHE)
+        if not model:
+            raise ValueError(
+                f"workload = {data['workload']!r} needs a model, such as "
+                'model = "Qwen/Qwen3-VL-8B-Instruct"'
+            )
+        if not (
+            isinstance(given, (list, tuple)) and isinstance(model, str) and isinstance(cache, str)
+        ):
+            return data  # what is wrong with them is said below
+        made = services_of(data["workload"], model, cache)
+        preset = PRESET_OF[data["workload"]]
+        return {"preset": preset, **data, "service": with_changes(made, given)}
 
     @cached_property
     def rule_table(self) -> RuleTable:
@@ -660,12 +692,17 @@ class GpuConfig(_Table):
 
     @model_validator(mode="after")
     def _something_to_run(self) -> GpuConfig:
-        for service in self.service if self.agent else ():
-            if not service.command and service.container is None:
-                raise ValueError(
-                    f"service {service.name!r} needs a command, or a container with an image; "
-                    "without either it must start by itself, with agent = false"
-                )
+        nothing = PydanticCustomError(
+            "nothing_to_run",
+            "it needs a command, or a container with an image (or agent = false)",
+        )
+        errors = [
+            InitErrorDetails(type=nothing, loc=("service", number), input=service)
+            for number, service in enumerate(self.service if self.agent else ())
+            if not service.command and service.container is None
+        ]
+        if errors:
+            raise ValidationError.from_exception_data("GpuConfig", errors)
         return self
 
     @model_validator(mode="after")

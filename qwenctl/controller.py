@@ -24,6 +24,7 @@ from dataclasses import replace
 from qwenctl.config import GpuConfig
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lifecycle import (
+    SPOT,
     Call,
     Move,
     NodeView,
@@ -36,6 +37,7 @@ from qwenctl.lifecycle import (
     decide,
     failed,
 )
+from qwenctl.prober import Prober
 from qwenctl.providers.base import (
     Accepted,
     Conflict,
@@ -56,6 +58,9 @@ LOCK_MARGIN = 5.0
 """Seconds by which the controller lock outlives the longest cloud call."""
 
 _NOT_BEGUN = (Phase.OFF, Phase.STARTING, Phase.FAILED)
+
+JOIN_SECONDS = 2.0
+"""How long to wait at the end for a probe under way."""
 
 MAX_STEPS = 32
 """Steps in one pass before the lock is renewed; more than any real sequence needs."""
@@ -120,6 +125,7 @@ class Controller:
         self._due = threading.Event()
         self._lock: Lock | None = None
         self._lock_until = 0.0
+        self._prober = None if gpu.agent else Prober(name, gpu, store, leads=self._leads)
         self._forget()
 
     # Running
@@ -131,6 +137,7 @@ class Controller:
     def run(self, stop: threading.Event, *, watch: bool = True) -> None:
         """Reconcile until ``stop`` is set. ``watch=False``: the caller passes changes on by `wake`."""
         watcher = self._store.watch([self.name], lambda *_: self.wake()) if watch else None
+        prober = self._start_prober(stop)
         pause = 0.2
         try:
             while not stop.is_set():
@@ -152,6 +159,18 @@ class Controller:
             if watcher:
                 watcher.stop()
             self._give_up_lock()
+            if prober and self._prober:
+                self._prober.wake()
+                prober.join(JOIN_SECONDS)
+
+    def _start_prober(self, stop: threading.Event) -> threading.Thread | None:
+        if self._prober is None:
+            return None
+        thread = threading.Thread(
+            target=self._prober.run, args=(stop,), name=f"prober-{self.name}", daemon=True
+        )
+        thread.start()
+        return thread
 
     def step(self) -> float:
         """One pass; the seconds after which the next one is due at the latest.
@@ -166,7 +185,10 @@ class Controller:
             return left + 0.02
         if taken or lock != self._lock:
             self._forget()  # what we knew belongs to an epoch in which somebody else may have acted
+        led = self._leads()
         self._lock, self._lock_until = lock, asked_at + self._ttl
+        if self._prober and not led:
+            self._prober.wake()
         for _ in range(MAX_STEPS):
             snapshot = self._store.snapshot(self.name)
             view = self._view(snapshot)
@@ -192,6 +214,8 @@ class Controller:
         asked, looked = snapshot.time("look_at"), self._observed_at
         if asked is not None and looked is not None and asked >= looked:
             seconds = min(seconds, self._timings.observe_moving)
+        if self._surplus_left:
+            seconds = min(seconds, self._timings.observe_slow)
         if snapshot.next_expiry is not None:
             seconds = min(seconds, snapshot.next_expiry - snapshot.now)
         return max(0.005, min(seconds, self._ttl / 3))
@@ -204,12 +228,18 @@ class Controller:
                 pass  # it runs out by itself
             self._lock = None
 
+    def _leads(self) -> bool:
+        """Whether the lock is sure to be ours, from any thread."""
+        return self._lock is not None and self._monotonic() < self._lock_until
+
     # Looking
 
     def _forget(self) -> None:
         self._observation = Observation(Observed.UNKNOWN)
         self._observed_at: float | None = None
         self._denied = False
+        self._surplus_left = False
+        """A surplus instance could not be stopped yet: it is looked at sooner than usual."""
         self._probed_seq: int | None = None
         self._leads_since: float | None = None
 
@@ -224,11 +254,17 @@ class Controller:
             # Before we led, perhaps nobody was there to hear the agent.
             heard = min(node.heartbeat_age, snapshot.now - self._leads_since)
             node = replace(node, heartbeat_age=heard)
-        if self._probe and self._probe_says_ready(snapshot):
+        if self._prober and snapshot.time("ready_at") is None:
+            # What is reported until then is that nothing answers yet: no sign of life of the instance.
+            node = replace(node, heartbeat_age=None)
+        if self._probe and self._prober is None and self._probe_says_ready(snapshot):
             node = NodeView(hello=True, state="ready")
+        since = snapshot.since
+        if snapshot.phase in (Phase.BOOTING, Phase.LOADING):
+            since = max(since, self._leads_since)  # likewise: it gets its time to be heard
         return View(
             phase=snapshot.phase,
-            since=snapshot.since,
+            since=since,
             wanted=snapshot.wanted,
             working=snapshot.working,
             blocked=bool(snapshot.blocks),
@@ -243,18 +279,24 @@ class Controller:
             failure=snapshot.failure,
             ready_at=snapshot.time("ready_at"),
             found_running=self._gpu.found_running,
+            agentless=self._prober is not None,
         )
 
     def _should_look(self, snapshot: Snapshot) -> bool:
-        """Whether somebody asked for a look since the last one, and that was not just now."""
+        """Whether somebody asked for a look since the last one, and that was not just now; or a
+        surplus instance is to be stopped that was starting when it was seen."""
         asked, looked = snapshot.time("look_at"), self._observed_at
-        if asked is None or looked is None or asked < looked:
+        if looked is None:
+            return False
+        if self._surplus_left and snapshot.now - looked >= self._timings.observe_slow:
+            return True
+        if asked is None or asked < looked:
             return False
         return snapshot.now - looked >= self._timings.observe_moving
 
     def _observe(self, lock: Lock, snapshot: Snapshot) -> None:
         error = ""
-        self._denied = False
+        self._denied = self._surplus_left = False
         try:
             if isinstance(self._provider, Several):
                 self._provider.serving(snapshot.state.get("instance_id", ""))
@@ -291,11 +333,15 @@ class Controller:
         self._observation = replace(self._observation, surplus=False)  # once for each look
         try:
             self._provider.stop_surplus()
+        except Conflict as error:
+            log.info("%s: %s", self.name, error)
+            self._surplus_left = True
         except ProviderError as error:
             log.warning("%s: cannot stop the surplus instance: %s", self.name, error)
 
     def _probe_says_ready(self, snapshot: Snapshot) -> bool:
-        if snapshot.node_view.state:
+        age = snapshot.node_view.heartbeat_age
+        if snapshot.node_view.state and age is not None and age <= self._timings.heartbeat:
             return False  # the agent knows better
         if snapshot.phase not in (Phase.BOOTING, Phase.LOADING) or not snapshot.address:
             return self._probed_seq == snapshot.start_seq and snapshot.phase is not Phase.OFF
@@ -327,6 +373,11 @@ class Controller:
             idle_timeout=self._gpu.idle_timeout,
         )
         if outcome is Outcome.OK:
+            again = move.cause == SPOT and move.failure is not None and move.failure.attempts > 1
+            if again and isinstance(self._provider, Several):
+                self._provider.avoid()
+            if self._prober:
+                self._prober.wake()
             log.info(
                 "%s: %s -> %s (%s)%s",
                 self.name,

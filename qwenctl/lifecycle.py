@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Literal, Union
 
 __all__ = [
+    "SPOT",
     "TRANSITIONS",
     "Call",
     "Failure",
@@ -126,6 +127,8 @@ class Timings:
     retry_max: float = 300.0
     stable: float = 60.0
     """A GPU that was ready for less than this counts as a failed attempt when it dies."""
+    spot_stable: float = 600.0
+    """The same for one that the cloud takes back (spot), from the second in a row on."""
     observe_moving: float = 2.0
     """How old an observation may be right after a change; half the time since then later on, so
     that a long boot costs few calls."""
@@ -191,6 +194,8 @@ class View:
     failure: Failure | None = None
     ready_at: float | None = None
     found_running: Literal["adopt", "stop", "ignore"] = "adopt"
+    agentless: bool = False
+    """No agent: the node's part is played by whoever asks the service (`qwenctl.prober`)."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +231,9 @@ class Wait:
     why: str
 
 
+SPOT = "spot_interruption"
+"""Cause and failure code: the cloud takes a spot instance back."""
+
 Step = Union[Move, Call, Observe, Wait]
 
 
@@ -245,6 +253,25 @@ def failed(
         code,
         failure=Failure(code, message, attempts, now + backoff(attempts, timings), condemns),
     )
+
+
+def _taken_back(view: View, timings: Timings, now: float) -> Failure | None:
+    """What an interruption counts as. One is nobody's failure: the next start follows at once. After
+    further ones, each soon after its start, the pauses get longer, or a market that gives and takes
+    would be paid for boots alone."""
+    ready_at = now if view.ready_at is None else view.ready_at
+    if not view.wanted or now - ready_at >= timings.spot_stable:
+        return None
+    before = view.failure.attempts if view.failure and view.failure.code == SPOT else 0
+    pause = backoff(before, timings) if before else 0.0
+    message = "the cloud took the instance back soon after its start"
+    return Failure(SPOT, message, before + 1, now + pause, condemns=False)
+
+
+def _ended(failure: Failure | None) -> Phase:
+    """The phase of an instance that has stopped: `failed` where the next start has to wait."""
+    first = failure is not None and failure.code == SPOT and failure.attempts == 1
+    return Phase.OFF if failure is None or first else Phase.FAILED
 
 
 def _stable(view: View, timings: Timings, now: float) -> bool:
@@ -271,7 +298,10 @@ def decide(view: View, timings: Timings, now: float) -> Step:
     An instance that the cloud is about to take back drains in spite of demand, is stopped as soon
     as no work runs on it, and by that demand is started again.
     """
-    if view.phase in (Phase.READY, Phase.DRAINING) and _stable(view, timings, now):
+    taken_back = view.failure is not None and view.failure.code == SPOT
+    calm = timings.spot_stable if taken_back else timings.stable
+    ready_at = now if view.ready_at is None else view.ready_at
+    if view.phase in (Phase.READY, Phase.DRAINING) and now - ready_at >= calm:
         view = replace(view, failure=None)  # it has come through: what failed before is history
     if view.observed_at is None:
         return Observe()
@@ -282,6 +312,9 @@ def decide(view: View, timings: Timings, now: float) -> Step:
     if view.observed is Observed.UNKNOWN:
         if view.denied and view.wanted and view.phase in (Phase.OFF, Phase.STARTING):
             return failed(view, timings, now, "denied", view.observed_reason, condemns=False)
+        if view.node.interrupted and view.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY):
+            # The node knows; it stops nothing.
+            return Move(Phase.DRAINING, SPOT, failure=view.failure)
         return Wait(due - now, "the cloud cannot be asked; nothing is done blind")
     step = _BY_PHASE[view.phase](view, timings, now)
     return replace(step, seconds=min(step.seconds, due - now)) if isinstance(step, Wait) else step
@@ -377,8 +410,8 @@ def _lost(view: View, timings: Timings, now: float) -> Step | None:
     """What to do if the instance is no longer running, or None if it is."""
     gone = view.observed in (Observed.STOPPED, Observed.ABSENT)
     if view.node.interrupted and (gone or view.observed is Observed.STOPPING):
-        # Announced, and nobody's failure: what wants it starts it again without a pause.
-        return Move(Phase.OFF if gone else Phase.STOPPING, "spot_interruption")
+        failure = _taken_back(view, timings, now)
+        return Move(_ended(failure) if gone else Phase.STOPPING, SPOT, failure=failure)
     if view.observed is Observed.STOPPING:
         return Move(Phase.STOPPING, "stopped_outside", failure=view.failure)
     if not gone:
@@ -398,7 +431,7 @@ def _up(view: View, timings: Timings, now: float) -> Step | None:
     if view.cut:
         return Move(Phase.STOPPING, "down_now")
     if view.node.interrupted:
-        return Move(Phase.DRAINING, "spot_interruption")
+        return Move(Phase.DRAINING, SPOT, failure=view.failure)
     if not view.wanted:
         return Move(
             Phase.DRAINING, "blocked" if view.blocked else "idle", Guard.UNWANTED, view.failure
@@ -417,7 +450,11 @@ def _booting(view: View, timings: Timings, now: float) -> Step:
     if step := _up(view, timings, now):
         return step
     if view.node.hello or view.node.state:
-        return Move(Phase.LOADING, "hello", failure=view.failure)
+        cause = "probing" if view.agentless else "hello"
+        return Move(Phase.LOADING, cause, failure=view.failure)
+    if view.agentless and now - view.since > timings.boot:
+        message = "the instance is running, but the cloud names no address of it"
+        return failed(view, timings, now, "load_timeout", message, condemns=True)
     if now - view.since > timings.boot:
         message = (
             f"the instance is running, but its agent has not called within {timings.boot:.0f} s"
@@ -433,6 +470,8 @@ def _loading(view: View, timings: Timings, now: float) -> Step:
         return Move(Phase.READY, "ready", failure=view.failure)
     if now - view.since > timings.load:
         message = f"the service is not ready after {timings.load:.0f} s"
+        if view.agentless and view.node.error:
+            message += f" ({view.node.error})"
         return failed(view, timings, now, "load_timeout", message, condemns=True)
     if (view.node.heartbeat_age or 0.0) > timings.node_lost:
         return _agent_lost(view, timings, now)
@@ -453,6 +492,11 @@ def _ready(view: View, timings: Timings, now: float) -> Step:
 
 
 def _agent_lost(view: View, timings: Timings, now: float) -> Step:
+    if view.agentless:
+        message = f"the service has not answered for {timings.node_lost:.0f} s"
+        if view.node.error:
+            message += f" ({view.node.error})"
+        return failed(view, timings, now, "service_lost", message, condemns=True)
     message = f"the agent has not been heard of for {timings.node_lost:.0f} s"
     return failed(view, timings, now, "agent_lost", message, condemns=True)
 
@@ -472,13 +516,15 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
     if view.working:
         return Wait(1.0, "draining: work is still running")
     if interrupted:
-        return Move(Phase.STOPPING, "spot_interruption", Guard.NO_WORK)
+        return Move(Phase.STOPPING, SPOT, Guard.NO_WORK, _taken_back(view, timings, now))
     return Move(Phase.STOPPING, "idle", Guard.IDLE)
 
 
 def _stopping(view: View, timings: Timings, now: float) -> Step:
     if view.observed in (Observed.STOPPED, Observed.ABSENT):
-        return Move(Phase.FAILED if view.failure else Phase.OFF, "stopped", failure=view.failure)
+        to = _ended(view.failure)
+        forgotten = to is Phase.OFF and not view.wanted
+        return Move(to, "stopped", failure=None if forgotten else view.failure)
     # One that hangs in its start is stopped too; a cloud that refuses that says so (Conflict).
     on = view.observed in (Observed.RUNNING, Observed.STARTING)
     if on and (view.called_at is None or now - view.called_at >= timings.call_grace):

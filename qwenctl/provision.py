@@ -1,6 +1,7 @@
 """What a GPU's instance needs before its first wake: rules, a role, and the agent as a service.
 
-Pure: it renders texts for the cloud and for the instance. `qwenctl provision` prints them.
+Pure: it renders texts for the cloud and for the instance. `qwenctl provision` prints them; with
+--apply, `qwenctl.security_rules` and `qwenctl.node_role` see to rules and role.
 
 The node ends its own billing when no proxy is heard for too long. On EC2 it powers the operating
 system off, which needs no right at all. On Alibaba Cloud that goes on costing, so it calls
@@ -15,15 +16,26 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from qwenctl import __version__
-from qwenctl.access_policy import Cloud, Instance
-from qwenctl.config import Config, is_loopback
+from qwenctl.access_policy import Cloud, Instance, node_policy, node_role_name, node_trust
+from qwenctl.config import Config, GpuConfig, is_loopback
 from qwenctl.errors import ConfigError
+from qwenctl.node_bootstrap import install_package
 
-__all__ = ["SECRET_FILE", "UNIT", "File", "Instance", "Plan", "Rule", "make_plan"]
+__all__ = [
+    "SECRET_FILE",
+    "UNIT",
+    "Change",
+    "File",
+    "Instance",
+    "Plan",
+    "Rule",
+    "compact",
+    "make_plan",
+]
 
 SECRET_FILE = "/etc/qwenctl/node.secret"
 SETTINGS_FILE = "/etc/qwenctl/node.toml"
@@ -31,6 +43,25 @@ UNIT = "qwenctl-node.service"
 VENV = "/opt/qwenctl"
 
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-\[\],=<>~!+:/@ ]*")
+
+
+_DONE = {"add": "added", "attach": "attached", "change": "changed", "make": "made"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing in the cloud that was looked at."""
+
+    what: str
+    done: str
+    """``added``, ``attached``, ``changed``, ``made``, or ``would add`` and so on in a dry run;
+    ``already there``; ``note`` for something to look at."""
+
+    @classmethod
+    def by(
+        cls, verb: Literal["add", "attach", "change", "make"], what: str, *, dry_run: bool
+    ) -> Change:
+        return cls(what, f"would {verb}" if dry_run else _DONE[verb])
 
 
 @dataclass(frozen=True)
@@ -72,14 +103,15 @@ class Plan:
     """What pip installs."""
     settings: str
     """The agent's settings, TOML."""
-    unit: str
-    """The systemd unit."""
+    runs: Literal["docker", "process"]
+    """What the agent's unit must allow: ``docker`` if every service is a container."""
+    agent: bool
+    """False: the instance runs its service by itself, and needs the rules only."""
 
     def files(self, secret: str = "") -> list[File]:
         """The instance's files; the secret's only if it is given."""
         files = [
             File(SETTINGS_FILE, self.settings),
-            File(f"/etc/systemd/system/{UNIT}", self.unit),
         ]
         if secret:
             files.append(File(SECRET_FILE, secret + "\n", "0600"))
@@ -87,20 +119,49 @@ class Plan:
 
     def commands(self) -> list[str]:
         """The shell commands that follow the files; each may be run again."""
-        user = shlex.quote(self.user)
-        home = f"/home/{self.user}"
-        make_user = (
-            f"useradd --system --create-home --home-dir {shlex.quote(home)} "
-            f"--shell /usr/sbin/nologin {user}"
-        )
-        venv = f"python3 -m venv {VENV}"
+        install = [
+            *(f"{VENV}/bin/qwenctl-node", "install", "--config", SETTINGS_FILE),
+            *("--user", self.user, "--runs", self.runs),
+        ]
+        return [install_package(VENV, self.package), shlex.join(install)]
+
+    def role_commands(self) -> list[str]:
+        """What makes the role, with Alibaba Cloud's own command line; none where none is needed."""
+        if self.cloud != "aliyun" or self.instance is None or not self.agent:
+            return []
+        instance, name = self.instance, node_role_name(self.instance)
+
+        def command(product: str, action: str, **parameters: str) -> str:
+            flags = [word for key, value in parameters.items() for word in (f"--{key}", value)]
+            return shlex.join(["aliyun", product, action, *flags])
+
         return [
-            f"id -u {user} >/dev/null 2>&1 || {make_user}",
-            f"if [ -f {SECRET_FILE} ]; then chown {user} {SECRET_FILE}; fi",
-            f"{venv} || {{ apt-get update && apt-get install -y python3-venv && {venv}; }}",
-            f"{VENV}/bin/pip install --quiet {shlex.quote(self.package)}",
-            "systemctl daemon-reload",
-            f"systemctl enable --now {UNIT}",
+            command(
+                "ram",
+                "CreateRole",
+                RoleName=name,
+                AssumeRolePolicyDocument=compact(node_trust("aliyun", instance.region)),
+            ),
+            command(
+                "ram",
+                "CreatePolicy",
+                PolicyName=name,
+                PolicyDocument=compact(node_policy([instance])),
+            ),
+            command(
+                "ram",
+                "AttachPolicyToRole",
+                PolicyType="Custom",
+                PolicyName=name,
+                RoleName=name,
+            ),
+            command(
+                "ecs",
+                "AttachInstanceRamRole",
+                RegionId=instance.region,
+                RamRoleName=name,
+                InstanceIds=json.dumps([instance.instance_id]),
+            ),
         ]
 
     def user_data(self, secret: str = "") -> str:
@@ -190,8 +251,18 @@ def make_plan(
         user=user,
         package=package,
         settings=_settings(config, gpu, cloud),
-        unit=_unit(gpu, cloud, user),
+        runs="docker" if _all_containers(table) else "process",
+        agent=table.agent,
     )
+
+
+def _all_containers(table: GpuConfig) -> bool:
+    return bool(table.service) and all(service.container for service in table.service)
+
+
+def compact(document: Any) -> str:
+    """JSON without spaces."""
+    return json.dumps(document, separators=(",", ":"))
 
 
 def _own_sources(config: Config) -> list[str]:
@@ -237,39 +308,6 @@ def _settings(config: Config, gpu: str, cloud: Cloud) -> str:
     if cloud == "aliyun":
         values["power_off_command"] = [f"{VENV}/bin/python", "-m", "gpu_node.aliyun_stop"]
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-
-
-def _unit(gpu: str, cloud: Cloud, user: str) -> str:
-    power_off = (
-        # The exit code says that no proxy was heard for too long. "+": as root, whoever the agent is.
-        """ExecStopPost=+/bin/sh -c 'if [ "$$EXIT_STATUS" = 70 ]; then systemctl poweroff; fi'\n"""
-        if cloud == "aws"
-        else ""
-    )
-    return f"""\
-[Unit]
-Description=qwenctl agent of the GPU {gpu}
-Wants=network-online.target
-After=network-online.target
-StartLimitIntervalSec=0
-ConditionPathExists={SECRET_FILE}
-
-[Service]
-User={user}
-ExecStart={VENV}/bin/qwenctl-node --config {SETTINGS_FILE}
-{power_off}StateDirectory=qwenctl-node
-LogsDirectory=qwenctl-node
-WorkingDirectory=/var/lib/qwenctl-node
-Restart=always
-RestartSec=10
-KillMode=mixed
-TimeoutStopSec=90
-# A service that the kernel kills for want of memory must not take the agent with it.
-OOMPolicy=continue
-
-[Install]
-WantedBy=multi-user.target
-"""
 
 
 def _secret_note(secret: str) -> list[str]:

@@ -39,7 +39,7 @@ class Cron:
         self.text = " ".join(text.split())
         fields = self.text.split(" ")
         if len(fields) != 5:
-            raise ValueError(f'{_FIELDS}, such as "0 9 * * mon-fri"')
+            raise ValueError(_FIELDS)
         self.follows_clock = fields[0].startswith("*") or fields[1].startswith("*")
         """It fires at intervals rather than at times of day."""
         self._sim = CronSim
@@ -58,7 +58,10 @@ class Cron:
 _ANY_PLACE = datetime.combine(date(2024, 1, 1), time())
 """Local time, to try an expression from."""
 
-_FIELDS = "it takes five fields: minute, hour, day of month, month, day of week"
+_FIELDS = (
+    "it takes five fields: minute, hour, day of month, month, day of week, such as "
+    '"0 9 * * mon-fri" for 9:00 from Monday to Friday'
+)
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,9 @@ from qwenctl.errors import ConfigError
 from qwenctl.providers.aliyun import Ecs
 from qwenctl.providers.aws import Account
 from qwenctl.providers.base import NotFound, ProviderError
-from qwenctl.provision import Instance, Plan, Rule
+from qwenctl.provision import Change, Instance, Plan, Rule
 
-__all__ = ["Change", "apply_aliyun", "apply_aws"]
-
-
-@dataclass(frozen=True)
-class Change:
-    """One thing that was looked at."""
-
-    what: str
-    done: str
-    """``added``, ``changed``, ``already there``, or ``note`` for something to look at."""
+__all__ = ["apply_aliyun", "apply_aws"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +46,14 @@ class _Permit:
         return self.source in ("0.0.0.0/0", "::/0")
 
 
-def apply_aliyun(ecs: Ecs, plan: Plan, group: str = "") -> list[Change]:
+def apply_aliyun(ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False) -> list[Change]:
     """The rules, in the instance's security group on Alibaba Cloud.
 
     Args:
         ecs: where and as whom.
         plan: what is needed.
         group: which group, if the instance has several.
+        dry_run: look, and change nothing.
 
     Raises:
         ConfigError: it is not clear which group, or the plan has no rule.
@@ -84,7 +76,7 @@ def apply_aliyun(ecs: Ecs, plan: Plan, group: str = "") -> list[Change]:
     there = list(_aliyun_permits((answer.get("Permissions") or {}).get("Permission") or ()))
     changes = []
     for rule in plan.rules:
-        if not _covered(rule, there):
+        if not dry_run and not _covered(rule, there):
             v6 = ":" in rule.source
             source = (
                 "SourceGroupId" if rule.is_group else "Ipv6SourceCidrIp" if v6 else "SourceCidrIp"
@@ -101,11 +93,13 @@ def apply_aliyun(ecs: Ecs, plan: Plan, group: str = "") -> list[Change]:
                 Description=rule.description,
                 **{source: rule.source},
             )
-        changes.append(_change(rule, group, there))
+        changes.append(_change(rule, group, there, dry_run))
     return [*changes, *_notes(plan, group, there)]
 
 
-def apply_aws(account: Account, plan: Plan, group: str = "") -> list[Change]:
+def apply_aws(
+    account: Account, plan: Plan, group: str = "", *, dry_run: bool = False
+) -> list[Change]:
     """The rules, in the instance's security group on EC2, and `stop` as its shutdown behaviour.
 
     Raises:
@@ -120,7 +114,7 @@ def apply_aws(account: Account, plan: Plan, group: str = "") -> list[Change]:
     there = list(_aws_permits(answer["SecurityGroups"][0].get("IpPermissions") or ()))
     changes = []
     for rule in plan.rules:
-        if not _covered(rule, there):
+        if not dry_run and not _covered(rule, there):
             try:
                 ec2_call(
                     account,
@@ -132,15 +126,17 @@ def apply_aws(account: Account, plan: Plan, group: str = "") -> list[Change]:
             except ProviderError as error:
                 if error.cloud_code != "InvalidPermission.Duplicate":  # somebody was quicker
                     raise
-        changes.append(_change(rule, group, there))
-    changes.append(_stop_on_shutdown(account, id_))
+        changes.append(_change(rule, group, there, dry_run))
+    changes.append(_stop_on_shutdown(account, id_, dry_run))
     return [*changes, *_notes(plan, group, there)]
 
 
-def _stop_on_shutdown(account: Account, instance_id: str) -> Change:
+def _stop_on_shutdown(account: Account, instance_id: str, dry_run: bool) -> Change:
     what = "InstanceInitiatedShutdownBehavior = stop"
     if account.shutdown_behavior(instance_id) == "stop":
         return Change(what, "already there")
+    if dry_run:
+        return Change.by("change", what, dry_run=True)
     ec2_call(
         account,
         "modify_instance_attribute",
@@ -151,7 +147,7 @@ def _stop_on_shutdown(account: Account, instance_id: str) -> Change:
     )
     if (behavior := account.shutdown_behavior(instance_id)) != "stop":
         return Change(f"a shutdown from inside would still {behavior} the instance", "note")
-    return Change(what, "changed")
+    return Change.by("change", what, dry_run=False)
 
 
 def _instance(plan: Plan) -> Instance:
@@ -227,9 +223,11 @@ def _covered(rule: Rule, there: Iterable[_Permit]) -> bool:
     return any(permit.covers(rule) and not permit.anybody for permit in there)
 
 
-def _change(rule: Rule, group: str, there: Iterable[_Permit]) -> Change:
+def _change(rule: Rule, group: str, there: Iterable[_Permit], dry_run: bool) -> Change:
     what = f"{group}: allow tcp {rule.port} from {rule.source}"
-    return Change(what, "already there" if _covered(rule, there) else "added")
+    if _covered(rule, there):
+        return Change(what, "already there")
+    return Change.by("add", what, dry_run=dry_run)
 
 
 def _notes(plan: Plan, group: str, there: Iterable[_Permit]) -> Iterable[Change]:

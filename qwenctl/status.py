@@ -222,7 +222,8 @@ def full_status(
     ``cause`` is a code, ``cause_text`` the same in words, which also name the person behind it.
 
     ``idle_seconds_left`` is how long it stays on if nobody uses it any more; null while it is off,
-    blocked, or working.
+    blocked, or working. ``cost_so_far`` is the price of the time since the instance booted; null
+    without a price, or as long as no agent tells that time.
     """
     now = snapshot.now
     page = page_status(snapshot, events, gpu_config, may_wake=not snapshot.blocks)
@@ -241,7 +242,9 @@ def full_status(
         "node_url": node_url(snapshot, gpu_config),
         "address": gpu_config.address or snapshot.address,
         "provider": gpu_config.provider,
+        "agent": gpu_config.agent,
         "price_per_hour": gpu_config.price_per_hour,
+        "cost_so_far": _cost(snapshot, gpu_config.price_per_hour),
         "leases": [_entry(lease, now) for lease in snapshot.leases],
         "blocks": [_entry(block, now) for block in snapshot.blocks],
         "leader": snapshot.leader or None,
@@ -249,6 +252,13 @@ def full_status(
         "node": _node(snapshot),
         "last_wake": _wake(history[-1]) if history else None,
     }
+
+
+def _cost(snapshot: Snapshot, price_per_hour: float) -> float | None:
+    report, age = snapshot.report, snapshot.node_view.heartbeat_age
+    if not price_per_hour or report is None or age is None or snapshot.phase is Phase.OFF:
+        return None
+    return round((report.uptime + age) / 3600 * price_per_hour, 4)
 
 
 def node_url(snapshot: Snapshot, gpu_config: GpuConfig) -> str:
@@ -456,6 +466,7 @@ _CAUSES = {
     "found_running": "the instance was found running",
     "running": "the cloud says that the instance runs",
     "hello": "its agent has reported",
+    "probing": "it has no agent, its service is asked",
     "ready": "its service answers",
     "idle": "nobody needed it any more",
     "blocked": "it was blocked",
@@ -478,6 +489,7 @@ _CAUSES = {
     "not_found": "the cloud knows no such instance",
     "provider_error": "the cloud refused",
     "service_failed": "its service cannot run",
+    "service_lost": "its service no longer answers",
     "start_failed": "the instance did not start",
     "start_timeout": "the instance did not start in time",
     "throttled": "the cloud takes no more calls for now",

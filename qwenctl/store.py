@@ -64,6 +64,9 @@ _KEYS = (
 NONCE_SECONDS = 2 * MAX_SKEW_SECONDS
 """How long a nonce is remembered: longer than any message with it can be fresh."""
 
+ALIVE_SECONDS = 10.0
+"""An agent that has been heard of so lately is there, however short its heartbeat."""
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -557,10 +560,20 @@ class Store:
 
     # The node's
 
-    def hello(self, hello: Hello, nonce: str) -> tuple[str, int]:
-        """Record a boot; ``ok``, ``replay``, ``earlier_boot`` or ``unexpected``, and start_seq."""
+    def hello(self, hello: Hello, nonce: str, *, heartbeat: float = 5.0) -> tuple[str, int]:
+        """Record a boot; ``ok``, ``replay``, ``earlier_boot`` or ``unexpected``, and start_seq.
+
+        ``heartbeat``: the seconds between two reports. Another boot's hello counts once the present
+        one has missed two of them, and no sooner than 10 s after its last.
+        """
         verdict, seq = self._run(
-            "hello", hello.gpu, nonce, _ms(NONCE_SECONDS), hello.boot_id, hello.agent_version
+            "hello",
+            hello.gpu,
+            nonce,
+            _ms(NONCE_SECONDS),
+            hello.boot_id,
+            hello.agent_version,
+            _ms(max(ALIVE_SECONDS, 2 * heartbeat)),
         )
         return verdict, int(seq)
 
@@ -704,7 +717,7 @@ def connect(config: Config) -> redis.Redis:
     ``redis+cluster://host:port`` a Redis Cluster.
 
     Raises:
-        ConfigError: an URL of no known kind, or an unreadable password file.
+        ConfigError: a URL that cannot be used, or an unreadable password file.
         StoreUnavailable, StoreAuthError: a Redis Cluster, which is asked for its nodes at once,
             cannot be reached or refuses the password.
     """
@@ -721,8 +734,7 @@ def connect(config: Config) -> redis.Redis:
         )
     if not config.redis_url:
         return redis.Redis.from_pool(embedded.pool(config.state_path, **options))
-    before, found, _ = config.redis_url.partition("://")
-    scheme = before.lower() if found else ""
+    scheme = config.redis_url.partition("://")[0].lower()  # one that is known: `Config` sees to it
     try:
         url = urlsplit(config.redis_url)
         if scheme == "redis+sentinel":
@@ -734,15 +746,10 @@ def connect(config: Config) -> redis.Redis:
                 return cast(redis.Redis, redis.RedisCluster.from_url(plain, **options))
         return redis.Redis.from_url(config.redis_url, **options)
     except (ValueError, redis.exceptions.RedisError):
-        if scheme in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
-            # Not the error's own words: they may quote a part of the password.
-            raise ConfigError(
-                f"redis_url ({scheme}://…) cannot be used: characters such as / @ : # in a "
-                "password must be percent-encoded, or put it into redis_password_file"
-            ) from None
+        # Not the error's own words: they may quote a part of the password.
         raise ConfigError(
-            f"redis_url: unknown scheme {scheme!r}; use redis://, rediss://, unix://, "
-            "redis+sentinel:// or redis+cluster://"
+            f"redis_url ({scheme}://…) cannot be used: characters such as / @ : # in a "
+            "password must be percent-encoded, or put it into redis_password_file"
         ) from None
 
 

@@ -174,6 +174,7 @@ class ServiceState(_Message):
     port: int
     restarts: int = 0
     error: str = Field("", max_length=2000)
+    detail: str = Field("", max_length=300, description="the process, or the container's state")
 
 
 class GpuFigures(_Message):
@@ -244,9 +245,20 @@ class Report(_Message):
 
 
 class Command(_Message):
-    """Something the node should do once."""
+    """Something the node should do once.
 
-    verb: Literal["drain", "restart-service", "collect-logs"]
+    ===============  =======================================================================
+    verb             what the agent does
+    ===============  =======================================================================
+    drain            stops every service, until it is told to restart one
+    stop-service     stops one, until it is told to restart it
+    restart-service  stops it, if it runs, and starts it
+    reload           reads its own settings anew; containers run on, commands are restarted
+    collect-logs     sends its last lines once more
+    ===============  =======================================================================
+    """
+
+    verb: Literal["drain", "stop-service", "restart-service", "reload", "collect-logs"]
     service: str = ""
 
 

@@ -243,6 +243,8 @@
     if (node === null) return;
     put(el("node-phase"), sayOr(`progress.${node.phase}`, node.phase || text["progress.other"]));
     put(el("node-percent"), node.percent === null ? "" : `${Math.round(node.percent)}\u00a0%`);
+    const left = node.eta === null ? 0 : node.eta - since;
+    put(el("node-eta"), left >= 1 ? say("eta.left", { time: about(left) }) : "");
     show(el("node-bar"), node.percent !== null);
     if (node.percent !== null) fill(el("node-bar"), node.percent);
     put(el("node-text"), node.text);

@@ -31,6 +31,7 @@ COMMANDS = {
     "policy": "policy",
     "provision": "provision",
     "doctor": "doctor",
+    "node": "node",
     "import": "importing",
 }
 """Command → its module, in the order of ``--help``. The module has a function of that name, or an

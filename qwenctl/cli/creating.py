@@ -61,6 +61,9 @@ def create(
     Its user data install the agent, and its id is written to the config file. Run it again after a
     cut connection: it takes over the instance and makes no second one.
 
+    It is billed from then on, and nobody stops it until a proxy runs with that config file: start
+    `qwenctl serve` anew, or stop the instance by `qwenctl down`.
+
     \b
     Examples:
       qwenctl provision create --dry-run
@@ -83,7 +86,9 @@ def create(
             "first (`qwenctl provision release`), or give the new one a table of its own"
         )
     path = _file(loaded)
-    user_data = plan.user_data(loaded.read_node_secret() if with_secret else "")
+    user_data = ""  # of an instance that needs no agent: its image has all there is to run
+    if plan.agent:
+        user_data = plan.user_data(loaded.read_node_secret() if with_secret else "")
     with _advice(cloud):
         maker = _maker(loaded, name, user_data)
         # Before anything costs: can it be written?
@@ -120,7 +125,9 @@ def create(
             }
         )
         return
-    print(f"{'Took over' if adopted else 'Created'} {made.id}; it is billed while it runs.")
+    print(
+        f"{'Took over' if adopted else 'Created'} {made.id}; it is billed while it runs, and nobody stops it yet."
+    )
     print(f"Wrote instance_id to {path}. Left to do:")
     for number, line in enumerate(left, 1):
         print(f"  {number}. {line}")
@@ -287,7 +294,11 @@ def _what(maker: Maker, template: Any, found: Existing | None, price: Price) -> 
         if price.per_hour is not None
         else price.note
     )
-    return [f"One {template.instance_type}, {template.market}, will be created.", f"Price: {cost}."]
+    return [
+        f"One {template.instance_type}, {template.market}, will be created and started.",
+        f"Price: {cost}.",
+        "Nobody will stop it until `qwenctl serve` is started anew, or you say `qwenctl down`.",
+    ]
 
 
 def _show_dry_run(
@@ -308,7 +319,7 @@ def _show_dry_run(
         )
         return
     for line in _what(maker, template, found, price):
-        print(line.replace(" will be ", " would be "))
+        print(line.replace(" will ", " would "))
     if not found:
         print("The cloud would accept it; nothing was changed.")
 
@@ -318,7 +329,7 @@ def _left(config: Config, name: str, price: Price, with_secret: bool) -> list[st
     from qwenctl.provision import SECRET_FILE
 
     left = [
-        "`qwenctl provision --apply` lets the proxy reach the instance (security group)",
+        "`qwenctl provision --apply` opens the security group, and on Alibaba Cloud makes the role",
         f"`qwenctl policy {_cloud_of(config, name)}` prints the proxy's rights: attach them to its role",
     ]
     if not with_secret:
@@ -327,7 +338,10 @@ def _left(config: Config, name: str, price: Price, with_secret: bool) -> list[st
         )
     if price.per_hour is not None and not config.gpu[name].price_per_hour:
         left.append(f"set price_per_hour = {price.per_hour:g} in [gpu.{name}]")
-    left.append("restart `qwenctl serve`; it stops the instance when nobody needs it")
+    left.append(
+        "restart `qwenctl serve`: until then nobody stops the instance, but for `qwenctl down`; "
+        "then the proxy does when nobody needs it"
+    )
     return [*left, "`qwenctl doctor` checks the whole"]
 
 

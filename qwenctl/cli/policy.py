@@ -28,7 +28,7 @@ def policy(
     ] = False,
     admin: Annotated[
         bool,
-        typer.Option("--admin", help="For `qwenctl provision create` and `release`."),
+        typer.Option("--admin", help="For `qwenctl provision --apply`, `create` and `release`."),
     ] = False,
     config: ConfigOption = None,
 ) -> None:

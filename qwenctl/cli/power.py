@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -208,7 +207,9 @@ class _Wake:
         events = self.target.store.events(name, HISTORY)
         page = page_status(snapshot, events, self.target.gpu, may_wake=True)
         seconds = sum(step["expected"] or 0.0 for step in page["steps"])
-        starts = snapshot.phase not in (Phase.READY, Phase.DRAINING)
+        starts: bool | None = snapshot.phase not in (Phase.READY, Phase.DRAINING)
+        if not starts and not snapshot.leader:
+            starts = None  # what is recorded as on may have ended unseen
         if json:
             print_json(
                 {
@@ -222,11 +223,11 @@ class _Wake:
                 }
             )
             return
-        effect = (
-            f"it is {snapshot.phase.value} and would be ready in about {duration(seconds)}"
-            if starts
-            else f"it is {snapshot.phase.value} already"
-        )
+        effect = f"it is {snapshot.phase.value} already"
+        if starts:
+            effect = f"it is {snapshot.phase.value} and would be ready in about {duration(seconds)}"
+        elif starts is None:
+            effect = f"it was {snapshot.phase.value} when somebody looked last, and would be started if not"
         print(f"would keep {name} on for {duration(self.ttl)}; {effect}")
         self._tell_shortened("would shorten")
 
@@ -241,24 +242,38 @@ class _Wake:
 
     def hand_over(self) -> None:
         """With --no-wait: where no controller runs, make the start call ourselves."""
-        from qwenctl.cli.waiting import Follower
-        from qwenctl.lifecycle import Phase
+        from qwenctl.cli.without_proxy import make_due_call
 
         if self.first.leader:
             return
-        with Follower(self.target) as follower, self._reconciling(follower) as ours:
-            self.ours = ours.owner
-            deadline = time.monotonic() + 60.0
-            for snapshot in follower.snapshots(every=5.0, deadline=deadline):
-                self.last = snapshot
-                called = snapshot.time("called_at") is not None
-                if snapshot.phase is Phase.STARTING and called:
-                    return
-                if snapshot.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY):
-                    return
-                if failure := self._new_failure(snapshot):
-                    self._give_up(failure)
-        raise TimedOut(f"{self.target.name}: the start call was not made within 60 s")
+        try:
+            self.ours = make_due_call(self.target, self.provider)
+        except TimedOut:
+            raise  # a proxy, or the next `up`, makes it
+        except UserError:
+            self._release()
+            raise
+
+    def _catch_up(self) -> None:
+        """Where no controller runs, see what became of it since somebody looked last."""
+        from qwenctl.cli.without_proxy import catch_up
+
+        self.last = self.target.store.snapshot(self.target.name)
+        if self.last.leader:
+            return
+        try:
+            catch_up(self.target, self.last, self.provider)
+        except UserError:
+            self._release()
+            raise
+
+    def _is_ready(self, snapshot: Snapshot) -> bool:
+        """Whether it is ready; where no proxy runs, not before the cloud has said that it is on."""
+        from qwenctl.cli.without_proxy import seen_on
+        from qwenctl.lifecycle import Phase
+
+        followed = bool(self.first.leader) or seen_on(snapshot, self.first.now)
+        return snapshot.phase is Phase.READY and followed
 
     def wait(self, timeout: float | None, retry: bool) -> None:
         """Until it is ready, showing how far it is."""
@@ -272,12 +287,14 @@ class _Wake:
         renew = max(1.0, min(30.0, self.ttl / 3))
         renew_at = began + renew
         given_up: Failure | None = None
-        if not self.first.leader and self.first.phase is not Phase.READY and not self.quiet:
+        self._catch_up()
+        was_ready = self.last.phase is Phase.READY
+        if not self.first.leader and not was_ready and not self.quiet:
             warn("No proxy runs: waking it from here.")
         with Follower(self.target) as follower, self._reconciling(follower) as ours:
             self.ours = ours.owner
             known = learned(wakes(follower.events))
-            with step_display(quiet=self.quiet or self.first.phase is Phase.READY) as display:
+            with step_display(quiet=self.quiet or was_ready) as display:
                 every = min(renew, display.every)
                 for snapshot in follower.snapshots(every=every, deadline=deadline):
                     self.last = snapshot
@@ -293,7 +310,7 @@ class _Wake:
                         )
                     if snapshot.blocks:
                         self._blocked(snapshot)
-                    if snapshot.phase is Phase.READY:
+                    if self._is_ready(snapshot):
                         self.hold()  # from now on for the whole time asked for
                         self.last = self.target.store.snapshot(self.target.name)
                         return
@@ -320,7 +337,7 @@ class _Wake:
 
     def _no_proxy(self) -> str:
         """What to know of a wake that came to nothing where no proxy runs; else empty."""
-        if not self.alone:
+        if not self.alone or not self.target.gpu.agent:
             return ""
         text = "; no proxy runs that its agent could report to"
         if self.target.gpu.provider == "local":
@@ -330,21 +347,9 @@ class _Wake:
         return text
 
     def _new_failure(self, snapshot: Snapshot) -> Failure | None:
-        """A failure of this wake; an earlier one is being retried already."""
-        from qwenctl.lifecycle import Phase
+        from qwenctl.cli.without_proxy import new_failure
 
-        if snapshot.phase is not Phase.FAILED or snapshot.failure is None:
-            return None
-        if snapshot.failure != self.first.failure:
-            return snapshot.failure
-        if snapshot.failure.code == "denied" and self._looked_in_vain(snapshot):
-            return replace(snapshot.failure, message=snapshot.state["observe_error"])
-        return None
-
-    def _looked_in_vain(self, snapshot: Snapshot) -> bool:
-        """Whether the cloud could not be asked, since we began: then nothing is tried at all."""
-        looked = (snapshot.time("observed_at") or 0.0) >= self.first.now
-        return looked and bool(snapshot.state.get("observe_error"))
+        return new_failure(self.first, snapshot)
 
     def _release(self) -> None:
         """Without us wanting it, nothing is tried again later, unseen."""
@@ -354,6 +359,7 @@ class _Wake:
 
     def _settle(self, follower: Any, failure: Failure) -> None:
         """Where no proxy runs, see to it that a bad instance does not stay on."""
+        from qwenctl.cli.without_proxy import looked_in_vain
         from qwenctl.lifecycle import Phase
 
         if self.first.leader:
@@ -362,12 +368,8 @@ class _Wake:
         for snapshot in follower.snapshots(every=5.0, deadline=deadline):
             if snapshot.phase is Phase.OFF or snapshot.wanted:
                 return
-            if failure.code == "denied" and self._looked_in_vain(snapshot):
+            if failure.code == "denied" and looked_in_vain(self.first, snapshot):
                 return
-
-    def _give_up(self, failure: Failure) -> NoReturn:
-        self._release()
-        raise self._failure_error(failure)
 
     def _failure_error(self, failure: Failure) -> UserError:
         more = self._no_proxy() if failure.code in _TOLD_BY_AGENT else ""
@@ -422,7 +424,12 @@ class _Wake:
         else:
             print(f"{target.name} is on its way ({snapshot.phase.value}); it {stays}")
         self._tell_shortened("shortens")
-        if alone and target.gpu.provider != "local" and not self._agent_heard():
+        if alone and not target.gpu.agent:
+            warn(
+                "No proxy runs, and the instance has no agent (agent = false) that could stop it: it "
+                "runs until `qwenctl down`. Run `qwenctl serve`."
+            )
+        elif alone and target.gpu.provider != "local" and not self._agent_heard():
             never = "" if ready else "never becomes ready and "
             warn(
                 "No proxy runs, and no agent has ever been heard of: a cloud instance without a proxy "

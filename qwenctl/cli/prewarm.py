@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,9 +36,6 @@ app = typer.Typer(no_args_is_help=True, help="Keep a GPU ready, or off, by sched
 EARLY_SECONDS = 90.0
 """How much too early `run` may come: cron starts by the minute, and by another clock than the
 store's."""
-
-CALL_SECONDS = 60.0
-"""How long `run` without a proxy may take to make the start or stop call."""
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the schedule.")]
 SomeNameArgument = Annotated[
@@ -235,10 +231,12 @@ def run(
             print("nothing is due")
     if store is None or dry_run:
         return
+    from qwenctl.cli.without_proxy import make_due_call
+
     problems: list[UserError] = []
     for at in dict.fromkeys(e["gpu"] for e in done if e["outcome"] in ("new", "held")):
         try:
-            _act_without_proxy(Target(loaded, at, store))
+            make_due_call(Target(loaded, at, store))
         except UserError as error:  # the other GPUs get what they are due all the same
             problems.append(error)
     for problem in problems[1:]:
@@ -281,108 +279,6 @@ def _run(
             "outcome": outcome,
             "until": schedule.at(window.ends).isoformat(timespec="seconds"),
         }
-
-
-def _act_without_proxy(target: Target) -> None:
-    """Where no controller runs, make the start or stop call that is due.
-
-    The cloud is asked first: nobody has followed the instance since the last run, so the recorded
-    phase says what it was then. What runs as wanted is left alone, for without a proxy its agent
-    reports to nobody, and the reconciler would take it for dead in the end.
-    """
-    from qwenctl.cli.power import TimedOut, wake_error
-    from qwenctl.cli.waiting import Follower, Reconciling
-    from qwenctl.lifecycle import Phase
-
-    first = target.store.snapshot(target.name)
-    if first.leader or _as_wanted(target, first):
-        return
-    ignores = target.gpu.found_running == "ignore"
-    last = first
-    with Follower(target) as follower, Reconciling(target, follower):
-        deadline = time.monotonic() + CALL_SECONDS
-        for last in follower.snapshots(every=5.0, deadline=deadline):
-            if _settled(last, first.now, ignores=ignores):
-                return
-            if last.phase is Phase.FAILED and last.failure and last.failure != first.failure:
-                break
-    if not last.wanted and last.working:
-        return  # off-hours: work is still running; it is stopped by whoever comes next
-    if last.phase is Phase.FAILED and last.failure:
-        raise wake_error(target.name, last.failure)
-    verb = "start" if last.wanted else "stop"
-    raise TimedOut(f"{target.name}: the {verb} call was not made within {CALL_SECONDS:.0f} s")
-
-
-def _as_wanted(target: Target, first: Snapshot) -> bool:
-    """Whether the cloud says that nothing is due. One that has stopped unseen is recorded as off."""
-    from qwenctl.lifecycle import Observed, Phase
-    from qwenctl.providers import make_provider
-    from qwenctl.providers.base import ProviderError
-
-    try:
-        seen = make_provider(target.name, target.gpu, target.config).describe()
-    except ProviderError:
-        return False  # the reconciler knows what each refusal means
-    if seen.surplus:
-        return False
-    if not first.wanted:
-        ignored = target.gpu.found_running == "ignore" and seen.state is Observed.RUNNING
-        gone = seen.state in (Observed.STOPPED, Observed.ABSENT)
-        return first.phase is Phase.OFF and (gone or ignored)
-    called = first.time("called_at")
-    starting = first.phase is Phase.STARTING
-    if seen.state in (Observed.STARTING, Observed.RUNNING):
-        return _up(first) or (starting and called is not None)
-    # A cloud may still show the old state of one whose start it has just accepted.
-    fresh = called is not None and first.now - called < target.gpu.timing.call_grace
-    if seen.state is Observed.STOPPED and (starting or _up(first)) and not fresh:
-        _record_off(target, first)
-    return False
-
-
-def _up(snapshot: Snapshot) -> bool:
-    from qwenctl.lifecycle import Phase
-
-    return snapshot.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY)
-
-
-def _record_off(target: Target, first: Snapshot) -> None:
-    """What ended while nobody looked is no failure of the next start, which would have to wait."""
-    from qwenctl.controller import LOCK_MARGIN, owner_name
-    from qwenctl.lifecycle import Guard, Move, Phase
-
-    store, name = target.store, target.name
-    lock, _, _ = store.acquire(name, owner_name(), LOCK_MARGIN)
-    if lock is None:
-        return  # somebody else is at it
-    now = store.snapshot(name)
-    if (now.since, now.time("called_at")) == (first.since, first.time("called_at")):
-        off = Move(Phase.OFF, "stopped_outside", Guard.NONE)
-        store.transition(name, lock, first.phase, off, drain=0.0, idle_timeout=0.0)
-    store.release_lock(name, lock)
-
-
-def _settled(snapshot: Snapshot, since: float, *, ignores: bool) -> bool:
-    """Whether the call was made since then, or the cloud was seen since then to need none.
-
-    ``ignores``: an instance that is found running is left alone.
-    """
-    from qwenctl.lifecycle import Observed, Phase
-
-    called, looked = snapshot.time("called_at"), snapshot.time("observed_at")
-    calls = snapshot.phase is (Phase.STARTING if snapshot.wanted else Phase.STOPPING)
-    if calls and called is not None and called > since:
-        return True
-    if looked is None or looked <= since:
-        return False
-    observed = snapshot.state.get("observed")
-    on = observed in (Observed.STARTING, Observed.RUNNING)
-    if snapshot.wanted:
-        return on and (calls or _up(snapshot))
-    if calls:
-        return observed == Observed.STOPPING
-    return snapshot.phase is Phase.OFF and (not on or ignores)
 
 
 @app.command()

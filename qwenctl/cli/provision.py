@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import shlex
 import sys
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from qwenctl.cli.context import (
     ConfigOption,
+    DryRunOption,
     GpuOption,
     JsonOption,
     load,
@@ -24,7 +26,7 @@ from qwenctl.cli.output import paint
 
 if TYPE_CHECKING:
     from qwenctl.config import Config
-    from qwenctl.provision import Plan
+    from qwenctl.provision import Change, Plan
 
 __all__ = ["app"]
 
@@ -98,10 +100,11 @@ def prepare(
         bool,
         typer.Option(
             "--apply",
-            help="Add the missing security group rules; on EC2, also let an OS shutdown only stop "
-            "the instance.",
+            help="Do it: add the missing security group rules; on Alibaba Cloud, make and attach "
+            "the instance's role; on EC2, let an OS shutdown only stop the instance.",
         ),
     ] = False,
+    dry_run: DryRunOption = False,
     security_group: Annotated[
         str,
         typer.Option(
@@ -116,9 +119,9 @@ def prepare(
 ) -> None:
     """Print what a GPU's instance needs: rules, role, and the agent as a systemd service.
 
-    Changes nothing without --apply, and never makes a role. User data runs at the first boot of a
-    new instance; --only script is the same for one that exists. `create` makes a new instance from
-    a template in the configuration, `release` deletes it.
+    Changes nothing without --apply, which takes nothing away and may be run again. User data runs
+    at the first boot of a new instance; --only script is the same for one that exists. `create`
+    makes a new instance from a template in the configuration, `release` deletes it.
 
     \b
     Examples:
@@ -126,6 +129,7 @@ def prepare(
       qwenctl provision --only user-data > user-data.yaml
       qwenctl provision --only script | ssh root@10.0.0.7 sh
       qwenctl provision --only user-data --with-secret -o user-data.yaml
+      qwenctl provision --apply --dry-run
       qwenctl provision --apply --from 10.0.0.5/32
       qwenctl provision create --dry-run
     """
@@ -142,14 +146,18 @@ def prepare(
     if fallback:
         loaded = _with_fallback(loaded, name, fallback)
     plan = make_plan(loaded, name, sources=source or (), user=user, package=package)
+    if not plan.agent and (only not in (None, Part.rules) or with_secret):
+        raise ConfigError(f"gpu.{name} has agent = false: its instance needs the rules only")
     if with_secret and (output is None or only not in (Part.user_data, Part.script)):
         raise ConfigError(
             "--with-secret needs --output FILE and --only user-data or --only script: "
             "the secret is not printed"
         )
     if apply:
-        _apply(loaded, plan, security_group, json)
+        _apply(loaded, plan, security_group, dry_run=dry_run, json=json)
         return
+    if dry_run:
+        raise ConfigError("--dry-run goes with --apply; without it nothing is changed anyway")
     if only is not None or output is not None:
         text = _part(plan, only, loaded.read_node_secret() if with_secret else "")
         _write(output, text) if output else print(text, end="")
@@ -182,14 +190,16 @@ def _part(plan: Plan, part: Part | None, secret: str) -> str:
 def _as_json(plan: Plan) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from qwenctl.access_policy import node_policy, node_trust
+    from qwenctl.access_policy import node_policy, node_role_name, node_trust
 
     role = None
     if plan.instance is not None:
         role = {
+            "name": node_role_name(plan.instance),
             "trust": node_trust(plan.cloud, plan.instance.region),
             "policy": node_policy([plan.instance]),
             "needed": plan.cloud == "aliyun",
+            "commands": plan.role_commands(),
         }
     return {
         "gpu": plan.gpu,
@@ -222,18 +232,28 @@ def _print_all(config: Config, plan: Plan) -> None:
         print("proxy.node_urls has no address in it; say where the proxy's requests come from:")
         print("  qwenctl provision --from 10.0.0.5/32")
     print("No other inbound rule is needed. `qwenctl provision --apply` adds what is missing.")
+    if not plan.agent:
+        print("\nagent = false: no role, no agent and no secret are needed. See docs/agentless.md.")
+        return
     _heading("2. Role of the instance")
     if plan.cloud == "aws":
-        print("None is needed: the node powers itself off when no proxy is heard for too long.")
+        print("None is needed, and --apply makes none: the node powers itself off when no proxy is")
+        print("heard for too long, and asks AWS for nothing else than its own metadata.")
         print("InstanceInitiatedShutdownBehavior must be `stop`; --apply sees to that.")
     elif found["role"] is None:
         print(f"First set instance_id in [gpu.{plan.gpu}.aliyun]: the policy names the instance.")
     else:
         print("An instance role for ECS, so that the node can stop itself and end its billing.")
-        print("Trust policy:")
+        print("`qwenctl provision --apply` makes and attaches it. Trust policy:")
         print(json_module.dumps(found["role"]["trust"], indent=2))
         print("Permissions (also `qwenctl policy aliyun --node`):")
         print(json_module.dumps(found["role"]["policy"], indent=2))
+        print(
+            "By hand, with Alibaba Cloud's own command line. An instance has one role at most: if"
+        )
+        print("it has one, attach the policy to that one (third command) and leave the last out.")
+        for command in found["role"]["commands"]:
+            print(f"  {command}")
     _heading("3. User data of a new instance (--only user-data; --only script for an existing one)")
     print(plan.user_data(), end="")
     _heading("4. The node secret")
@@ -280,27 +300,43 @@ def _heading(text: str) -> None:
     print(f"\n{paint(text, bold=True)}\n" if sys.stdout.isatty() else f"\n{text}\n")
 
 
-def _apply(config: Config, plan: Plan, group: str, json: bool) -> None:
+def _apply(config: Config, plan: Plan, group: str, *, dry_run: bool, json: bool) -> None:
     from dataclasses import asdict
 
     from qwenctl.cli.cloud_error import raising_user_errors
+
+    changes = []
+    with raising_user_errors():
+        for change in _changes(config, plan, group, dry_run):
+            changes.append(change)
+            if not json:  # at once: what comes next may be refused
+                print(f"{change.done}: {change.what}", flush=True)
+    if json:
+        found = [asdict(change) for change in changes]
+        print_json({"gpu": plan.gpu, "dry_run": dry_run, "changes": found})
+    elif dry_run:
+        print("Nothing was changed.")
+    elif plan.agent:
+        print("Not done: agent and node secret; `qwenctl provision` prints what to do.")
+
+
+def _changes(config: Config, plan: Plan, group: str, dry_run: bool) -> Iterator[Change]:
     from qwenctl.security_rules import apply_aliyun, apply_aws
 
     gpu = config.gpu[plan.gpu]
-    with raising_user_errors():
-        if plan.cloud == "aliyun":
-            from qwenctl.providers.aliyun import AliyunProvider, Ecs
+    if plan.cloud == "aws":
+        from qwenctl.providers.aws import account_of
 
-            AliyunProvider.from_config(plan.gpu, gpu, config)  # its checks, as of the endpoint
-            changes = apply_aliyun(Ecs(gpu.aliyun), plan, group)
-        else:
-            from qwenctl.providers.aws import account_of
-
-            changes = apply_aws(account_of(gpu.aws, f"gpu.{plan.gpu}.aws"), plan, group)
-    if json:
-        print_json({"gpu": plan.gpu, "changes": [asdict(change) for change in changes]})
+        account = account_of(gpu.aws, f"gpu.{plan.gpu}.aws")
+        yield from apply_aws(account, plan, group, dry_run=dry_run)
         return
-    for change in changes:
-        print(f"{change.done}: {change.what}")
-    role = "role, " if plan.cloud == "aliyun" else ""  # EC2 needs none
-    print(f"Not done: {role}agent and node secret; `qwenctl provision` prints what to do.")
+    from qwenctl.node_role import Ram, apply_role
+    from qwenctl.providers.aliyun import AliyunProvider, Ecs, default_credentials
+
+    AliyunProvider.from_config(plan.gpu, gpu, config)  # its checks, as of the endpoints
+    credentials = default_credentials()
+    ecs = Ecs(gpu.aliyun, credentials)
+    yield from apply_aliyun(ecs, plan, group, dry_run=dry_run)
+    if plan.instance is not None and plan.agent:
+        ram = Ram(gpu.aliyun, credentials)
+        yield from apply_role(ecs, ram, plan.instance, dry_run=dry_run)

@@ -21,6 +21,17 @@ def restart(
         str | None, typer.Argument(help="Name of the service; default: the first one.")
     ] = None,
     gpu: GpuOption = None,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Stop it, and do not start it again until told to.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every service; only with --stop.")] = False,
+    agent: Annotated[
+        bool,
+        typer.Option(
+            "--agent",
+            help="Have the agent read its settings anew. Containers run on, commands are restarted.",
+        ),
+    ] = False,
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -32,20 +43,40 @@ def restart(
     Examples:
       qwenctl restart
       qwenctl restart webui --gpu main
+      qwenctl restart --stop vllm
+      qwenctl restart --agent
     """
     from qwenctl.wire import Command
 
     target = Target.find(gpu, config)
+    if (agent and (stop or every or service)) or (every and (service or not stop)):
+        raise typer.BadParameter(
+            "--agent stands alone, --all goes with --stop and without a service"
+        )
+    if agent:
+        command, name, doing = Command(verb="reload"), "", "the agent begins anew"
+    elif every:
+        command, name, doing = Command(verb="drain"), "", "every service is being stopped"
+    else:
+        name = _service(target, service)
+        verb = "stop-service" if stop else "restart-service"
+        command = Command(verb=verb, service=name)
+        doing = f"{name} is being {'stopped' if stop else 'restarted'}"
+    if not target.gpu.agent:
+        raise _NoNode(f"{target.name} has no agent (agent = false) that could do this")
+    if not target.store.command(target.name, command, actor=user()):
+        raise _NoNode(f"{target.name} has no node that could do this: it is not running")
+    if json:
+        print_json({"gpu": target.name, "service": name, "verb": command.verb, "outcome": "asked"})
+    else:
+        print(f"{target.name}: {doing}; see `qwenctl logs --follow`")
+
+
+def _service(target: Target, service: str | None) -> str:
     names = [configured.name for configured in target.gpu.service]
     name = service or (names[0] if names else "")
     if name not in names:
         raise typer.BadParameter(
             f"no service named {name!r}; configured: {', '.join(names) or 'none'}"
         )
-    command = Command(verb="restart-service", service=name)
-    if not target.store.command(target.name, command, actor=user()):
-        raise _NoNode(f"{target.name} has no node that could restart {name}: it is not running")
-    if json:
-        print_json({"gpu": target.name, "service": name, "outcome": "asked"})
-    else:
-        print(f"{target.name}: {name} is being restarted; see `qwenctl logs --follow`")
+    return name

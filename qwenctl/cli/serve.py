@@ -70,12 +70,15 @@ def serve(
       qwenctl serve --listen 127.0.0.1:9000
       qwenctl serve --config /etc/qwenctl/qwenctl.toml
     """
+    from qwenctl.cli.settings import check_password
+
     if listen:
         os.environ["QWENCTL_PROXY__LISTEN"] = listen
     loaded = load(config)  # so that a mistake in it is told here, in one sentence
     if not loaded.gpu:
         loaded.gpu_name(None)  # raises the sentence on that
     loaded.check_listen()
+    check_password(loaded)
     command, env = proxy_command(loaded.source)
     sys.stdout.flush()
     os.execve(command[0], command, env)  # noqa: S606

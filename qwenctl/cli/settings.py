@@ -16,7 +16,7 @@ from qwenctl.cli.context import ConfigOption, JsonOption, load, print_json
 if TYPE_CHECKING:
     from qwenctl.config import Config
 
-__all__ = ["app", "masked", "to_toml", "toml_list"]
+__all__ = ["app", "check_password", "masked", "to_toml", "toml_list"]
 
 app = typer.Typer(no_args_is_help=True, help="Show and check the configuration.")
 
@@ -81,7 +81,7 @@ def validate(
     warnings = [
         f"gpu.{name} has no service: its instance starts nothing (see [[gpu.{name}.service]])"
         for name, gpu in loaded.gpu.items()
-        if not gpu.service
+        if not gpu.service and gpu.agent
     ]
     if loaded.unvisited:
         first = next(name for name, gpu in loaded.gpu.items() if not gpu.hosts)
@@ -115,7 +115,7 @@ def _check(config: Config) -> None:
 
     if not config.gpu and not config.source:
         raise ConfigError(_NO_FILE)
-    checks: list[Callable[[], object]] = [config.check_listen]
+    checks: list[Callable[[], object]] = [config.check_listen, partial(check_password, config)]
     if not config.gpu:
         checks.append(lambda: config.gpu_name(None))
     if config.redis_password_file:
@@ -136,6 +136,30 @@ def _check(config: Config) -> None:
             mistakes.append(str(error))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
+
+
+def check_password(config: Config) -> None:
+    """Whether somebody could sign in by ``access.password_hash``, if it is set.
+
+    Raises:
+        ConfigError: it is no whole argon2id hash, as that of an example is none.
+    """
+    from qwenctl.errors import ConfigError
+
+    if not config.access.password_hash:
+        return
+    from argon2 import PasswordHasher
+    from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
+
+    try:
+        PasswordHasher().verify(config.access.password_hash, "")
+    except VerifyMismatchError:
+        pass  # as it should be: the hash can be read, and is not that of no password
+    except (Argon2Error, InvalidHashError):
+        raise ConfigError(
+            "access.password_hash: not a whole argon2id hash, so nobody could sign in; "
+            "`qwenctl access hash-password` makes one"
+        ) from None
 
 
 _NO_FILE = (

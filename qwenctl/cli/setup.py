@@ -34,9 +34,7 @@ provider = "{provider}"
 idle_timeout = "10m"
 # What to tell the first visitor, before there are boots to learn from:
 boot_estimate = "{boot_estimate}"
-# What counts as use: "gradio", "open-webui", "openai" or "generic".
-preset = "generic"
-# "visit": a visible waiting page wakes it; "click": only its button; "never".
+{runs}# "visit": a visible waiting page wakes it; "click": only its button; "never".
 wake_on = "visit"
 # For `qwenctl status`, in your currency:
 # price_per_hour = 1.20
@@ -101,17 +99,20 @@ instance_id = ""  # fill in, such as "i-0123456789abcdef0"; its root volume on E
 """
 
 _CLOUD_SERVICE = """
-# What the instance runs: your WebUI and its port. It must listen for others than itself.
-[[gpu.{name}.service]]
-name = "webui"
-command = ["python3", "web_demo_mm.py", "--server-name", "0.0.0.0", "--server-port", "7860"]
-port = 7860
+# Anything else is a [[gpu.{name}.service]] table of your own: a container with an image, or a
+# command; see docs/node.md.
+"""
 
-# Or vLLM's OpenAI-compatible API (with preset = "openai"):
-# command = ["vllm", "serve", "Qwen/Qwen3-VL-8B-Instruct", "--port", "8000"]
-# port = 8000
-# readiness = {{ path = "/health" }}
-# activity = {{ path = "/metrics", metrics = ["vllm:num_requests_running"] }}
+_RUNS_SAMPLE = """\
+# What counts as use: "gradio", "open-webui", "openai" or "generic".
+preset = "generic"
+"""
+
+_RUNS_WORKLOAD = """\
+# What the instance runs, with Docker: "qwen3-vl-webui", "vllm-openai" or "open-webui+vllm".
+workload = "qwen3-vl-webui"
+# A name on Hugging Face, or a directory on the instance. It must fit into the GPU's memory.
+model = "Qwen/Qwen3-VL-8B-Instruct"
 """
 
 _TEMPLATES = {
@@ -175,6 +176,7 @@ def init(
         provider=provider,
         command=toml_list(command),
         boot_estimate="30s" if local else "3m",
+        runs=_RUNS_SAMPLE if local else _RUNS_WORKLOAD,
         node_urls="" if local else _NODE_URLS,
     )
     try:
@@ -192,7 +194,7 @@ def init(
         print(f"Wrote {path.resolve()}. Fill in, or have printed by `qwenctl import {provider}`:")
         print(f"  [gpu.{gpu}.{provider}]      `region` and `instance_id`")
         print("  [proxy]                `node_urls`: where the instance reaches this machine")
-        print(f"  [[gpu.{gpu}.service]]    your WebUI's `command` and `port`")
+        print(f"  [gpu.{gpu}]             `workload` and `model`: what the instance runs")
         print("Then: `qwenctl config validate`, `qwenctl provision`, `qwenctl doctor`.")
         return
     print(f"Wrote {path.resolve()}. It runs as it is, with a sample page for a WebUI; try:")

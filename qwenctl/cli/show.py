@@ -19,11 +19,13 @@ from qwenctl.cli.context import (
     open_store,
     print_json,
 )
+from qwenctl.cli.figures import figure_lines
 from qwenctl.cli.output import clock, live, paint, phase_style, shorten, stamp
 
 if TYPE_CHECKING:
     from qwenctl.config import Config
-    from qwenctl.store import Event, Store
+    from qwenctl.status import Reason
+    from qwenctl.store import Event, Snapshot, Store
 
 __all__ = ["event_words", "events", "logs", "status", "why"]
 
@@ -48,7 +50,7 @@ def status(
       qwenctl status --json | jq -r .gpus.main.phase
     """
     loaded = load(config)
-    names = [loaded.gpu_name(gpu)] if gpu or not loaded.gpu else list(loaded.gpu)
+    names = _names(loaded, gpu)
     store = open_store(loaded)
     if not watch:
         data = _read(loaded, store, names)
@@ -195,7 +197,10 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         yield row("last wake", _wake_line(wake))
     yield row("controller", state["leader"] or "none: `qwenctl serve` runs one")
     if state["price_per_hour"]:
-        yield row("price", f"{state['price_per_hour']:g} an hour while on")
+        price = f"{state['price_per_hour']:g} an hour while on"
+        if state["cost_so_far"] is not None:
+            price += f", {state['cost_so_far']:.2f} since it booted"
+        yield row("price", price)
 
 
 def _steps_line(steps: list[dict[str, Any]]) -> str:
@@ -215,9 +220,10 @@ def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
     node = state["node"]
     if not node:
         return
-    text = f"agent {node['version']}".strip()
+    text = f"agent {node['version']}".strip() if state["agent"] else "no agent"
     if node["heartbeat_age_seconds"] is not None:
-        text += f", heard of {duration(node['heartbeat_age_seconds'])} ago"
+        verb = "heard of" if state["agent"] else "its service asked"
+        text += f", {verb} {duration(node['heartbeat_age_seconds'])} ago"
     if node["active"]:
         text += f", {node['active']} generation{'s' if node['active'] != 1 else ''} running"
     yield text + (f", {one_line(node['error'])}" if node["error"] else "")
@@ -225,23 +231,9 @@ def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
         restarts = f", restarted {service['restarts']} ×" if service["restarts"] else ""
         error = f": {shorten(one_line(service['error']))}" if service["error"] else ""
         yield f"{service['name']} {service['state']} on port {service['port']}{restarts}{error}"
-    if figures := _figures(node["resources"] or {}):
-        yield figures
-
-
-def _figures(resources: Mapping[str, Any]) -> str:
-    parts = []
-    if resources.get("cpu_percent") is not None:
-        parts.append(f"CPU {resources['cpu_percent']:.0f} %")
-    used, total = resources.get("memory_used"), resources.get("memory_total")
-    if used is not None and total:
-        parts.append(f"memory {used / 2**30:.1f} of {total / 2**30:.1f} GiB")
-    if resources.get("disk_free") is not None:
-        parts.append(f"disk {resources['disk_free'] / 2**30:.0f} GiB free")
-    for index, figures in enumerate(resources.get("gpus") or ()):
-        inner = " ".join(f"{key} {value}" for key, value in figures.items())
-        parts.append(f"GPU {index} {inner}")
-    return ", ".join(parts)
+        if service["detail"]:
+            yield f"  {one_line(service['detail'])}"
+    yield from figure_lines(node["resources"] or {})
 
 
 def _cloud_line(state: Mapping[str, Any]) -> str:
@@ -280,32 +272,51 @@ def _wake_line(wake: Mapping[str, Any]) -> str:
 def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = None) -> None:
     """Say who keeps the GPU on or off, and what happens next.
 
+    With several GPUs and no --gpu it says so of each, and --json prints them
+    in an object "gpus".
+
     \b
     Examples:
       qwenctl why
       qwenctl why --json | jq -r '.reasons[].text'
     """
-    from qwenctl.status import HISTORY, NOT_ASKED, explain
+    from qwenctl.status import HISTORY, explain
 
-    target = Target.find(gpu, config)
-    snapshot = target.store.snapshot(target.name)
-    events = target.store.events(target.name, HISTORY)
-    reasons = explain(snapshot, events, snapshot.now, drain=target.gpu.timing.drain)
-    if json:
-        print_json(
-            {
-                "gpu": target.name,
+    loaded = load(config)
+    names = _names(loaded, gpu)
+    store = open_store(loaded)
+    told = {}
+    for index, name in enumerate(names):
+        snapshot = store.snapshot(name)
+        events = store.events(name, HISTORY)
+        drain = loaded.gpu[name].timing.drain
+        reasons = explain(snapshot, events, snapshot.now, drain=drain)
+        if json:
+            told[name] = {
+                "gpu": name,
                 "phase": snapshot.phase.value,
                 "now": snapshot.now,
                 "reasons": [vars(reason) for reason in reasons],
             }
-        )
-        return
+        else:
+            print("\n" * (index > 0) + "\n".join(_reason_lines(snapshot, reasons)))
+    if json:
+        print_json(told[names[0]] if len(names) == 1 else {"gpus": told})
+
+
+def _names(config: Config, gpu: str | None) -> list[str]:
+    """The GPU that is named, or all."""
+    return [config.gpu_name(gpu)] if gpu or not config.gpu else list(config.gpu)
+
+
+def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
+    from qwenctl.status import NOT_ASKED
+
     first, *rest = reasons
     phase = snapshot.phase.value
     text = first.text.replace(phase, paint(phase, phase_style(phase), bold=True), 1)
     verb = "'s state is " if text == NOT_ASKED else " " if phase == "failed" else " is "
-    print(f"{paint(target.name, bold=True)}{verb}{text}")
+    yield f"{paint(snapshot.gpu, bold=True)}{verb}{text}"
     for reason in rest:
         times = []
         if reason.since is not None and reason.topic != "state":
@@ -323,7 +334,7 @@ def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = 
         suffix = paint(f"  ({', '.join(times)})", dim=True) if times else ""
         mark = paint("→" if reason.topic == "next" else "•", dim=True)
         body = paint(reason.text, "red") if reason.topic in ("failure", "cloud") else reason.text
-        print(f"  {mark} {body}{suffix}")
+        yield f"  {mark} {body}{suffix}"
 
 
 def events(
@@ -335,7 +346,8 @@ def events(
 ) -> None:
     """Print the history: every transition, demand, block and cloud call.
 
-    With --json one object on each line.
+    With --json one object on each line. With several GPUs and no --gpu it is
+    the history of all, and each line names its GPU.
 
     \b
     Examples:
@@ -345,24 +357,36 @@ def events(
     """
     if follow:
         heed_interrupt()
-    target = Target.find(gpu, config)
-    last = ""
-    for event in target.store.events(target.name, count):
-        _print_event(event, json)
-        last = event.id
+    loaded = load(config)
+    names = _names(loaded, gpu)
+    store = open_store(loaded)
+    width = max(map(len, names)) if len(names) > 1 else 0
+
+    def show(found: dict[str, list[Event]], most: int | None = None) -> None:
+        rows = [(event.time, name, event) for name in names for event in found[name]]
+        rows.sort(key=lambda row: row[0])  # those of one GPU stay in their order
+        for _, name, event in rows[-most:] if most else rows:
+            _print_event(event, name, json, width)
+        for name in names:
+            if found[name]:
+                last[name] = found[name][-1].id
+
+    last = dict.fromkeys(names, "")
+    show({name: store.events(name, count) for name in names}, count)
     while follow:
-        for event in target.store.follow(target.name, last, FOLLOW_SECONDS):
-            _print_event(event, json)
-            last = event.id
+        pause = FOLLOW_SECONDS / len(names)
+        show({name: store.follow(name, last[name], pause) for name in names})
 
 
-def _print_event(event: Event, as_json: bool) -> None:
+def _print_event(event: Event, gpu: str, as_json: bool, width: int) -> None:
+    """``width``: of the column that names the GPU; 0: there is none."""
     if as_json:
-        fields = {**event.fields, "id": event.id, "time": event.time, "kind": event.kind}
-        print_json(fields, compact=True)
+        about = {"id": event.id, "time": event.time, "kind": event.kind, "gpu": gpu}
+        print_json({**event.fields, **about}, compact=True)
     else:
         time = paint(stamp(event.time), dim=True)
-        print(f"{time}  {event_words(event)}", flush=True)
+        column = f"{paint(f'{gpu:<{width}}', bold=True)}  " if width else ""
+        print(f"{time}  {column}{event_words(event)}", flush=True)
 
 
 def event_words(event: Event) -> str:
@@ -432,7 +456,10 @@ def logs(
         lines = target.store.log_lines(target.name, count)
         show(lines)
         if not lines and not json:
-            print("no log lines yet: the node sends them while it boots", file=sys.stderr)
+            why = "no log lines yet: the node sends them while it boots"
+            if not target.gpu.agent:
+                why = f"no log lines: {target.name} has no agent (agent = false) to send them"
+            print(why, file=sys.stderr)
         return
     changed = threading.Event()
     watcher = target.store.watch([target.name], lambda *_: changed.set())

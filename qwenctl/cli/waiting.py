@@ -272,7 +272,9 @@ def _footer(page: dict[str, Any], age: float) -> str:
     parts = []
     if progress:
         percent = "" if progress["percent"] is None else f" {progress['percent']:.0f} %"
-        parts.append(f"{progress['phase']}{percent} {progress['text']}".strip())
+        remains = (progress.get("eta") or 0.0) - age
+        left = f" ({duration(remains)} left)" if remains >= 1 else ""
+        parts.append(f"{progress['phase']}{percent}{left} {progress['text']}".strip())
     if page["phase"] == "stopping":
         parts.append("it is just being stopped and starts again after that")
     eta = page["eta_seconds"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qwenctl.doctor.base import Check, Finding, Stop, fail, ok, refusal, warn
+from qwenctl.doctor.base import Check, Finding, Level, Stop, fail, ok, refusal, warn
 from qwenctl.doctor.here import Deployment, clock_with_cloud, node_checks
 from qwenctl.errors import ConfigError
 from qwenctl.lifecycle import Observed
@@ -31,6 +32,7 @@ def checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Check]:
         patient.instance,
         lambda: patient.permission("start", "StartInstance"),
         lambda: patient.permission("stop", "StopInstance", StoppedMode="StopCharging"),
+        *([patient.role] if gpu.agent else []),  # what an agent needs to stop the instance
         patient.billing,
         patient.spot,
         patient.address,
@@ -151,6 +153,25 @@ class _Patient:
                 yield _refused(f"may {verb}", error)
                 return
         yield ok(f"may {verb}", f"ecs:{action} is allowed")
+
+    def role(self) -> Iterable[Finding]:
+        """The node's: without it the dead-man's switch ends no billing."""
+        from qwenctl.cloud_api import ecs_instance_role
+
+        try:
+            name = ecs_instance_role(self._ecs, self._config.instance_id)
+        except ProviderError as error:
+            yield replace(_refused("role", error), level=Level.WARN)
+            return
+        if name:
+            yield ok("role", f"{name}; whether it may stop the instance cannot be seen from here")
+            return
+        yield warn(
+            "role",
+            "the instance has none: when its node hears no proxy any more, it cannot stop itself "
+            "and goes on costing",
+            "Run `qwenctl provision --apply` as an administrator.",
+        )
 
     def billing(self) -> Iterable[Finding]:
         seen, config = self._seen, self._config

@@ -53,11 +53,15 @@ class Deployment:
         self._store: Store | None = None
 
     def checks(self) -> list[Check]:
-        return [self.configuration, self.redis, self.node_secret, self.listening, self.node_urls]
+        common = [self.configuration, self.redis, self.listening]
+        agents = any(self.config.gpu[name].agent for name in self.gpus)
+        return [*common, self.node_secret, self.node_urls] if agents else common
 
     @property
     def in_cloud(self) -> bool:
-        return any(self.config.gpu[name].provider in CLOUDS for name in self.gpus)
+        """Whether agents have to reach the proxy from there."""
+        gpus = [self.config.gpu[name] for name in self.gpus]
+        return any(gpu.agent and gpu.provider in CLOUDS for gpu in gpus)
 
     def snapshot(self, gpu: str) -> Snapshot | None:
         """What the store knows of a GPU; None if it could not be asked."""
@@ -185,8 +189,9 @@ class Deployment:
 def gpu_checks(deployment: Deployment, name: str) -> list[Check]:
     """What every provider's GPU needs."""
 
+    gpu = deployment.config.gpu[name]
+
     def services() -> Iterable[Finding]:
-        gpu = deployment.config.gpu[name]
         if gpu.service:
             names = ", ".join(f"{service.name} on port {service.port}" for service in gpu.service)
             yield ok("service", names)
@@ -198,7 +203,45 @@ def gpu_checks(deployment: Deployment, name: str) -> list[Check]:
                 "run.",
             )
 
-    return [services]
+    def agentless() -> Iterable[Finding]:
+        yield ok("service", f"the instance starts it by itself, on port {gpu.port}")
+        yield warn(
+            "agent",
+            "none (agent = false): nothing is told of a boot but its length; work that does not go "
+            "through the proxy is not seen, and cut when the GPU is stopped; nothing warns of a spot "
+            "interruption; and an instance that runs when the proxy has died runs on",
+            f"See docs/agentless.md: set a budget alarm in the cloud{_alarm(gpu)}, and let "
+            "idle_timeout be longer than such work; or install the agent (`qwenctl provision`).",
+        )
+        if ignored := _ignored(gpu):
+            yield warn(
+                "service",
+                f"without an agent nobody heeds {', '.join(ignored)}",
+                f"Remove them from [[gpu.{name}.service]], or remove agent = false.",
+            )
+
+    return [services] if gpu.agent else [agentless]
+
+
+def _alarm(gpu: GpuConfig) -> str:
+    """What the cloud itself can do about an instance that idles."""
+    if gpu.provider == "aws":
+        return ", and a CloudWatch alarm that stops the instance when its CPU idles for hours"
+    if gpu.provider == "aliyun":
+        return ", and a scheduled stop of the instance (OOS) at night"
+    return ""
+
+
+def _ignored(gpu: GpuConfig) -> list[str]:
+    """The keys of service tables that only an agent could do something about."""
+    heeded = {"name", "port", "readiness"}
+    # The local provider is the image, too: it runs the first command.
+    if gpu.provider == "local":
+        heeded.add("command")
+    found = {key for service in gpu.service for key in service.model_fields_set} - heeded
+    if any(service.readiness.inference for service in gpu.service):
+        found.add("readiness.inference")
+    return sorted(found)
 
 
 def other_checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Check]:
@@ -240,9 +283,13 @@ def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterabl
     hello = snapshot is not None and snapshot.node_view.hello
     if address and snapshot is not None:
         host, _, port = address.rpartition(":") if address.count(":") == 1 else (address, "", "")
-        yield _reach(name, host or address, int(port or gpu.port), hello=hello)
+        ours = hello and gpu.agent
+        yield _reach(name, host or address, int(port or gpu.port), hello=ours, agent=gpu.agent)
     age = snapshot.node_view.heartbeat_age if snapshot is not None else None
     if snapshot is None:
+        return
+    if not gpu.agent:
+        yield from _asked(gpu, snapshot, age)
         return
     if snapshot.phase is Phase.OFF:
         yield warn(
@@ -268,10 +315,39 @@ def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterabl
         yield ok("agent", f"{snapshot.node_view.state or 'there'}, heard {age:.0f} s ago")
 
 
-def _reach(name: str, host: str, port: int, *, hello: bool) -> Finding:
+def _asked(gpu: GpuConfig, snapshot: Snapshot, age: float | None) -> Iterable[Finding]:
+    """What became of asking the WebUI of an instance without an agent."""
+    view = snapshot.node_view
+    path = gpu.service[0].readiness.path if gpu.service else "/"
+    if not snapshot.leader:
+        yield warn(
+            "readiness",
+            "the instance runs, but nobody asks its WebUI, and nobody stops it",
+            "Start `qwenctl serve`, which takes over what it finds running, or run `qwenctl down`.",
+        )
+    elif age is not None and view.state == "ready" and age <= 4 * gpu.timing.heartbeat:
+        yield ok("readiness", f"GET {path} was answered {age:.0f} s ago")
+    else:
+        yield warn(
+            "readiness",
+            f"GET {path} on port {gpu.port} is not answered as it should: "
+            f"{view.error or 'no answer'}",
+            "It may still be loading. If not, log in to the instance: the WebUI must start with it "
+            "and listen on all addresses; or correct service.readiness.path.",
+        )
+
+
+def _reach(name: str, host: str, port: int, *, hello: bool, agent: bool) -> Finding:
     try:
         socket.create_connection((host, port), PATIENCE).close()
     except ConnectionRefusedError:
+        if not agent:
+            return warn(
+                "node",
+                f"{host} answers, but nothing listens on port {port}",
+                "The WebUI may still be loading. It must start by itself with the instance, and "
+                "listen on all addresses, not only on 127.0.0.1.",
+            )
         if not hello:
             return warn(
                 "node",

@@ -6,7 +6,7 @@
 -- The one move that no controller makes: draining -> ready, so that no request is ever forwarded
 -- into a stop. With a service that is not ready it stays draining; a controller sees the lease and
 -- decides. (A condemned instance never drains: it is `failed`.) One that the cloud takes back stays
--- draining too: the lease is for its next start.
+-- draining too: the lease is for its next start, and nothing is leased to who may not wake.
 local lease, ttl, reason, actor = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local inflight, inflight_ttl, may_wake = ARGV[7], tonumber(ARGV[8]), ARGV[9] == '1'
 local now_phase = phase()
@@ -25,7 +25,8 @@ if NOW - tonumber(ARGV[10]) < tonumber(redis.call('HGET', STATE, 'released_at') 
 end
 if now_phase == 'starting' then redis.call('HDEL', STATE, 'cut') end
 local node = redis.call('HMGET', NODE, 'state', 'interrupted_at')
-if now_phase == 'draining' and node[1] == 'ready' and not node[2] then
+local leaves = node[2]  -- the cloud takes the instance back
+if now_phase == 'draining' and node[1] == 'ready' and not leaves then
   redis.call('HSET', STATE, 'phase', 'ready', 'since', num(NOW), 'cause', 'demand', 'actor', actor)
   redis.call('HDEL', STATE, 'called_at', 'cut')
   event('transition', 'from', 'draining', 'to', 'ready', 'cause', 'demand', 'actor', actor,
@@ -33,7 +34,7 @@ if now_phase == 'draining' and node[1] == 'ready' and not node[2] then
   changed('phase')
   now_phase = 'ready'
 end
-grant(lease, ttl, reason, actor, false)
+if may_wake or not leaves then grant(lease, ttl, reason, actor, false) end
 if inflight ~= '' and now_phase == 'ready' then
   grant(inflight, inflight_ttl, 'requests in flight', actor, true)
 end

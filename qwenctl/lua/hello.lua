@@ -1,10 +1,14 @@
 -- The first message of a boot. The signature has been checked; here nonce and boot are.
--- ARGV: 3 nonce, 4 how long to remember it (ms), 5 boot id, 6 agent version.
+-- ARGV: 3 nonce, 4 how long to remember it (ms), 5 boot id, 6 agent version,
+--       7 for how long an agent that has been heard of is there (ms).
 -- Returns {'ok' | 'replay' | 'earlier_boot' | 'unexpected', start_seq}.
--- 'unexpected': the GPU should be off, or another instance of it serves. The controller is woken to look at the cloud; if the
--- instance really runs, a later hello counts.
-local ALIVE = 10000  -- ms: an agent that has been heard of so lately is there
-local nonce, boot = ARGV[3], ARGV[5]
+-- 'unexpected': the GPU should be off, or another instance of it is there: a fallback candidate
+-- that somebody else has started, an old clone. The controller is woken to look at the cloud; if the
+-- instance really runs, a later hello counts. So does that of an instance that has rebooted by
+-- itself: the agent of its earlier boot is silent.
+-- A boot that was there before the start (state.stranger) is not the one that was started: it may
+-- speak for the GPU until that one does, for somebody else may have started it just before us.
+local nonce, boot, alive = ARGV[3], ARGV[5], tonumber(ARGV[7])
 local seq = tonumber(redis.call('HGET', STATE, 'start_seq') or 0)
 redis.call('ZREMRANGEBYSCORE', NONCES, '-inf', num(NOW))
 if redis.call('ZSCORE', NONCES, nonce) then return {'replay', seq} end
@@ -12,13 +16,13 @@ redis.call('ZADD', NONCES, num(NOW + tonumber(ARGV[4])), nonce)
 if redis.call('HGET', STATE, 'ended_boot') == boot then return {'earlier_boot', seq} end
 local now_phase = phase()
 if now_phase == 'off' or now_phase == 'stopping' then
-  redis.call('HSET', STATE, 'look_at', num(NOW))
+  redis.call('HSET', STATE, 'look_at', num(NOW), 'stranger', boot)
   changed('hello')
   return {'unexpected', seq}
 end
 local known = redis.call('HGET', NODE, 'boot_id')
-if known and known ~= boot and now_phase == 'ready'
-  and NOW - tonumber(redis.call('HGET', NODE, 'seen_at') or 0) < ALIVE then
+if known and known ~= boot and known ~= redis.call('HGET', STATE, 'stranger')
+  and NOW - tonumber(redis.call('HGET', NODE, 'seen_at') or 0) < alive then
   redis.call('HSET', STATE, 'look_at', num(NOW))
   changed('hello')
   return {'unexpected', seq}

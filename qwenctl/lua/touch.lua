@@ -2,7 +2,9 @@
 -- ARGV: 3 in-flight lease, 4 its time to live (ms; 0: nothing in flight any more), 5 actor, then
 --       for each active client: lease, time to live (ms), ms since its request began.
 -- Returns the phase.
--- A request that began before a `down` does not extend anything when it ends.
+-- A request that began before a `down` does not extend anything when it ends. What is forwarded to an
+-- instance that the cloud takes back, to finish what runs there, leases nothing anew: a lease would
+-- be for its next start.
 local inflight, inflight_ttl, actor = ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now_phase = phase()
 -- In `failed` too: an instance that is to be stopped for good may still be answering a request.
@@ -14,8 +16,10 @@ elseif inflight_ttl == 0 and redis.call('ZREM', LEASES, inflight) == 1 then
   changed('lease')
 end
 local released = tonumber(redis.call('HGET', STATE, 'released_at') or 0)
+local leaves = now_phase == 'draining' and redis.call('HEXISTS', NODE, 'interrupted_at') == 1
 for i = 6, #ARGV, 3 do
-  if NOW - tonumber(ARGV[i + 2]) > released then
+  local held = tonumber(redis.call('ZSCORE', LEASES, ARGV[i]) or 0) > NOW
+  if NOW - tonumber(ARGV[i + 2]) > released and (held or not leaves) then
     grant(ARGV[i], tonumber(ARGV[i + 1]), 'request', actor, false)
   end
 end

@@ -23,6 +23,8 @@ if to == 'starting' then
   redis.call('HINCRBY', STATE, 'start_seq', 1)
   redis.call('HDEL', STATE, 'ready_at', 'cut', 'start_note')
   redis.call('DEL', NODE, COMMANDS)
+elseif to == 'booting' and (from == 'off' or from == 'failed') then
+  redis.call('HDEL', STATE, 'stranger')  -- found running: it is the one
 elseif to == 'ready' and from == 'loading' and not redis.call('HGET', STATE, 'ready_at') then
   redis.call('HSET', STATE, 'ready_at', num(NOW))
   -- The first time in this boot: who waited through it gets one idle timeout from now on, no less,

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qwenctl.errors import ConfigError
@@ -204,6 +205,9 @@ class Ecs:
     After its deadline no request is sent.
     """
 
+    api = "ECS"
+    """What it is called in sentences, and in small letters in the names of rights."""
+
     def __init__(self, config: AliyunConfig, credentials: Credentials | None = None) -> None:
         """Raises ModuleNotFoundError if the SDK is not installed."""
         import alibabacloud_credentials  # noqa: F401  # needed later; better missed now
@@ -218,6 +222,7 @@ class Ecs:
         self._call = threading.local()
         self.region = config.region
         self.host = config.endpoint or _endpoint(config.region)
+        self.protocol: str = config.protocol
         self.patience = config.connect_timeout + config.read_timeout
         """Seconds that one request may take."""
         self.looks = Batch(self._look)
@@ -238,7 +243,7 @@ class Ecs:
             try:
                 seen = [Instance.from_api(data) for data in answer["Instances"]["Instance"]]
             except (KeyError, TypeError, AttributeError):
-                raise _garbage("DescribeInstances") from None
+                raise self._garbage("DescribeInstances") from None
             found.update({instance.id: instance for instance in seen})
         return found
 
@@ -263,13 +268,21 @@ class Ecs:
         Raises:
             ProviderError: as `aliyun_errors` says; `Transient` when no answer came in time.
         """
-        request = _request(action)
+        request = self._request(action, parameters)
+        request.set_endpoint(self.host)
+        request.set_protocol_type(self.protocol)
+        request.set_accept_format("JSON")
+        return _by(
+            deadline, lambda: self._send(request, action, resource, deadline), self._no_answer
+        )
+
+    def _request(self, action: str, parameters: Mapping[str, object]) -> Any:
+        """The SDK's request, without where it goes."""
+        module = import_module(f"aliyunsdkecs.request.v20140526.{action}Request")
+        request = getattr(module, f"{action}Request")()
         for key, value in parameters.items():
             getattr(request, f"set_{key}")(value)
-        request.set_endpoint(self.host)
-        request.set_protocol_type(self._config.protocol)
-        request.set_accept_format("JSON")
-        return _by(deadline, lambda: self._send(request, action, resource, deadline), self.host)
+        return request
 
     def _send(self, request: Any, action: str, resource: str, deadline: float) -> dict[str, Any]:
         from aliyunsdkcore.acs_exception.exceptions import ClientException, ServerException
@@ -295,14 +308,23 @@ class Ecs:
                 region=self.region,
                 resource=resource,
                 secrets=(key, secret, token),
+                api=self.api,
             ) from None
         except ClientException as error:
-            raise network_error(str(error), self.host) from None
+            raise self._no_answer(str(error)) from None
         except (ValueError, LookupError, AttributeError, TypeError):  # what the SDK trips over
-            raise _garbage(action) from None
+            raise self._garbage(action) from None
         if not isinstance(answer, dict) or "RequestId" not in answer:
-            raise _garbage(action)
+            raise self._garbage(action)
         return answer
+
+    def _no_answer(self, text: str) -> Transient:
+        return network_error(text, self.host, self.api)
+
+    def _garbage(self, action: str) -> Transient:
+        return Transient(
+            f"the answer to {action} is not one of the {self.api} API; is a proxy in between?"
+        )
 
     def _left(self) -> float:
         """The seconds that are left to the call of this thread.
@@ -312,7 +334,7 @@ class Ecs:
         """
         left = float(self._call.deadline) - time.monotonic()
         if left <= 0:
-            raise network_error("timed out", self.host)
+            raise self._no_answer("timed out")
         return left
 
     def _keys(self) -> tuple[str, str, str]:
@@ -366,23 +388,12 @@ def _endpoint(region: str) -> str:
     return known.get(region, f"ecs.{region}.aliyuncs.com")
 
 
-def _request(action: str) -> Any:
-    from importlib import import_module
-
-    module = import_module(f"aliyunsdkecs.request.v20140526.{action}Request")
-    return getattr(module, f"{action}Request")()
-
-
 def _arn(region: str, *ids: str) -> str:
     """How RAM names the instances."""
     return f"acs:ecs:{region}:*:instance/{ids[0] if len(ids) == 1 else '*'}"
 
 
-def _garbage(action: str) -> Transient:
-    return Transient(f"the answer to {action} is not one of the ECS API; is a proxy in between?")
-
-
-def _by(deadline: float, work: Callable[[], T], host: str) -> T:
+def _by(deadline: float, work: Callable[[], T], no_answer: Callable[[str], Transient]) -> T:
     """The result of ``work``, or `Transient` at the deadline."""
     done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -396,7 +407,7 @@ def _by(deadline: float, work: Callable[[], T], host: str) -> T:
     try:
         value, error = done.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:
-        raise network_error("timed out", host) from None
+        raise no_answer("timed out") from None
     if error is not None:
         raise error
     return value  # type: ignore[return-value]
@@ -408,6 +419,7 @@ def ecs_of(config: AliyunConfig) -> Ecs:
         "instance_id": "",
         "address": "auto",
         "keep_charging": False,
+        "ram_endpoint": "",
         "template": type(config.template)(),
     }
     return _shared_ecs(config.model_copy(update=own))
@@ -451,8 +463,12 @@ class AliyunProvider:
         for key in ("region", "instance_id"):
             if not getattr(gpu.aliyun, key):
                 raise ConfigError(f'gpu.{name}.aliyun.{key} is missing (provider = "aliyun")')
-        host = gpu.aliyun.endpoint.rpartition(":")[0] or gpu.aliyun.endpoint
-        if gpu.aliyun.protocol == "http" and not is_loopback(host):
+        endpoints = [gpu.aliyun.endpoint]
+        if gpu.aliyun.ram_endpoint:  # without one, RAM is asked by https
+            endpoints.append(gpu.aliyun.ram_endpoint)
+        if gpu.aliyun.protocol == "http" and not all(
+            is_loopback(endpoint.rpartition(":")[0] or endpoint) for endpoint in endpoints
+        ):
             raise ConfigError(
                 f'gpu.{name}.aliyun.protocol: "http" is only for an endpoint on this machine; '
                 "VPC endpoints speak https too"

@@ -32,7 +32,8 @@ class Meaning:
 
     kind: type[ProviderError]
     sentence: str
-    """What happened and what to do; ``{action}``, ``{resource}`` and ``{region}`` are filled in."""
+    """What happened and what to do; ``{service}``, ``{action}``, ``{resource}`` and ``{region}`` are
+    filled in."""
 
 
 _NO_STOCK = Meaning(
@@ -49,7 +50,21 @@ _WRONG_STATE = Meaning(Conflict, "the instance is not in a state in which it can
 _THROTTLED = Meaning(Throttled, "Alibaba Cloud asks for fewer calls; it is tried again more slowly")
 _FORBIDDEN = Meaning(
     Denied,
-    "the RAM user or role may not do ecs:{action} on {resource}; attach a policy that allows it",
+    "the RAM user or role may not do {service}:{action} on {resource}; attach a policy that allows "
+    "it",
+)
+_MAY_NOT_PASS = Meaning(
+    Denied,
+    "the RAM user or role may not give an instance this role; attach a policy that allows "
+    "ram:PassRole on it",
+)
+_NO_ROLE = Meaning(
+    ProviderError,
+    "there is no such RAM role, or not everywhere yet; check its name, or try again in a minute",
+)
+_NOT_FOR_ECS = Meaning(
+    Denied,
+    "the RAM role does not trust ECS; give it the trust policy that `qwenctl provision` prints",
 )
 _ARREARS = Meaning(
     Denied, "the account has a payment overdue or too little balance; top it up in the console"
@@ -124,6 +139,9 @@ _TABLE: dict[str, Meaning] = {
     "NoPermission.*": _FORBIDDEN,
     "InvalidUser.Unauthorized": _FORBIDDEN,
     "UnauthorizedOperation": _FORBIDDEN,
+    "InvalidUser.PassRoleForbidden": _MAY_NOT_PASS,
+    "InvalidRamRole.NotEcsRole": _NOT_FOR_ECS,
+    "InvalidRamRole.NotFound": _NO_ROLE,
     "RealNameAuthenticationError": _VERIFICATION,
     # The account's standing
     "InvalidAccountStatus.NotEnoughBalance": _ARREARS,
@@ -134,6 +152,7 @@ _TABLE: dict[str, Meaning] = {
     "QuotaExceed.*": _QUOTA,
     "QuotaExceeded": _QUOTA,
     "QuotaExceeded.*": _QUOTA,
+    "LimitExceeded.*": _QUOTA,  # of RAM
     "InstanceLockedForSecurity": _LOCKED,
     # Not found
     "InvalidInstanceId.NotFound": _NOT_FOUND,
@@ -205,11 +224,14 @@ def error_of(
     region: str,
     resource: str,
     secrets: tuple[str, ...] = (),
+    api: str = "ECS",
 ) -> ProviderError:
     """The error for what the cloud answered. ``secrets`` are cut out of a message that is shown."""
     meaning = meaning_of(code)
     if meaning is not None:
-        sentence = meaning.sentence.format(action=action, region=region, resource=resource)
+        sentence = meaning.sentence.format(
+            service=api.lower(), action=action, region=region, resource=resource
+        )
         return meaning.kind(sentence, cloud_code=code, request_id=request_id)
     if status == 429:
         return Throttled(_THROTTLED.sentence, cloud_code=code, request_id=request_id)
@@ -218,13 +240,13 @@ def error_of(
     return kind(text, cloud_code=scrub(code, secrets), request_id=request_id)
 
 
-def network_error(text: str, host: str) -> Transient:
+def network_error(text: str, host: str, api: str = "ECS") -> Transient:
     """The error for a call that got no answer. ``text`` is the SDK's, which holds the signed URL:
     it is read and never shown."""
     for pattern, sentence in _NETWORK:
         if re.search(pattern, text, re.IGNORECASE):
-            return Transient(f"the ECS API at {host} cannot be reached: {sentence}")
-    return Transient(f"the connection to the ECS API at {host} was cut")
+            return Transient(f"the {api} API at {host} cannot be reached: {sentence}")
+    return Transient(f"the connection to the {api} API at {host} was cut")
 
 
 def scrub(text: str, secrets: tuple[str, ...] = ()) -> str:

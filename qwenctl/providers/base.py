@@ -89,8 +89,17 @@ class Several(Protocol):
     def serving(self, instance_id: str) -> None:
         """Which one served when somebody looked last; said before each `Provider.describe`."""
 
+    def avoid(self) -> None:
+        """Try the one that served last after the others, for a while: the cloud takes it back each
+        time."""
+
     def stop_surplus(self) -> None:
-        """Stop the others that are on; raises a `ProviderError` subclass."""
+        """Stop the others that are on.
+
+        Raises:
+            Conflict: one is starting, and can be stopped once it runs.
+            ProviderError: one could not be stopped.
+        """
 
 
 class ProviderError(Exception):

@@ -35,7 +35,8 @@ SETTLE_SECONDS = 30.0
 """How long a cloud may go on showing the old state after it has accepted a start."""
 
 AVOID_SECONDS = 600.0
-"""How long a candidate that was refused after its start had been accepted is tried last."""
+"""How long a candidate is tried last that was refused after its start had been accepted, or that the
+cloud takes back again and again."""
 
 _ON = (Observed.STARTING, Observed.RUNNING)
 _RANK = (
@@ -86,6 +87,8 @@ class Fallback:
         self._serving = ""
         self._serves: int | None = None
         """Who was on when somebody looked last; only a look that shows it off hands over."""
+        self._served: int | None = None
+        """Who was on last, also when it is no longer."""
         self._started: tuple[int, float, bool] | None = None
         """Who was started last and has not been seen running since, when, and whether the cloud
         is known to have accepted it."""
@@ -104,6 +107,7 @@ class Fallback:
         if error := seen[best].error:
             raise error
         self._serves = best if seen[best].state in _ON else None
+        self._served = best if seen[best].state in _ON else self._served
         if self._started is not None and seen[self._started[0]].state is Observed.RUNNING:
             self._avoid_until.pop(self._started[0], None)
             self._started = None
@@ -133,19 +137,29 @@ class Fallback:
         """The instance that served when somebody looked last: it stays the one while it is on."""
         self._serving = instance_id
 
+    def avoid(self) -> None:
+        """Try the one that served last after the others for the next `AVOID_SECONDS`."""
+        if self._served is not None:
+            self._avoid_until[self._served] = self._monotonic() + AVOID_SECONDS
+
     def stop_surplus(self) -> None:
         """Stop all that are on but the one that serves.
 
         Raises:
+            Conflict: one is starting, and can be stopped once it runs.
             ProviderError: one could not be stopped; it is tried again after the next look.
         """
         deadline = self._monotonic() + self.call_timeout
         with self._calling:
             seen = self._look()
             best = self._speaker(seen)
-            on = [i for i, one in enumerate(seen) if one.state is Observed.RUNNING and i != best]
-            if seen[best].state in _ON:
-                self._stop(on, deadline)
+            if seen[best].state not in _ON:
+                return
+            others = [i for i in range(len(seen)) if i != best]
+            self._stop([i for i in others if seen[i].state is Observed.RUNNING], deadline)
+            for index in others:
+                if seen[index].state is Observed.STARTING:
+                    raise Conflict(f"{self._names[index]} is stopped as soon as it runs")
 
     def start(self) -> Accepted:
         """Start the first candidate that has capacity, unless one is on already.

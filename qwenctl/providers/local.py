@@ -64,6 +64,7 @@ class LocalProvider:
         node_secret: the secret itself, then handed over in the environment.
         dead_man: seconds without contact until the agent stops the instance, until it knows better.
         spec: what the node runs until a proxy says otherwise, as user data tells a cloud instance.
+        program: what an instance without an agent runs by itself, if anything; None: the agent.
     """
 
     call_timeout: float = 5.0
@@ -80,6 +81,7 @@ class LocalProvider:
         node_secret: str = "",
         dead_man: float = 600.0,
         spec: Spec | None = None,
+        program: Sequence[str] | None = None,
     ) -> None:
         self.directory = state_dir.absolute() / gpu
         self._gpu = gpu
@@ -89,6 +91,7 @@ class LocalProvider:
         self._secret = node_secret
         self._dead_man = dead_man
         self._spec = spec
+        self._program = program
         self._record = Record(self.directory)
 
     @classmethod
@@ -113,7 +116,8 @@ class LocalProvider:
             node_secret_file=None if inline else file.absolute(),
             node_secret=inline,
             dead_man=gpu.timing.dead_man,
-            spec=gpu.spec,
+            spec=gpu.spec if gpu.agent else None,
+            program=None if gpu.agent else gpu.service[0].command if gpu.service else (),
         )
 
     def describe(self) -> Observation:
@@ -214,6 +218,8 @@ class LocalProvider:
             command += ["--boot-hangs"]
         if self._config.fail == "dies_after":
             command += ["--dies-after", str(self._config.dies_after)]
+        if self._program is not None:
+            command += ["--no-agent", "--", *self._program]
         # A real instance knows nothing of the proxy's settings and secrets either.
         env = {key: value for key, value in os.environ.items() if not key.startswith("QWENCTL_")}
         if self._secret_file is None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def test_a_bad_duration_says_what_a_duration_is(run: Run, config: Path) -> None:
 def test_bad_config(run: Run, tmp_path: Path, text: str, words: list[str]) -> None:
     (tmp_path / "qwenctl.toml").write_text(text, encoding="latin-1")
     if text == "[gpu.a]\n[gpu.b]":
-        fails(run("why"), ExitCode.USAGE, "--gpu", "a, b")
+        fails(run("logs"), ExitCode.USAGE, "--gpu", "a, b")
     else:
         fails(run("status"), ExitCode.USAGE, *words)
 
@@ -234,6 +235,19 @@ def test_validate_refuses_what_serve_refuses(
     (tmp_path / "qwenctl.toml").write_text(text)
     fails(run("config", "validate"), ExitCode.USAGE, *words)
     assert not (tmp_path / "state").exists()  # it looks and writes nothing
+
+
+@pytest.mark.parametrize(
+    "value", ["$argon2id$REPLACE", "$argon2id$v=19$m=64,t=1,p=1$7a+EHq3jXqfetWgvF7RZiw$TN1xQvdT7"]
+)
+def test_a_password_hash_that_lets_nobody_in(run: Run, tmp_path: Path, value: str) -> None:
+    """That of the examples, and one that was not copied to its end."""
+    text = f'[access]\nmode = "password"\npassword_hash = "{value}"\n[gpu.main]\n'
+    (tmp_path / "qwenctl.toml").write_text(text)
+    for command in (("config", "validate"), ("serve", "--listen", "127.0.0.1:0")):
+        done = run(*command)
+        fails(done, ExitCode.USAGE, "access.password_hash", "`qwenctl access hash-password`")
+        assert value not in done.stderr
 
 
 def test_validate_tells_of_gpus_that_no_visitor_reaches(run: Run, tmp_path: Path) -> None:
@@ -441,6 +455,42 @@ def test_what_was_done_is_seen(run: Run, config: Path, live: Store) -> None:
     assert status["leases"][0]["seconds_left"] == pytest.approx(7200, abs=30)
 
 
+def test_of_several_gpus_all_are_shown_unless_one_is_named(
+    run: Run, config: Path, live: Store, tmp_path: Path
+) -> None:
+    with config.open("a") as file:
+        file.write("[gpu.second]\n")
+    for number, name in enumerate(("main", "second", "main", "second")):
+        live.pin(name, f"pin:p{number}", 7200, reason="demo", actor=f"p{number}")
+        threading.Event().wait(0.01)  # events are told apart by the millisecond
+    said = run("why").stdout
+    assert said.count("kept on by") == 4
+    assert "\n\nsecond" in said
+    assert list(json.loads(run("why", "--json").stdout)["gpus"]) == ["main", "second"]
+    assert json.loads(run("why", "--json", "--gpu", "second").stdout)["gpu"] == "second"
+
+    told = [json.loads(line) for line in run("events", "--json").stdout.splitlines()]
+    assert [event["gpu"] for event in told] == ["main", "second"] * 2
+    lines = run("events", "-n", "3").stdout.splitlines()
+    assert [line.split("  ")[1] for line in lines] == ["second", "main", "second"]
+    assert "second" not in run("events", "--gpu", "second").stdout
+
+    command = [PROGRAM, "events", "--follow", "--json"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, text=True
+    ) as program:
+        try:
+            assert program.stdout is not None
+            for _ in range(4):
+                assert "demo" in program.stdout.readline()
+            for name in ("second", "main"):
+                live.block(name, "maintenance:a", 60, reason="more", actor="a")
+                event = json.loads(program.stdout.readline())
+                assert (event["gpu"], event["kind"]) == (name, "block")
+        finally:
+            program.kill()
+
+
 def test_a_message_of_several_lines_stays_on_one(run: Run, config: Path, live: Store) -> None:
     live.pin("main", "pin:anna", 7200, reason="first\nsecond", actor="anna")
     for command in ("status", "why", "events"):
@@ -559,7 +609,8 @@ def test_no_command_prints_a_secret(run: Run, tmp_path: Path) -> None:
             f'redis_url = "redis://:s3cr3t-redis@127.0.0.1:{port}/0"\n'
             'node_secret = "s3cr3t-node"\n'
             '[proxy]\npublic_url = "https://me:s3cr3t-url@gpu.example.com/?token=s3cr3t-query"\n'
-            '[access]\nmode = "password"\npassword_hash = "$argon2id$s3cr3t-hash"\n'
+            '[access]\nmode = "password"\npassword_hash = "$argon2id$v=19$m=64,t=1,p=1$'
+            's3cr3thash7a+EHq3jXqfA$TN1xQvdT71j9yA/7Tps69kCTTUV1/+K8SCa8GXEGWS4"\n'
             f'[[access.keys]]\nname = "laptop"\nhash = "sha256:{digest}"\n'
             "[gpu.main]\n[[gpu.main.service]]\n"
             'command = ["vllm", "--api-key", "s3cr3t-arg", "--hf-token=s3cr3t-arg2", "--port", "1"]\n'

@@ -14,7 +14,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from valkey_server import ValkeyServer
 
 from qwenctl.config import Config, load_config
 from qwenctl.errors import ExitCode
-from qwenctl.lifecycle import Observed, Phase
+from qwenctl.lifecycle import Guard, Move, Observed, Phase
 from qwenctl.providers import make_provider
 from qwenctl.store import Store
+from qwenctl.wire import Hello, Report
 from tests.support.fake_ecs import FakeEcs
 from tests.support.fake_ecs.client import INSTANCE
 from tests.support.net import free_port
@@ -51,6 +54,7 @@ class Machine:
             f'[[gpu.main.service]]\ncommand = ["false"]\nport = {self.service_port}\n'
         )
         self.store = Store(client, deployment)
+        self.client = client
 
     def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("QWENCTL_")}
@@ -75,6 +79,45 @@ class Machine:
     @property
     def phase(self) -> Phase:
         return self.store.snapshot("main").phase
+
+    @property
+    def starts(self) -> int:
+        events = self.store.events("main")
+        return sum(e.fields.get("verb") == "start" for e in events)
+
+    def left_at(self, phase: Phase) -> None:
+        """Two hours ago a proxy brought it so far, and was stopped: the record says what was."""
+        store = Store(self.client, self.deployment, now=lambda: time.time() - 7200)
+        lock, _, _ = store.acquire("main", "proxy", 60.0)
+        assert lock
+        path = [Phase.OFF, Phase.STARTING, Phase.BOOTING, Phase.LOADING, Phase.READY]
+        path = [*path, Phase.DRAINING] if phase is Phase.DRAINING else path[: path.index(phase) + 1]
+        for source, to in pairwise(path):
+            move = Move(to, "test", Guard.NONE)
+            store.transition("main", lock, source, move, drain=0, idle_timeout=1)
+            if to is Phase.STARTING:
+                store.record_call("main", lock, to, "start", request_id="r1")
+            if to is Phase.LOADING:
+                verdict, seq = store.hello(
+                    Hello(gpu="main", boot_id="boot-1234"), "nonce-1234567890"
+                )
+                assert verdict == "ok"
+                ready = phase is not Phase.LOADING
+                report = Report(
+                    gpu="main",
+                    boot_id="boot-1234",
+                    start_seq=seq,
+                    state="ready" if ready else "loading",
+                )
+                assert store.report(report, "nonce-0987654321", heartbeat=5.0)[0] == "ok"
+        store.release_lock("main", lock)
+        assert self.phase is phase
+        assert not self.store.snapshot("main").leader
+
+    def run_outside(self) -> None:
+        """Have the instance run, unseen."""
+        self.provider.start()
+        wait_for(self.provider, Observed.RUNNING)
 
     @property
     def provider(self) -> Any:
@@ -343,6 +386,66 @@ def test_a_provider_that_cannot_be_made_leaves_no_demand_behind(machine: Machine
     assert machine.store.snapshot("main").leases == ()
 
 
+BEGUN = [Phase.STARTING, Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING]
+
+
+@pytest.mark.parametrize("args", [(), ("--no-wait",)])
+@pytest.mark.parametrize("left", BEGUN)
+def test_what_stopped_while_nobody_looked_is_started(
+    machine: Machine, left: Phase, args: tuple[str, ...]
+) -> None:
+    machine.left_at(left)
+    before = machine.starts
+    told = json.loads(machine.run("up", "--dry-run", "--json").stdout)
+    unsure = left in (Phase.READY, Phase.DRAINING)
+    assert told["would_start"] is (None if unsure else True)
+    with machine.service():
+        done = machine.run("up", *args)
+    assert done.returncode == 0, done.stderr
+    assert machine.starts == before + 1
+    assert machine.provider.describe().state in (Observed.STARTING, Observed.RUNNING)
+    assert machine.phase is Phase.READY or args
+
+
+@pytest.mark.parametrize("args", [(), ("--no-wait",)])
+@pytest.mark.parametrize("left", [Phase.OFF, *BEGUN])
+def test_what_runs_although_nobody_looked_goes_on_running(
+    machine: Machine, left: Phase, args: tuple[str, ...]
+) -> None:
+    """Nobody was there to hear its agent: that is no reason to take it for lost."""
+    machine.run_outside()
+    machine.left_at(left)
+    before = machine.starts
+    with machine.service():
+        done = machine.run("up", *args)
+    assert done.returncode == 0, done.stderr
+    assert machine.starts == before
+    assert machine.provider.describe().state is Observed.RUNNING
+    assert machine.phase in BEGUN[:-1]
+    assert machine.phase is Phase.READY or args
+    assert ("is ready" in done.stdout) == (machine.phase is Phase.READY)
+
+
+@pytest.mark.parametrize("left", [Phase.BOOTING, Phase.LOADING])
+def test_a_boot_that_nobody_followed_gets_its_time(machine: Machine, left: Phase) -> None:
+    machine.run_outside()
+    machine.left_at(left)
+    up = machine.start("up")
+    try:
+        assert up.stderr is not None
+        while (line := up.stderr.readline()) and "Booting" not in line and "Loading" not in line:
+            pass
+        threading.Event().wait(3)  # some looks
+        assert up.poll() is None
+        with machine.service():
+            stdout, stderr = up.communicate(timeout=60)
+    finally:
+        up.kill()
+    assert up.returncode == 0, stderr
+    assert "main is ready" in stdout
+    assert machine.provider.describe().state is Observed.RUNNING
+
+
 @pytest.fixture
 def ecs() -> Iterator[FakeEcs]:
     with FakeEcs() as endpoint:
@@ -378,6 +481,18 @@ def test_a_cloud_that_may_not_be_asked_ends_up_at_once(machine: Machine, ecs: Fa
     ecs.heal()
     assert machine.run("down", **cloud(ecs)).returncode == 0
     assert machine.phase is Phase.OFF
+
+
+@pytest.mark.parametrize("args", [(), ("--no-wait",)])
+def test_what_may_not_be_looked_at_is_not_called_ready(
+    machine: Machine, ecs: FakeEcs, args: tuple[str, ...]
+) -> None:
+    ecs.cloud.add()
+    machine.left_at(Phase.READY)
+    ecs.fail("DescribeInstances", "error", code="Forbidden.RAM", status=403, times=inf)
+    done = machine.run("up", *args, **cloud(ecs))
+    fails(done, ExitCode.DENIED, "denied", "Forbidden.RAM")
+    assert machine.store.snapshot("main").leases == ()
 
 
 def test_a_cloud_instance_whose_agent_was_never_heard_of_is_warned_of(

@@ -99,7 +99,7 @@ class Machine:
         """Have a proxy bring it so far, and die."""
         lock, _, _ = self.store.acquire("main", "dead", 60.0)
         assert lock
-        path = [Phase.STARTING, Phase.BOOTING, Phase.LOADING, Phase.READY]
+        path = [Phase.STARTING, Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING]
         for source, to in pairwise(path[: path.index(phase) + 1]):
             if self.store.snapshot("main").phase is source:
                 move = Move(to, "test", Guard.NONE)
@@ -154,7 +154,9 @@ class TestRun:
         machine.silent("run", "all", "--gpu", "main")
         assert machine.starts == 1
 
-    @pytest.mark.parametrize("reached", [Phase.STARTING, Phase.BOOTING, Phase.READY])
+    @pytest.mark.parametrize(
+        "reached", [Phase.STARTING, Phase.BOOTING, Phase.READY, Phase.DRAINING]
+    )
     def test_what_stopped_unseen_is_started_again(self, machine: Machine, reached: Phase) -> None:
         """Nobody leads between two runs: the recorded phase says what was, not what is."""
         machine.head = machine.head.replace("retry = 0.5", "retry = 300\ncall_grace = 0.1")
@@ -181,6 +183,17 @@ class TestRun:
         for _ in range(2):
             machine.silent("run")
             assert machine.store.snapshot("main").phase is Phase.BOOTING
+        assert machine.provider.describe().state is Observed.RUNNING
+
+    def test_a_drain_that_nobody_finished_is_taken_back(self, machine: Machine) -> None:
+        """The window opens while the proxy that let it drain is gone, and the instance is not."""
+        machine.write(prewarm("all", ALWAYS))
+        machine.silent("run")
+        machine.wait_observed(Observed.RUNNING)
+        machine.reach(Phase.DRAINING)
+        for _ in range(2):
+            machine.silent("run")
+            assert machine.store.snapshot("main").phase is Phase.BOOTING  # its agent says nothing
         assert machine.provider.describe().state is Observed.RUNNING
 
     def test_off_hours_stop_what_was_started_unseen(self, machine: Machine) -> None:
@@ -382,6 +395,31 @@ class TestEdit:
         machine.fails(ExitCode.USAGE, words, "add", *args)
         assert machine.path.read_text() == before
         assert os.listdir(machine.directory) == ["qwenctl.toml"]
+
+    @pytest.mark.parametrize("cron", ["0 9", "60 9 * * *", "0 9 * * xyz", "every day at 9"])
+    def test_a_bad_expression_is_answered_with_a_good_one(
+        self, machine: Machine, cron: str
+    ) -> None:
+        example = 'such as "0 9 * * mon-fri" for 9:00 from Monday to Friday'
+        machine.fails(ExitCode.USAGE, example, "add", "a", "--cron", cron, "--for", "1h")
+
+    @pytest.mark.parametrize(
+        ("zone", "meant"),
+        [
+            ("Asia/Shangai", "perhaps Asia/Shanghai; "),
+            ("europe/berlin", "perhaps Europe/Berlin; "),
+            ("Berlin", "perhaps Europe/Berlin; "),
+            ("Shangai", "perhaps Asia/Shanghai; "),
+            ("new york", "perhaps America/New_York; "),
+            ("X/Y", "names are like Europe/Berlin"),
+            ("GMT+8", "names are like Europe/Berlin"),
+        ],
+    )
+    def test_a_time_zone_that_may_have_been_meant(
+        self, machine: Machine, zone: str, meant: str
+    ) -> None:
+        machine.fails(ExitCode.USAGE, meant, "add", "a", "--cron", "0 9 * * *", "--for", "1h",
+                      "--timezone", zone)  # fmt: skip
 
     @pytest.mark.parametrize(
         "written",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import queue
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from qwenctl.config import Config, load_config
 from qwenctl.controller import Controller
 from qwenctl.errors import ConfigError, StoreAuthError, StoreUnavailable
 from qwenctl.lifecycle import Observed, Phase
-from qwenctl.providers.base import Conflict, Denied, NoCapacity, ProviderError
+from qwenctl.providers.base import Conflict, Denied, NoCapacity, Observation, ProviderError
+from qwenctl.providers.fallback import Fallback
 from qwenctl.status import explain, full_status, page_status
 from qwenctl.store import Store, Touch, connect
 from qwenctl.wire import Hello, Report
 from tests.simulation.life import IDLE, Life
-from tests.simulation.world import GPU
+from tests.simulation.world import GPU, Cloud
 from tests.support.net import free_port
 
 
@@ -335,3 +337,106 @@ def test_a_controller_that_comes_back_does_not_take_a_well_node_for_dead(
     # One that stays silent is given up after the same time as ever.
     life.run(life.gpu.timing.node_lost + 60.0, speaks=False, wanted=True)
     assert Phase.FAILED in life.phases
+
+
+@pytest.mark.parametrize("reached", [Phase.BOOTING, Phase.LOADING])
+def test_a_controller_that_comes_back_gives_a_boot_its_time(
+    store: Store, clock: VirtualClock, reached: Phase
+) -> None:
+    """While no proxy ran, the agent could reach nobody: its time begins with the new one."""
+    life = Life(store, clock, boot=1.0)
+    life.node.load = 100.0
+    life.demand()
+    while life.step() is not reached:
+        clock.advance(1.0)
+        if reached is Phase.LOADING and life.phase() is Phase.BOOTING:
+            life.node.speak()
+    assert life.phase() is reached
+    life.store.pin(GPU, "pin:ada", 86400.0, reason="", actor="ada")
+    clock.advance(life.gpu.timing.boot + life.gpu.timing.load)
+    life.controller = Controller(GPU, life.gpu, store, life.cloud, monotonic=clock)
+    life.phases.clear()
+    life.run(120.0)
+    assert life.phase() is Phase.READY
+    assert Phase.FAILED not in life.phases
+    assert life.cloud.stops == []
+    # One that never speaks is given up after the same time as ever.
+    life.cloud.die()
+    life.run(60.0, speaks=False)
+    life.run(life.gpu.timing.boot + 60.0, speaks=False)
+    assert "agent_silent" in [e.fields.get("cause") for e in store.events(GPU, 1000)]
+
+
+class Named(Cloud):
+    """One of several instances."""
+
+    name = ""
+
+    def describe(self) -> Observation:
+        return replace(super().describe(), instance_id=self.name)
+
+
+def test_a_surplus_instance_that_starts_is_stopped_soon_after_it_runs(
+    store: Store, clock: VirtualClock
+) -> None:
+    """Not only at the next slow look: until then two are billed."""
+    life = Life(store, clock)
+    serving, other = Named(clock), Named(clock, boot=20.0)
+    serving.name, other.name = "i-1", "i-2"
+    life.node.cloud = serving
+    provider = Fallback([("one", serving), ("two", other)], monotonic=clock)
+    life.controller = Controller(GPU, life.gpu, store, provider, monotonic=clock)
+    store.pin(GPU, "pin:ada", 86400.0, reason="", actor="ada")
+    life.run(90.0)
+    assert life.phase() is Phase.READY
+    other.start_outside()
+    ran_at = clock() + 20.0
+    life.run(5.0)
+    store.look(GPU, actor="test", cause="test")  # it is seen while it starts
+    life.run(80.0)
+    assert len(other.stops) == 1
+    assert ran_at <= other.stops[0] <= ran_at + 16.0
+    assert life.phase() is Phase.READY
+    assert serving.stops == []
+
+
+def test_a_market_that_takes_each_boot_back_soon_is_asked_less_and_less(
+    store: Store, clock: VirtualClock
+) -> None:
+    life = Life(store, clock, boot=5.0, halt=5.0)
+    store.pin(GPU, "pin:ada", 86400.0, reason="", actor="ada")
+    for _ in range(1800):
+        life.node.interrupted = life.node.interrupted or life.phase() is Phase.READY
+        life.run(1.0)
+    pauses = [round(b - a) for a, b in pairwise(life.cloud.starts)]
+    assert pauses[0] < 60  # the first counts for nothing
+    assert pauses[1:] == sorted(pauses[1:])
+    assert pauses[-1] >= life.gpu.timing.retry_max
+    assert len(pauses) < 12
+    # A good while of use, and it is as if nothing had been.
+    life.run(400.0)
+    assert life.phase() is Phase.READY
+    life.run(600.0)
+    life.node.interrupted = True
+    began = clock()
+    life.run(60.0)
+    assert life.phase() is Phase.READY
+    assert began < life.cloud.starts[-1] < began + 60
+    assert life.now.failure is None
+
+
+def test_the_fallback_goes_first_when_the_preferred_one_is_taken_back_again_and_again(
+    store: Store, clock: VirtualClock
+) -> None:
+    life = Life(store, clock)
+    spot, other = Named(clock), Named(clock)
+    spot.name, other.name = "i-1", "i-2"
+    life.node.cloud = spot
+    provider = Fallback([("spot", spot), ("on-demand", other)], monotonic=clock)
+    life.controller = Controller(GPU, life.gpu, store, provider, monotonic=clock)
+    store.pin(GPU, "pin:ada", 86400.0, reason="", actor="ada")
+    for _ in range(300):
+        life.node.interrupted = life.node.interrupted or life.phase() is Phase.READY
+        life.run(1.0)
+    assert (len(spot.starts), len(other.starts)) == (2, 1)
+    assert other.state is Observed.RUNNING

@@ -3,6 +3,7 @@ service that announces it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -33,16 +34,21 @@ def spot(tmp_path: Path, metadata: MetadataService) -> Iterator[RunningProxy]:
     instance = tmp_path / "state" / "instances" / "default" / "main"
     instance.mkdir(parents=True)
     (instance / "node.toml").write_text(f'cloud = "aws"\nmetadata_url = "{metadata.url}"\n')
-    with running(tmp_path, gpu={"main": gpu(preset="generic")}) as proxy:
+    results = {"activity": "keeps_on", "methods": ["GET"], "path": "^/events"}
+    with running(tmp_path, gpu={"main": gpu(preset="generic", rules=[results])}) as proxy:
         proxy.wake()
         yield proxy
 
 
-def interrupt(spot: RunningProxy, metadata: MetadataService, seconds: float = 120.0) -> None:
-    """Have the cloud announce it, and wait until nothing new is forwarded."""
+def interrupt(
+    spot: RunningProxy, metadata: MetadataService, seconds: float = 120.0, *, stays: bool = False
+) -> None:
+    """Have the cloud announce it, and wait until nothing new is forwarded; ``stays``: the next boot
+    sees the same notice."""
     metadata.announce(seconds)
     until(lambda: spot.snapshot().phase.value == "draining", 30, "the drain")
-    metadata.notice = None  # the next boot has none
+    if not stays:
+        metadata.notice = None
     until(lambda: verdict(spot) == 503, 10, "that the proxy knows it")
 
 
@@ -126,7 +132,47 @@ def test_running_work_is_finished_and_new_work_waits_for_the_next_boot(
     events = [event for event in spot.store.events("main", 1000) if event.kind == "interruption"]
     assert len(events) == 1
     assert float(events[0].fields["ends"]) / 1000 > events[0].time + 60
-    assert spot.snapshot().failure is None
+    failure = spot.snapshot().failure
+    assert failure is not None  # remembered for the next one, and shown nowhere while it is ready
+    assert failure.attempts == 1
+
+
+def test_what_belongs_to_running_work_is_forwarded_and_finished(
+    spot: RunningProxy, metadata: MetadataService
+) -> None:
+    """The stream of an answer, opened after the request for it was accepted and done."""
+    node = f"http://127.0.0.1:{spot.node_port()}"
+    drain = spot.settings["gpu"]["main"]["timing"]["drain"]
+    with requests.post(
+        spot.url("/events?count=1"), headers=USE, data="{}", stream=True, timeout=60
+    ) as first:
+        assert next(first.iter_lines()) == b"data: 0"
+        interrupt(spot, metadata)
+        result = requests.get(spot.url("/events?count=3"), stream=True, timeout=60)
+        assert result.status_code == 200
+        lines = result.iter_lines()
+        assert next(lines) == b"data: 0"
+    with result:
+        assert any(lease.kind == "inflight" for lease in spot.snapshot().leases)
+        threading.Event().wait(drain + 2)
+        assert spot.snapshot().phase.value == "draining"
+        with contextlib.suppress(requests.ConnectionError):  # once all is said, it is stopped
+            for _ in range(6):
+                requests.get(f"{node}/next", timeout=10)
+        assert [line for line in lines if line] == [b"data: 1", b"data: 2"]
+    until(lambda: ("stopping", "spot_interruption") in transitions(spot), 30, "the stop")
+
+
+def test_a_notice_that_stays_does_not_stop_the_next_boot(
+    spot: RunningProxy, metadata: MetadataService
+) -> None:
+    interrupt(spot, metadata, stays=True)
+    assert Answer(spot.url("/made"), headers=USE, data="{}").result().status_code == 200
+    asked = len(metadata.asked)
+    metadata.wait_asked(asked + 2, 60)
+    assert spot.snapshot().phase.value == "ready"
+    assert starts(spot) == 2
+    assert len([e for e in spot.store.events("main", 1000) if e.kind == "interruption"]) == 1
 
 
 def test_an_instance_that_goes_before_we_stop_it_is_started_again_at_once(

@@ -73,8 +73,8 @@ def nonce() -> str:
     return f"nonce-{next(_nonces):012d}"
 
 
-def hello(store: Store, boot: str = "boot-one") -> tuple[str, int]:
-    return store.hello(Hello(gpu=GPU, boot_id=boot, agent_version="1"), nonce())
+def hello(store: Store, boot: str = "boot-one", **fields: Any) -> tuple[str, int]:
+    return store.hello(Hello(gpu=GPU, boot_id=boot, agent_version="1"), nonce(), **fields)
 
 
 def report(
@@ -540,9 +540,10 @@ class TestNode:
         [
             (P.OFF, "unexpected"),
             (P.STARTING, "ok"),
-            (P.BOOTING, "ok"),
-            (P.READY, "unexpected"),  # one that serves is there
-            (P.DRAINING, "ok"),
+            (P.BOOTING, "unexpected"),  # another one is there
+            (P.LOADING, "unexpected"),
+            (P.READY, "unexpected"),
+            (P.DRAINING, "unexpected"),
             (P.STOPPING, "unexpected"),
             (P.FAILED, "ok"),
         ],
@@ -552,20 +553,47 @@ class TestNode:
         seq = snap(store).start_seq
         assert hello(store, "boot-two") == (verdict, seq)
         assert (snap(store).node.get("boot_id") == "boot-two") == (verdict == "ok")
-        # Where the phase does not fit, the controller is to look.
+        # Where it does not fit, the controller is to look.
         looks = snap(store).time("look_at") is not None
-        assert looks == (phase in (P.OFF, P.STARTING, P.STOPPING, P.READY))
+        assert looks == (verdict == "unexpected" or phase is P.STARTING)
 
-    def test_a_second_instance_does_not_push_out_the_one_that_serves(
-        self, store: Store, lock: Lock, clock: VirtualClock
+    @pytest.mark.parametrize("phase", [P.BOOTING, P.LOADING, P.READY, P.DRAINING])
+    @pytest.mark.parametrize(("heartbeat", "silence"), [(0.5, 10.0), (5.0, 10.0), (20.0, 40.0)])
+    def test_a_second_instance_does_not_push_out_the_one_that_is_there(
+        self,
+        store: Store,
+        lock: Lock,
+        clock: VirtualClock,
+        phase: Phase,
+        heartbeat: float,
+        silence: float,
     ) -> None:
-        bring(store, lock, P.READY)
-        assert hello(store, "boot-two")[0] == "unexpected"
-        assert snap(store).node_view.state == "ready"
+        bring(store, lock, phase)
         assert hello(store, "boot-one")[0] == "ok"  # its own agent may start anew
-        report(store, state="ready")
-        clock.advance(10.0)  # it has fallen silent: the instance may have been rebooted
-        assert hello(store, "boot-two")[0] == "ok"
+        report(store)
+        clock.advance(silence - 0.001)
+        assert hello(store, "boot-two", heartbeat=heartbeat)[0] == "unexpected"
+        assert snap(store).node_view.state == "ready"
+        clock.advance(0.001)  # it has fallen silent: the instance may have been rebooted
+        assert hello(store, "boot-two", heartbeat=heartbeat)[0] == "ok"
+
+    def test_a_second_instance_that_was_there_before_the_start_is_pushed_out(
+        self, store: Store, lock: Lock
+    ) -> None:
+        """An old clone that runs all the time says hello before the instance that was started."""
+        assert hello(store, "boot-old")[0] == "unexpected"
+        bring(store, lock, P.STARTING)
+        assert hello(store, "boot-old")[0] == "ok"  # it may have been started by somebody else
+        move(store, lock, P.BOOTING)
+        assert hello(store, "boot-one")[0] == "ok"
+        assert hello(store, "boot-old")[0] == "unexpected"
+        assert snap(store).node["boot_id"] == "boot-one"
+
+    def test_an_instance_found_running_is_not_pushed_out(self, store: Store, lock: Lock) -> None:
+        assert hello(store, "boot-one")[0] == "unexpected"
+        move(store, lock, P.BOOTING, cause="found_running")
+        assert hello(store, "boot-one")[0] == "ok"
+        assert hello(store, "boot-two")[0] == "unexpected"
 
     def test_a_boot_that_is_over(self, store: Store, lock: Lock) -> None:
         bring(store, lock, P.BOOTING)
@@ -688,6 +716,30 @@ class TestNode:
         assert admission.phase is P.DRAINING
         assert set(leases(store)) == {"request:ada"}  # for the next start; nothing is in flight
         assert store.log_lines(GPU) == ["last words"]
+
+    @pytest.mark.parametrize("phase", [P.READY, P.DRAINING])
+    def test_who_may_not_wake_does_not_ask_for_the_next_start(
+        self, store: Store, lock: Lock, phase: Phase
+    ) -> None:
+        """Of an instance that the cloud takes back."""
+        bring(store, lock, phase)
+        report(store, interruption=Interruption(seconds_left=120.0))
+        assert demand(store, may_wake=False).phase is phase
+        assert leases(store) == {}
+
+    def test_use_of_what_the_cloud_takes_back_extends_what_was_asked_for_only(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        bring(store, lock, P.READY)
+        demand(store, "ada", 60)
+        report(store, interruption=Interruption(seconds_left=120.0))
+        move(store, lock, P.DRAINING)
+        clock.advance(10)
+        touches = [Touch("request:ada", 60, 1.0), Touch("request:bob", 60, 1.0)]
+        assert store.touch(GPU, "inflight:p0", 30, touches, actor="p0") is P.DRAINING
+        assert leases(store) == {"inflight:p0": 30, "request:ada": 60}
+        clock.advance(4)
+        assert move(store, lock, P.STOPPING, Guard.NO_WORK) is Outcome.GUARD  # it runs
 
 
 class TestEvents:

@@ -7,17 +7,21 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.support.net import free_port
 
-__all__ = ["IMAGE", "DockerEngine", "Registry", "why_not"]
+__all__ = ["IMAGE", "DockerEngine", "Registry", "SlowFront", "why_not"]
 
 IMAGE = "qwenctl-test:python"
 """Debian with Python, and `tests/unit/gpu_node/service_program.py` as its entry point."""
@@ -32,21 +36,31 @@ def why_not() -> str:
     """Why no daemon can be run here; empty if it can."""
     if os.geteuid() != 0:
         return "this machine cannot run dockerd: it needs root"
-    for program in ("dockerd", "debootstrap", "docker-registry"):
+    for program in ("dockerd", "debootstrap", "docker-registry", "htpasswd"):
         if shutil.which(program) is None:
             return f"{program} is not installed"
     return ""
 
 
 class DockerEngine:
-    """``dockerd`` with its own data, socket and bridge."""
+    """``dockerd`` with its own data, socket and bridge.
 
-    def __init__(self, *options: str) -> None:
+    Args:
+        options: more of its options.
+        size: its data lies on a disk of that many bytes.
+    """
+
+    def __init__(self, *options: str, size: int = 0) -> None:
         if reason := why_not():
             pytest.skip(reason)
         self.directory = Path(tempfile.mkdtemp(prefix="qe-"))
         self.host = f"unix://{self.directory}/docker.sock"
         self._options = options
+        if size:
+            (self.directory / "data").mkdir()
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
+            if subprocess.run([*mount, str(self.directory / "data")], check=False).returncode:
+                pytest.skip("this machine cannot mount a disk of its own")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -168,6 +182,7 @@ class Registry:
     def __init__(self, password: str = "") -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="qr-"))
         self.port = free_port()
+        self.login = {"username": "user", "password": password} if password else None
         self.address = f"127.0.0.1:{self.port}"
         auth = ""
         if password:
@@ -194,10 +209,11 @@ class Registry:
             client.tag(image, target.rpartition(":")[0], target.rpartition(":")[2])
             deadline = time.monotonic() + 30
             while True:
-                said = list(client.push(target, stream=True, decode=True))
+                said = list(client.push(target, stream=True, decode=True, auth_config=self.login))
                 errors = [line["error"] for line in said if "error" in line]
                 if not errors:
                     break
+                # Just started, it may not listen yet.
                 assert time.monotonic() < deadline, errors
                 time.sleep(0.2)
             client.remove_image(target)
@@ -207,3 +223,79 @@ class Registry:
         self.process.kill()
         self.process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class SlowFront:
+    """Passes requests on to a registry, and the layers slowly.
+
+    Attributes:
+        rate: bytes a second that a layer gets; 0: it hangs.
+    """
+
+    def __init__(self, registry: Registry, rate: int) -> None:
+        self.rate = rate
+        self.layers_asked_for = 0
+        self._connections: list[socket.socket] = []
+        front = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                with requests.get(
+                    f"http://{registry.address}{self.path}",
+                    headers={"Accept": self.headers.get("Accept", "*/*")},
+                    stream=True,
+                    timeout=30,
+                ) as answer:
+                    self.send_response(answer.status_code)
+                    for key in ("Content-Type", "Content-Length", "Docker-Content-Digest"):
+                        if key in answer.headers:
+                            self.send_header(key, answer.headers[key])
+                    self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
+                    self.end_headers()
+                    if self.command == "HEAD":
+                        return
+                    large = int(answer.headers.get("Content-Length", 0)) > 100_000
+                    front.layers_asked_for += large
+                    for chunk in answer.iter_content(16384):
+                        while large and not front.rate:
+                            time.sleep(0.05)
+                        try:
+                            self.wfile.write(chunk)
+                        except OSError:
+                            self.close_connection = True
+                            return
+                        if large:
+                            time.sleep(len(chunk) / front.rate)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def get_request(self) -> Any:
+                connection, address = super().get_request()
+                front._connections.append(connection)
+                return connection, address
+
+            def handle_error(self, *_: object) -> None:
+                pass  # a daemon that broke off
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def break_off(self) -> None:
+        """Cut every connection."""
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.rate = self.rate or 10**9
+        self._server.shutdown()
+        self._server.server_close()

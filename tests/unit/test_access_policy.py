@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alibabacloud_ram20150501 import models as ram_models
 
 from qwenctl.access_policy import (
+    Instance,
     admin_policy,
     configured,
     node_policy,
+    node_role_name,
     node_trust,
     proxy_policy,
 )
@@ -114,6 +118,11 @@ def test_every_aliyun_action_exists(config: Config) -> None:
         assert policy["Version"] == "1"
         for action in actions(policy):
             service, _, name = action.partition(":")
+            if action == "ram:PassRole":  # a right, and no call
+                continue
+            if service == "ram":
+                assert hasattr(ram_models, f"{name}Request"), action
+                continue
             assert service == "ecs"
             module = import_module(f"aliyunsdkecs.request.v20140526.{name}Request")
             assert getattr(module, f"{name}Request")().get_action_name() == name
@@ -169,6 +178,57 @@ def test_an_administrator_gives_only_the_roles_of_the_templates(tmp_path: Path) 
     aws = admin_policy(config, "aws")
     assert resources(aws, "iam:PassRole") == ["arn:aws:iam::*:role/node"]
     assert "iam:CreateServiceLinkedRole" in actions(aws)
-    assert resources(admin_policy(config, "aliyun"), "ram:PassRole") == ["acs:ram:*:*:role/node"]
+    aliyun = admin_policy(config, "aliyun")
+    roles = ["acs:ram:*:*:role/qwenctl-node-*", "acs:ram:*:*:role/node"]
+    for action in ("ram:PassRole", "ram:ListPoliciesForRole"):
+        assert resources(aliyun, action) == roles
+    assert resources(aliyun, "ecs:AttachInstanceRamRole")[1:] == roles
+    [given] = [s for s in aliyun["Statement"] if "ram:PassRole" in s["Action"]]
+    assert given["Condition"] == {"StringEquals": {"acs:Service": "ecs.aliyuncs.com"}}
     with pytest.raises(ConfigError, match="no such GPU"):
         admin_policy(config, "aws", "b")
+
+
+def test_an_administrator_makes_only_roles_and_policies_of_nodes(config: Config) -> None:
+    aliyun = admin_policy(config, "aliyun", "large")
+    role, policy = "acs:ram:*:*:role/qwenctl-node-*", "acs:ram:*:*:policy/qwenctl-node-*"
+    wanted = {
+        "ram:CreateRole": [role],
+        "ram:GetRole": [role],
+        "ram:ListPoliciesForRole": [role],
+        "ram:PassRole": [role],
+        "ram:CreatePolicy": [policy],
+        "ram:CreatePolicyVersion": [policy],
+        "ram:GetPolicy": [policy],
+        "ram:AttachPolicyToRole": [role, policy],
+        "ecs:AttachInstanceRamRole": ["acs:ecs:ap-southeast-1:*:instance/*", role],
+        "ecs:AuthorizeSecurityGroup": ["acs:ecs:ap-southeast-1:*:securitygroup/*"],
+    }
+    for action, names in wanted.items():
+        assert resources(aliyun, action) == names
+    assert {action for action in actions(aliyun) if action.startswith("ram:")} <= wanted.keys()
+
+
+def test_an_administrator_changes_only_the_configured_instances(tmp_path: Path) -> None:
+    path = tmp_path / "qwenctl.toml"
+    path.write_text(
+        '[gpu.a]\nprovider = "aws"\naws = { region = "us-east-1", instance_id = "i-0123456789abcdef0" }\n'
+        '[[gpu.a.fallback]]\nname = "b"\nregion = "us-west-2"\ninstance_id = "i-0fedcba987654321f"\n'
+    )
+    aws = admin_policy(load_config(str(path), env={}), "aws")
+    assert resources(aws, "ec2:ModifyInstanceAttribute") == [
+        "arn:aws:ec2:us-east-1:*:instance/i-0123456789abcdef0",
+        "arn:aws:ec2:us-west-2:*:instance/i-0fedcba987654321f",
+    ]
+    assert "arn:aws:ec2:us-west-2:*:security-group/*" in resources(
+        aws, "ec2:AuthorizeSecurityGroupIngress"
+    )
+    path.write_text('[gpu.a]\nprovider = "aws"\naws = { region = "us-east-1" }\n')
+    fresh = admin_policy(load_config(str(path), env={}), "aws")
+    assert "ec2:ModifyInstanceAttribute" not in actions(fresh)
+
+
+def test_the_name_of_a_nodes_role_fits_ram() -> None:
+    name = node_role_name(Instance("main", "aliyun", "cn-hangzhou", "i-bp67acfmxazb4ph0sx7k"))
+    assert re.fullmatch(r"[A-Za-z0-9-]{1,64}", name)
+    assert name == "qwenctl-node-i-bp67acfmxazb4ph0sx7k"

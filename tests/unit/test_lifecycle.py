@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from qwenctl.lifecycle import (
+    SPOT,
     TRANSITIONS,
     Call,
     Failure,
@@ -170,8 +171,8 @@ class TestWhateverItSees:
         if view.phase not in up:
             return
         if isinstance(step, Move):
-            assert step.to in (Phase.DRAINING, Phase.STOPPING, Phase.OFF)
-        elif isinstance(step, Wait) and view.observed is not Observed.UNKNOWN:
+            assert step.to in (Phase.DRAINING, Phase.STOPPING, Phase.OFF, Phase.FAILED)
+        elif isinstance(step, Wait):
             assert view.phase is Phase.DRAINING
 
     @given(views(observed=Observed.UNKNOWN))
@@ -179,7 +180,10 @@ class TestWhateverItSees:
         step = decide(view, T, NOW)
         assert not isinstance(step, Call)
         if isinstance(step, Move):
-            assert (step.to, step.cause) == (Phase.FAILED, "denied")
+            assert (step.to, step.cause) in (
+                (Phase.FAILED, "denied"),
+                (Phase.DRAINING, "spot_interruption"),  # the node says so
+            )
 
     @given(views())
     def test_a_failure_says_why(self, view: View) -> None:
@@ -322,6 +326,10 @@ DUE = dataclasses.replace(UNLUCKY, retry_at=NOW - 1)
 SILENT = NodeView(hello=True, heartbeat_age=21)
 HELLO, READY = NodeView(hello=True), NodeView(hello=True, state="ready")
 LEAVING = NodeView(hello=True, state="ready", interrupted=True)
+ONCE = Failure(
+    SPOT, "the cloud took the instance back soon after its start", 1, NOW, condemns=False
+)
+TWICE = dataclasses.replace(ONCE, attempts=2, retry_at=NOW + 10)
 BROKEN = NodeView(hello=True, state="failed", error="CUDA out of memory")
 S, P = Observed, Phase
 
@@ -371,6 +379,16 @@ TABLE: list[tuple[str, View, Any]] = [
         Move(P.DRAINING, "spot_interruption"),
     ),
     (
+        "interrupted, the cloud cannot be asked",
+        seen(P.READY, S.UNKNOWN, node=LEAVING, cut=True),
+        Move(P.DRAINING, "spot_interruption"),
+    ),
+    (
+        "draining, interrupted, the cloud cannot be asked",
+        seen(P.DRAINING, S.UNKNOWN, node=LEAVING),
+        Wait,
+    ),
+    (
         "interrupted, somebody said --now",
         seen(P.READY, S.RUNNING, node=LEAVING, cut=True),
         Move(P.STOPPING, "down_now"),
@@ -388,7 +406,32 @@ TABLE: list[tuple[str, View, Any]] = [
     (
         "draining, interrupted, wanted",
         seen(P.DRAINING, S.RUNNING, node=LEAVING),
+        Move(P.STOPPING, "spot_interruption", Guard.NO_WORK, ONCE),
+    ),
+    (
+        "draining, interrupted, unwanted",
+        seen(P.DRAINING, S.RUNNING, node=LEAVING, wanted=False, failure=ONCE),
         Move(P.STOPPING, "spot_interruption", Guard.NO_WORK),
+    ),
+    (
+        "draining, interrupted after a good while",
+        seen(P.DRAINING, S.RUNNING, node=LEAVING, failure=ONCE, ready_at=NOW - 600),
+        Move(P.STOPPING, "spot_interruption", Guard.NO_WORK),
+    ),
+    (
+        "draining, interrupted again too soon",
+        seen(P.DRAINING, S.RUNNING, node=LEAVING, failure=ONCE, ready_at=NOW - 599),
+        Move(P.STOPPING, "spot_interruption", Guard.NO_WORK, TWICE),
+    ),
+    (
+        "ready, interrupted again",
+        seen(P.READY, S.RUNNING, node=LEAVING, failure=ONCE, ready_at=NOW - 599),
+        Move(P.DRAINING, "spot_interruption", failure=ONCE),
+    ),
+    (
+        "loading, interrupted again, gone",
+        seen(P.LOADING, S.STOPPED, node=LEAVING, failure=ONCE),
+        Move(P.FAILED, "spot_interruption", failure=TWICE),
     ),
     (
         "interrupted, silent",
@@ -404,17 +447,17 @@ TABLE: list[tuple[str, View, Any]] = [
     (
         "interrupted, being stopped",
         seen(P.DRAINING, S.STOPPING, node=LEAVING, failure=DUE),
-        Move(P.STOPPING, "spot_interruption"),
+        Move(P.STOPPING, "spot_interruption", failure=ONCE),
     ),
     (
         "just ready, interrupted, gone",
         seen(P.DRAINING, S.STOPPED, node=LEAVING, ready_at=NOW - 9),
-        Move(P.OFF, "spot_interruption"),
+        Move(P.OFF, "spot_interruption", failure=ONCE),
     ),
     (
         "loading, interrupted, gone",
         seen(P.LOADING, S.ABSENT, node=LEAVING, failure=UNLUCKY),
-        Move(P.OFF, "spot_interruption"),
+        Move(P.OFF, "spot_interruption", failure=ONCE),
     ),
     # starting
     ("starting", seen(P.STARTING, S.STOPPED), Call("start")),
@@ -552,6 +595,21 @@ TABLE: list[tuple[str, View, Any]] = [
         "stopping, a bad one",
         seen(P.STOPPING, S.STOPPED, failure=BAD),
         Move(P.FAILED, "stopped", failure=BAD),
+    ),
+    (
+        "stopping, taken back once",
+        seen(P.STOPPING, S.STOPPED, failure=ONCE),
+        Move(P.OFF, "stopped", failure=ONCE),
+    ),
+    (
+        "stopping, taken back once and wanted no more",
+        seen(P.STOPPING, S.STOPPED, failure=ONCE, wanted=False),
+        Move(P.OFF, "stopped"),
+    ),
+    (
+        "stopping, taken back again",
+        seen(P.STOPPING, S.STOPPED, failure=TWICE),
+        Move(P.FAILED, "stopped", failure=TWICE),
     ),
     # failed
     (

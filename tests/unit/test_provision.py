@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 
 from gpu_node.settings import load_settings
 from qwenctl import __version__
+from qwenctl.access_policy import node_policy
 from qwenctl.config import Config, load_config
 from qwenctl.errors import ConfigError
 from qwenctl.provision import SECRET_FILE, Plan, make_plan
@@ -67,33 +69,40 @@ def test_the_agent_accepts_its_settings(plan: Plan, tmp_path: Path) -> None:
     assert settings.cloud == plan.cloud
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_accepts_the_unit(plan: Plan, tmp_path: Path) -> None:
-    file = tmp_path / "qwenctl-node.service"
-    agent = tmp_path / "qwenctl-node"
-    agent.write_text("#!/bin/sh\n")
-    agent.chmod(0o755)
-    # The program is looked for: the one of the instance is not here.
-    file.write_text(plan.unit.replace("/opt/qwenctl/bin/qwenctl-node", str(agent)))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True
-    )
-    mine = [line for line in done.stderr.splitlines() if "qwenctl" in line]
-    assert (done.returncode, mine) == (0, [])
+def test_only_alibaba_cloud_needs_a_role(plan: Plan) -> None:
+    commands = [shlex.split(line) for line in plan.role_commands()]
+    if plan.cloud == "aws":
+        assert commands == []
+        return
+    assert [words[:3] for words in commands] == [
+        ["aliyun", "ram", "CreateRole"],
+        ["aliyun", "ram", "CreatePolicy"],
+        ["aliyun", "ram", "AttachPolicyToRole"],
+        ["aliyun", "ecs", "AttachInstanceRamRole"],
+    ]
+    document = commands[1][commands[1].index("--PolicyDocument") + 1]
+    assert plan.instance is not None
+    assert json.loads(document) == node_policy([plan.instance])
 
 
-def test_on_ec2_the_exit_code_of_the_dead_mans_switch_powers_off(tmp_path: Path) -> None:
-    unit = make_plan(load(tmp_path, "aws"), "main").unit
-    [line] = [line for line in unit.splitlines() if line.startswith("ExecStopPost=+/bin/sh -c ")]
-    script = line.partition("-c ")[2].strip("'").replace("$$", "$")
-    for status, expected in (("70", "off\n"), ("0", ""), ("1", "")):
-        done = subprocess.run(
-            ["/bin/sh", "-c", f"systemctl() {{ echo off; }}; {script}"],
-            env={"EXIT_STATUS": status},
-            capture_output=True,
-            text=True,
-        )
-        assert (done.returncode, done.stdout) == (0, expected)
+def test_the_agent_is_installed_by_its_own_command(plan: Plan) -> None:
+    package, install = plan.commands()
+    assert f"'{plan.package}'" in package
+    assert shlex.split(install)[:4] == [
+        "/opt/qwenctl/bin/qwenctl-node",
+        "install",
+        "--config",
+        "/etc/qwenctl/node.toml",
+    ]
+    assert ["--user", plan.user, "--runs", plan.runs] == shlex.split(install)[4:]
+
+
+def test_without_an_agent_no_role_is_made(tmp_path: Path) -> None:
+    config = load(tmp_path, "aliyun")
+    gpu = config.gpu["main"].model_copy(update={"agent": False})
+    plan = make_plan(config.model_copy(update={"gpu": {"main": gpu}}), "main")
+    assert plan.role_commands() == []
+    assert not plan.agent
 
 
 def test_the_secret_is_nowhere_unless_asked_for(plan: Plan) -> None:

@@ -115,14 +115,19 @@ def test_progress_comes_from_the_report() -> None:
 
     report = Report(
         gpu="main", boot_id="b" * 8, start_seq=1, state="loading",
-        progress=Progress(phase="weights", percent=40, text="3 of 8"),
+        progress=Progress(phase="weights", percent=40, eta=12, text="3 of 8"),
     )  # fmt: skip
     base = snap("loading", leases=(lease(),))
     loading = Snapshot(
         base.gpu, base.now, base.state, base.leases, (), {"report": report.model_dump_json()}
     )
     page = page_status(loading, LOADING, GPU, may_wake=True)
-    assert page["progress"] == {"phase": "weights", "percent": 40.0, "text": "3 of 8"}
+    assert page["progress"] == {
+        "phase": "weights",
+        "percent": 40.0,
+        "eta": 12.0,
+        "text": "3 of 8",
+    }
 
 
 FAILURE = json.dumps(

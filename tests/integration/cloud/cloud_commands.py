@@ -8,23 +8,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.fake_ecs import ApiError, Cloud, FakeEcs
+from tests.support.fake_ecs import Cloud, FakeEcs
 from tests.support.fake_ecs.client import INSTANCE
 from tests.support.faults import Answered, Fault
 from tests.support.moto_cloud import REGION
-
-GROUP = "sg-bp1fake"
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Configure = Callable[..., Path]
 
 
 class WholeCloud(Cloud):
-    """The fake cloud with security groups."""
+    """The fake cloud, with what the setting-up commands stumble over."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.permits: list[dict[str, Any]] = []
         self.shown: dict[str, Any] = {}
         """More fields of every instance."""
         self.blind = 0
@@ -37,26 +34,15 @@ class WholeCloud(Cloud):
             answer["Instances"] = {"Instance": []}
         return answer
 
-    def _do_DescribeSecurityGroupAttribute(self, parameters: Mapping[str, str]) -> dict[str, Any]:
-        if parameters.get("SecurityGroupId") != GROUP:
-            raise ApiError(404, "InvalidSecurityGroupId.NotFound")
-        return {"SecurityGroupId": GROUP, "Permissions": {"Permission": self.permits}}
-
-    def _do_AuthorizeSecurityGroup(self, parameters: Mapping[str, str]) -> dict[str, Any]:
-        fields = ("PortRange", "SourceCidrIp", "Ipv6SourceCidrIp", "SourceGroupId", "Description")
-        permit = {field: parameters.get(field, "") for field in fields}
-        self.permits.append({**permit, "IpProtocol": "TCP", "Policy": "Accept"})
-        return {}
-
     def _shown(self, instance: Any) -> dict[str, Any]:
-        groups = {"SecurityGroupIds": {"SecurityGroupId": [GROUP]}}
-        return {**super()._shown(instance), **groups, **self.shown}
+        return {**super()._shown(instance), **self.shown}
 
 
 def aliyun_table(ecs: FakeEcs, *, name: str = "main", more: str = "") -> str:
     return (
         f'[gpu.{name}]\nprovider = "aliyun"\n[gpu.{name}.aliyun]\nregion = "cn-hangzhou"\n'
-        f'instance_id = "{INSTANCE}"\nendpoint = "{ecs.endpoint}"\nprotocol = "http"\n{more}\n'
+        f'instance_id = "{INSTANCE}"\nendpoint = "{ecs.endpoint}"\n'
+        f'ram_endpoint = "{ecs.endpoint}"\nprotocol = "http"\n{more}\n'
         f'[[gpu.{name}.service]]\ncommand = ["run"]\nport = 7860\n'
     )
 

@@ -104,6 +104,19 @@ def test_what_is_created(run: Run, ecs: FakeEcs, file: Path, deployment: str) ->
     assert len(ecs.cloud.instances) == 1
 
 
+def test_it_is_said_that_nobody_stops_it_and_what_does(run: Run, ecs: FakeEcs, file: Path) -> None:
+    told = "Nobody will stop it until `qwenctl serve` is started anew, or you say `qwenctl down`."
+    assert "nobody stops it until a proxy runs" in run("provision", "create", "--help").stdout
+    assert told.replace(" will ", " would ") in run("provision", "create", "--dry-run").stdout
+    done = run("provision", "create", "--yes", QWENCTL_NODE_SECRET=SECRET)
+    first, *left = done.stdout.splitlines()
+    assert first.endswith("it is billed while it runs, and nobody stops it yet.")
+    assert any("until then nobody stops the instance, but for `qwenctl down`" in x for x in left)
+    down = run("down")
+    assert (down.returncode, down.stdout) == (0, "main is off\n"), down.stderr
+    assert ecs.cloud.instances[instance_of(file)].status == "Stopped"
+
+
 def test_the_secret_goes_along_on_request(run: Run, ecs: FakeEcs, file: Path) -> None:
     done = run(
         "provision", "create", "--yes", "--with-secret", "--json", QWENCTL_NODE_SECRET=SECRET

@@ -67,11 +67,12 @@ def proxy_url() -> Iterator[str]:
 def test_a_sound_deployment_on_alibaba_cloud(
     run: Run, ecs: FakeEcs, configure: Configure, proxy_url: str
 ) -> None:
-    instance = ecs.cloud.add()
+    instance = ecs.cloud.add(ram_role="qwenctl-node-i-bp1fake0001")
     configure(aliyun_table(ecs), node_url=proxy_url)
     done = run("doctor", "--json")
     found = findings(done)
     assert done.returncode == 0, done.stdout
+    assert found["role"]["found"].startswith("qwenctl-node-i-bp1fake0001;")
     assert {one["level"] for one in found.values()} == {"ok"}, found
     assert found["credentials"]["found"] == "from environment variables"
     assert "ecs:StartInstance" in found["may start"]["found"]
@@ -368,6 +369,21 @@ def test_aliyun_instances_that_go_on_costing(
     assert (found["level"], words in found["found"]) == ("fail", True)
     configure(aliyun_table(ecs, more="keep_charging = true"))
     assert findings(run("doctor", "--json"))["billing"]["level"] == "warn"
+
+
+def test_aliyun_without_a_role(run: Run, ecs: FakeEcs, configure: Configure) -> None:
+    ecs.cloud.add()
+    configure(aliyun_table(ecs))
+    found = findings(run("doctor", "--json"))
+    assert found["role"]["level"] == "warn"
+    assert "cannot stop itself" in found["role"]["found"]
+    assert "qwenctl provision --apply" in found["role"]["fix"]
+    ecs.fail("DescribeInstanceRamRole", "error", code="Forbidden.RAM", status=403)
+    found = findings(run("doctor", "--json"))
+    assert found["role"]["level"] == "warn"
+    assert "ecs:DescribeInstanceRamRole" in found["role"]["found"]
+    assert "qwenctl policy aliyun" in found["role"]["fix"]
+    assert found["billing"]["level"] == "ok"  # the rest is looked at all the same
 
 
 def test_aliyun_stopped_and_billed(run: Run, ecs: FakeEcs, configure: Configure) -> None:

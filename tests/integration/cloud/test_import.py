@@ -136,7 +136,7 @@ def test_write_fills_in_what_init_left_empty(
     gpu = load_config(str(path), env={}).gpu["main"]
     assert (gpu.aliyun.region, gpu.aliyun.instance_id) == ("cn-hangzhou", INSTANCE)
     assert (gpu.aliyun.endpoint, gpu.aliyun.protocol) == (ecs.endpoint, "http")
-    assert (gpu.price_per_hour, gpu.preset, len(gpu.service)) == (9.9, "generic", 1)
+    assert (gpu.price_per_hour, gpu.workload, len(gpu.service)) == (9.9, "qwen3-vl-webui", 1)
     comments = [line for line in before.splitlines() if line.startswith("#")]
     assert [line for line in path.read_text().splitlines() if line.startswith("#")] == comments
     assert "has [gpu.main] already" in aliyun(run, ecs, "--write").stderr

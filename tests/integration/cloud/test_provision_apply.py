@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from cloud_commands import GROUP, Configure, Run, WholeCloud, aliyun_table, aws_table
+from cloud_commands import Configure, Run, WholeCloud, aliyun_table, aws_table
 
 from qwenctl.errors import ExitCode
 from tests.support.fake_ecs import FakeEcs
+from tests.support.fake_ecs.cloud import GROUP
 from tests.support.faults import Fault, FaultProxy, ec2_error
 from tests.support.moto_cloud import MotoCloud
 
@@ -143,7 +144,7 @@ def test_aliyun_rule_is_added_once(
     [permit] = cloud.permits
     assert (permit["PortRange"], permit["SourceCidrIp"]) == ("7860/7860", "10.0.0.5/32")
     again = run("provision", "--apply", "--json")
-    assert [c["done"] for c in json.loads(again.stdout)["changes"]] == ["already there"]
+    assert {c["done"] for c in json.loads(again.stdout)["changes"]} == {"already there"}
     assert len(cloud.permits) == 1
     run("provision", "--apply", "--from", "sg-bp1proxy")
     assert cloud.permits[1]["SourceGroupId"] == "sg-bp1proxy"
@@ -162,8 +163,7 @@ def test_aliyun_rule_that_lets_anybody_in_is_pointed_out(
     assert f"added: {GROUP}: allow tcp 7860 from 10.0.0.5/32" in done.stdout
     assert f"note: {GROUP} lets anybody reach port 7860" in done.stdout
     assert [permit["SourceCidrIp"] for permit in cloud.permits] == ["0.0.0.0/0", "10.0.0.5/32"]
-    assert "Not done: role, agent and node secret;" in done.stdout
-    assert "already there" in run("provision", "--apply").stdout
+    assert "already there: sg-bp1fake: allow" in run("provision", "--apply").stdout
     assert len(cloud.permits) == 2
 
 
@@ -186,7 +186,7 @@ def test_aws_rule_and_shutdown(run: Run, moto: MotoCloud, configure: Configure, 
     assert done.returncode == 0, done.stderr
     assert f"added: {group}: allow tcp 7860 from 10.0.0.5/32" in done.stdout
     assert "changed: InstanceInitiatedShutdownBehavior = stop" in done.stdout
-    assert "Not done: agent and node secret;" in done.stdout  # EC2 needs no role
+    assert "role" not in done.stdout  # EC2 needs none
     [permit] = permits(moto, group)
     assert (permit["FromPort"], permit["ToPort"]) == (7860, 7860)
     assert [one["CidrIp"] for one in permit["IpRanges"]] == ["10.0.0.5/32"]
@@ -197,6 +197,33 @@ def test_aws_rule_and_shutdown(run: Run, moto: MotoCloud, configure: Configure, 
     again = json.loads(run("provision", "--apply", "--json").stdout)
     assert {change["done"] for change in again["changes"]} == {"already there"}
     assert permits(moto, group) == [permit]
+
+
+def test_aws_dry_run_changes_nothing(
+    run: Run, moto: MotoCloud, configure: Configure, group: str
+) -> None:
+    client = moto.client()
+    id_ = moto.new_instance(
+        client, SecurityGroupIds=[group], InstanceInitiatedShutdownBehavior="terminate"
+    )
+    configure(aws_table(moto.url, id_))
+    dry = run("provision", "--apply", "--dry-run", "--json")
+    assert dry.returncode == 0, dry.stderr
+    found = json.loads(dry.stdout)
+    assert found["dry_run"] is True
+    assert [change["done"] for change in found["changes"]] == ["would add", "would change"]
+    assert permits(moto, group) == []
+    behavior = client.describe_instance_attribute(
+        InstanceId=id_, Attribute="instanceInitiatedShutdownBehavior"
+    )
+    assert behavior["InstanceInitiatedShutdownBehavior"]["Value"] == "terminate"
+
+
+def test_aws_needs_no_role_and_says_why(run: Run, configure: Configure) -> None:
+    configure(aws_table("http://127.0.0.1:9", "i-0123456789abcdef0"))
+    printed = run("provision").stdout
+    assert "None is needed, and --apply makes none" in printed
+    assert "aliyun" not in printed
 
 
 def test_aws_rule_that_somebody_else_adds_first(

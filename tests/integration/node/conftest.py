@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.support.agent import AgentProcess
 from tests.support.docker_engine import DockerEngine
+from tests.unit.gpu_node.stand_in import StandInProxy
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +23,31 @@ def engine() -> Iterator[DockerEngine]:
         yield engine
     finally:
         engine.close()
+
+
+@pytest.fixture
+def proxy() -> Iterator[StandInProxy]:
+    with StandInProxy() as server:
+        yield server
+
+
+@pytest.fixture
+def start(
+    tmp_path: Path, proxy: StandInProxy, engine: DockerEngine
+) -> Iterator[Callable[..., AgentProcess]]:
+    started: list[AgentProcess] = []
+
+    def make(**settings: str) -> AgentProcess:
+        given = {"DOCKER_HOST": engine.host, **settings}
+        agent = AgentProcess(tmp_path, [proxy.url], **given)
+        started.append(agent)
+        return agent
+
+    yield make
+    for agent in started:
+        agent.process.kill()
+        agent.process.wait()
+    with contextlib.closing(engine.client()) as client:
+        for one in client.containers(all=True):
+            client.remove_container(one["Id"], force=True)
+        client.prune_networks()

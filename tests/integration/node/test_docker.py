@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from qwenctl.wire import Command, Container, Service
+from qwenctl.wire import Command
+from tests.integration.node.boxes import containerised, ready, wait_until
 from tests.support.agent import AgentProcess, spec
 from tests.support.docker_engine import IMAGE, DockerEngine
 from tests.support.net import free_port
@@ -22,50 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docker")]
 
 NAME = "qwenctl-main-webui"
 
-
-def containerised(*arguments: str, **more: Any) -> Service:
-    """The tests' service program in a container."""
-    port = more.pop("port", None) or free_port()
-    box = {"image": IMAGE, "gpus": (), "port": 8000, "bind": "127.0.0.1", "pull": "never"}
-    box |= {key: more.pop(key) for key in list(more) if key in Container.model_fields}
-    return Service(
-        **{
-            "runtime": "docker",
-            "container": Container(**box),
-            "command": ("8000", "--host", "0.0.0.0", *arguments),
-            "port": port,
-            "stop_timeout": 3.0,
-            **more,
-        }
-    )
-
-
-@pytest.fixture
-def proxy() -> Iterator[StandInProxy]:
-    with StandInProxy() as server:
-        yield server
-
-
 Start = Callable[..., AgentProcess]
-
-
-@pytest.fixture
-def start(tmp_path: Path, proxy: StandInProxy, engine: DockerEngine) -> Iterator[Start]:
-    started: list[AgentProcess] = []
-
-    def make(**settings: str) -> AgentProcess:
-        given = {"DOCKER_HOST": engine.host, **settings}
-        agent = AgentProcess(tmp_path, [proxy.url], **given)
-        started.append(agent)
-        return agent
-
-    yield make
-    for agent in started:
-        agent.process.kill()
-        agent.process.wait()
-    with contextlib.closing(engine.client()) as client:
-        for one in client.containers(all=True):
-            client.remove_container(one["Id"], force=True)
 
 
 def container(engine: DockerEngine, name: str = NAME) -> Any:
@@ -76,10 +34,6 @@ def container(engine: DockerEngine, name: str = NAME) -> Any:
 def containers(engine: DockerEngine) -> list[Any]:
     with contextlib.closing(engine.client()) as client:
         return client.containers(all=True)
-
-
-def ready(proxy: StandInProxy) -> Any:
-    return proxy.wait_report(lambda r: r.state == "ready", timeout=60)
 
 
 def test_a_container_is_made_started_and_stopped(
@@ -107,9 +61,13 @@ def test_a_container_is_made_started_and_stopped(
         500_000_000,
     )
     assert host["Binds"] == [f"{tmp_path}:/data:ro"]
+    assert next(iter(made["NetworkSettings"]["Networks"].values()))["Aliases"][0] == "webui"
+    assert len(made["NetworkSettings"]["Networks"]) == 1
     assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "3"}
     assert requests.get(f"http://127.0.0.1:{service.port}/", timeout=5).text == "hello"
     proxy.wait_report(lambda r: "webui: the model is here" in r.log)
+    told = proxy.wait_report(lambda r: r.services and r.services[0].detail.endswith(": running"))
+    assert told.services[0].detail.startswith(f"container {made['Id'][:12]} of {IMAGE}")
     phases = [r.progress.phase for r in proxy.reports if r.progress.phase]
     assert "create" in phases or "start" in phases
     assert agent.terminate() == 0
@@ -341,3 +299,45 @@ def test_a_daemon_that_is_restarted_is_waited_for(proxy: StandInProxy, tmp_path:
             agent.process.wait()
     finally:
         own.close()
+
+
+def test_a_service_is_stopped_and_started_again_by_command(
+    start: Start, proxy: StandInProxy, engine: DockerEngine
+) -> None:
+    proxy.spec = spec(containerised(name="one"), containerised(name="two"))
+    start()
+    ready(proxy)
+    proxy.commands.append(Command(verb="stop-service", service="two"))
+    proxy.wait_report(lambda r: [s.state for s in r.services] == ["ready", "stopped"], timeout=30)
+    assert not container(engine, "qwenctl-main-two")["State"]["Running"]
+    proxy.forget()
+    proxy.commands.append(Command(verb="restart-service", service="two"))
+    ready(proxy)
+
+
+def test_an_agent_that_reloads_reads_its_settings_and_cuts_nothing(
+    start: Start, proxy: StandInProxy, engine: DockerEngine, tmp_path: Path
+) -> None:
+    proxy.spec = spec(containerised())
+    agent = start()
+    ready(proxy)
+    before = container(engine)
+    secret = tmp_path / "secret"
+    kept = secret.read_text()
+    # Settings that could not be used are refused: an agent is worth more than a wish.
+    secret.write_text("")
+    proxy.commands.append(Command(verb="reload"))
+    wait_until(lambda: "not reloaded" in agent.log)
+    secret.write_text(kept)
+    hellos = len(proxy.hellos)
+    proxy.commands.append(Command(verb="reload"))
+    proxy.wait(lambda p: len(p.hellos) > hellos, timeout=30)
+    proxy.forget()
+    ready(proxy)
+    after = container(engine)
+    assert (after["Id"], after["State"]["StartedAt"]) == (
+        before["Id"],
+        before["State"]["StartedAt"],
+    )
+    assert agent.process.poll() is None
+    assert agent.terminate() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 from alibabacloud_ecs20140526 import models
+from alibabacloud_ram20150501 import models as ram_models
 
 from tests.support.fake_ecs import FakeEcs, Key
 from tests.support.fake_ecs.server import sign, string_to_sign
@@ -163,7 +165,9 @@ def test_instances_are_found_by_tags(fake: FakeEcs) -> None:
 # The official V2 SDK's typed models: what they do not know is lost on the way through them.
 
 RESPONSES = {
+    "AttachInstanceRamRole": models.AttachInstanceRamRoleResponseBody,
     "DeleteInstance": models.DeleteInstanceResponseBody,
+    "DescribeInstanceRamRole": models.DescribeInstanceRamRoleResponseBody,
     "DescribeInstances": models.DescribeInstancesResponseBody,
     "DescribePrice": models.DescribePriceResponseBody,
     "RunInstances": models.RunInstancesResponseBody,
@@ -214,3 +218,110 @@ def test_answers_fit_the_official_models(
         assert shown.stopped_mode == instance.stopped_mode
         assert shown.instance_charge_type == instance.charge_type
         assert [lock.lock_reason for lock in shown.operation_locks.lock_reason] == instance.locks
+
+
+# RAM
+
+TRUST = json.dumps(
+    {
+        "Version": "1",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": "sts:AssumeRole",
+                "Principal": {"Service": ["ecs.aliyuncs.com"]},
+            }
+        ],
+    }
+)
+DOCUMENT = json.dumps(
+    {"Version": "1", "Statement": [{"Effect": "Allow", "Action": "ecs:*", "Resource": "*"}]}
+)
+ROLE = {"RoleName": "node"}
+POLICY = {"PolicyName": "node", "PolicyType": "Custom"}
+RAM_CALLS: list[tuple[str, dict[str, str]]] = [
+    ("CreateRole", {**ROLE, "AssumeRolePolicyDocument": TRUST, "Description": "of a node"}),
+    ("GetRole", ROLE),
+    ("CreatePolicy", {"PolicyName": "node", "PolicyDocument": DOCUMENT}),
+    ("GetPolicy", POLICY),
+    ("CreatePolicyVersion", {"PolicyName": "node", "PolicyDocument": DOCUMENT}),
+    ("AttachPolicyToRole", {**ROLE, **POLICY}),
+    ("ListPoliciesForRole", ROLE),
+]
+
+
+def ram(fake: FakeEcs, action: str, parameters: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    return call(fake, action, Version="2015-05-01", RegionId="", **parameters)
+
+
+def test_answers_of_ram_fit_the_official_models(fake: FakeEcs) -> None:
+    for action, parameters in RAM_CALLS:
+        known = getattr(ram_models, f"{action}Request")().from_map(parameters).to_map()
+        assert parameters.items() <= known.items()  # no parameter that the API does not have
+        status, answer = ram(fake, action, parameters)
+        assert status == 200, answer
+        parsed = getattr(ram_models, f"{action}ResponseBody")().from_map(answer)
+        parsed.validate()
+        assert parsed.to_map() == answer
+
+
+def test_answers_about_instance_roles_fit_the_official_models(fake: FakeEcs) -> None:
+    ram(fake, *RAM_CALLS[0])
+    ids = json.dumps([fake.cloud.add("i-bp1a").id, fake.cloud.add("i-bp1b", ram_role="x").id])
+    status, answer = call(fake, "AttachInstanceRamRole", InstanceIds=ids, RamRoleName="node")
+    assert status == 200
+    assert RESPONSES["AttachInstanceRamRole"]().from_map(answer).to_map() == answer
+    results = answer["AttachInstanceRamRoleResults"]["AttachInstanceRamRoleResult"]
+    assert [one["Success"] for one in results] == [True, False]  # one has a role already
+    assert answer["FailCount"] == 1
+    status, answer = call(fake, "DescribeInstanceRamRole", InstanceIds=ids)
+    assert status == 200
+    assert RESPONSES["DescribeInstanceRamRole"]().from_map(answer).to_map() == answer
+    sets = answer["InstanceRamRoleSets"]["InstanceRamRoleSet"]
+    assert [one["RamRoleName"] for one in sets] == ["node", "x"]
+
+
+REFUSED_BY_RAM: list[tuple[str, dict[str, str], int, str]] = [
+    ("GetRole", {"RoleName": "nobody"}, 404, "EntityNotExist.Role"),
+    ("GetRole", {"RoleName": "a_b"}, 400, "InvalidParameter.RoleName.InvalidChars"),
+    ("CreateRole", RAM_CALLS[0][1], 409, "EntityAlreadyExists.Role"),
+    (
+        "CreateRole",
+        {"RoleName": "x" * 65, "AssumeRolePolicyDocument": TRUST},
+        400,
+        "InvalidParameter.RoleName.Length",
+    ),
+    ("CreatePolicy", RAM_CALLS[2][1], 409, "EntityAlreadyExists.Policy"),
+    ("CreatePolicy", {"PolicyName": "p", "PolicyDocument": "{}"}, 400, "MalformedPolicyDocument"),
+    ("GetPolicy", {**POLICY, "PolicyName": "none"}, 404, "EntityNotExist.Policy"),
+    ("GetPolicy", {"PolicyName": "node"}, 400, "InvalidParameter.PolicyType"),
+    ("AttachPolicyToRole", {**ROLE, **POLICY}, 409, "EntityAlreadyExists.Role.Policy"),
+    ("StartInstance", {"InstanceId": "i-1"}, 404, "InvalidApi.NotFound"),
+]
+
+
+@pytest.mark.parametrize(("action", "parameters", "status", "code"), REFUSED_BY_RAM)
+def test_what_ram_refuses_is_refused(
+    fake: FakeEcs, action: str, parameters: dict[str, str], status: int, code: str
+) -> None:
+    for once in RAM_CALLS:
+        ram(fake, *once)
+    found, answer = ram(fake, action, parameters)
+    assert (found, answer["Code"]) == (status, code)
+
+
+def test_a_policy_has_five_versions_at_most(fake: FakeEcs) -> None:
+    ram(fake, *RAM_CALLS[2])
+    more = RAM_CALLS[4][1]
+    for _ in range(4):
+        assert ram(fake, "CreatePolicyVersion", more)[0] == 200
+    assert ram(fake, "CreatePolicyVersion", more)[1]["Code"] == "LimitExceeded.Policy.Version"
+    rotate = {"RotateStrategy": "DeleteOldestNonDefaultVersionWhenLimitExceeded"}
+    assert ram(fake, "CreatePolicyVersion", {**more, **rotate, "SetAsDefault": "true"})[0] == 200
+    policy = fake.cloud.ram.policies["node"]
+    assert (list(policy.versions), policy.default) == (["v1", "v3", "v4", "v5", "v6"], "v6")
+
+
+def test_a_signature_for_ram_is_looked_at_too(fake: FakeEcs) -> None:
+    answer = ram(fake, "GetRole", {**ROLE, "Signature": "bm90IG91cnM="})[1]
+    assert answer["Code"] == "SignatureDoesNotMatch"

@@ -265,13 +265,14 @@ def report(boot: str, seq: int, state: str = "ready") -> bytes:
 
 
 def essence(proxy: RunningProxy) -> tuple[object, ...]:
-    """What a message could change; a signed one at the wrong time has the cloud read again only."""
+    """What a message could change; a signed one at the wrong time has the cloud read again only, and
+    is remembered as one of a boot that was there before the next start."""
     snapshot = proxy.snapshot()
     state = {key: value for key, value in snapshot.state.items() if key not in LOOKS}
     return (state, dict(snapshot.node), snapshot.leases, snapshot.blocks)
 
 
-LOOKS = ("observed_at", "look_at")
+LOOKS = ("observed_at", "look_at", "stranger")
 
 
 def test_messages_that_do_not_count(locked: RunningProxy) -> None:

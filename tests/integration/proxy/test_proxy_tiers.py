@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 
+from proxy.control import TIERS_AGE
 from tests.integration.proxy.running import RawClient, RunningProxy, gpu, running, until
 
 MIB = 1 << 20
@@ -160,7 +161,7 @@ def test_a_client_that_waits_to_be_told_to_send_its_body(both: RunningProxy) -> 
 
 
 def test_the_cookie_decides_and_stays_here(both: RunningProxy) -> None:
-    cookies = "a=1; qwenctl_tier=quality; b=2"
+    cookies = "a=1; qwenctl_tier=quality; qwenctl_visit=0123456789abcdef; b=2"
     answer = requests.get(both.url("/cookie"), headers={"Cookie": cookies}, timeout=30)
     assert chosen(both, "/cookie") == ["large"]
     seen = [value for key, value in answer.json()["headers"] if key.lower() == "cookie"]
@@ -189,6 +190,9 @@ def test_the_control_plane_means_the_same_gpu(both: RunningProxy) -> None:
         assert status["gpu"] == name
         gate = requests.get(both.url("/_qwenctl/gate"), headers=headers, timeout=30)
         assert gate.headers["x-qwenctl-node"].endswith(f":{both.node_port(name)}")
+        # Caddy's forward_auth passes the visitor's own query on, which is the WebUI's.
+        gate = requests.get(both.url("/_qwenctl/gate?gpu=other"), headers=headers, timeout=30)
+        assert gate.headers["x-qwenctl-node"].endswith(f":{both.node_port(name)}")
         url = both.url("/_qwenctl/api/events")
         with requests.get(url, headers=headers, stream=True, timeout=30) as events:
             lines = (line for line in events.iter_lines() if line.startswith(b"data: "))
@@ -203,6 +207,20 @@ def test_the_tiers_are_listed(both: RunningProxy) -> None:
             {"tier": "quality", "gpu": "large", "state": "ready", "seconds": None},
         ]
     }
+
+
+def test_many_pages_that_ask_for_the_tiers_ask_the_store_seldom(both: RunningProxy) -> None:
+    def histories_read() -> int:
+        stats: Any = both.store._redis.info("commandstats")
+        names = ("cmdstat_xrange", "cmdstat_xrevrange")
+        return sum(stats.get(name, {"calls": 0})["calls"] for name in names)
+
+    began, before = time.monotonic(), histories_read()
+    with requests.Session() as page:
+        for _ in range(100):
+            assert page.get(both.url("/_qwenctl/api/tiers"), timeout=30).status_code == 200
+    rounds = (time.monotonic() - began) / TIERS_AGE + 2
+    assert histories_read() - before <= 2 * rounds  # two GPUs
 
 
 # Asleep
@@ -240,6 +258,7 @@ def test_one_chooses_on_the_page_without_script(asleep: RunningProxy) -> None:
     page = visitor.get(asleep.url("/some?where=1"), headers=html, timeout=30)
     assert page.status_code == 503
     assert 'value="/some?where=1"' in page.text
+    visit = visitor.cookies["qwenctl_visit"]
     assert "Speed" in page.text
     assert asleep.untouched("small")
 
@@ -251,6 +270,7 @@ def test_one_chooses_on_the_page_without_script(asleep: RunningProxy) -> None:
         timeout=30,
     )
     assert (answer.status_code, answer.headers["location"]) == (303, "/some?where=1")
+    assert visitor.cookies["qwenctl_visit"] == visit  # it stays the same
     cookie = answer.headers["set-cookie"]
     assert cookie == "qwenctl_tier=quality; HttpOnly; Path=/; SameSite=Lax"
     page = visitor.get(asleep.url("/some?where=1"), headers=html, timeout=30)
@@ -263,16 +283,31 @@ def test_one_chooses_on_the_page_without_script(asleep: RunningProxy) -> None:
 
 
 def test_choosing_takes_back_what_the_page_asked_for(tmp_path: Path) -> None:
+    """And not what others behind the same address have asked for."""
     slow = {"boot_seconds": 5, "stop_seconds": 0.05}
     browser = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
     with running(tmp_path, gpu=gpus(local=slow)) as proxy:
-        for name in ("small", "large"):
-            url = proxy.url(f"/_qwenctl/api/wake?gpu={name}")
-            assert requests.post(url, headers=browser, timeout=30).status_code == 202
         choose = proxy.url("/_qwenctl/tier")
-        requests.post(choose, data={"tier": "quality"}, allow_redirects=False, timeout=30)
-        assert not proxy.snapshot("small").leases
-        assert proxy.snapshot("large").leases
+
+        def visitor(*, cookies: bool = True) -> requests.Session:
+            one = requests.Session()
+            if cookies:
+                one.get(proxy.url("/"), headers={"Accept": "text/html"}, timeout=30)
+            for name in ("small", "large"):
+                url = proxy.url(f"/_qwenctl/api/wake?gpu={name}")
+                assert one.post(url, headers=browser, timeout=30).status_code == 202
+            return one
+
+        def waiting() -> tuple[int, int]:
+            small, large = (len(proxy.snapshot(name).leases) for name in ("small", "large"))
+            return small, large
+
+        ada, bob, eve = visitor(), visitor(), visitor(cookies=False)
+        assert waiting() == (3, 3)
+        for left, who in ((2, ada), (2, eve), (1, bob)):
+            who.post(choose, data={"tier": "quality"}, allow_redirects=False, timeout=30)
+            assert waiting() == (left, 3)  # without the cookie nobody knows whose wait it is
+        proxy.store.release("small", only="request:127.0.0.1", actor="test")
         until(lambda: proxy.snapshot("small").phase.value == "off", 30, "small off")
 
 

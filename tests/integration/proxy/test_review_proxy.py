@@ -517,6 +517,137 @@ def test_what_may_not_wake_does_not_by_an_old_snapshot_either(
     assert len(life.cloud.starts) == 1
 
 
+def leaving(life: Life) -> Snapshot:
+    """A GPU that drains because the cloud takes it back; what a proxy knows of it then."""
+    life.wake()
+    life.node.interrupted = True
+    life.node.speak()
+    assert life.step() is Phase.DRAINING
+    return life.now
+
+
+FORM = {"Content-Type": "text/xml"}
+"""By the generic preset it keeps the GPU on and does not wake it."""
+
+
+def test_a_part_of_running_work_is_not_forwarded_into_a_stop(
+    faulty: FaultyStore, life: Life
+) -> None:
+    old = leaving(life)
+    life.clock.advance(30)
+    life.controller.step()
+    assert life.now.phase is Phase.STOPPING
+
+    async def go() -> tuple[int, dict[str, Any]]:
+        async with parts(faulty) as made:
+
+            async def forward(*_: object) -> int:
+                raise AssertionError("it is too late to forward it")
+
+            made.know(old)
+            made.data._forward = forward  # type: ignore[assignment]
+            return await made.ask(**FORM)
+
+    status, problem = asyncio.run(go())
+    assert (status, problem["code"]) == (503, "not_ready")
+    assert "stopping" in problem["detail"]
+
+
+def test_a_part_of_running_work_holds_the_stop_back_before_it_is_forwarded(
+    faulty: FaultyStore, life: Life
+) -> None:
+    old = leaving(life)
+    life.clock.advance(30)
+
+    async def go() -> list[Phase]:
+        async with parts(faulty) as made:
+            made.know(old)
+            seen: list[Phase] = []
+
+            async def forward(*_: object) -> int:
+                life.controller.step()
+                seen.append(life.now.phase)
+                return 200
+
+            made.data._forward = forward  # type: ignore[assignment]
+            await made.data(scope("POST", FORM), _nothing_more, _into([]))
+            return seen
+
+    assert asyncio.run(go()) == [Phase.DRAINING]
+    assert "request:127.0.0.1" not in [lease.name for lease in life.now.leases]
+    life.controller.step()
+    assert life.now.phase is Phase.STOPPING
+
+
+def test_an_older_write_does_not_undo_a_younger_one(faulty: FaultyStore, life: Life) -> None:
+    """The end of one request is on its way to the store as the next one begins."""
+    leaving(life)
+    go_on = threading.Event()
+    touch = faulty.touch
+
+    def slow(gpu: str, inflight: str, inflight_ttl: float, *args: Any, **options: Any) -> Phase:
+        if not inflight_ttl:
+            assert go_on.wait(20)
+        return touch(gpu, inflight, inflight_ttl, *args, **options)
+
+    async def go() -> list[str]:
+        async with parts(faulty) as made:
+            activities = made.activities
+            with activities.use(GPU, "request:ada"):
+                await activities.recorded(GPU)
+            faulty.touch = slow  # type: ignore[method-assign]
+            ending = asyncio.ensure_future(activities.recorded(GPU))
+            await asyncio.sleep(0.05)
+            with activities.use(GPU, "request:ada"):
+                begun = asyncio.ensure_future(activities.recorded(GPU))
+                await asyncio.sleep(0.05)
+                go_on.set()
+                assert await begun is Phase.DRAINING
+                await ending
+                return life.leases
+
+    assert "inflight:me" in asyncio.run(go())
+
+
+def test_a_part_of_running_work_is_forwarded_without_the_store(life: Life) -> None:
+    """Nobody can stop the instance then."""
+    old = leaving(life)
+
+    async def go() -> tuple[int, dict[str, Any]]:
+        async with parts(gone()) as made:
+            made.know(old)
+            return await made.ask(**FORM)
+
+    status, problem = asyncio.run(go())
+    assert (status, problem["code"]) == (502, "node_unreachable")  # it was tried
+
+
+def test_who_may_not_wake_is_judged_anew_once_the_cloud_takes_the_instance_back(
+    faulty: FaultyStore, life: Life
+) -> None:
+    """The proxy learns of the notice while it asks for a lease."""
+    life.wake()
+    life.store.release(GPU, actor="eve")
+    assert life.step() is Phase.DRAINING
+    life.clock.advance(1)  # the request comes after that
+    before = life.now
+    life.node.interrupted = True
+    life.node.speak()
+
+    async def go() -> tuple[int, dict[str, Any]]:
+        async with parts(faulty, wake_on="never") as made:
+            made.know(before)
+            asking = asyncio.ensure_future(made.ask())
+            await soon(lambda: "demand" in faulty.asked, 10, "the question")
+            await made.mirror.refresh(GPU)
+            return await asyncio.wait_for(asking, 20)
+
+    status, problem = asyncio.run(go())
+    assert (status, problem["code"]) == (503, "not_ready")
+    assert "command line" in problem["detail"]
+    assert life.leases == []
+
+
 def test_the_store_is_lost_between_snapshot_and_demand(
     life: Life, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -588,7 +719,7 @@ async def gate(made: Parts, peer: str = "127.0.0.1", **headers: str) -> int:
     sent: list[Message] = []
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = scope(path="/_qwenctl/gate", headers=named, peer=peer)
-    await made.gate(request, _nothing_more, _into(sent), GPU)
+    await made.gate(request, _nothing_more, _into(sent))
     return int(sent[0]["status"])
 
 
@@ -615,6 +746,38 @@ def test_the_gate_believes_one_pair_of_headers(
             assert await gate(made, "192.0.2.8", **{f"{believed}-uri": "/x"}) == 403
 
     asyncio.run(go())
+
+
+def test_the_gate_tells_nothing_to_strangers(store: Store) -> None:
+    """Which tiers there are is for a trusted proxy to know."""
+    gpus = {"a": {"tier": "speed"}, "b": {"tier": "quality"}}
+    config = Config.model_validate({"node_secret": SECRET, "gpu": gpus})
+
+    async def ask(peer: str) -> str:
+        sent: list[Message] = []
+        activities = Activities(store, config.gpu, "me")
+        mirror = Mirror(store, list(config.gpu))
+        gate = ForwardAuth(config, store, mirror, activities, NoAccessControl(), ())
+        headers = {"x-qwenctl-tier": "fast"}
+        request = scope(path="/_qwenctl/gate", headers=headers, peer=peer)
+        await gate(request, _nothing_more, _into(sent))
+        return str(json.loads(sent[1]["body"])["code"])
+
+    assert asyncio.run(ask("192.0.2.8")) == "not_trusted"
+    assert asyncio.run(ask("127.0.0.1")) == "unknown_tier"
+
+
+def test_the_gate_without_any_gpu(store: Store) -> None:
+    config = Config.model_validate({"node_secret": SECRET})
+
+    async def ask() -> int:
+        sent: list[Message] = []
+        activities, mirror = Activities(store, {}, "me"), Mirror(store, [])
+        gate = ForwardAuth(config, store, mirror, activities, NoAccessControl(), ())
+        await gate(scope(path="/_qwenctl/gate"), _nothing_more, _into(sent))
+        return int(sent[0]["status"])
+
+    assert asyncio.run(ask()) == 503
 
 
 def test_the_gate_turns_a_drain_back(faulty: FaultyStore, life: Life) -> None:

@@ -1,6 +1,8 @@
-"""A fake of Alibaba Cloud's ECS API over HTTP: `cloud` is what happens, `server` how it is asked."""
+"""A fake of Alibaba Cloud's ECS and RAM APIs over HTTP: `cloud` and `ram` are what happens, `server`
+is how it is asked."""
 
-from tests.support.fake_ecs.cloud import ApiError, Cloud, FakeInstance
+from tests.support.fake_ecs.cloud import Cloud, FakeInstance
+from tests.support.fake_ecs.errors import ApiError
 from tests.support.fake_ecs.server import FakeEcs, Fault, Key
 
 __all__ = ["ApiError", "Cloud", "FakeEcs", "FakeInstance", "Fault", "Key"]

@@ -8,10 +8,17 @@ import threading
 
 from tests.support.fake_ecs import Cloud, FakeEcs, Key
 
+KEY = Key("LTAI5tFakeKeyId00", "fake-secret-00")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="A fake of Alibaba Cloud's ECS API, for trying things out without an account."
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="A fake of Alibaba Cloud's ECS and RAM APIs, for trying things out without an "
+        "account.\nIt prints the settings for [gpu.NAME.aliyun], and runs until it is interrupted.",
+        epilog="The credentials that it accepts, unless --key-id and --key-secret say otherwise:\n"
+        f"  export ALIBABA_CLOUD_ACCESS_KEY_ID={KEY.id}\n"
+        f"  export ALIBABA_CLOUD_ACCESS_KEY_SECRET={KEY.secret}",
     )
     add = parser.add_argument
     add("--port", type=int, default=0, help="of 127.0.0.1; default: a free one")
@@ -20,8 +27,8 @@ def main() -> None:
     add("--private-ip", default="127.0.0.1", help="the instances' private address")
     add("--start-seconds", type=float, default=20.0, help="from accepted start to running")
     add("--stop-seconds", type=float, default=10.0, help="from accepted stop to stopped")
-    add("--key-id", default="LTAI5tFakeKeyId00", help="the AccessKey id to accept")
-    add("--key-secret", default="fake-secret-00")
+    add("--key-id", default=KEY.id, help=f"the AccessKey id to accept; default: {KEY.id}")
+    add("--key-secret", default=KEY.secret, help=f"and its secret; default: {KEY.secret}")
     options = parser.parse_args()
     cloud = Cloud(options.region)
     for instance_id in options.instance or ["i-bp1fake0001"]:
@@ -36,7 +43,8 @@ def main() -> None:
         signal.signal(number, lambda *_: ended.set())
     keys = (Key(options.key_id, options.key_secret),)
     with FakeEcs(cloud, keys=keys, port=options.port) as fake:
-        print(f'endpoint = "{fake.endpoint}"\nprotocol = "http"', flush=True)
+        settings = f'endpoint = "{fake.endpoint}"\nram_endpoint = "{fake.endpoint}"'
+        print(f'region = "{cloud.region}"\n{settings}\nprotocol = "http"', flush=True)
         ended.wait()
 
 

@@ -37,6 +37,7 @@ def config_for(fake: FakeEcs, **settings: Any) -> AliyunConfig:
         "region": fake.cloud.region,
         "instance_id": INSTANCE,
         "endpoint": fake.endpoint,
+        "ram_endpoint": fake.endpoint,
         "protocol": "http",
     }
     return AliyunConfig.model_validate(defaults | settings)

@@ -23,9 +23,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ApiError", "Cloud", "FakeInstance"]
+from tests.support.fake_ecs.errors import ApiError
+from tests.support.fake_ecs.ram import Ram
+
+__all__ = ["ECS", "GROUP", "RAM", "Cloud", "FakeInstance"]
+
+ECS, RAM = "2014-05-26", "2015-05-01"
+"""The APIs that there are, by the version that a request names."""
 
 ZONE = "cn-hangzhou-i"
+GROUP = "sg-bp1fake"
+"""The one security group, which all instances are in."""
 PAGE = 100
 MAX_USER_DATA = 32 * 1024
 """Bytes, before base64."""
@@ -40,16 +48,6 @@ _OF_ONE_CALL = {
     "Timestamp",
 }
 """Parameters that may differ between two calls with the same client token."""
-
-
-class ApiError(Exception):
-    """A refusal, with the HTTP status and the code of the API reference."""
-
-    def __init__(self, status: int, code: str, message: str = "") -> None:
-        super().__init__(code)
-        self.status = status
-        self.code = code
-        self.message = message or f"The request was refused: {code}."
 
 
 @dataclass
@@ -73,6 +71,7 @@ class FakeInstance:
     locks: list[str] = field(default_factory=list)
     in_stock: bool = True
     tags: Mapping[str, str] = field(default_factory=dict)
+    ram_role: str = ""
     agent: Mapping[str, str] = field(default_factory=dict)
     """Settings of the real agent that runs while the instance does (``QWENCTL_NODE__…``); none:
     no agent."""
@@ -91,13 +90,16 @@ class FakeInstance:
 
 
 class Cloud:
-    """All instances of one region. Thread-safe."""
+    """All instances of one region, and the account's RAM. Thread-safe."""
 
     def __init__(self, region: str = "cn-hangzhou", *, default_mode: str = "KeepCharging") -> None:
         """``default_mode``: what StopInstance does without ``StoppedMode``, an account's setting."""
         self.region = region
+        self.ram = Ram()
         self.default_mode = default_mode
         self.instances: dict[str, FakeInstance] = {}
+        self.permits: list[dict[str, Any]] = []
+        """The inbound rules of the security group."""
         self.in_stock = True
         """Whether there are machines for new instances."""
         self.quota = 100
@@ -117,16 +119,16 @@ class Cloud:
             instance.stopped_mode = "Not-applicable"
         return instance
 
-    def do(self, action: str, parameters: Mapping[str, str]) -> dict[str, Any]:
-        """The answer to a call, without its request id.
+    def do(self, action: str, parameters: Mapping[str, str], version: str = ECS) -> dict[str, Any]:
+        """The answer to a call of that API, without its request id.
 
         Raises:
             ApiError: it is refused.
         """
-        method = getattr(self, f"_do_{action}", None)
+        method = getattr(self.ram if version == RAM else self, f"_do_{action}", None)
         if method is None:
             raise ApiError(404, "InvalidApi.NotFound", "Specified api is not found.")
-        if parameters.get("RegionId") != self.region:
+        if version == ECS and parameters.get("RegionId") != self.region:
             raise ApiError(404, "InvalidRegionId.NotFound")
         with self._lock:
             answer: dict[str, Any] = method(parameters)
@@ -222,6 +224,7 @@ class Cloud:
             spot_strategy=parameters.get("SpotStrategy", "NoSpot"),
             has_public_ip=parameters.get("InternetMaxBandwidthOut", "0") != "0",
             tags=_tags(parameters),
+            ram_role=parameters.get("RamRoleName", ""),
         )
         if token:
             self._tokens[token] = (own, instance.id)
@@ -236,6 +239,54 @@ class Cloud:
         instance.turn += 1
         _end_agent(instance)
         del self.instances[instance.id]
+        return {}
+
+    def _do_DescribeInstanceRamRole(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        wanted, role = _ids(parameters), parameters.get("RamRoleName", "")
+        if not wanted and not role:
+            raise ApiError(400, "MissingParameter", "InstanceIds or RamRoleName is needed.")
+        found = [
+            {"InstanceId": i.id, "RamRoleName": i.ram_role}
+            for i in self.instances.values()
+            if i.ram_role and (i.id in wanted or not wanted) and role in ("", i.ram_role)
+        ]
+        return {
+            "RegionId": self.region,
+            "TotalCount": len(found),
+            "InstanceRamRoleSets": {"InstanceRamRoleSet": found},
+        }
+
+    def _do_AttachInstanceRamRole(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        ids, name = _ids(parameters), parameters.get("RamRoleName", "")
+        if name not in self.ram.roles:
+            raise ApiError(
+                404, "InvalidRamRole.NotFound", "The specified RamRoleName does not exist."
+            )
+        if not self.ram.roles[name].for_ecs:
+            raise ApiError(
+                404,
+                "InvalidRamRole.NotEcsRole",
+                "The specified ram role is not authorized for ecs, please check your role policy.",
+            )
+        for id_ in ids:
+            self._find({"InstanceId": id_})
+        results = [_attached(self.instances[id_], name) for id_ in ids]
+        return {
+            "RamRoleName": name,
+            "TotalCount": len(ids),
+            "FailCount": sum(not one["Success"] for one in results),
+            "AttachInstanceRamRoleResults": {"AttachInstanceRamRoleResult": results},
+        }
+
+    def _do_DescribeSecurityGroupAttribute(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        _check_group(parameters)
+        return {"SecurityGroupId": GROUP, "Permissions": {"Permission": self.permits}}
+
+    def _do_AuthorizeSecurityGroup(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        _check_group(parameters)
+        fields = ("PortRange", "SourceCidrIp", "Ipv6SourceCidrIp", "SourceGroupId", "Description")
+        permit = {field: parameters.get(field, "") for field in fields}
+        self.permits.append({**permit, "IpProtocol": "TCP", "Policy": "Accept"})
         return {}
 
     def _do_DescribePrice(self, parameters: Mapping[str, str]) -> dict[str, Any]:
@@ -326,6 +377,7 @@ class Cloud:
             "SpotStrategy": instance.spot_strategy,
             "InstanceNetworkType": "vpc" if instance.vpc else "classic",
             "LocalStorageAmount": instance.local_disks,
+            "SecurityGroupIds": {"SecurityGroupId": [GROUP]},
             "GPUAmount": 1,
             "GPUSpec": "NVIDIA A10",
             "Cpu": 8,
@@ -346,6 +398,39 @@ class Cloud:
                 "LockReason": [{"LockReason": reason, "LockMsg": ""} for reason in instance.locks]
             },
         }
+
+
+def _check_group(parameters: Mapping[str, str]) -> None:
+    if parameters.get("SecurityGroupId") != GROUP:
+        raise ApiError(404, "InvalidSecurityGroupId.NotFound")
+
+
+def _ids(parameters: Mapping[str, str]) -> list[str]:
+    """A JSON array of instance ids."""
+    try:
+        found = json.loads(parameters.get("InstanceIds") or "[]")
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or len(found) > PAGE:
+        raise ApiError(400, "InvalidInstanceIds.Malformed")
+    return found
+
+
+def _attached(instance: FakeInstance, role: str) -> dict[str, Any]:
+    """The result for one of the instances that a role is attached to.
+
+    The reference says that one with a role is refused, and names no code for that: nobody may rely
+    on this one.
+    """
+    free = not instance.ram_role
+    if free:
+        instance.ram_role = role
+    return {
+        "InstanceId": instance.id,
+        "Success": free,
+        "Code": "200" if free else "InvalidInstance.UnknownCode",
+        "Message": "success" if free else "The instance has an instance RAM role already.",
+    }
 
 
 def _tags(parameters: Mapping[str, str]) -> dict[str, str]:

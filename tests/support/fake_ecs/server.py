@@ -1,6 +1,7 @@
 """How the fake cloud is asked: Alibaba Cloud's RPC style over HTTP, signed with HMAC-SHA1.
 
-Each request must be signed with a known key, at most 15 minutes old and not a repetition. `Fault`
+ECS and RAM are at the same address; a request says by its version which it is for. Each request must
+be signed with a known key, at most 15 minutes old and not a repetition. `Fault`
 says what goes wrong with which action.
 """
 
@@ -23,7 +24,8 @@ from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from tests.support.fake_ecs.cloud import ApiError, Cloud
+from tests.support.fake_ecs.cloud import ECS, RAM, Cloud
+from tests.support.fake_ecs.errors import ApiError
 
 __all__ = ["FakeEcs", "Fault", "Key"]
 
@@ -136,7 +138,7 @@ class FakeEcs:
         for name in ("AccessKeyId", "Action", "Signature", "SignatureNonce", "Timestamp"):
             if name not in parameters:
                 raise ApiError(400, f"Missing{name}")
-        if parameters.get("Version") != "2014-05-26":
+        if parameters.get("Version") not in (ECS, RAM):
             raise ApiError(400, "InvalidVersion", "Specified parameter Version is not valid.")
         key = self.keys.get(parameters["AccessKeyId"])
         if key is None:
@@ -234,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if fault and fault.kind == "error":
                 raise ApiError(fault.status, fault.code, fault.message)
-            answer = fake.cloud.do(action, parameters)
+            answer = fake.cloud.do(action, parameters, parameters["Version"])
         except ApiError as error:
             refusal = {
                 "RequestId": request_id,

@@ -7,6 +7,8 @@ import queue
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +22,9 @@ CLOUDS: list[CloudName] = ["aws", "aliyun"]
 
 
 class Watching:
-    def __init__(self, cloud: CloudName, url: str) -> None:
+    def __init__(self, cloud: CloudName, url: str, **options: Any) -> None:
         self.notices: queue.Queue[Notice] = queue.Queue()
-        self.watch = InterruptionWatch(cloud, self.notices.put, url=url, interval=SOON)
+        self.watch = InterruptionWatch(cloud, self.notices.put, url=url, interval=SOON, **options)
         self.watch.start()
 
     def next(self) -> Notice:
@@ -87,6 +89,63 @@ def test_the_services_clock_counts(service: MetadataService, watching: Watching)
     service.skew = 8 * 3600.0  # a machine that boots with local time in its clock
     service.announce(120)
     assert 60 < watching.next().at - time.monotonic() <= 121
+
+
+@pytest.mark.parametrize("skew", [0.0, 8 * 3600.0, -8 * 3600.0])
+def test_a_notice_whose_time_is_over_is_ignored(
+    cloud: CloudName, service: MetadataService, caplog: pytest.LogCaptureFixture, skew: float
+) -> None:
+    """A stopped spot instance that was started again may still see its last one."""
+    caplog.set_level(logging.INFO)
+    service.skew = skew
+    service.announce(-60)
+    watching = Watching(cloud, service.url)
+    service.wait_asked(5)
+    assert watching.notices.empty()
+    service.announce(-5)  # the clouds are late at times
+    assert watching.next().at < time.monotonic()
+    service.announce(-90)
+    service.wait_asked(len(service.asked) + 3)
+    service.announce(120)
+    assert watching.next().at > time.monotonic()
+    watching.watch.stop()
+    assert [record.levelno for record in caplog.records] == [logging.INFO] * 2
+    assert "is over" in caplog.text
+
+
+def test_a_notice_told_in_an_earlier_boot_is_ignored(
+    cloud: CloudName, service: MetadataService, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Its instance was stopped, as announced, and started again before the time that it names."""
+    caplog.set_level(logging.INFO)
+    file = tmp_path / "notice.json"
+    service.announce(120)
+    for boot, told in (("one", True), ("one", True), ("two", False), ("three", False)):
+        watching = Watching(cloud, service.url, boot_id=boot, told_file=file)
+        if told:  # also to an agent that starts anew in the same boot
+            watching.next()
+        service.wait_asked(len(service.asked) + 3)
+        assert watching.notices.empty()
+        watching.watch.stop()
+        watching.watch._thread.join(20)
+    assert [record.getMessage().count("earlier boot") for record in caplog.records] == [1, 1]
+    watching = Watching(cloud, service.url, boot_id="four", told_file=file)
+    service.announce(200)  # and this one is new
+    watching.next()
+    watching.watch.stop()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"boot_id": 1}', "\x00"])
+def test_what_was_told_before_cannot_be_read(
+    cloud: CloudName, service: MetadataService, tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "notice.json"
+    file.write_text(content)
+    service.announce(120)
+    for path in (file, tmp_path / "nowhere" / "notice.json"):
+        watching = Watching(cloud, service.url, boot_id="one", told_file=path)
+        watching.next()
+        watching.watch.stop()
 
 
 def test_a_token_that_has_run_out_is_renewed(

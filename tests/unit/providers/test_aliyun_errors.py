@@ -47,6 +47,10 @@ CODES: list[tuple[str, type[ProviderError], str]] = [
     ("InvalidSecurityToken.Expired", Denied, "ALIBABA_CLOUD_SECURITY_TOKEN"),
     ("InvalidSecurityToken.MismatchWithAccessKey", Denied, "ALIBABA_CLOUD_SECURITY_TOKEN"),
     ("InternalError", Transient, "failed to handle"),
+    ("InvalidUser.PassRoleForbidden", Denied, "ram:PassRole"),
+    ("InvalidRamRole.NotEcsRole", Denied, "does not trust ECS"),
+    ("InvalidRamRole.NotFound", ProviderError, "no such RAM role"),
+    ("LimitExceeded.Role.Policy", Denied, "quota"),
 ]
 
 
@@ -147,3 +151,20 @@ def test_what_kept_the_call_from_the_cloud_is_said_without_its_address(
     assert words in str(found)
     assert "ecs.example" in str(found)
     assert "LTAI5tReal" not in str(found)
+
+
+def test_the_api_that_refused_is_named() -> None:
+    found = error_of(
+        "NoPermission",
+        message="",
+        status=403,
+        request_id="REQ-1",
+        action="CreateRole",
+        region="cn-hangzhou",
+        resource="acs:ram:*:*:role/x",
+        api="RAM",
+    )
+    assert "may not do ram:CreateRole on acs:ram:*:*:role/x" in str(found)
+    assert str(network_error("refused", "ram.example", "RAM")).startswith(
+        "the RAM API at ram.example cannot be reached"
+    )

@@ -240,6 +240,42 @@ def test_the_one_that_serves_goes_on_serving_and_a_surplus_one_is_stopped(fleet:
     assert fleet.provider.describe() == Observation(Observed.RUNNING, "zone-b", "zone-b.example")
 
 
+def test_one_that_is_to_be_avoided_is_started_last_for_a_while(fleet: Fleet) -> None:
+    """The cloud takes it back soon after each start."""
+    assert isinstance(fleet.provider, Several)
+    fleet.spot.state = Observed.RUNNING
+    fleet.provider.describe()
+    fleet.spot.state = Observed.STOPPED
+    fleet.provider.describe()
+    fleet.provider.avoid()
+    fleet.b.refusal = fleet.c.refusal = NO_STOCK
+    assert fleet.provider.start().request_id == "start-spot"  # better than none
+    fleet.spot.state, fleet.b.refusal = Observed.STOPPED, None
+    fleet.clock[0] += SETTLE_SECONDS + AVOID_SECONDS
+    assert fleet.provider.start() == Accepted("start-spot")
+    fleet.spot.state = Observed.RUNNING
+    fleet.provider.describe()
+    fleet.spot.state = Observed.STOPPED
+    fleet.provider.avoid()
+    assert fleet.provider.start() == Accepted("start-zone-b")
+
+
+def test_a_surplus_one_that_starts_is_stopped_once_it_runs(fleet: Fleet) -> None:
+    fleet.b.state, fleet.spot.state = Observed.RUNNING, Observed.STARTING
+    fleet.spot.takes = 3600.0
+    fleet.spot.moved_at = time.monotonic()
+    fleet.c.state = Observed.RUNNING
+    fleet.provider.serving("zone-b")
+    assert fleet.provider.describe().surplus
+    with pytest.raises(Conflict, match="spot is stopped as soon as it runs"):
+        fleet.provider.stop_surplus()
+    assert [each.stops for each in fleet.machines] == [0, 0, 1]
+    fleet.spot.takes = 0.0
+    fleet.provider.describe()
+    fleet.provider.stop_surplus()
+    assert [each.stops for each in fleet.machines] == [1, 0, 1]
+
+
 def test_one_that_serves_and_cannot_be_seen_hands_over_to_nobody(fleet: Fleet) -> None:
     fleet.spot.state = Observed.RUNNING
     assert fleet.provider.describe().instance_id == "spot"

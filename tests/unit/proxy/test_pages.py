@@ -63,7 +63,7 @@ def status(phase: str = "off", active: str | None = None, **changes: Any) -> dic
     }
 
 
-PROGRESS = {"phase": "weights", "percent": 40.0, "text": "shard 4 of 10"}
+PROGRESS = {"phase": "weights", "percent": 40.0, "eta": 75.0, "text": "shard 4 of 10"}
 FAILURE = {"code": "no_capacity", "message": "sold out", "attempts": 2, "retry_in_seconds": 18.0}
 INTERRUPTION = {"action": "stop", "seconds_left": 100.0}
 BLOCK = {"kind": "maintenance", "by": "ada", "reason": "new driver", "seconds_left": 5400.0}
@@ -87,7 +87,10 @@ STATUSES = {
     ),
     "loading": status("loading", "load", progress=PROGRESS),
     "loading, no percent": status(
-        "loading", "load", progress={"phase": "", "percent": None, "text": ""}, eta_seconds=0.0
+        "loading",
+        "load",
+        progress={"phase": "", "percent": None, "eta": None, "text": ""},
+        eta_seconds=0.0,
     ),
     "ready": status("ready", "ready"),
     "draining": status("draining"),
@@ -536,6 +539,7 @@ def test_a_visit_wakes_once_and_the_page_opens_by_itself(
     backend.set(status("loading", "load", progress=PROGRESS))
     expect(tab.locator("#node-text")).to_have_text("shard 4 of 10")
     expect(tab.locator("#node-percent")).to_have_text("40\u00a0%")
+    expect(tab.locator("#node-eta")).to_have_text(re.compile(r"^about \d.* left$"))
     expect(tab.locator('li[data-key="load"]')).to_have_attribute("data-state", "active")
     assert re.match(r"\d+% · Loading the model · main", tab.title())
     backend.set(status("off"))  # and gone again: this visit has had its wake

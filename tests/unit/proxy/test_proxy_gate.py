@@ -11,6 +11,7 @@ from proxy.gate import Verdict, judge, may_wake
 from proxy.request import Request
 from qwenctl.lifecycle import Phase
 from qwenctl.rules import Activity
+from qwenctl.store import Lease
 from tests.unit.proxy.made import (
     ANYBODY,
     BROWSER,
@@ -100,13 +101,18 @@ def test_a_drain_that_a_block_began_cannot_be_taken_back() -> None:
         (SOCKET, Verdict.UNREADY),
         (CURL, Verdict.FORWARD),
         (HEARTBEAT, Verdict.FORWARD),
+        (request("GET", "/gradio_api/queue/data?session_hash=x"), Verdict.FINISH),
+        (request("POST", "/gradio_api/stream/x", {"Origin": "http://evil"}), Verdict.FINISH),
     ],
 )
 def test_nothing_new_goes_to_an_instance_that_the_cloud_takes_back(
     what: Request, verdict: Verdict
 ) -> None:
     leaving = replace(snapshot("draining"), node={"interrupted_at": "1000"})
-    assert judge(gpu(), what, ANYBODY, leaving).verdict is verdict
+    assert judge(gpu(preset="gradio"), what, ANYBODY, leaving).verdict is verdict
+    if verdict is Verdict.FINISH:  # a block says that nothing goes on
+        blocked = replace(leaving, blocks=(Lease("maintenance:x", float("inf")),))
+        assert judge(gpu(preset="gradio"), what, ANYBODY, blocked).verdict is Verdict.UNREADY
 
 
 @pytest.mark.parametrize("way", ["/", "//", "///", "/x/../", "/./", "/x//..//", "/../"])

@@ -1,0 +1,70 @@
+"""Explicit-state check of the drain/forward/fencing protocol of DESIGN §4 (2 proxies, 2 controllers, ticks of 1 s).
+
+Finds a run in which the cloud stops the GPU under a request in flight, or none. Usage: drain_protocol.py DRAIN_TICKS [nolockrule] [noepoch] [stale] [intr [noask]]
+
+intr: the cloud takes the instance back: no way back to ready, only work keeps it from stopping, and a part of running work is
+forwarded in `draining` with an in-flight lease in the same breath (noask: without it, by the snapshot alone: a violation).
+"""
+import sys
+from collections import deque
+D = int(sys.argv[1]); LOCKRULE = "nolockrule" not in sys.argv; STALE = "stale" in sys.argv; INTR = "intr" in sys.argv; ASK = "noask" not in sys.argv; EPOCH = "noepoch" not in sys.argv
+S = W = 1; I = 1; IL = 2; LOCK = 2
+# state: phase, tdrain, owner, ttl, cloud, L, (IL0,IL1), ((ph,age),)*2, (infl,)*2, (dirty,)*2, (held,)*2, (pc0,pc1)
+init = ("off", 0, None, 0, "stopped", 0, (0, 0), (("off", 0),) * 2, (0, 0), (-1, -1), (0, 0), (None, None))
+def rep(t, i, v): return t[:i] + (v,) + t[i + 1:]
+def leases(L, il): return L > 0 or any(il)
+def succ(s):
+    ph, td, own, ttl, cl, L, il, sn, fl, di, he, pc = s
+    # tick: live proxies write back within W and renew in-flight leases
+    if all(d < W for d in di):
+        yield "tick", (ph, min(td + 1, D) if ph == "draining" else 0, own if ttl > 1 else None, max(ttl - 1, 0), cl, max(L - 1, 0),
+            tuple(max(x - 1, 0) if not (fl[p] and di[p] < 0) else x for p, x in enumerate(il)),
+            tuple((a, min(b + 1, S + 1)) for a, b in sn), fl, tuple(d + 1 if d >= 0 else d for d in di), he, pc)
+    for p in (0, 1):
+        a, age = sn[p]
+        if (a, age) != (ph, 0): yield f"refresh{p}", (ph, td, own, ttl, cl, L, il, rep(sn, p, (ph, 0)), fl, di, he, pc)
+        fresh = age <= S or STALE
+        if not fl[p] and not he[p] and fresh:
+            if a == "ready": yield f"forward{p}", (ph, td, own, ttl, cl, L, il, sn, rep(fl, p, 1), rep(di, p, 0), he, pc)
+            elif a == "draining" and INTR:
+                if not ASK: yield f"finish{p}", (ph, td, own, ttl, cl, L, il, sn, rep(fl, p, 1), rep(di, p, 0), he, pc)
+                elif ph in ("draining", "ready"): yield f"finish{p}", (ph, td, own, ttl, cl, L, rep(il, p, IL), sn, rep(fl, p, 1), di, he, pc)
+            elif a == "draining":
+                if ph in ("draining", "ready"): yield f"rescue{p}", ("ready", 0, own, ttl, cl, I, rep(il, p, IL), rep(sn, p, ("ready", 0)), rep(fl, p, 1), di, he, pc)
+                else: yield f"wake{p}", (ph, td, own, ttl, cl, I, il, rep(sn, p, (ph, 0)), fl, di, rep(he, p, 1), pc)
+            else: yield f"wake{p}", (ph, td, own, ttl, cl, I, il, rep(sn, p, (ph, 0)), fl, di, rep(he, p, 1), pc)
+        if he[p]:
+            if ph == "ready": yield f"release{p}", (ph, td, own, ttl, cl, I, rep(il, p, IL), rep(sn, p, (ph, 0)), rep(fl, p, 1), di, rep(he, p, 0), pc)
+            elif L < I: yield f"hold{p}", (ph, td, own, ttl, cl, I, il, sn, fl, di, he, pc)
+        if di[p] >= 0: yield f"write{p}", (ph, td, own, ttl, cl, I, rep(il, p, IL if fl[p] else 0), sn, fl, rep(di, p, -1), he, pc)
+        if fl[p]: yield f"end{p}", (ph, td, own, ttl, cl, L, il, sn, rep(fl, p, 0), rep(di, p, 0) if di[p] < 0 else di, he, pc)
+    for c in (0, 1):
+        if own is None: yield f"lock{c}", (ph, td, c, LOCK, cl, L, il, sn, fl, di, he, rep(pc, c, None) if EPOCH else pc)
+        if own == c and ttl < LOCK: yield f"renew{c}", (ph, td, c, LOCK, cl, L, il, sn, fl, di, he, pc)
+        want = leases(L, il)
+        work = any(il)
+        if own == c and pc[c] is None:
+            if ph == "off" and want: yield f"starting{c}", ("starting", 0, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "start"))
+            if ph == "starting" and cl == "stopped": yield f"restart{c}", (ph, td, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "start"))
+            if ph == "starting" and cl == "running": yield f"ready{c}", ("ready", 0, own, ttl, cl, L, il, sn, fl, di, he, pc)
+            if ph == "ready" and (INTR or not want): yield f"drain{c}", ("draining", 0, own, ttl, cl, L, il, sn, fl, di, he, pc)
+            if ph == "draining" and want and not INTR: yield f"undrain{c}", ("ready", 0, own, ttl, cl, L, il, sn, fl, di, he, pc)
+            if ph == "draining" and not (work if INTR else want) and td >= D: yield f"stopping{c}", ("stopping", 0, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "stop"))
+            if ph == "stopping" and cl == "running": yield f"restop{c}", (ph, td, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "stop"))
+            if ph == "stopping" and cl == "stopped": yield f"off{c}", ("off", 0, own, ttl, cl, L, il, sn, fl, di, he, pc)
+        if pc[c]:
+            ok = own == c and ttl > 0 or not LOCKRULE
+            n = rep(pc, c, None)
+            if not ok: yield f"abandon{c}", (ph, td, own, ttl, cl, L, il, sn, fl, di, he, n)
+            elif pc[c] == "start": yield f"CLOUD START by {c}", (ph, td, own, ttl, "running", L, il, sn, fl, di, he, n)
+            else: yield f"CLOUD STOP by {c}", (ph, td, own, ttl, "stopped", L, il, sn, fl, di, he, n)
+seen = {init: None}; q = deque([init])
+while q:
+    s = q.popleft()
+    for name, t in succ(s):
+        if name.startswith("CLOUD STOP") and s[4] == "running" and any(s[8]):
+            path = [name]; 
+            while s is not None and seen[s] is not None: path.append(seen[s][1]); s = seen[s][0]
+            print(f"VIOLATION after {len(seen)} states:", " > ".join(reversed(path))); sys.exit(1)
+        if t not in seen: seen[t] = (s, name); q.append(t)
+print(f"no violation in {len(seen)} states (drain {D}, lock rule {LOCKRULE}, epoch rule {EPOCH}, stale use {STALE})")

@@ -1,0 +1,62 @@
+"""What the agent last knew of itself, on disk, for `qwenctl-node status` and for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from qwenctl import __version__
+from qwenctl.private_file import write_private
+from qwenctl.wire import Report
+
+__all__ = ["StatusFile", "read_status"]
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 30.0
+"""Seconds between two writes if nothing has changed, to spare the disk."""
+
+
+class StatusFile:
+    """Keeps the file up to date. For one thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._started = time.time()
+        self._last: dict[str, Any] = {}
+        self._written = float("-inf")
+
+    def note(self, report: Report) -> None:
+        """A report is about to be sent; never raises."""
+        now = time.monotonic()
+        status = {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started": self._started,
+            "gpu": report.gpu,
+            "boot_id": report.boot_id,
+            "state": report.state,
+            "error": report.error,
+            "active": report.active,
+            "services": [service.model_dump() for service in report.services],
+        }
+        if status == self._last and now - self._written < INTERVAL:
+            return
+        self._last, self._written = status, now
+        try:
+            write_private(self._path, json.dumps({**status, "written": time.time()}))
+        except OSError as error:  # a full disk must not end the node
+            log.warning("cannot write %s: %s", self._path, error.strerror)
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """The file's content; empty if there is none of use."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

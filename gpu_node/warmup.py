@@ -1,0 +1,477 @@
+"""Reads a service's weights into the page cache while Docker and the service are still starting.
+
+The loader then finds them in memory. The files are read in the order in which a loader reads them,
+so that it meets what is warm already; what somebody else has read meanwhile is left out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import mmap
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+__all__ = ["WarmUp", "WeightFile", "available_memory", "resident_bytes", "weight_files"]
+
+log = logging.getLogger(__name__)
+
+THREADS = 4
+"""Disks in the cloud answer slowly and much at a time: a few reads must be under way at once."""
+
+BLOCK = 4 * 1024 * 1024
+"""Bytes of one read: more than any kernel's readahead, so that it asks the disk for much at once."""
+
+PIECE = 16 * 1024 * 1024
+"""Bytes that a thread takes at a time; small enough for all of them to work at the same file."""
+
+MIN_RESERVE = 1024**3
+RESERVE_SHARE = 0.1
+"""What is left free of memory at least: bytes, and of all of it."""
+
+PROGRESS_INTERVAL = 0.25
+"""Seconds between two reports of progress."""
+
+_FORMATS = (
+    frozenset({".safetensors"}),
+    frozenset({".gguf"}),
+    frozenset({".bin", ".pt", ".pth", ".ckpt"}),
+)
+"""Suffixes of weights. Where there is one kind, loaders take the first and leave the others be."""
+
+_OTHER_WEIGHTS = frozenset({".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite"})
+"""Weights that no loader on a GPU of ours takes; repositories carry them along."""
+
+_UNFINISHED = frozenset({".incomplete", ".lock"})
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file as it was found; ``size`` in bytes."""
+
+    path: Path
+    size: int
+
+
+def weight_files(root: Path) -> list[WeightFile]:
+    """What a loader will read below a directory (or the one file), in its order.
+
+    Shards come in the order of the safetensors index, all else by size, the largest first. A model
+    in the Hugging Face cache is its snapshot: the one that ``refs/main`` names, else each of them.
+    Links are followed, each file and directory once. What cannot be read is left out, and so are
+    hidden files, unfinished downloads, and weights in formats that a loader ignores.
+    """
+    only = ""
+    try:
+        if root.is_file():
+            root, only = root.parent, root.name
+    except OSError:
+        return []
+    indexed: list[WeightFile] = []
+    rest: list[WeightFile] = []
+    seen: set[tuple[int, int]] = set()
+    for directory, names in _walk(root, seen):
+        if only:
+            names = [name for name in names if name == only and directory == root]
+        shards = _shards(directory, names)
+        for name in [*shards, *_read(names, shards)]:
+            try:
+                info = (directory / name).stat()
+            except OSError:
+                continue
+            if info.st_size == 0 or (info.st_dev, info.st_ino) in seen:
+                continue
+            seen.add((info.st_dev, info.st_ino))
+            file = WeightFile(directory / name, info.st_size)
+            (indexed if name in shards else rest).append(file)
+    return indexed + sorted(rest, key=lambda file: (-file.size, str(file.path)))
+
+
+def _walk(root: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, list[str]]]:
+    """Each directory once, links followed, with the names of its files."""
+    stack = [root]
+    while stack:
+        directory = stack.pop()
+        try:
+            info = directory.stat()
+            if (info.st_dev, info.st_ino) in seen:
+                continue
+            seen.add((info.st_dev, info.st_ino))
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        files, directories = [], []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                if entry.is_dir():
+                    directories.append(entry.name)
+                elif entry.is_file():
+                    files.append(entry.name)
+            except OSError:  # a loop of links, for instance
+                continue
+        if {"blobs", "snapshots"} <= set(directories):
+            stack += reversed(_snapshots(directory))
+        else:
+            yield directory, files
+            stack += [directory / name for name in reversed(directories)]
+
+
+def _snapshots(model: Path) -> list[Path]:
+    """The snapshot in use of a model in the Hugging Face cache, or all of them."""
+    snapshots = model / "snapshots"
+    try:
+        main = snapshots / (model / "refs" / "main").read_text().strip()
+        if main.parent == snapshots and main.is_dir():
+            return [main]
+    except (OSError, ValueError):
+        pass
+    try:
+        return sorted(snapshots.iterdir())
+    except OSError:
+        return []
+
+
+def _shards(directory: Path, names: list[str]) -> list[str]:
+    """The files that a safetensors index names, as a loader goes through them: by name."""
+    found: set[str] = set()
+    for name in names:
+        if name.endswith(".safetensors.index.json"):
+            try:
+                found.update(json.loads((directory / name).read_bytes())["weight_map"].values())
+            except (OSError, ValueError, LookupError, AttributeError, TypeError):
+                continue
+    return sorted(found.intersection(names))
+
+
+def _read(names: list[str], shards: list[str]) -> list[str]:
+    """What a loader reads of a directory's files besides the shards of an index."""
+    suffixes = {name: Path(name).suffix.lower() for name in names}
+    present = set(suffixes.values())
+    ignored = {*_OTHER_WEIGHTS, *_UNFINISHED}
+    for number, formats in enumerate(_FORMATS):
+        if formats & present:
+            ignored.update(*_FORMATS[number + 1 :])
+            break
+    if shards:
+        ignored |= _FORMATS[0]  # consolidated.safetensors holds the same once more
+    return [name for name in names if suffixes[name] not in ignored and name not in shards]
+
+
+# ---------------------------------------------------------------- memory
+
+
+def available_memory() -> int:
+    """Bytes that may still be used without anything being swapped or killed. Page cache counts as
+    available, and a limit on this process's control group counts too."""
+    available = int(psutil.virtual_memory().available)
+    room = cgroup_room()
+    return available if room is None else min(available, room)
+
+
+def cgroup_room(
+    own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Bytes that the tightest memory limit above us leaves, None without one: what we read into
+    the page cache is charged to our own control group. Both versions of control groups."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return None
+    rooms = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limits = root, ["memory.high", "memory.max"]
+            usage, cache = "memory.current", "file"
+        elif "memory" in controllers.split(","):
+            base, limits = root / "memory", ["memory.limit_in_bytes"]
+            usage, cache = "memory.usage_in_bytes", "total_cache"
+        else:
+            continue
+        group = base / path.lstrip("/")
+        while group.is_relative_to(base):
+            rooms += [
+                room for name in limits if (room := _room(group, name, usage, cache)) is not None
+            ]
+            group = group.parent
+    return min(rooms, default=None)
+
+
+def _room(group: Path, limit: str, usage: str, cache: str) -> int | None:
+    try:
+        most = (group / limit).read_text().strip()
+        if most == "max" or int(most) >= 1 << 60:  # version 1 has a number for "none"
+            return None
+        used = int((group / usage).read_text())
+        found = re.search(rf"^{cache} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        return max(0, int(most) - used + (int(found[1]) if found else 0))
+    except (OSError, ValueError):
+        return None
+
+
+# ---------------------------------------------------------------- residency
+
+_PAGE = mmap.PAGESIZE
+
+
+def _find_mincore() -> Callable[..., int] | None:
+    try:
+        function = ctypes.CDLL(None, use_errno=True).mincore
+    except (OSError, AttributeError, TypeError):
+        return None
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+    function.restype = ctypes.c_int
+    return function
+
+
+_mincore = _find_mincore()
+
+
+def resident_bytes(descriptor: int, offset: int, length: int) -> int | None:
+    """How much of that part of an open file is in the page cache, in bytes.
+
+    None where the kernel does not tell: it tells only who owns the file or may write it. ``offset``
+    must be a multiple of the page size.
+    """
+    if _mincore is None or length <= 0 or not _may_ask(descriptor):
+        return None
+    pages = (length + _PAGE - 1) // _PAGE
+    vector = ctypes.create_string_buffer(pages)
+    try:
+        # A private mapping is writable without the file's being so, which ctypes needs for the
+        # address; nothing is written.
+        with mmap.mmap(
+            descriptor,
+            length,
+            flags=mmap.MAP_PRIVATE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=offset,
+        ) as mapping:
+            first = ctypes.c_char.from_buffer(mapping)
+            try:
+                if _mincore(ctypes.addressof(first), length, vector) != 0:
+                    return None
+            finally:
+                del first  # else the mapping cannot be closed
+    except (OSError, ValueError):  # shorter by now, or on a file system without mappings
+        return None
+    return min(length, (pages - vector.raw.count(0)) * _PAGE)
+
+
+def _may_ask(descriptor: int) -> bool:
+    # To all others the kernel says that everything is resident.
+    try:
+        if os.geteuid() in (0, os.fstat(descriptor).st_uid):
+            return True
+        return os.access(f"/proc/self/fd/{descriptor}", os.W_OK, effective_ids=True)
+    except (OSError, NotImplementedError):
+        return False
+
+
+# ---------------------------------------------------------------- warm-up
+
+
+class WarmUp:
+    """Reads all weight files below a path into the page cache, once.
+
+    It ends by itself when all is read, when the memory that may be used for it is full, or when
+    `stop` is called. Trouble with a file (gone, shrunk, not permitted) is no trouble for the rest.
+
+    Args:
+        path: the directory, or one file.
+        on_progress: called with the bytes done and all bytes, from threads of ours, several times
+            a second and once at the end. Done is what is in memory, whoever read it. All is less
+            than at first when files vanish.
+        available: bytes of memory that may be used, page cache included.
+        reserve: how many of them to leave; default: a tenth of the memory, at least 1 GiB.
+        threads: how many read at once.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        on_progress: Callable[[int, int], None] | None = None,
+        *,
+        available: Callable[[], int] = available_memory,
+        reserve: int | None = None,
+        threads: int = THREADS,
+    ) -> None:
+        self._path = Path(path)
+        self._on_progress = on_progress
+        self._available = available
+        if reserve is None:
+            reserve = max(MIN_RESERVE, int(psutil.virtual_memory().total * RESERVE_SHARE))
+        self._reserve = reserve
+        self._thread_count = threads
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._done = self._total = self._read = self._claimed = 0
+        self._out_of_memory = False
+        self._began = self._ended = 0.0
+        self._told = float("-inf")
+        self._pieces: Iterator[tuple[WeightFile, int, int]] = iter(())
+        self._gone: set[Path] = set()
+        self._thread = threading.Thread(target=self._run, name="page-cache", daemon=True)
+
+    @property
+    def done(self) -> int:
+        """Bytes that were found in memory or have been read into it."""
+        return self._done
+
+    @property
+    def total(self) -> int:
+        """Bytes of all the files; 0 before they have been looked for."""
+        return self._total
+
+    @property
+    def read(self) -> int:
+        """Bytes that were read here."""
+        return self._read
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether it ended early because memory would have run out."""
+        return self._out_of_memory
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been at work, or was."""
+        return (self._ended or time.monotonic()) - self._began if self._began else 0.0
+
+    @property
+    def rate(self) -> float:
+        """Megabytes (10⁶ bytes) a second that were read, so far."""
+        return self._read / 1e6 / self.seconds if self.seconds > 0 else 0.0
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Have it end as soon as the reads under way return; returns at once."""
+        self._stop.set()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end; whether it has come. Only after `start`."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        self._began = time.monotonic()
+        files = weight_files(self._path)
+        self._total = sum(file.size for file in files)
+        self._pieces = (
+            (file, offset, min(PIECE, file.size - offset))
+            for file in files
+            for offset in range(0, file.size, PIECE)
+        )
+        count = min(self._thread_count, max(1, self._total // PIECE))
+        others = [threading.Thread(target=self._work, daemon=True) for _ in range(count - 1)]
+        for other in others:
+            other.start()
+        self._work()
+        for other in others:
+            other.join()
+        self._ended = time.monotonic()
+        self._tell(last=True)
+        if self._total:
+            self._log_end()
+
+    def _log_end(self) -> None:
+        why = ""
+        if self._out_of_memory:
+            why = "; the rest would not fit into memory"
+        elif self._stop.is_set():
+            why = "; stopped"
+        log.info(
+            "%s: %.1f of %.1f GB in memory, %.1f GB read in %.1f s (%.0f MB/s)%s",
+            self._path,
+            self._done / 1e9,
+            self._total / 1e9,
+            self._read / 1e9,
+            self.seconds,
+            self.rate,
+            why,
+        )
+
+    def _work(self) -> None:
+        buffer = memoryview(mmap.mmap(-1, BLOCK))
+        while (piece := self._next()) is not None:
+            self._warm(*piece, buffer)
+            self._tell()
+
+    def _next(self) -> tuple[WeightFile, int, int] | None:
+        with self._lock:
+            while not self._stop.is_set() and not self._out_of_memory:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    return None
+                if piece[0].path in self._gone:
+                    self._total -= piece[2]
+                    continue
+                # What is warm already is part of what is available, and must not be pushed out by
+                # what comes next.
+                if self._claimed + piece[2] > self._available() - self._reserve:
+                    self._out_of_memory = True
+                    return None
+                self._claimed += piece[2]
+                return piece
+        return None
+
+    def _warm(self, file: WeightFile, offset: int, length: int, buffer: memoryview) -> None:
+        done = 0
+        try:
+            # A file that has become a pipe meanwhile must not hold us up.
+            descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            self._give_up(file, length)
+            return
+        try:
+            if resident_bytes(descriptor, offset, length) == length:
+                done = length
+                self._count(length, read=0)
+            elif hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_SEQUENTIAL)
+            while done < length and not self._stop.is_set():
+                got = os.preadv(descriptor, [buffer[: length - done]], offset + done)
+                if got == 0:  # it is shorter now
+                    self._give_up(file, length - done)
+                    return
+                done += got
+                self._count(got, read=got)
+        except OSError:
+            self._give_up(file, length - done)
+        finally:
+            os.close(descriptor)
+
+    def _count(self, done: int, read: int) -> None:
+        with self._lock:
+            self._done += done
+            self._read += read
+
+    def _give_up(self, file: WeightFile, missing: int) -> None:
+        """The rest of the file will not be had."""
+        with self._lock:
+            self._gone.add(file.path)
+            self._total -= missing
+
+    def _tell(self, *, last: bool = False) -> None:
+        if self._on_progress is None:
+            return
+        now = time.monotonic()
+        with self._lock:
+            if not last and now - self._told < PROGRESS_INTERVAL:
+                return
+            self._told = now
+            done, total = self._done, self._total
+        self._on_progress(done, total)

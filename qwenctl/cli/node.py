@@ -1,0 +1,79 @@
+"""`qwenctl node`: the agent of the machine that this runs on. A way to the program `qwenctl-node`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="The agent on this GPU instance: install it as a service, look after it.",
+    no_args_is_help=True,
+)
+
+# What follows is the other program's to understand, its --help too.
+_PASS = {"ignore_unknown_options": True, "help_option_names": []}
+
+Arguments = Annotated[
+    list[str] | None, typer.Argument(help="See `qwenctl-node COMMAND --help`.", metavar="[OPTIONS]")
+]
+
+
+@app.command(context_settings=_PASS)
+def install(arguments: Arguments = None) -> None:
+    """Make the agent a systemd service with a watchdog. Run it again after an upgrade.
+
+    \b
+    Examples:
+      sudo qwenctl node install
+      sudo qwenctl node install --config /etc/qwenctl/node.toml --runs docker
+      qwenctl node install --print
+    """
+    _hand_over("install", arguments)
+
+
+@app.command(context_settings=_PASS)
+def uninstall(arguments: Arguments = None) -> None:
+    """Stop the service and remove it. State, settings and logs stay, unless with --purge."""
+    _hand_over("uninstall", arguments)
+
+
+@app.command(context_settings=_PASS)
+def status(arguments: Arguments = None) -> None:
+    """Is the agent running, when was a proxy heard, how are the services? With --json for programs."""
+    _hand_over("status", arguments)
+
+
+@app.command(context_settings=_PASS)
+def logs(arguments: Arguments = None) -> None:
+    """The agent's log, or that of a service.
+
+    \b
+    Examples:
+      qwenctl node logs --follow
+      qwenctl node logs webui
+    """
+    _hand_over("logs", arguments)
+
+
+@app.command(context_settings=_PASS)
+def doctor(arguments: Arguments = None) -> None:
+    """Check everything that this node needs, and say how to mend what is wrong."""
+    _hand_over("doctor", arguments)
+
+
+@app.command(context_settings=_PASS)
+def bake(arguments: Arguments = None) -> None:
+    """Make this instance ready for a snapshot or an image of it, or only --check that."""
+    _hand_over("bake", arguments)
+
+
+def _hand_over(command: str, arguments: list[str] | None) -> None:
+    """Become the agent's program: its output, its exit code."""
+    sys.stdout.flush()
+    program = [sys.executable, "-m", "gpu_node", command, *(arguments or [])]
+    os.execv(program[0], program)  # noqa: S606

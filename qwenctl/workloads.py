@@ -1,0 +1,152 @@
+"""Ready-made workloads: what a GPU runs when its configuration says no more than
+``workload = "qwen3-vl-webui"`` and a model.
+
+Pure: it makes the same ``[[gpu.NAME.service]]`` tables that a person would write. A table of the
+file with the same name changes single keys of one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["CACHE", "PRESET_OF", "WORKLOADS", "services_of", "with_changes"]
+
+CACHE = "/var/lib/qwenctl-models"
+"""Where models are kept on the node: a directory of its own disk, or a mounted one."""
+
+_HF_HOME = "/root/.cache/huggingface"
+
+WORKLOADS = ("custom", "qwen3-vl-webui", "vllm-openai", "open-webui+vllm")
+
+PRESET_OF = {
+    "qwen3-vl-webui": "gradio",
+    "vllm-openai": "openai",
+    "open-webui+vllm": "open-webui",
+}
+"""The rule table that fits: what counts as use."""
+
+_SHARED = {"shm_size": "8g"}
+"""vLLM's processes share memory, and Docker's own 64 MiB are too little for that."""
+
+_VLLM_METRICS = {
+    "path": "/metrics",
+    "metrics": ["vllm:num_requests_running", "vllm:num_requests_waiting"],
+}
+
+
+def services_of(workload: str, model: str, cache: str = CACHE) -> list[dict[str, Any]]:
+    """The service tables of a workload; none for ``custom``.
+
+    Args:
+        workload: one of `WORKLOADS`.
+        model: a name on Hugging Face, or a directory on the node.
+        cache: the directory on the node that models are kept in.
+    """
+    if workload == "qwen3-vl-webui":
+        return [_qwen_webui(model, cache)]
+    if workload == "vllm-openai":
+        return [_vllm(model, cache, bind="0.0.0.0", name="vllm")]
+    if workload == "open-webui+vllm":
+        return [_open_webui(), _vllm(model, cache, bind="127.0.0.1", name="vllm")]
+    return []
+
+
+def _qwen_webui(model: str, cache: str) -> dict[str, Any]:
+    """Qwen's own image, whose entry point is empty and whose working directory has the script."""
+    return {
+        "name": "webui",
+        "command": [
+            *("python", "web_demo_mm.py", "--backend", "vllm", "--checkpoint-path", model),
+            *("--server-name", "0.0.0.0", "--server-port", "7860"),
+        ],
+        "container": {
+            "image": "qwenllm/qwenvl:qwen3vl-cu128",
+            "port": 7860,
+            "volumes": _volumes(model, cache),
+            **_SHARED,
+        },
+        "port": 7860,
+        "weights": _weights(model, cache),
+        # Work that a closed tab has left behind shows on the GPU only.
+        "activity": {"gpu_percent": 20, "gpu_samples": 3},
+        "stop_timeout": 30,
+    }
+
+
+def _vllm(model: str, cache: str, *, bind: str, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "command": [model, "--host", "0.0.0.0", "--port", "8000"],
+        "container": {
+            "image": "vllm/vllm-openai:v0.11.0",
+            "port": 8000,
+            # The image's own entry point is another one from version to version.
+            "entrypoint": ["vllm", "serve"],
+            "bind": bind,
+            "volumes": _volumes(model, cache),
+            **_SHARED,
+        },
+        "port": 8000,
+        "weights": _weights(model, cache),
+        "readiness": {"path": "/health", "inference": "openai"},
+        "activity": _VLLM_METRICS,
+        "stop_timeout": 30,
+    }
+
+
+def _open_webui() -> dict[str, Any]:
+    return {
+        "name": "webui",
+        "env": {
+            "ENABLE_OLLAMA_API": "false",
+            "OPENAI_API_BASE_URL": "http://vllm:8000/v1",
+            "OPENAI_API_KEY": "none",
+        },
+        "container": {
+            "image": "ghcr.io/open-webui/open-webui:main",
+            "port": 8080,
+            "gpus": "none",
+            "volumes": ["open-webui:/app/backend/data"],
+        },
+        "port": 8080,
+        "readiness": {"path": "/health"},
+    }
+
+
+def _is_path(model: str) -> bool:
+    return model.startswith("/")
+
+
+def _volumes(model: str, cache: str) -> list[str]:
+    return [f"{model}:{model}:ro"] if _is_path(model) else [f"{cache}:{_HF_HOME}"]
+
+
+def _weights(model: str, cache: str) -> str:
+    """The directory whose files are read at start: Hugging Face's cache has one for each model."""
+    return model if _is_path(model) else f"{cache}/hub/models--{model.replace('/', '--')}"
+
+
+def with_changes(made: Sequence[dict[str, Any]], given: Sequence[Any]) -> list[Any]:
+    """The tables that were made, changed key by key where one of those given has the same name, and
+    the others after them."""
+    left = list(given)
+    result: list[Any] = []
+    for table in made:
+        change = next(
+            (t for t in left if isinstance(t, Mapping) and t.get("name", "webui") == table["name"]),
+            None,
+        )
+        if change is not None:
+            left.remove(change)
+        result.append(_merged(table, change or {}))
+    return result + left
+
+
+def _merged(table: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(table)
+    for key, value in change.items():
+        before = merged.get(key)
+        inner = isinstance(before, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(before, value) if inner else value  # type: ignore[arg-type]
+    return merged

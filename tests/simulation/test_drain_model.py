@@ -1,0 +1,35 @@
+"""The small model of the drain protocol: no run of it cuts a request, with all its rules in force."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODEL = Path(__file__).parents[2] / "docs" / "decisions" / "model" / "drain_protocol.py"
+
+
+def explored(*rules: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(MODEL), *rules], capture_output=True, text=True, timeout=170
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", [("3",), ("3", "intr")])
+def test_no_run_cuts_a_request(rules: tuple[str, ...]) -> None:
+    assert explored(*rules).startswith("no violation in ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rules",
+    [("2",), ("3", "nolockrule"), ("3", "noepoch"), ("3", "stale"), ("3", "intr", "noask")],
+)
+def test_without_one_of_its_rules_there_is_such_a_run(rules: tuple[str, ...]) -> None:
+    found = explored(*rules)
+    assert "violation" in found.lower()
+    assert "no violation" not in found
