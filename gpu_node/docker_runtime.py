@@ -83,6 +83,8 @@ class DockerRuntime:
     def settle(self, names: Collection[str]) -> None:
         """Containers of other services than these, left by an earlier spec, are to go."""
         self._keep = frozenset(names)
+        if not names:  # else those that are started see to it, before they begin
+            threading.Thread(target=self._sweep_alone, daemon=True).start()
 
     def start(self, service: Service, output: Output) -> ServiceContainer:
         """Begin to run the container.
@@ -111,7 +113,6 @@ class DockerRuntime:
         from docker.utils import kwargs_from_env
 
         given = kwargs_from_env() if not self._host else {"base_url": self._host}
-        # The proxy variables of the environment must not get in the way of a local socket.
         client = APIClient(version="auto", timeout=API_TIMEOUT, **given)
         if self._auth_file:
             client.reload_config(str(Path(self._auth_file).expanduser()))
@@ -119,16 +120,36 @@ class DockerRuntime:
 
     def sweep(self, client: Any) -> None:
         """Remove the containers of services that are no more; they may hold a port or the GPU."""
+        from docker.errors import NotFound
+
         with self._lock:
-            keep, self._keep = self._keep, None
-            if keep is None:
+            if (keep := self._keep) is None:
                 return
             found = client.containers(all=True, filters={"label": f"{GPU_LABEL}={self._gpu}"})
             for one in found:
-                if one["Labels"].get(SERVICE_LABEL) not in keep:
-                    log.info("removing the container %s of an earlier spec", one["Names"][0])
+                if one["Labels"].get(SERVICE_LABEL) in keep:
+                    continue
+                log.info("removing the container %s of an earlier spec", one["Names"][0])
+                try:
                     client.stop(one["Id"], timeout=10)
-                    _remove(client, one["Id"])
+                except NotFound:
+                    continue
+                _remove(client, one["Id"])
+            self._keep = None
+
+    def _sweep_alone(self) -> None:
+        """Where no container is wanted any more. Most such nodes have no Docker at all."""
+        try:
+            client = self.client()
+        except Exception as error:
+            log.debug("no Docker to look through: %s", _words(error))
+            return
+        try:
+            self.sweep(client)
+        except Exception as error:
+            log.warning("containers of an earlier spec may be left: %s", _words(error))
+        finally:
+            client.close()
 
     def network(self, client: Any) -> str:
         """The id of the services' network, which is made if need be. Docker makes a second one of

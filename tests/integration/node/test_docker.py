@@ -14,7 +14,7 @@ import requests
 
 from qwenctl.wire import Command
 from tests.integration.node.boxes import containerised, ready, wait_until
-from tests.support.agent import AgentProcess, spec
+from tests.support.agent import AgentProcess, service, spec
 from tests.support.docker_engine import IMAGE, DockerEngine
 from tests.support.net import free_port
 from tests.unit.gpu_node.stand_in import StandInProxy
@@ -144,6 +144,17 @@ def test_a_service_that_is_no_more_goes_even_if_the_agent_was_away(
     start()
     proxy.wait_report(lambda r: r.spec_version == "2" and r.state == "ready", timeout=60)
     assert [one["Names"] for one in containers(engine)] == [[f"/{NAME}"]]
+
+
+def test_a_container_goes_when_its_service_becomes_a_command(
+    start: Start, proxy: StandInProxy, engine: DockerEngine
+) -> None:
+    proxy.spec = spec(containerised())
+    start()
+    ready(proxy)
+    proxy.spec = spec(service(), version="2")
+    proxy.wait_report(lambda r: r.spec_version == "2" and r.state == "ready", timeout=60)
+    wait_until(lambda: not containers(engine))
 
 
 def test_a_crash_loop_is_given_up_with_the_last_words(
@@ -341,3 +352,44 @@ def test_an_agent_that_reloads_reads_its_settings_and_cuts_nothing(
     )
     assert agent.process.poll() is None
     assert agent.terminate() == 0
+
+
+def test_an_agent_killed_at_any_moment_makes_one_container(
+    start: Start, proxy: StandInProxy, engine: DockerEngine
+) -> None:
+    """From before it has said hello to while the service loads."""
+    proxy.spec = spec(containerised("--load", "1.0"))
+    for delay in (0.2, 0.5, 0.7, 0.9, 1.1, 1.4, 1.8, 2.4):
+        agent = start()
+        time.sleep(delay)
+        agent.process.kill()
+        agent.process.wait()
+        assert len(containers(engine)) <= 1
+    proxy.forget()
+    start()
+    ready(proxy)
+    assert len(containers(engine)) == 1
+
+
+def test_a_daemon_that_is_restarted_in_the_middle_of_a_boot(
+    proxy: StandInProxy, tmp_path: Path
+) -> None:
+    own = DockerEngine("--bridge=none", "--iptables=false")
+    try:
+        own.start()
+        own.load_image()
+        port = free_port()
+        loading = (str(port), "--load", "4", "--say", "loading")
+        proxy.spec = spec(containerised(network="host", port=port, command=loading))
+        agent = AgentProcess(tmp_path, [proxy.url], DOCKER_HOST=own.host)
+        try:
+            proxy.wait_report(lambda r: "webui: loading" in r.log, timeout=60)
+            own.stop()
+            own.start()
+            ready(proxy)
+            assert len(containers(own)) == 1
+        finally:
+            agent.process.kill()
+            agent.process.wait()
+    finally:
+        own.close()
