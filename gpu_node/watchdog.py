@@ -10,7 +10,8 @@ the agent                     counted from
 ============================  ==========================================================
 has noted a contact           that contact, whether the agent runs, hangs or is gone
 runs, without such a note     never: it counts for itself
-is gone, without such a note  when the watchdog last saw it run in this boot, else the boot
+is gone, without such a note  when the watchdog last saw it run in this boot, else the boot,
+                              or the node secret if that has come later
 ============================  ==========================================================
 
 The limit is the agent's own and `MARGIN`, so that an agent that works always comes first.
@@ -129,7 +130,8 @@ def look(settings: NodeSettings, now: float) -> Overdue | None:
     if runs:
         return None
     seen = read_contact(state_dir / "watchdog.json", boot_id, now)
-    return Overdue(now - max(booted, seen or 0.0), limit, runs)
+    since = max(booted, seen or 0.0, now - _secret_age(settings))
+    return Overdue(now - since, limit, runs)
 
 
 def agent_runs(state_dir: Path) -> bool:
@@ -142,6 +144,18 @@ def agent_runs(state_dir: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def _secret_age(settings: NodeSettings) -> float:
+    """Seconds since the node secret was put here: before that, no agent could run. Infinite if that
+    is not known."""
+    if not settings.node_secret_file:
+        return math.inf
+    try:
+        written = Path(settings.node_secret_file).expanduser().stat().st_mtime
+    except OSError:
+        return math.inf
+    return max(0.0, time.time() - written)
 
 
 def _limit(settings: NodeSettings) -> float:

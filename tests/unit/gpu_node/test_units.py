@@ -133,3 +133,9 @@ def test_places_of_its_own_are_made_by_systemd_and_others_opened() -> None:
 def test_the_files(tmp_path: Path) -> None:
     assert set(render(NODE)) == {AGENT, WATCHDOG, TIMER}
     assert set(render(replace(NODE, processes=True))) == {AGENT, WATCHDOG, TIMER, DROP_IN}
+
+
+def test_nothing_counts_before_the_secret_is_there() -> None:
+    files = render(NODE)
+    for unit in (AGENT, WATCHDOG):
+        assert "ConditionPathExists=/etc/qwenctl/node.secret\n" in files[unit]

@@ -217,3 +217,19 @@ def test_what_it_notes_is_read_back(settings: NodeSettings) -> None:
         fires(settings, 77.0)
     noted = json.loads(Path(settings.state_dir, "watchdog.json").read_text())
     assert noted == {"boot_id": BOOT, "last": 77.0}
+
+
+def test_an_instance_that_is_being_set_up_is_counted_from_its_secret(
+    settings: NodeSettings, tmp_path: Path
+) -> None:
+    secret = tmp_path / "node.secret"
+    later = settings.model_copy(update={"node_secret_file": str(secret)})
+    # Up for a day, and the secret comes only now: no agent could have run until now.
+    secret.write_text("hush\n")
+    assert not fires(later, DAY)
+    os.utime(secret, (time.time() - 600 - MARGIN - 1,) * 2)
+    assert fires(later, DAY)
+    os.utime(secret, (time.time() + DAY,) * 2)  # by a clock that was ahead
+    assert not fires(later, DAY)
+    secret.unlink()
+    assert fires(later, DAY)
