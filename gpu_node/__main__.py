@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -114,14 +115,18 @@ def _prepare(settings: NodeSettings) -> TextIO:
         lock = file.open("w")
     except OSError as error:
         raise SettingsError(f"cannot write {file}: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    # Whoever looks whether an agent runs holds it for a moment.
+    until = time.monotonic() + 1.0
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError:
+            if time.monotonic() < until:
+                time.sleep(0.05)
+                continue
         lock.close()
-        raise SettingsError(
-            f"another agent runs with the state directory {settings.state_dir}"
-        ) from None
-    return lock
+        raise SettingsError(f"another agent runs with the state directory {settings.state_dir}")
 
 
 def _run(settings: NodeSettings, secret: str, config: str | None) -> int:

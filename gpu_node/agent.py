@@ -144,7 +144,7 @@ class Agent:
         self._lock = threading.Condition()
         self._due = 0.0
         self._sent = 0.0
-        self._progress = Progress()
+        self._progress: dict[str, Progress] = {}
         self._notice: Notice | None = None
         self._fresh_log: deque[str] = deque(maxlen=MAX_LOG_LINES)
         self._recent_log: deque[str] = deque(maxlen=MAX_LOG_LINES)
@@ -324,8 +324,12 @@ class Agent:
             now = time.monotonic()
             self._sent, self._due = now, now + self._spec.heartbeat
             lines = self._take_log()
-            progress, notice = self._progress, self._notice
+            notice = self._notice
             services = tuple(supervisor.view for supervisor in self._services.values())
+            # Of several on their way, the first that has something to tell: no jumping to and fro.
+            waiting = [service.name for service in services if service.state != "ready"]
+            told = [self._progress[name] for name in waiting if name in self._progress]
+            progress = told[0] if told else Progress()
         state, error = node_state(services, stopping=self._stopping or self._drained)
         report = Report(
             gpu=self._gpu,
@@ -379,7 +383,6 @@ class Agent:
 
     def _obey(self, answer: Answer) -> None:
         if answer.spec is not None:
-            self._keep(answer.spec)
             self._apply(answer.spec)
         elif self._spec is None:
             self._complain("the proxy did not say what to run")
@@ -422,19 +425,19 @@ class Agent:
 
     def _apply(self, spec: Spec) -> None:
         """Run what the spec says: leave what is unchanged, replace what changed, stop the rest."""
-        if self._spec is not None and spec == self._spec and not self._drained:
+        if spec == self._spec or self._would_cut(spec):
             return
+        self._keep(spec)
         log.info("spec %s: %s", spec.version, ", ".join(s.name for s in spec.services) or "nothing")
         self._spec = spec
         self._dead_man.limit = spec.dead_man
         self._pokes.put("look")
-        keep_all = not self._drained
         self._drained = False
         wanted: dict[str, Supervisor] = {}
         present = dict(self._services)
         for service in spec.services:
             running = present.get(service.name)
-            if keep_all and running is not None and running.service == service:
+            if running is not None and not running.over and running.takes(service):
                 wanted[service.name] = present.pop(service.name)
         for running in present.values():
             self._let_go(running)
@@ -450,6 +453,16 @@ class Agent:
             for running in self._everything():
                 running.stop()
 
+    def _would_cut(self, spec: Spec) -> bool:
+        """Whether the spec would replace or end a service that is generating. The proxy sends it
+        again with each answer, until it is applied."""
+        wanted = {service.name: service for service in spec.services}
+        for name, running in self._services.items():
+            if running.active and not (name in wanted and running.takes(wanted[name])):
+                self._complain(f"spec {spec.version} waits until {name} has finished its work")
+                return True
+        return False
+
     def _start(self, name: str, spec: Spec) -> Supervisor:
         service = next(service for service in spec.services if service.name == name)
         # Whatever still holds the port or the name goes first.
@@ -459,7 +472,7 @@ class Agent:
             if old.service.name == name or old.service.port == service.port
         ]
         with self._lock:
-            self._progress = Progress()
+            self._progress.pop(name, None)
         runtime = self._runtimes[service.runtime]
         return Supervisor(service, runtime, self, spec.heartbeat, after, self._gpus)
 
@@ -517,11 +530,11 @@ class Agent:
     def changed(self) -> None:
         self._bring_forward(0.0)
 
-    def progressed(self, progress: Progress) -> None:
+    def progressed(self, service: str, progress: Progress) -> None:
         with self._lock:
-            if progress == self._progress:
+            if progress == self._progress.get(service):
                 return
-            self._progress = progress
+            self._progress[service] = progress
         self._bring_forward(self._sent + PROGRESS_INTERVAL)
 
     def logged(self, service: str, text: str) -> None:

@@ -14,14 +14,14 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
 
 from gpu_node.environment import service_environment
-from gpu_node.output import LineSink, redacted, secrets_in
+from gpu_node.output import LineSink, redacted, secrets_of
 from gpu_node.pull import PullProgress
 from gpu_node.runtime import Output, StartFailed
 from qwenctl.wire import Container, Progress, Service
@@ -71,6 +71,8 @@ class DockerRuntime:
             Docker's default.
         auth_file: a ``config.json`` as ``docker login`` writes it; empty: that of our own user.
     """
+
+    outlives_agent = True
 
     def __init__(self, gpu: str, log_dir: Path, *, host: str = "", auth_file: str = "") -> None:
         self._gpu = gpu
@@ -131,7 +133,8 @@ class DockerRuntime:
                     continue
                 log.info("removing the container %s of an earlier spec", one["Names"][0])
                 try:
-                    client.stop(one["Id"], timeout=10)
+                    seconds = client.inspect_container(one["Id"])["Config"].get("StopTimeout")
+                    client.stop(one["Id"], timeout=seconds or 10)
                 except NotFound:
                     continue
                 _remove(client, one["Id"])
@@ -183,12 +186,13 @@ class ServiceContainer:
         self._service = service
         self._container = service.container
         self._environment = dict(environment)
-        self._secrets = secrets_in(self._environment)
+        self._secrets = secrets_of(service, self._environment)
         self._output = output
         self._client: Any = None
         self._id = ""
         self._taken_up = False
-        """Whether it ran before we came."""
+        self._live_restore = False
+        """Whether containers run on while the daemon is restarted."""
         self._up = False
         self._detail = ""
         self._leaving = threading.Event()
@@ -196,16 +200,6 @@ class ServiceContainer:
         self._detached = False
         self._stop_after: float | None = None
         self._over = threading.Event()
-
-    @property
-    def pid(self) -> int | None:
-        """The container's first process as this machine counts, if it runs."""
-        if not self._up:
-            return None
-        try:
-            return int((self._present() or {})["State"]["Pid"]) or None
-        except Exception:  # the daemon is gone; then its containers are not watched either
-            return None
 
     @property
     def up(self) -> bool:
@@ -224,9 +218,9 @@ class ServiceContainer:
             self._leaving.set()
 
     @property
-    def outlives_agent(self) -> bool:
-        """Always: it belongs to the Docker daemon."""
-        return True
+    def taken_up(self) -> bool:
+        """Whether it ran before we came."""
+        return self._taken_up
 
     def detach(self) -> None:
         """Let the container run on, or whatever is there of it."""
@@ -251,6 +245,7 @@ class ServiceContainer:
     def _bring_up(self) -> None:
         self._tell("start", "waiting for Docker")
         self._client = self._patiently(self._runtime.client)
+        self._live_restore = bool(self._patiently(self._client.info).get("LiveRestoreEnabled"))
         self._patiently(lambda: self._runtime.sweep(self._client))
         present = self._patiently(self._present)
         if present is not None and present["Config"]["Labels"].get(HASH_LABEL) is None:
@@ -263,15 +258,18 @@ class ServiceContainer:
             return
         image = self._image()
         self._tell("create", "")
-        if present is None or not self._fits(present, image=image):
-            if present is not None:
-                log.info("%s was made otherwise; making it anew", self._name)
-                old = present
-                self._patiently(lambda: self._discard(old, image))
-            self._id = self._patiently(lambda: self._create(image))
-        else:
+        if present is not None and self._fits(present, image=image):
             self._id = present["Id"]
+            self._patiently(self._start)
+            return
+        if present is not None:
+            log.info("%s was made otherwise; making it anew", self._name)
+            old = present["Id"]
+            self._patiently(lambda: self._discard(old))
+        self._id = self._patiently(lambda: self._create(image))
         self._patiently(self._start)
+        if present is not None and present["Image"] != image:
+            self._forget_image(present["Image"])
 
     def _follow(self) -> str:
         """Pass on the output until the container ends; how it ended."""
@@ -319,8 +317,7 @@ class ServiceContainer:
             if present is None or HASH_LABEL not in present["Config"]["Labels"]:
                 return "stopped"
             self._id = present["Id"]
-            # Docker counts whole seconds, and waits before it answers.
-            self._client.stop(self._id, timeout=int(timeout + 0.5))
+            self._client.stop(self._id, timeout=_whole(timeout))
             return self._how()
         except Exception as error:
             log.error("%s could not be stopped: %s", self._name, _words(error))
@@ -341,8 +338,8 @@ class ServiceContainer:
             except NotFound:
                 return "the container was removed"
             except (APIError, requests.RequestException, OSError):
-                # The daemon is gone, for a moment at least. With live-restore its containers are not.
-                if not self._answers():
+                # The daemon is gone, for a moment at least.
+                if not self._live_restore and not self._answers():
                     return "the Docker daemon was stopped"
                 try:
                     self._patiently(self._client.ping)
@@ -397,11 +394,7 @@ class ServiceContainer:
         return made == self._digest() and (not image or present["Image"] == image)
 
     def _digest(self) -> str:
-        parts = [
-            container_options(self._service, self._environment),
-            self._container.image,
-            self._container.pull,
-        ]
+        parts = [container_options(self._service, self._environment), self._container.image]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _image(self) -> str:
@@ -437,8 +430,6 @@ class ServiceContainer:
             problem = self._pull_once(name)
             if not problem:
                 return
-            if _NO_SPACE in problem.lower() and attempt == 1 and self._make_room():
-                continue
             if (sentence := _hopeless(name, problem)) or attempt == PULL_ATTEMPTS:
                 raise StartFailed(sentence or f"the image {name} cannot be pulled: {problem}")
             log.warning("pulling %s broke off (%s); trying again", name, problem)
@@ -462,8 +453,6 @@ class ServiceContainer:
                 except queue.Empty:
                     if self._leaving.is_set():
                         raise _Leaving from None
-                    if time.monotonic() - heard > REGISTRY_PATIENCE:
-                        return f"nothing came from the registry for {REGISTRY_PATIENCE:.0f} s"
                     continue
                 if event is None:
                     return ""
@@ -487,16 +476,11 @@ class ServiceContainer:
     ) -> None:
         """Put what the daemon says of a pull into the queue; None at its good end. Breaking off the
         answer has the daemon break off the pull."""
-        from docker.utils import parse_repository_tag
-
-        repository, tag = parse_repository_tag(name)
         try:
             client = self._runtime.client()
             try:
-                stream = client.pull(repository, tag=tag or "latest", stream=True, decode=True)
-                for event in stream:
+                for event in _pull_events(client, name):
                     if given_up.is_set():
-                        stream.close()
                         return
                     events.put(event)
                     if "error" in event:
@@ -507,12 +491,6 @@ class ServiceContainer:
             events.put({"error": _words(error)})
         else:
             events.put(None)
-
-    def _make_room(self) -> bool:
-        """Remove images that no container and no name uses; whether that gave any room."""
-        freed = int(self._client.prune_images({"dangling": True}).get("SpaceReclaimed") or 0)
-        log.warning("the disk is full; removing unused images gave %s", _gib(freed))
-        return freed > 0
 
     def _create(self, image: str) -> str:
         container, service = self._container, self._service
@@ -534,6 +512,7 @@ class ServiceContainer:
             **options["own"],
             name=self._name,
             labels=self._runtime.labels(service, self._digest()),
+            stop_timeout=_whole(service.stop_timeout),
             host_config=host_config,
             networking_config=networking,
         )
@@ -547,20 +526,21 @@ class ServiceContainer:
         except APIError as error:
             raise StartFailed(_start_words(error, self._service)) from None
 
-    def _discard(self, present: Mapping[str, Any], image: str) -> None:
-        """Remove the container, and the image that it alone used."""
-        client, before = self._client, present["Image"]
-        if self._running(present):
-            client.stop(present["Id"], timeout=int(self._service.stop_timeout + 0.5))
-        _remove(client, present["Id"])
-        if before != image:
-            from docker.errors import APIError
+    def _discard(self, container: str) -> None:
+        self._client.stop(container, timeout=_whole(self._service.stop_timeout))
+        _remove(self._client, container)
 
-            try:
-                client.remove_image(before)
-                log.info("removed the image %s that nothing uses any more", before[:19])
-            except APIError as error:  # another container or another name uses it
-                log.debug("the image %s stays: %s", before[:19], _words(error))
+    def _forget_image(self, image: str) -> None:
+        """Remove the image of the container before, if nothing uses it and no name leads to it: a
+        newer one of its name has taken its place."""
+        from docker.errors import DockerException
+
+        try:
+            if not self._client.inspect_image(image)["RepoTags"]:
+                self._client.remove_image(image)
+                log.info("removed the image %s, which a newer one has replaced", image[:19])
+        except (DockerException, requests.RequestException) as error:
+            log.info("the image %s stays: %s", image[:19], _words(error))
 
     # ---------------------------------------------------------------- output
 
@@ -664,8 +644,6 @@ def container_options(service: Service, environment: Mapping[str, str]) -> dict[
         "environment": {"PYTHONUNBUFFERED": "1", **environment},
         "working_dir": service.cwd or None,
         "volumes": [volume.split(":")[1] for volume in container.volumes] or None,
-        # Docker's own default is short: 10 s, whoever stops it.
-        "stop_signal": "SIGTERM",
     }
     host: dict[str, Any] = {
         "binds": list(container.volumes) or None,
@@ -701,11 +679,35 @@ def _device_requests(container: Container) -> list[dict[str, Any]]:
     ]
 
 
+def _pull_events(client: Any, name: str) -> Iterator[dict[str, Any]]:
+    """What the daemon says of a pull. Unlike the SDK's own `pull` it gives up a registry that says
+    nothing: a new request would only join the download that hangs."""
+    from docker import auth
+    from docker.utils import parse_repository_tag
+
+    repository, tag = parse_repository_tag(name)
+    registry, _ = auth.resolve_repository_name(repository)
+    header = auth.get_config_header(client, registry)
+    with client.post(
+        f"{client.base_url}/v{client.api_version}/images/create",
+        params={"fromImage": repository, "tag": tag or "latest"},
+        headers={"X-Registry-Auth": header} if header else {},
+        timeout=(API_TIMEOUT, REGISTRY_PATIENCE),
+        stream=True,
+    ) as answer:
+        if answer.status_code >= 400:
+            yield {"error": answer.json().get("message", f"status {answer.status_code}")}
+            return
+        for line in answer.iter_lines():
+            if line:
+                yield json.loads(line)
+
+
 def _remove(client: Any, container: str) -> None:
     from docker.errors import NotFound
 
     try:
-        client.remove_container(container, force=True)
+        client.remove_container(container, v=True, force=True)
     except NotFound:
         pass
 
@@ -751,6 +753,11 @@ def _words(error: BaseException) -> str:
         inner = cause
     text = explanation or getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     return redacted(" ".join(str(text).split()))[:500]
+
+
+def _whole(seconds: float) -> int:
+    """Docker counts whole seconds, and answers a stop when they are over."""
+    return int(seconds + 0.5)
 
 
 def _gib(size: int) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from gpu_node.progress import parse_progress
 from gpu_node.runtime import Output
+from qwenctl.wire import Service
 
-__all__ = ["LineSink", "redacted", "secrets_in"]
+__all__ = ["LineSink", "redacted", "secrets_of"]
 
 LOG_BYTES = 5 * 1024 * 1024
 MAX_LINE_BYTES = 8 * 1024
@@ -23,8 +24,9 @@ _ENDS = re.compile(rb"\r\n|\n|\r(?!$)")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 _SECRET_NAME = re.compile(
-    r"token|secret|passw|credential|api_?key|access_?key|private_?key", re.IGNORECASE
+    r"token|secret|passw|_pass$|credential|(^|[_-])key$|api_?key", re.IGNORECASE
 )
+"""Of a variable, or of an option."""
 
 # Keys and tokens by their form: Hugging Face, OpenAI and ours, GitHub, AWS, Alibaba Cloud, and what
 # stands in an Authorization header, a URL's user part or a query.
@@ -37,13 +39,30 @@ _SECRET_FORM = re.compile(
 )
 
 MASK = "***"
+MIN_SECRET = 6
+"""Characters."""
 
 
-def secrets_in(env: Mapping[str, str]) -> tuple[str, ...]:
-    """The values that must not be seen, by the names of their variables."""
-    return tuple(
-        value for name, value in env.items() if len(value) >= 6 and _SECRET_NAME.search(name)
-    )
+def secrets_of(service: Service, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """What a service is given and nobody may see: variables and options by their names, and all that
+    its file of variables holds.
+
+    Args:
+        service: as the spec has it.
+        environment: its own variables and those of the file.
+    """
+    found = [
+        value
+        for name, value in environment.items()
+        if _SECRET_NAME.search(name) or name not in service.env
+    ]
+    words = service.command + (service.container.entrypoint if service.container else ())
+    for word, after in zip(words, (*words[1:], "")):
+        name, equals, value = word.partition("=")
+        if word.startswith("-") and _SECRET_NAME.search(name):
+            found.append(value if equals else after)
+    # A short one would be in every word.
+    return tuple(value for value in found if len(value) >= MIN_SECRET)
 
 
 def redacted(line: str, secrets: Iterable[str] = ()) -> str:

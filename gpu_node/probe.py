@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import requests
 from urllib3.exceptions import HTTPError
@@ -21,13 +22,18 @@ BLIND = 3
 """Looks at GPUs without figures until they count as doing nothing."""
 
 
-def probe_ready(http: requests.Session, base: str, readiness: Readiness) -> bool | None:
-    """Whether a GET of the readiness path answers with a status below 400; None: no answer."""
+def probe_ready(
+    http: requests.Session, base: str, readiness: Readiness
+) -> Literal["yes", "no", "refused", "slow"]:
+    """Whether a GET of the readiness path answers with a status below 400; ``refused``: nothing
+    answers there, ``slow``: not in time."""
     try:
         with contextlib.closing(_get(http, base + readiness.path, readiness.timeout)) as response:
-            return response.status_code < 400
+            return "yes" if response.status_code < 400 else "no"
+    except requests.Timeout:
+        return "slow"
     except requests.RequestException:
-        return None
+        return "refused"
 
 
 def probe_active(

@@ -15,7 +15,7 @@ import psutil
 
 from gpu_node.environment import service_environment
 from gpu_node.guard import MARK, Guard
-from gpu_node.output import LineSink, secrets_in
+from gpu_node.output import LineSink, secrets_of
 from gpu_node.runtime import Output, StartFailed
 from qwenctl.wire import Service
 
@@ -31,6 +31,8 @@ class ProcessRuntime:
         mark: the owner's mark that every service carries in its environment.
         env: the environment that services start from; our own settings are left out of it.
     """
+
+    outlives_agent = False
 
     def __init__(self, log_dir: Path, guard: Guard, mark: str, env: Mapping[str, str]) -> None:
         self._log_dir = log_dir
@@ -72,7 +74,7 @@ class ProcessRuntime:
         except OSError as error:
             raise StartFailed(f"cannot run {program}: {error.strerror}") from None
         self._guard.add(process.pid)
-        sink = LineSink(self._log_dir / f"{service.name}.log", output, secrets_in(given))
+        sink = LineSink(self._log_dir / f"{service.name}.log", output, secrets_of(service, given))
         return ServiceProcess(process, self._guard, sink, service.port)
 
 
@@ -123,11 +125,6 @@ class ServiceProcess:
         return _describe(code)
 
     @property
-    def pid(self) -> int | None:
-        """The command's process."""
-        return self._process.pid
-
-    @property
     def up(self) -> bool:
         """Always: a command runs from its start to its end."""
         return True
@@ -138,8 +135,8 @@ class ServiceProcess:
         return f"process {self._process.pid}"
 
     @property
-    def outlives_agent(self) -> bool:
-        """Never: the guard kills it with the agent."""
+    def taken_up(self) -> bool:
+        """Never: the guard kills it with its agent."""
         return False
 
     def detach(self) -> None:

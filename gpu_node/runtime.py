@@ -7,7 +7,7 @@ from typing import Protocol
 
 from qwenctl.wire import Progress, Service
 
-__all__ = ["Instance", "Output", "Runtime", "StartFailed"]
+__all__ = ["Instance", "Output", "Runtime", "StartFailed", "base_url_of"]
 
 
 class StartFailed(Exception):
@@ -41,10 +41,6 @@ class Instance(Protocol):
         """Where its port is reached from here, without a path."""
 
     @property
-    def pid(self) -> int | None:
-        """Its first process on this machine, if it has one now."""
-
-    @property
     def up(self) -> bool:
         """Whether its program runs yet: before that, whoever answers on its port is another one."""
 
@@ -64,8 +60,8 @@ class Instance(Protocol):
         """Ask it to end and, ``timeout`` seconds later, kill it. Does not wait for the end."""
 
     @property
-    def outlives_agent(self) -> bool:
-        """Whether it can be left running without this process."""
+    def taken_up(self) -> bool:
+        """Whether it ran already, begun by an earlier agent."""
 
     def detach(self) -> None:
         """Leave it running for the next agent to take up; only if it outlives this one."""
@@ -73,6 +69,10 @@ class Instance(Protocol):
 
 class Runtime(Protocol):
     """Starts services of one kind."""
+
+    @property
+    def outlives_agent(self) -> bool:
+        """Whether its services can be left running without this process."""
 
     def settle(self, names: Collection[str]) -> None:
         """From now on these are the services: what earlier agents left of others is to go."""
@@ -84,3 +84,12 @@ class Runtime(Protocol):
         Raises:
             StartFailed: it cannot be started as it is described.
         """
+
+
+def base_url_of(service: Service) -> str:
+    """Where the service's port is reached from this machine, without a path."""
+    host = "127.0.0.1"
+    container = service.container if service.runtime == "docker" else None
+    if container and container.network != "host" and container.bind not in ("0.0.0.0", "::"):
+        host = container.bind
+    return f"http://{f'[{host}]' if ':' in host else host}:{service.port}"

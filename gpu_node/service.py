@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import requests
 
 from gpu_node.environment import service_environment
 from gpu_node.inference import InferenceFailed, infer_once
 from gpu_node.nvidia import GpuWatch
-from gpu_node.output import redacted, secrets_in
+from gpu_node.output import redacted, secrets_of
 from gpu_node.probe import GpuLoad, probe_active, probe_ready
 from gpu_node.progress import Tracker
 from gpu_node.runtime import Instance, Runtime, StartFailed
@@ -21,6 +22,8 @@ from gpu_node.weights import WeightsWatch
 from qwenctl.wire import Progress, Service, ServiceState
 
 __all__ = ["Listener", "Supervisor"]
+
+log = logging.getLogger(__name__)
 
 FIRST_PROBE = 0.05
 """Seconds between the first probes; they grow to the service's own interval."""
@@ -39,6 +42,9 @@ STEADY = 60.0
 SILENT_PROBES = 3
 """Activity probes without an answer until a service counts as doing nothing."""
 
+UNREADY_PROBES = 3
+"""Readiness probes in a row that a ready service may fail."""
+
 State = Literal["starting", "ready", "crashed", "failed", "stopped"]
 
 
@@ -48,7 +54,7 @@ class Listener(Protocol):
     def changed(self) -> None:
         """Its state is another one."""
 
-    def progressed(self, progress: Progress) -> None:
+    def progressed(self, service: str, progress: Progress) -> None:
         """It is further on its way to ready."""
 
     def logged(self, service: str, text: str) -> None:
@@ -94,6 +100,7 @@ class Supervisor:
         self._gpus = gpus or GpuWatch()
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._left = False
         self._instance: Instance | None = None
         self._state: State = "starting"
         self._error = ""
@@ -101,7 +108,7 @@ class Supervisor:
         self._active = 0
         self._last_lines: deque[str] = deque(maxlen=12)
         self._tracker = Tracker()
-        self._weights = WeightsWatch(service.weights, self._weights_read, self._pid)
+        self._weights = WeightsWatch(service.weights, self._weights_read)
         self._thread = threading.Thread(target=self._run, name=service.name, daemon=True)
         self._thread.start()
 
@@ -123,6 +130,20 @@ class Supervisor:
         """Generations running, as the service said last."""
         return self._active
 
+    @property
+    def over(self) -> bool:
+        """Whether it is not run any more: given up, or told to stop."""
+        return self._stop.is_set() or self._state in ("failed", "stopped")
+
+    def takes(self, service: Service) -> bool:
+        """Whether a changed description needs no other process or container; then it holds from
+        now on."""
+        with self._lock:
+            if _what_runs(service) != _what_runs(self.service):
+                return False
+            self.service = service
+            return True
+
     def stop(self) -> None:
         """Stop the service; returns at once, `join` waits."""
         self._weights.stop()
@@ -134,16 +155,18 @@ class Supervisor:
 
     @property
     def can_be_left(self) -> bool:
-        """Whether the service, as it runs now, does not need us."""
-        instance = self._instance
-        return instance is not None and instance.outlives_agent
+        """Whether the service does not need us."""
+        return self._runtime.outlives_agent
 
     def leave(self) -> None:
         """Let go of the service for the next agent to take up, if it can be left. Returns at once,
         `join` waits."""
+        if not self._runtime.outlives_agent:
+            return
         with self._lock:
-            if self._instance is not None and self._instance.outlives_agent:
-                self._stop.set()
+            self._left = True
+            self._stop.set()
+            if self._instance is not None:
                 self._instance.detach()
 
     def join(self, timeout: float | None = None) -> bool:
@@ -159,18 +182,14 @@ class Supervisor:
 
     def progress(self, progress: Progress) -> None:
         if self._state == "starting":
-            self._listener.progressed(self._tracker.told(progress))
+            self._listener.progressed(self.service.name, self._tracker.told(progress))
 
     # What `WeightsWatch` sees, and asks.
 
     def _weights_read(self, progress: Progress) -> None:
         instance = self._instance
         if self._state == "starting" and instance is not None and instance.up:
-            self._listener.progressed(self._tracker.guessed(progress))
-
-    def _pid(self) -> int | None:
-        instance = self._instance
-        return None if instance is None else instance.pid
+            self._listener.progressed(self.service.name, self._tracker.guessed(progress))
 
     def _run(self) -> None:
         self._weights.start()
@@ -191,6 +210,9 @@ class Supervisor:
                 how, ready_at = self._run_once()
             except StartFailed as reason:
                 how = str(reason)
+            except Exception as fault:  # ours, or one that the runtime did not foresee
+                log.exception("%s: the agent's own fault", self.service.name)
+                how = f"{type(fault).__name__}: {fault}"
             if self._stop.is_set():
                 break
             if ready_at is not None and time.monotonic() - ready_at >= STEADY:
@@ -217,7 +239,9 @@ class Supervisor:
         with self._lock:
             self._instance = instance
             stopped_meanwhile = self._stop.is_set()
-        if stopped_meanwhile:
+        if stopped_meanwhile and self._left:
+            instance.detach()
+        elif stopped_meanwhile:
             instance.stop(self.service.stop_timeout)
         self.progress(Progress(phase="start", text=f"starting {self.service.name}"))
         ended = threading.Event()
@@ -236,37 +260,66 @@ class Supervisor:
         return how, ready_at[0] if ready_at else None
 
     def _probe(self, instance: Instance, ended: threading.Event, ready_at: list[float]) -> None:
-        readiness, activity = self.service.readiness, self.service.activity
         with requests.Session() as http:
             http.trust_env = False  # a proxy variable is not meant for loopback
-            pause = min(FIRST_PROBE, readiness.interval)
-            tries = 0
-            while True:
-                found = probe_ready(http, instance.base_url, readiness) if instance.up else None
-                if found:
-                    if self._warmed_up(instance, http, ended, tries):
-                        break
-                    tries += 1
-                longest = UNANSWERED_PROBE if found is None else readiness.interval
-                if ended.wait(min(pause, longest)) or self._stop.is_set():
+            while not ended.is_set():
+                try:
+                    self._wait_until_ready(instance, http, ended)
+                    if ended.is_set() or self._stop.is_set():
+                        return
+                    ready_at.append(time.monotonic())
+                    self._weights.stop()
+                    self._become("ready", "")
+                    self._watch_activity(instance, http, ended)
+                except Exception:  # a service that nobody asks would stay as it is for ever
+                    log.exception("%s: the agent's own fault", self.service.name)
+                    ended.wait(FIRST_RESTART)
+
+    def _wait_until_ready(
+        self, instance: Instance, http: requests.Session, ended: threading.Event
+    ) -> None:
+        pause = FIRST_PROBE
+        tries = 0
+        while not ended.is_set() and not self._stop.is_set():
+            readiness = self.service.readiness
+            found = probe_ready(http, instance.base_url, readiness) if instance.up else "refused"
+            if found == "yes":
+                if self._warmed_up(instance, http, ended, tries):
                     return
-                pause = min(pause * 1.2, readiness.interval)
-            if ended.is_set() or self._stop.is_set():
+                tries += 1
+            longest = UNANSWERED_PROBE if found == "refused" else readiness.interval
+            ended.wait(min(pause, longest))
+            pause = min(pause * 1.2, readiness.interval)
+
+    def _watch_activity(
+        self, instance: Instance, http: requests.Session, ended: threading.Event
+    ) -> None:
+        """While it is ready: count what runs. Ends with the service, or when that is not ready any
+        more."""
+        container = self.service.container
+        activity = self.service.activity
+        load = GpuLoad(activity, container.gpus if container else ("all",))
+        told, silent, unready = 0, 0, 0
+        while not ended.wait(self._heartbeat):
+            if activity != self.service.activity:
+                activity = self.service.activity
+                load = GpuLoad(activity, container.gpus if container else ("all",))
+            readiness = self.service.readiness
+            if activity.path:
+                answer = probe_active(http, instance.base_url, activity, readiness.timeout)
+                silent = silent + 1 if answer is None else 0
+                if answer is not None or silent >= SILENT_PROBES:
+                    told = answer or 0
+            by_load = load.look(self._gpus.look()) if activity.gpu_percent else 0
+            self._count(max(told, by_load))
+            # One that is slow to answer may be at work; one that refuses is not.
+            found = probe_ready(http, instance.base_url, readiness)
+            unready = unready + 1 if found in ("no", "refused") and not self._active else 0
+            if unready >= UNREADY_PROBES:
+                what = "answers with an error" if found == "no" else "does not answer any more"
+                error = f"{self.service.name}: GET {readiness.path} {what}"
+                self._become("starting", error)
                 return
-            ready_at.append(time.monotonic())
-            self._weights.stop()
-            self._become("ready", "")
-            container = self.service.container
-            load = GpuLoad(activity, container.gpus if container else ("all",))
-            told, silent = 0, 0
-            while (activity.path or activity.gpu_percent) and not ended.wait(self._heartbeat):
-                if activity.path:
-                    answer = probe_active(http, instance.base_url, activity, readiness.timeout)
-                    silent = silent + 1 if answer is None else 0
-                    if answer is not None or silent >= SILENT_PROBES:
-                        told = answer or 0
-                by_load = load.look(self._gpus.look()) if activity.gpu_percent else 0
-                self._count(max(told, by_load))
 
     def _warmed_up(
         self, instance: Instance, http: requests.Session, ended: threading.Event, tries: int
@@ -279,15 +332,18 @@ class Supervisor:
         if not service.readiness.inference:
             return True
         activity = service.activity
-        if activity.path and probe_active(
-            http, instance.base_url, activity, service.readiness.timeout
+        if (
+            instance.taken_up
+            and tries == 0
+            and activity.path
+            and probe_active(http, instance.base_url, activity, service.readiness.timeout)
         ):
-            return True  # taken up from an earlier agent, and generating: ours would have to queue
+            return True  # begun by an earlier agent, and generating: ours would have to queue
         self.progress(Progress(phase="warm-up", text=f"{service.name}: a first inference"))
         secrets: tuple[str, ...] = ()
         try:
             env = service_environment(service)
-            secrets = secrets_in(env)
+            secrets = secrets_of(service, env)
             infer_once(
                 instance.base_url,
                 service.readiness,
@@ -315,3 +371,9 @@ class Supervisor:
         with self._lock:
             self._state, self._error = state, error
         self._listener.changed()
+
+
+def _what_runs(service: Service) -> dict[str, Any]:
+    """The service without what only the agent goes by."""
+    aside = {"readiness", "activity", "stop_timeout", "max_restarts", "weights"}
+    return service.model_dump(exclude={**dict.fromkeys(aside, True), "container": {"pull"}})

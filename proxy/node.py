@@ -135,7 +135,8 @@ class NodeDesk:
         if verdict == "ok":
             self._count(report.gpu, "report")
             spec = self._specs[report.gpu]
-            changed = report.spec_version != spec.version
+            # The agent waits with a change for the work that it sees; we see more.
+            changed = report.spec_version != spec.version and not self._in_flight(report.gpu)
             return 200, self._answer(
                 start_seq=seq, spec=spec if changed else None, commands=commands
             )

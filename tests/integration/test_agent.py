@@ -533,3 +533,75 @@ def test_readiness_is_what_the_path_answers(start: Start, proxy: StandInProxy) -
     proxy.wait_report(lambda r: any("404" in line for line in r.log))
     proxy.wait(lambda p: len(p.reports) > 5)
     assert {r.state for r in proxy.reports} == {"loading"}
+
+
+def test_a_change_of_what_only_the_agent_goes_by_cuts_nothing(
+    start: Start, proxy: StandInProxy
+) -> None:
+    before = service()
+    proxy.spec = spec(before)
+    start()
+    first = proxy.wait_report(lambda r: r.state == "ready").services[0].detail
+    proxy.spec = spec(
+        before.model_copy(update={"max_restarts": 1, "readiness": Readiness(interval=0.5)}),
+        version="2",
+    )
+    seen = len(proxy.reports)
+    report = proxy.wait_report(lambda r: r.spec_version == "2")
+    assert (report.state, report.services[0].detail) == ("ready", first)
+    assert all(r.state == "ready" for r in proxy.reports[seen:])
+
+
+def test_a_change_waits_for_work_that_is_going_on(
+    start: Start, proxy: StandInProxy, tmp_path: Path
+) -> None:
+    active = tmp_path / "active"
+    active.write_text("1")
+    before = service("--active", str(active), activity=Activity(path="/active"))
+    proxy.spec = spec(before)
+    agent = start()
+    first = proxy.wait_report(lambda r: r.active == 1).services[0].detail
+    proxy.spec = spec(before.model_copy(update={"env": {"A": "2"}}), version="2")
+    proxy.wait(lambda _: "waits until webui has finished its work" in agent.log)
+    # Nor does an agent that is started anew cut it for the sake of the change.
+    assert json.loads((tmp_path / "state" / "spec.json").read_text())["version"] == "1"
+    assert proxy.reports[-1].services[0].detail == first
+    active.write_text("0")
+    changed = proxy.wait_report(lambda r: r.spec_version == "2" and r.state == "ready")
+    assert changed.services[0].detail != first
+
+
+def test_a_drain_holds_although_the_proxy_asks_for_a_hello(
+    start: Start, proxy: StandInProxy
+) -> None:
+    proxy.spec = spec(service())
+    start()
+    proxy.wait_report(lambda r: r.state == "ready")
+    proxy.commands.append(Command(verb="drain"))
+    proxy.wait_report(lambda r: r.services and r.services[0].state == "stopped")
+    hellos = len(proxy.hellos)
+    proxy.hello_again = True
+    proxy.wait(lambda p: len(p.hellos) > hellos)
+    proxy.hello_again = False
+    proxy.forget()
+    proxy.wait(lambda p: len(p.reports) >= 3)
+    assert {r.services[0].state for r in proxy.reports} == {"stopped"}
+    proxy.commands.append(Command(verb="restart-service", service="webui"))
+    proxy.wait_report(lambda r: r.state == "ready")
+
+
+def test_a_service_that_no_longer_answers_is_not_ready_any_more(
+    start: Start, proxy: StandInProxy, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    proxy.spec = spec(service("--broken", str(broken)))
+    start()
+    first = proxy.wait_report(lambda r: r.state == "ready").services[0].detail
+    broken.touch()
+    report = proxy.wait_report(lambda r: r.services[0].error)
+    assert report.state == "loading"
+    assert "GET / answers with an error" in report.services[0].error
+    broken.unlink()
+    proxy.forget()
+    again = proxy.wait_report(lambda r: r.state == "ready")
+    assert again.services[0].detail == first  # it was asked, not restarted

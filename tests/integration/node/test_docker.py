@@ -100,6 +100,38 @@ def test_an_agent_that_is_stopped_or_killed_leaves_the_container_to_the_next(
     assert len(containers(engine)) == 1
 
 
+def test_an_agent_that_is_stopped_as_it_begins_cuts_nothing(
+    start: Start, proxy: StandInProxy, engine: DockerEngine
+) -> None:
+    proxy.spec = spec(containerised())
+    agent = start()
+    ready(proxy)
+    agent.terminate()
+    before = container(engine)["State"]["StartedAt"]
+    for number in range(8):
+        agent = start()
+        lines = len(agent.log.splitlines())
+        wait_until(lambda agent=agent, lines=lines: len(agent.log.splitlines()) > lines)
+        time.sleep(0.02 * number)
+        assert agent.terminate() == 0
+        assert container(engine)["State"] | {"StartedAt": before} == container(engine)["State"]
+        assert container(engine)["State"]["Running"]
+
+
+def test_another_image_does_not_remove_one_that_has_a_name(
+    start: Start, proxy: StandInProxy, engine: DockerEngine
+) -> None:
+    engine.build("qwenctl-test:other", f"FROM {IMAGE}\nENV OTHER=1\n")
+    port = free_port()
+    proxy.spec = spec(containerised(port=port, image="qwenctl-test:other"))
+    start()
+    ready(proxy)
+    proxy.spec = spec(containerised(port=port), version="2")
+    proxy.wait_report(lambda r: r.spec_version == "2" and r.state == "ready", timeout=60)
+    with contextlib.closing(engine.client()) as client:
+        assert client.inspect_image("qwenctl-test:other")["RepoTags"] == ["qwenctl-test:other"]
+
+
 def test_a_container_that_was_stopped_is_started_not_made_anew(
     start: Start, proxy: StandInProxy, engine: DockerEngine
 ) -> None:
@@ -285,6 +317,33 @@ def test_a_drain_stops_the_container(
     proxy.commands.append(Command(verb="drain"))
     proxy.wait_report(lambda r: r.services and r.services[0].state == "stopped", timeout=30)
     assert not container(engine)["State"]["Running"]
+
+
+def test_with_live_restore_a_restart_of_the_daemon_is_no_crash(
+    proxy: StandInProxy, tmp_path: Path
+) -> None:
+    own = DockerEngine("--bridge=none", "--iptables=false", "--live-restore")
+    try:
+        own.start()
+        own.load_image()
+        port = free_port()
+        proxy.spec = spec(containerised(network="host", port=port, command=(str(port),)))
+        agent = AgentProcess(tmp_path, [proxy.url], DOCKER_HOST=own.host)
+        try:
+            ready(proxy)
+            before = container(own)["State"]["StartedAt"]
+            proxy.forget()
+            own.stop()
+            own.start()
+            seen = len(proxy.reports)
+            proxy.wait(lambda p: len(p.reports) >= seen + 5)
+            assert {r.state for r in proxy.reports} == {"ready"}
+            assert container(own)["State"]["StartedAt"] == before
+        finally:
+            agent.process.kill()
+            agent.process.wait()
+    finally:
+        own.close()
 
 
 def test_a_daemon_that_is_restarted_is_waited_for(proxy: StandInProxy, tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         yield machine
 
 
-def install(machine: Machine, proxy: StandInProxy, *options: str, **settings: Any) -> str:
+def install(
+    machine: Machine, proxy: StandInProxy, *options: str, secret: bool = True, **settings: Any
+) -> str:
     """Write the settings and run the installer; what it says."""
     settings = {
         "proxy_urls": [proxy.url],
@@ -78,7 +80,8 @@ def install(machine: Machine, proxy: StandInProxy, *options: str, **settings: An
     machine.path("/etc/qwenctl/node.toml").write_text(
         "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
     )
-    machine.path("/etc/qwenctl/node.secret").write_text(SECRET + "\n")
+    if secret:
+        machine.path("/etc/qwenctl/node.secret").write_text(SECRET + "\n")
     return machine.run(NODE, "install", *options, check=True).stdout
 
 
@@ -90,9 +93,9 @@ def process_spec(home: str = "/home/qwenctl", **more: Any) -> Spec:
     return Spec(version="1", services=(service,), heartbeat=0.5, **more)
 
 
-def age_the_contact(machine: Machine) -> None:
-    """As if a proxy had been heard last a long time ago."""
-    file = machine.path(f"{STATE}/deadman.json")
+def age_the_contact(machine: Machine, name: str = "deadman.json") -> None:
+    """As if a proxy had been heard last, or the watchdog had looked first, a long time ago."""
+    file = machine.path(f"{STATE}/{name}")
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "last": 0.0}))
 
@@ -237,6 +240,39 @@ def test_the_watchdog_stops_the_instance_for_an_agent_that_is_dead(
         machine.wait(
             lambda: len(machine.path(FIRED).read_text().split()) > 1, "it fires once only", 90
         )
+
+
+def test_an_instance_whose_secret_never_comes_goes_off(
+    machine: Machine, proxy: StandInProxy
+) -> None:
+    """Not at once, however long it has been up; its clock is that of the machine around it."""
+    said = install(machine, proxy, secret=False)
+    assert f"the agent waits for /etc/qwenctl/node.secret; then: systemctl start {AGENT}" in said
+    assert f"stops this instance in 12 min; to have longer: systemctl stop {TIMER}" in said
+    wait_watchdog(machine, 2)
+    assert not machine.path(FIRED).exists()
+    assert "no agent runs; this instance stops itself in" in machine.journal()
+    assert machine.property(AGENT, "ActiveState") == "inactive"
+    age_the_contact(machine, "watchdog.json")
+    machine.wait(machine.path(FIRED).exists, "it does not fire", 90)
+
+
+def test_an_instance_whose_settings_are_broken_goes_off(
+    machine: Machine, proxy: StandInProxy
+) -> None:
+    proxy.spec = Spec(version="1", services=(), heartbeat=0.5)
+    install(machine, proxy, "--runs", "docker")
+    proxy.wait(lambda p: p.reports, 60)
+    copy = machine.path(f"{STATE}/settings.json").stat()
+    assert (oct(copy.st_mode & 0o777), copy.st_uid != 0) == ("0o600", True)
+    config = machine.path("/etc/qwenctl/node.toml")
+    config.write_text(config.read_text() + "wrong = 1\n")
+    machine.run("systemctl", "restart", AGENT)
+    wait_watchdog(machine, 1)
+    assert "wrong: unknown key" in machine.journal()
+    assert not machine.path(FIRED).exists()
+    age_the_contact(machine)
+    machine.wait(machine.path(FIRED).exists, "it does not fire", 90)
 
 
 def test_on_ec2_the_machine_goes_off_by_itself(machine: Machine, proxy: StandInProxy) -> None:

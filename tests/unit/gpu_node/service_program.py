@@ -20,6 +20,7 @@ def main() -> None:
     add("--say", action="append", default=[], help="a line to print first")
     add("--load", type=float, default=0.0, help="seconds until it listens")
     add("--active", type=Path, help="the file with the number of generations")
+    add("--broken", type=Path, help="while there is such a file: answer with 500")
     add("--child", action="store_true", help="have a child that ignores SIGTERM")
     add("--runaway", action="store_true", help="have a child in a session of its own")
     add("--stubborn", action="store_true", help="ignore SIGTERM")
@@ -53,7 +54,8 @@ def main() -> None:
                 body = json.dumps({"active": int(options.active.read_text())})
             else:
                 body = "hello"
-            self.send_response(200)
+            broken = options.broken is not None and options.broken.exists()
+            self.send_response(500 if broken else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body.encode())

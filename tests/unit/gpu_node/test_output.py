@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu_node.output import LineSink, redacted, secrets_in
-from qwenctl.wire import Progress
+from gpu_node.output import LineSink, redacted, secrets_of
+from qwenctl.wire import Progress, Service
 
 
 class Listener:
@@ -58,9 +58,25 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_lines(tmp_path: Path) ->
     assert listener.lines == ["hello"]
 
 
-def test_the_values_of_secret_variables_are_masked() -> None:
-    secrets = secrets_in({"HF_TOKEN": "abc-def-123", "MODEL": "small-one", "DB_PASSWORD": "x"})
-    assert secrets == ("abc-def-123",)  # "x" would be in every word
+def test_the_values_of_secret_variables_and_options_are_masked() -> None:
+    env = {"HF_TOKEN": "abc-def-123", "MODEL": "small-one", "DB_PASS": "hush-hush", "A_KEY": "x"}
+    service = Service(
+        command=(
+            "serve",
+            "--api-key",
+            "key-of-ours",
+            "--auth-token=tok-of-ours",
+            "--port",
+            "80001",
+        ),
+        env=env,
+    )
+    secrets = secrets_of(service, {**env, "PLAIN": "from-the-file"})
+    assert set(secrets) == {
+        *("abc-def-123", "hush-hush"),  # "x" would be in every word
+        *("key-of-ours", "tok-of-ours"),
+        "from-the-file",
+    }
     assert redacted("token=abc-def-123 for small-one", secrets) == "token=*** for small-one"
 
 
