@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qwenctl.cli.context import JsonOption, print_json
+from qwenctl.cli.context import ConfigOption, JsonOption, config_file, print_json
 from qwenctl.cli.settings import toml_list
 
 __all__ = ["init", "sample_webui"]
@@ -109,7 +109,8 @@ preset = "generic"
 """
 
 _RUNS_WORKLOAD = """\
-# What the instance runs, with Docker: "qwen3-vl-webui", "vllm-openai" or "open-webui+vllm".
+# What the instance runs: "qwen3-vl-webui", "vllm-openai" or "open-webui+vllm". They need an image
+# with Docker and nvidia-container-toolkit.
 workload = "qwen3-vl-webui"
 # A name on Hugging Face, or a directory on the instance. It must fit into the GPU's memory.
 model = "Qwen/Qwen3-VL-8B-Instruct"
@@ -146,6 +147,7 @@ def init(
         ),
     ] = "local",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write a commented config file to start from.
@@ -168,7 +170,11 @@ def init(
             f"--gpu {gpu!r}: a name is made of lower-case letters, digits and hyphens, at most 32"
         )
     base = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    path = Path("qwenctl.toml") if here else base / "qwenctl" / "qwenctl.toml"
+    path = base / "qwenctl" / "qwenctl.toml"
+    if here:
+        path = Path("qwenctl.toml")
+    elif given := config or config_file() or os.environ.get("QWENCTL_CONFIG"):
+        path = Path(given).expanduser()  # never another one than meant
     command = [sys.executable, "-m", "qwenctl.cli.sample", "7860"]
     local = provider == "local"
     text = _TEMPLATES[provider].format(
