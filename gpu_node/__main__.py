@@ -22,7 +22,7 @@ from gpu_node.docker_runtime import DockerRuntime
 from gpu_node.guard import Guard, kill_marked, mark_of
 from gpu_node.interruption import InterruptionWatch
 from gpu_node.process import ProcessRuntime
-from gpu_node.settings import NodeSettings, SettingsError, load_settings
+from gpu_node.settings import NodeSettings, SettingsError, load_settings, save_last_good
 from gpu_node.status_file import StatusFile
 from qwenctl import __version__
 
@@ -171,6 +171,10 @@ def _run(settings: NodeSettings, secret: str, config: str | None) -> int:
             told_file=state_dir / "notice.json",
         )
         watch.start()
+    try:
+        save_last_good(settings)  # for a watchdog that cannot use them any more
+    except OSError as error:
+        log.warning("cannot keep a copy of the settings: %s", error.strerror)
     log.info("agent %s for %s, boot %s", __version__, settings.gpu, boot_id)
     code = agent.run()
     if watch:

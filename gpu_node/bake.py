@@ -7,15 +7,11 @@ this very instance or this boot of it goes.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import pwd
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +19,21 @@ import psutil
 
 from gpu_node.busy import read_spec
 from gpu_node.checkup import Finding, unit_state
-from gpu_node.docker_runtime import GPU_LABEL, HASH_LABEL, SERVICE_LABEL, DockerRuntime
+from gpu_node.docker_runtime import (
+    GPU_LABEL,
+    HASH_LABEL,
+    SERVICE_LABEL,
+    DockerRuntime,
+)
 from gpu_node.output import redacted
 from gpu_node.pull import PullProgress
-from gpu_node.settings import NodeSettings, SettingsError, load_settings
+from gpu_node.settings import OF_THIS_BOOT, NodeSettings
 from gpu_node.units import AGENT, TIMER
 from gpu_node.warmup import MIN_RESERVE, RESERVE_SHARE, WeightFile, weight_files
 from gpu_node.watchdog import agent_runs
 from qwenctl.wire import Container, Service, Spec
 
-__all__ = ["BakeError", "add_arguments", "bake", "check", "main", "run"]
-
-CONFIG = "/etc/qwenctl/node.toml"
-
-STATE_FILES = ("agent.lock", "deadman.json", "notice.json", "status.json", "watchdog.json")
-"""What in the state directory belongs to this boot; ``spec.json`` stays."""
+__all__ = ["BakeError", "bake", "check"]
 
 LITTLE_ROOM = 5 * 2**30
 """Free bytes of a disk below which there is a warning."""
@@ -50,68 +46,6 @@ Say = Callable[[str], None]
 
 class BakeError(Exception):
     """Why it cannot be done; the text is for a person."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own options; ``--config`` is everybody's."""
-    parser.add_argument("--check", action="store_true", help="change nothing, only check")
-    parser.add_argument(
-        "--clean",
-        action="store_true",
-        help="also remove what identifies this machine: machine-id, SSH host keys, cloud-init state",
-    )
-    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Carry out the command with these arguments; the exit code.
-
-    0: ready for a snapshot; 1: something is missing; 2: the settings cannot be used.
-    """
-    parser = argparse.ArgumentParser(prog="qwenctl-node bake", description=__doc__)
-    parser.add_argument(
-        "--config", metavar="FILE", default="", help=f"the settings; default: {CONFIG}"
-    )
-    add_arguments(parser)
-    given = parser.parse_args(argv)
-    try:
-        settings = load_settings(given.config or CONFIG, os.environ)
-    except SettingsError as error:
-        for line in str(error).splitlines():
-            print(f"qwenctl-node: {line}", file=sys.stderr)  # noqa: T201
-        return 2
-    return run(given, settings)
-
-
-def run(given: argparse.Namespace, settings: NodeSettings) -> int:
-    """Prepare the instance unless only ``--check`` is wanted, then check it; the exit code."""
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr if given.json else sys.stdout, flush=True)
-
-    if not given.check:
-        try:
-            bake(settings, clean=given.clean, say=say)
-        except BakeError as error:
-            print(f"qwenctl-node: {error}", file=sys.stderr)  # noqa: T201
-            return 1
-    findings = list(check(settings))
-    failed = sum(finding.level == "fail" for finding in findings)
-    if given.json:
-        shown = {"ok": not failed, "checks": [asdict(finding) for finding in findings]}
-        print(json.dumps(shown, indent=2))  # noqa: T201
-        return 1 if failed else 0
-    for finding in findings:
-        level = "FAIL" if finding.level == "fail" else finding.level
-        say(f"{level:5} {finding.check:10}  {finding.found}")
-        if finding.fix and finding.level != "ok":
-            say(f"{'':5} {'':10}  -> {finding.fix}")
-    say(
-        f"\n{failed} of these have to be mended before a snapshot."
-        if failed
-        else "\nReady. Stop the instance in the cloud now (`qwenctl block`), then make the image of it."
-    )
-    return 1 if failed else 0
 
 
 # ---------------------------------------------------------------- preparing
@@ -155,7 +89,7 @@ def bake(settings: NodeSettings, *, clean: bool, say: Say, root: Path = Path("/"
     except BakeError:
         raise
     except Exception as error:  # whatever the daemon or the connection to it has
-        raise BakeError(f"Docker: {_words(error)}") from None
+        raise BakeError(f"Docker: {redacted(str(error))}") from None
     finally:
         if client is not None:
             client.close()
@@ -210,12 +144,7 @@ def _docker(settings: NodeSettings) -> Any:
     except ModuleNotFoundError:
         raise BakeError("the Docker SDK is missing: pip install 'qwenctl[node]'") from None
     except Exception as error:  # docker, requests and OSError have no common ancestor
-        raise BakeError(f"Docker does not answer: {_words(error)}") from None
-
-
-def _words(error: Exception) -> str:
-    text = getattr(error, "explanation", None) or str(error) or type(error).__name__
-    return redacted(" ".join(str(text).split()))[:300]
+        raise BakeError(f"Docker does not answer: {redacted(str(error))}") from None
 
 
 def _image(client: Any, name: str) -> Any | None:
@@ -229,13 +158,15 @@ def _image(client: Any, name: str) -> Any | None:
 
 
 def _pull(client: Any, container: Container, say: Say) -> None:
+    from docker.utils import parse_repository_tag
+
     name = container.image
     if container.pull == "never":
         raise BakeError(f'the image {name} is not here, and pull = "never": load it by hand')
     say(f"pulling {name}")
     progress, told = PullProgress(), 0
-    repository, tag = _split(name)
-    for event in client.pull(repository, tag=tag, stream=True, decode=True):
+    repository, tag = parse_repository_tag(name)
+    for event in client.pull(repository, tag=tag or "latest", stream=True, decode=True):
         if error := event.get("error"):
             raise BakeError(f"the image {name} cannot be pulled: {redacted(str(error))[:300]}")
         progress.take(event)
@@ -245,21 +176,13 @@ def _pull(client: Any, container: Container, say: Say) -> None:
             say(f"  {told} % ({view.text})")
 
 
-def _split(name: str) -> tuple[str, str | None]:
-    """Repository and tag, as the SDK wants them; a digest stays with the repository."""
-    if "@" in name:
-        return name, None
-    repository, colon, tag = name.rpartition(":")
-    return (repository, tag) if colon and "/" not in tag else (name, "latest")
-
-
 def _running(client: Any, settings: NodeSettings) -> list[Any]:
     return list(client.containers(filters={"label": f"{GPU_LABEL}={settings.gpu}"}))
 
 
 def _own_left_overs(settings: NodeSettings) -> list[Path]:
     """State and logs that must not be in an image."""
-    state = [Path(settings.state_dir, name) for name in STATE_FILES]
+    state = [Path(settings.state_dir, name) for name in OF_THIS_BOOT]
     logs = sorted(Path(settings.log_dir).glob("*.log*")) if settings.log_dir else []
     return [file for file in (*state, *logs) if file.is_file()]
 
@@ -404,14 +327,15 @@ def _check_docker(settings: NodeSettings, spec: Spec) -> Iterator[Finding]:
                 name = one["Names"][0].lstrip("/")
                 yield Finding("fail", "container", f"{name} runs", "qwenctl-node bake stops it")
     except Exception as error:  # whatever the daemon or the connection to it has
-        yield Finding("fail", "docker", _words(error))
+        yield Finding("fail", "docker", redacted(str(error)), "systemctl start docker")
     finally:
         client.close()
 
 
 def _check_files(service: Service) -> Iterator[Finding]:
     if service.env_file and not Path(service.env_file).is_file():
-        yield Finding("fail", "env_file", f"{service.name}: {service.env_file} is not there")
+        found = f"{service.name}: {service.env_file} is not there"
+        yield Finding("fail", "env_file", found, "put it there, or remove `env_file`")
     if not service.weights:
         yield Finding(
             "warn",
@@ -494,7 +418,3 @@ def _check_state(settings: NodeSettings) -> Iterator[Finding]:
         yield Finding("fail", "state", f"of this boot: {names}", "qwenctl-node bake removes them")
     else:
         yield Finding("ok", "state", "nothing of this boot is left but the spec")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -14,12 +14,16 @@ import requests
 
 from gpu_node.nvidia import GpuWatch
 from gpu_node.probe import probe_active
-from qwenctl.wire import Service, Spec
+from gpu_node.runtime import base_url_of
+from qwenctl.wire import Spec
 
 __all__ = ["BUSY_PERCENT", "busy", "busy_for_a_while", "read_spec"]
 
 BUSY_PERCENT = 10.0
 """GPU utilisation that counts as work where no service says what it does."""
+
+FRESH = 30.0
+"""Seconds after which GPU figures mean nothing any more: the driver may hang."""
 
 SAMPLES, PAUSE = 3, 5.0
 """How often it is asked, and the seconds between: one moment between two requests is no rest."""
@@ -50,6 +54,7 @@ def busy(spec: Spec | None, gpus: GpuWatch) -> str:
 
     Services are asked as their spec says. The GPUs count, too, by the threshold of a service that
     has one, and by `BUSY_PERCENT` if a service does not tell: that errs on the side of going on.
+    Figures that are old, because the driver hangs, do not.
     """
     thresholds = [] if spec is not None and spec.services else [BUSY_PERCENT]
     with requests.Session() as http:
@@ -59,7 +64,7 @@ def busy(spec: Spec | None, gpus: GpuWatch) -> str:
             active = None
             if activity.path:
                 timeout = service.readiness.timeout
-                active = probe_active(http, _base_url(service), activity, timeout)
+                active = probe_active(http, base_url_of(service), activity, timeout)
             if active:
                 return f"{service.name}: {active} running"
             if activity.gpu_percent > 0:
@@ -68,15 +73,9 @@ def busy(spec: Spec | None, gpus: GpuWatch) -> str:
                 thresholds.append(BUSY_PERCENT)
     if not thresholds:
         return ""
-    loads = [gpu.utilisation_percent for gpu in gpus.look(patience=5.0).gpus]
+    view = gpus.look(patience=5.0)
+    if view.note or (view.age or 0.0) >= FRESH:
+        return ""
+    loads = [gpu.utilisation_percent for gpu in view.gpus]
     load = max((load for load in loads if load is not None), default=0.0)
     return f"GPU utilisation {load:.0f} %" if load >= min(thresholds) else ""
-
-
-def _base_url(service: Service) -> str:
-    """Where the service's port is reached from here."""
-    bind = "0.0.0.0"
-    if service.container is not None and service.container.network != "host":
-        bind = service.container.bind
-    host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(bind, bind)
-    return f"http://{f'[{host}]' if ':' in host else host}:{service.port}"

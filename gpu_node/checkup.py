@@ -23,7 +23,7 @@ from gpu_node.client import NoContact, ProxyClient
 from gpu_node.docker_runtime import DockerRuntime
 from gpu_node.metadata import Metadata, NoMetadata
 from gpu_node.nvidia import Nvml
-from gpu_node.settings import NodeSettings, SettingsError
+from gpu_node.settings import STATE_FILES, NodeSettings, SettingsError
 from gpu_node.units import AGENT, DROP_IN, TIMER
 from qwenctl.wire import MAX_SKEW_SECONDS, REPORT_PATH, Report, Spec
 
@@ -76,6 +76,7 @@ def check(
         _docker,
         _gpus,
         _disk,
+        _state,
         _power_off,
         _role,
         _units,
@@ -85,7 +86,8 @@ def check(
             yield from one(node)
         except Exception as error:  # a check that breaks must not hide the others
             name = one.__name__.strip("_")
-            yield Finding("fail", name, f"the check itself failed: {type(error).__name__}: {error}")
+            found = f"the check itself failed: {type(error).__name__}: {error}"
+            yield Finding("fail", name, found, "this is a mistake in qwenctl: please report it")
 
 
 def unit_state(unit: str) -> dict[str, str]:
@@ -109,7 +111,7 @@ def _secret(node: _Node) -> Iterator[Finding]:
     name = "node secret"
     file = node.settings.node_secret_file
     if node.no_secret:
-        fix = f"copy the deployment's node secret to {file}, mode 0600" if file else ""
+        fix = f"copy the deployment's node secret to {file or 'a file'}, mode 0600"
         yield Finding("fail", name, node.no_secret, fix)
         return
     if node.settings.node_secret.get_secret_value():
@@ -171,10 +173,10 @@ def _docker(node: _Node) -> Iterator[Finding]:
     name = "Docker"
     if node.spec is None:
         containers = None
-        why = "the proxy has not said yet what to run"
+        why = "not needed so far: the proxy has not said yet what to run"
     else:
         containers = [s for s in node.spec.services if s.runtime == "docker"]
-        why = "no service needs it"
+        why = "not needed: no service is a container"
     needed = bool(containers)
     try:
         info = _docker_info(node)
@@ -184,7 +186,7 @@ def _docker(node: _Node) -> Iterator[Finding]:
             fix = "install and start Docker; is the user in the group docker?"
             yield Finding("fail", name, words, fix)
         else:
-            yield Finding("ok", name, f"not reachable, and {why}")
+            yield Finding("ok", name, why)
         return
     yield Finding("ok", name, f"version {info.get('ServerVersion')}")
     if node.user and not node.settings.docker_host and not _in_docker_group(node.user):
@@ -230,7 +232,8 @@ def _gpus(_: _Node) -> Iterator[Finding]:
     reading = Nvml().read()
     broken = [f"{gpu.index}: {gpu.error}" for gpu in reading.gpus if gpu.error]
     if broken:
-        yield Finding("fail", "GPUs", "; ".join(broken))
+        fix = "nvidia-smi may say more; often a stop and start of the instance mends it"
+        yield Finding("fail", "GPUs", "; ".join(broken), fix)
     elif reading.gpus:
         yield Finding("ok", "GPUs", ", ".join(gpu.name or gpu.index for gpu in reading.gpus))
     else:
@@ -243,8 +246,23 @@ def _disk(node: _Node) -> Iterator[Finding]:
     for service in node.spec.services if node.spec else ():
         if service.weights and not Path(service.weights).is_dir():
             yield Finding(
-                "fail", "weights", f"{service.name}: there is no directory {service.weights}"
+                "fail",
+                "weights",
+                f"{service.name}: there is no directory {service.weights}",
+                "mount or download them, or correct `weights` in the proxy's configuration",
             )
+
+
+def _state(node: _Node) -> Iterator[Finding]:
+    """Neither agent nor watchdog can use another user's files, such as those of an agent that root
+    has tried by hand."""
+    if not node.user or node.user == "root":
+        return
+    uid = _uid(node.user)
+    for file in (Path(node.settings.state_dir, name) for name in STATE_FILES):
+        if file.exists() and file.stat().st_uid != uid:
+            fix = "run `qwenctl-node install` again"
+            yield Finding("fail", "state", f"{file} is not {node.user}'s", fix)
 
 
 def _free_space(path: str, name: str) -> Finding:
@@ -261,7 +279,8 @@ def _power_off(node: _Node) -> Iterator[Finding]:
     if command:
         program = shutil.which(command[0])
         if program is None:
-            yield Finding("fail", name, f"power_off_command: no program {command[0]}")
+            found = f"power_off_command: no program {command[0]}"
+            yield Finding("fail", name, found, "correct it in the settings")
         else:
             yield Finding("ok", name, " ".join(command))
     elif node.settings.cloud == "aws":
@@ -285,7 +304,10 @@ def _role(node: _Node) -> Iterator[Finding]:
             "ram/security-credentials/"
         )
     except NoMetadata as error:
-        yield Finding("fail", name, f"the metadata service gave no answer: {error}")
+        found = f"the metadata service gave no answer: {error}"
+        yield Finding(
+            "fail", name, found, "is this an instance of Alibaba Cloud? else correct `cloud`"
+        )
         return
     role = value.text.strip().splitlines()[0] if value and value.text.strip() else ""
     if role:

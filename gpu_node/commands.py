@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_node.settings import NodeSettings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from gpu_node.checkup import Finding
 
 __all__ = ["COMMANDS", "main"]
 
@@ -35,10 +37,6 @@ LINES = "200"
 
 def main(argv: Sequence[str]) -> int:
     """Carry out one of `COMMANDS`; the exit code."""
-    if argv[0] == "bake":
-        from gpu_node.bake import main as bake
-
-        return bake(argv[1:])
     given = _parser().parse_args(argv)
     try:
         return int(given.run(given))
@@ -85,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     made.add_argument("service", nargs="?", default="", help="default: the agent itself")
     add("doctor", _doctor).add_argument("--json", action="store_true")
+    made = add("bake", _bake)
+    made.add_argument("--check", action="store_true", help="change nothing, only check")
+    made.add_argument(
+        "--clean",
+        action="store_true",
+        help="also remove what identifies this machine: machine-id, SSH host keys, cloud-init state",
+    )
+    made.add_argument("--json", action="store_true", help="print the checks as JSON")
     add("watchdog", _watchdog)
     return parser
 
@@ -133,12 +139,12 @@ def _status(given: argparse.Namespace) -> int:
     from gpu_node.deadman import read_contact
     from gpu_node.status_file import read_status
     from gpu_node.units import AGENT, TIMER
-    from gpu_node.watchdog import agent_runs, look
+    from gpu_node.watchdog import agent_runs, look, unreadable
 
     settings = _settings(given)
     state_dir = Path(settings.state_dir)
-    if state_dir.is_dir() and not os.access(state_dir, os.R_OK | os.X_OK):
-        return _complain(f"{state_dir} may not be read by you: use sudo", 1)
+    if file := unreadable(state_dir):
+        return _complain(f"cannot read {file}: use sudo", 1)
     now = time.monotonic()
     boot_id = settings.this_boot()
     known = read_status(state_dir / "status.json")
@@ -147,6 +153,7 @@ def _status(given: argparse.Namespace) -> int:
         known = {}  # of another boot, or of an agent that is gone
     contact = read_contact(state_dir / "deadman.json", boot_id, now)
     overdue = look(settings, now)
+    units = {unit: unit_state(unit) for unit in (AGENT, TIMER)}
     view: dict[str, Any] = {
         "gpu": settings.gpu,
         "agent_running": runs,
@@ -157,8 +164,10 @@ def _status(given: argparse.Namespace) -> int:
         "active": known.get("active"),
         "services": known.get("services", []),
         "seconds_since_contact": None if contact is None else round(now - contact, 1),
-        "seconds_until_watchdog": None if overdue is None else round(overdue.left, 1),
-        "units": {unit: unit_state(unit) for unit in (AGENT, TIMER)},
+        "seconds_until_watchdog": (
+            None if overdue is None or overdue.first or not units[TIMER] else round(overdue.left, 1)
+        ),
+        "units": units,
     }
     if given.json:
         _say(json.dumps(view, indent=2))
@@ -168,6 +177,8 @@ def _status(given: argparse.Namespace) -> int:
 
 
 def _print_status(view: dict[str, Any]) -> None:
+    from gpu_node.units import TIMER
+
     if view["agent_running"]:
         since = view["since"]
         age = f", for {_span(time.time() - since)}" if isinstance(since, (int, float)) else ""
@@ -183,7 +194,9 @@ def _print_status(view: dict[str, Any]) -> None:
         error = f": {_first_line(service['error'])}" if service.get("error") else ""
         restarts = f", {service['restarts']} restarts" if service.get("restarts") else ""
         _say(f"  {service['name']}: {service['state']}, port {service['port']}{restarts}{error}")
-    if not view["agent_running"] and view["seconds_until_watchdog"] is not None:
+    if not view["agent_running"] and not view["units"][TIMER]:
+        _say("no watchdog is installed: nothing stops this instance")
+    elif not view["agent_running"] and view["seconds_until_watchdog"] is not None:
         _say(f"the watchdog stops this instance in {_span(max(0, view['seconds_until_watchdog']))}")
     for unit, state in view["units"].items():
         found = f"{state['ActiveState']}, {state['UnitFileState']}" if state else "not installed"
@@ -216,17 +229,46 @@ def _logs(given: argparse.Namespace) -> int:  # noqa: RET503
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from gpu_node.checkup import Finding, check
 
     try:
         settings = _settings(given)
         findings = [Finding("ok", "settings", _config(given) or "environment"), *check(settings)]
     except SettingsError as error:
-        findings = [Finding("fail", "settings", line) for line in str(error).splitlines()]
+        findings = [
+            Finding("fail", "settings", found, fix or "correct the settings")
+            for found, _, fix in (line.partition("; ") for line in str(error).splitlines())
+        ]
+    return _show(findings, given.json, "would keep this node from working.", "All is well.")
+
+
+def _bake(given: argparse.Namespace) -> int:
+    from gpu_node.bake import BakeError, bake, check
+
+    settings = _settings(given)
+    if not given.check:
+
+        def say(text: str) -> None:
+            print(text, file=sys.stderr if given.json else sys.stdout, flush=True)
+
+        try:
+            bake(settings, clean=given.clean, say=say)
+        except BakeError as error:
+            return _complain(str(error), 1)
+    return _show(
+        list(check(settings)),
+        given.json,
+        "have to be mended before a snapshot.",
+        "Ready. Stop the instance in the cloud now (`qwenctl block`), then make the image of it.",
+    )
+
+
+def _show(findings: Sequence[Finding], as_json: bool, bad: str, good: str) -> int:
+    """Print what was checked, and the verdict; the exit code."""
+    from dataclasses import asdict
+
     failed = sum(finding.level == "fail" for finding in findings)
-    if given.json:
+    if as_json:
         checks = [asdict(finding) for finding in findings]
         _say(json.dumps({"ok": not failed, "checks": checks}, indent=2))
     else:
@@ -236,19 +278,14 @@ def _doctor(given: argparse.Namespace) -> int:
             _say(f"{level:5} {finding.check:{width}}  {_printable(finding.found)}")
             if finding.fix and finding.level != "ok":
                 _say(f"{'':5} {'':{width}}  -> {_printable(finding.fix)}")
-        _say(
-            f"\n{failed} of these would keep this node from working."
-            if failed
-            else "\nAll is well."
-        )
+        _say(f"\n{failed} of these {bad}" if failed else f"\n{good}")
     return 1 if failed else 0
 
 
 def _watchdog(given: argparse.Namespace) -> int:
-    from gpu_node.watchdog import watch
+    from gpu_node.watchdog import run
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return watch(_settings(given))
+    return run(_config(given))
 
 
 def _settings(given: argparse.Namespace) -> NodeSettings:

@@ -23,7 +23,7 @@ import requests
 from gpu_node.environment import service_environment
 from gpu_node.output import LineSink, redacted, secrets_of
 from gpu_node.pull import PullProgress
-from gpu_node.runtime import Output, StartFailed
+from gpu_node.runtime import Output, StartFailed, base_url_of
 from qwenctl.wire import Container, Progress, Service
 
 __all__ = ["DockerRuntime", "container_options"]
@@ -60,6 +60,9 @@ LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
 
 _NO_SPACE = "no space left on device"
 
+_NO_COMMAND = "exec: "
+"""Where the container's command is not to be found in the image, Docker's message has this."""
+
 
 class DockerRuntime:
     """Runs containers.
@@ -95,11 +98,12 @@ class DockerRuntime:
             StartFailed: the ``docker`` package is not installed, or `env_file` cannot be read.
         """
         if service.container is None:
-            raise StartFailed("the spec names no image for it")
+            raise StartFailed("the spec names no image for it", final=True)
         try:
             import docker  # noqa: F401
         except ModuleNotFoundError:
-            raise StartFailed("it needs the Docker SDK: pip install 'qwenctl[node]'") from None
+            text = "it needs the Docker SDK: pip install 'qwenctl[node]'"
+            raise StartFailed(text, final=True) from None
         environment = service_environment(service)
         return ServiceContainer(self, self.name_of(service), service, environment, output)
 
@@ -177,10 +181,7 @@ class ServiceContainer:
         output: Output,
     ) -> None:
         assert service.container is not None
-        bound = service.container.bind
-        own = bound in ("0.0.0.0", "::") or service.container.network == "host"
-        host = "127.0.0.1" if own else f"[{bound}]" if ":" in bound else bound
-        self.base_url = f"http://{host}:{service.port}"
+        self.base_url = base_url_of(service)
         self._runtime = runtime
         self._name = name
         self._service = service
@@ -250,7 +251,8 @@ class ServiceContainer:
         present = self._patiently(self._present)
         if present is not None and present["Config"]["Labels"].get(HASH_LABEL) is None:
             raise StartFailed(
-                f"there is a container {self._name} that qwenctl has not made; remove or rename it"
+                f"there is a container {self._name} that qwenctl has not made; remove or rename it",
+                final=True,
             )
         if present is not None and self._running(present) and self._fits(present, image=""):
             self._id, self._taken_up = present["Id"], True
@@ -404,7 +406,8 @@ class ServiceContainer:
         if found and policy != "always":
             return found
         if policy == "never":
-            raise StartFailed(f'the image {name} is not on this node, and pull = "never"')
+            text = f'the image {name} is not on this node, and pull = "never"'
+            raise StartFailed(text, final=True)
         try:
             self._pull(name)
         except StartFailed as reason:
@@ -430,8 +433,10 @@ class ServiceContainer:
             problem = self._pull_once(name)
             if not problem:
                 return
-            if (sentence := _hopeless(name, problem)) or attempt == PULL_ATTEMPTS:
-                raise StartFailed(sentence or f"the image {name} cannot be pulled: {problem}")
+            if sentence := _hopeless(name, problem):
+                raise StartFailed(sentence, final=True)
+            if attempt == PULL_ATTEMPTS:
+                raise StartFailed(f"the image {name} cannot be pulled: {problem}")
             log.warning("pulling %s broke off (%s); trying again", name, problem)
             if self._leaving.wait(PULL_PAUSE * attempt):
                 raise _Leaving
@@ -524,7 +529,8 @@ class ServiceContainer:
         try:
             self._client.start(self._id)
         except APIError as error:
-            raise StartFailed(_start_words(error, self._service)) from None
+            text = _start_words(error, self._service)
+            raise StartFailed(text, final=_NO_COMMAND in text) from None
 
     def _discard(self, container: str) -> None:
         self._client.stop(container, timeout=_whole(self._service.stop_timeout))
@@ -610,7 +616,8 @@ class ServiceContainer:
                 raise
             except APIError as error:
                 if error.status_code is not None and error.status_code < 500:
-                    raise StartFailed(_words(error)) from None
+                    invalid = "invalid reference" in str(error)
+                    raise StartFailed(_words(error), final=invalid) from None
                 reason = _words(error)
             except (DockerException, requests.RequestException, OSError) as error:
                 reason = _words(error)
@@ -746,13 +753,23 @@ def _words(error: BaseException) -> str:
     explanation = getattr(error, "explanation", None)
     if isinstance(explanation, bytes):
         explanation = explanation.decode("utf-8", "replace")
-    inner: BaseException = error
-    while explanation is None and isinstance(
-        cause := inner.__cause__ or inner.__context__, OSError
-    ):
-        inner = cause
-    text = explanation or getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    text = explanation or _system_words(error) or str(error) or type(error).__name__
     return redacted(" ".join(str(text).split()))[:500]
+
+
+def _system_words(error: BaseException, depth: int = 10) -> str:
+    """The operating system's words for what is behind an error; empty if it is not behind it.
+
+    The HTTP libraries wrap it several times over, some only in their arguments.
+    """
+    if depth == 0:
+        return ""
+    behind = [one for one in (error.__cause__, error.__context__, *error.args) if one is not None]
+    behind.append(getattr(error, "reason", None))  # urllib3's
+    for one in behind:
+        if isinstance(one, BaseException) and (words := _system_words(one, depth - 1)):
+            return words
+    return (error.strerror or "") if isinstance(error, OSError) else ""
 
 
 def _whole(seconds: float) -> int:

@@ -17,18 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpu_node.busy import read_spec
-from gpu_node.settings import NodeSettings
+from gpu_node.settings import STATE_FILES, NodeSettings, save_last_good
 from gpu_node.status_file import read_status
 from gpu_node.units import AGENT, DROP_IN, TIMER, UNITS, WATCHDOG, Node, render
+from gpu_node.watchdog import MARGIN
 from qwenctl import __version__
 
 __all__ = ["UNIT_DIR", "InstallError", "describe", "install", "uninstall"]
 
 UNIT_DIR = Path("/etc/systemd/system")
-
-STATE_FILES = (
-    *("agent.lock", "deadman.json", "notice.json", "spec.json", "status.json", "watchdog.json"),
-)
 
 Say = Callable[[str], None]
 
@@ -98,6 +95,7 @@ def install(
         host.secret(Path(settings.node_secret_file), node.user)
     for path in (node.state_dir, node.log_dir):
         host.directory(Path(path), node.user)
+    host.settings(settings, node.user)
     files = render(node)
     changed |= host.files(files)
     if not node.processes:
@@ -125,6 +123,12 @@ def install(
         say(f"{AGENT}: {_systemctl('is-active', AGENT)}; see `qwenctl-node status`")
     if not (settings.power_off_command or node.power_off):
         say("note: no power_off_command is set: nothing stops this instance if the proxy is gone")
+    elif not Path(node.secret_file).exists():
+        minutes = (settings.dead_man + MARGIN) / 60
+        say(
+            "until it runs nobody is in charge, and the watchdog stops this instance in "
+            f"{minutes:.0f} min; to have longer: systemctl stop {TIMER}"
+        )
 
 
 def uninstall(
@@ -263,19 +267,31 @@ class _Host:
 
     def directory(self, path: Path, user: str) -> None:
         """It is there and the user's, and so are our files in it. Others, if any, are left alone."""
+        ours = (path, *(path / name for name in STATE_FILES), *path.glob("*.log*"))
         try:
-            if path.stat().st_uid == pwd.getpwnam(user).pw_uid:
+            # A file may be root's: somebody has tried the agent by hand.
+            uid = pwd.getpwnam(user).pw_uid
+            if path.exists() and all(one.lstat().st_uid == uid for one in ours if one.exists()):
                 return
-        except (FileNotFoundError, KeyError):
+        except KeyError:
             pass  # in a dry run there may be no such user yet
         self._tell(f"{path}: belongs to {user}")
         if self._dry_run:
             return
         path.mkdir(parents=True, exist_ok=True, mode=0o755)
         uid = pwd.getpwnam(user).pw_uid
-        for one in (path, *(path / name for name in STATE_FILES), *path.glob("*.log*")):
+        for one in ours:
             if one.exists():
                 os.chown(one, uid, -1, follow_symlinks=False)
+
+    def settings(self, settings: NodeSettings, user: str) -> None:
+        """The copy that the watchdog goes by if these settings cannot be used one day."""
+        if self._dry_run:
+            return
+        try:
+            os.chown(save_last_good(settings), pwd.getpwnam(user).pw_uid, -1)
+        except OSError as error:
+            raise InstallError(f"{settings.state_dir}: {error.strerror}") from None
 
     def files(self, files: dict[str, str]) -> bool:
         """Write the units; whether one is new or another."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -48,18 +49,22 @@ class ProcessRuntime:
         """Start the command.
 
         Raises:
-            StartFailed: no such program or directory, it may not be run, or `env_file` cannot be read.
+            StartFailed: no such program or directory, it may not be run, `env_file` cannot be read,
+                or another program listens on the service's port.
         """
         given = service_environment(service)
         env = {**self._env, **given}
         cwd = service.cwd or None
         program = service.command[0] if service.command else ""
         if cwd is not None and not Path(cwd).is_dir():
-            raise StartFailed(f"no directory {cwd}")
+            raise StartFailed(f"no directory {cwd}", final=True)
         if shutil.which(program, path=env.get("PATH")) is None and not (
             cwd is not None and shutil.which(str(Path(cwd) / program))
         ):
-            raise StartFailed(f"no program {program!r} that can be run")
+            raise StartFailed(f"no program {program!r} that can be run", final=True)
+        if _listens(service.port):
+            # It would answer the probes in the service's place.
+            raise StartFailed(f"port {service.port} is in use by another program")
         try:
             process = subprocess.Popen(
                 service.command,
@@ -163,6 +168,15 @@ class ServiceProcess:
             os.killpg(self._process.pid, number)
         except (ProcessLookupError, PermissionError):
             pass
+
+
+def _listens(port: int) -> bool:
+    """Whether a program on this machine takes connections on the port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _any_alive(group: int) -> bool:

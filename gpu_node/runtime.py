@@ -11,7 +11,15 @@ __all__ = ["Instance", "Output", "Runtime", "StartFailed", "base_url_of"]
 
 
 class StartFailed(Exception):
-    """The service could not be started at all; the text says why, for a person."""
+    """The service could not be started at all; the text says why, for a person.
+
+    Args:
+        final: whether trying again is in vain until a person has mended something.
+    """
+
+    def __init__(self, text: str, *, final: bool = False) -> None:
+        super().__init__(text)
+        self.final = final
 
 
 class Output(Protocol):

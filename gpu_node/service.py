@@ -70,7 +70,8 @@ class Supervisor:
     starting  runs it and probes until it is ready, a first inference included
     ready     asks it for running generations each heartbeat
     crashed   waits a little, then starts it again
-    failed    nothing more: it crashed more often in a row than ``max_restarts``
+    failed    nothing more: it crashed more often in a row than ``max_restarts``, or cannot be
+              started as it is described
     stopped   nothing more: `stop` was called and nothing of it is left
     ========  ===========================================================================
 
@@ -206,10 +207,11 @@ class Supervisor:
         while not self._stop.is_set():
             self._last_lines.clear()
             ready_at: float | None = None
+            final = False
             try:
                 how, ready_at = self._run_once()
             except StartFailed as reason:
-                how = str(reason)
+                how, final = str(reason), reason.final
             except Exception as fault:  # ours, or one that the runtime did not foresee
                 log.exception("%s: the agent's own fault", self.service.name)
                 how = f"{type(fault).__name__}: {fault}"
@@ -221,7 +223,7 @@ class Supervisor:
             error = f"{self.service.name}: {how}"
             if last := "\n".join(self._last_lines):
                 error += "\n" + last[-1500:]
-            if crashes > self.service.max_restarts:
+            if final or crashes > self.service.max_restarts:
                 self._become("failed", error)
                 return
             self._become("crashed", error)

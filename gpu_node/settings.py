@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import secrets
 import sys
 from collections.abc import Mapping
@@ -15,14 +16,33 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from qwenctl.private_file import write_private
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["NodeSettings", "SettingsError", "load_settings"]
+__all__ = [
+    "OF_THIS_BOOT",
+    "STATE_FILES",
+    "NodeSettings",
+    "SettingsError",
+    "load_last_good",
+    "load_settings",
+    "save_last_good",
+    "state_dir_of",
+]
 
 ENV_PREFIX = "QWENCTL_NODE__"
+
+LAST_GOOD = "settings.json"
+
+OF_THIS_BOOT = ("agent.lock", "deadman.json", "notice.json", "status.json", "watchdog.json")
+"""Files in the state directory that mean nothing in another boot."""
+
+STATE_FILES = (*OF_THIS_BOOT, "spec.json", LAST_GOOD)
+"""All of ours there."""
 
 
 class SettingsError(Exception):
@@ -120,8 +140,13 @@ def load_settings(path: str | None, env: Mapping[str, str]) -> NodeSettings:
             data = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{path} is not valid TOML: {error}") from None
+        except FileNotFoundError:
+            raise SettingsError(
+                f"cannot read {path}: No such file or directory; name the settings with --config; "
+                "`qwenctl provision`, where the proxy is, prints how they are made"
+            ) from None
         except OSError as error:
-            raise SettingsError(f"cannot read {path}: {error.strerror}") from None
+            raise SettingsError(f"cannot read {path}: {error.strerror}; use sudo?") from None
     for variable in sorted(env):
         if variable.startswith(ENV_PREFIX):
             data[variable[len(ENV_PREFIX) :].lower()] = _value(env[variable])
@@ -131,6 +156,45 @@ def load_settings(path: str | None, env: Mapping[str, str]) -> NodeSettings:
         raise SettingsError(
             "\n".join(_explain(problem, where) for problem in error.errors(include_url=False))
         ) from None
+
+
+def save_last_good(settings: NodeSettings) -> Path:
+    """Keep a copy in the state directory for a watchdog that cannot use the settings any more; its
+    path.
+
+    Neither the node secret nor what may have been set for this boot alone is in it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = settings.model_dump_json(exclude={"node_secret", "boot_id", "booted_at"})
+    file = Path(settings.state_dir, LAST_GOOD)
+    write_private(file, text)
+    return file
+
+
+def load_last_good(path: str | None, env: Mapping[str, str]) -> NodeSettings | None:
+    """The copy that belongs to settings which cannot be used; None if there is none of use. Keys
+    that only another version of this program knows are left out."""
+    try:
+        found = json.loads(Path(state_dir_of(path, env), LAST_GOOD).read_bytes())
+        known = {key: found[key] for key in NodeSettings.model_fields if key in found}
+        return NodeSettings.model_validate(known)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def state_dir_of(path: str | None, env: Mapping[str, str]) -> str:
+    """The state directory as far as it can be told, whatever else is wrong with the settings."""
+    if given := env.get(f"{ENV_PREFIX}STATE_DIR"):
+        return given
+    found = None
+    try:
+        text = Path(path).expanduser().read_text("utf-8", "replace") if path else ""
+        found = re.search(r"""^\s*state_dir\s*=\s*(["'])(.+?)\1""", text, re.MULTILINE)
+    except OSError:
+        pass
+    return found[2] if found else str(NodeSettings.model_fields["state_dir"].default)
 
 
 def _value(text: str) -> Any:

@@ -165,8 +165,6 @@ def _watchdog(node: Node) -> str:
     return f"""\
 [Unit]
 Description=Stops this instance if no qwenctl agent is in charge of it
-# Before the secret is there nobody can be in charge, as while an instance is being set up.
-ConditionPathExists={_escape(node.secret_file)}
 
 [Service]
 Type=oneshot

@@ -11,7 +11,6 @@ import json
 import logging
 import mmap
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -172,51 +171,8 @@ def _read(names: list[str], shards: list[str]) -> list[str]:
 
 def available_memory() -> int:
     """Bytes that may still be used without anything being swapped or killed. Page cache counts as
-    available, and a limit on this process's control group counts too."""
-    available = int(psutil.virtual_memory().available)
-    room = cgroup_room()
-    return available if room is None else min(available, room)
-
-
-def cgroup_room(
-    own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """Bytes that the tightest memory limit above us leaves, None without one: what we read into
-    the page cache is charged to our own control group. Both versions of control groups."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return None
-    rooms = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limits = root, ["memory.high", "memory.max"]
-            usage, cache = "memory.current", "file"
-        elif "memory" in controllers.split(","):
-            base, limits = root / "memory", ["memory.limit_in_bytes"]
-            usage, cache = "memory.usage_in_bytes", "total_cache"
-        else:
-            continue
-        group = base / path.lstrip("/")
-        while group.is_relative_to(base):
-            rooms += [
-                room for name in limits if (room := _room(group, name, usage, cache)) is not None
-            ]
-            group = group.parent
-    return min(rooms, default=None)
-
-
-def _room(group: Path, limit: str, usage: str, cache: str) -> int | None:
-    try:
-        most = (group / limit).read_text().strip()
-        if most == "max" or int(most) >= 1 << 60:  # version 1 has a number for "none"
-            return None
-        used = int((group / usage).read_text())
-        found = re.search(rf"^{cache} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
-        return max(0, int(most) - used + (int(found[1]) if found else 0))
-    except (OSError, ValueError):
-        return None
+    available."""
+    return int(psutil.virtual_memory().available)
 
 
 # ---------------------------------------------------------------- residency

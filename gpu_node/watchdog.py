@@ -5,16 +5,18 @@ upgrade that went wrong, must not break this. It keeps no process of its own, an
 when the agent last heard a proxy, and what it was told to run. Time is the monotonic clock's, which
 nobody sets.
 
-============================  ==========================================================
+============================  ============================================================
 the agent                     counted from
-============================  ==========================================================
+============================  ============================================================
 has noted a contact           that contact, whether the agent runs, hangs or is gone
 runs, without such a note     never: it counts for itself
-is gone, without such a note  when the watchdog last saw it run in this boot, else the boot,
-                              or the node secret if that has come later
-============================  ==========================================================
+is gone, without such a note  when the watchdog last saw it run in this boot, else the
+                              watchdog's first look in this boot: an instance may have been
+                              up for long when the agent is installed
+============================  ============================================================
 
-The limit is the agent's own and `MARGIN`, so that an agent that works always comes first.
+The limit is the agent's own and `MARGIN`, so that an agent that works always comes first. An agent
+whose settings cannot be used does not run; the watchdog goes by those that it had last.
 """
 
 from __future__ import annotations
@@ -28,15 +30,22 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpu_node.busy import busy_for_a_while, read_spec
 from gpu_node.deadman import EXIT_POWER_OFF, SelfStop, read_contact, self_stop
 from gpu_node.nvidia import GpuWatch
-from gpu_node.settings import NodeSettings, SettingsError, load_settings
+from gpu_node.settings import (
+    STATE_FILES,
+    NodeSettings,
+    SettingsError,
+    load_last_good,
+    load_settings,
+    state_dir_of,
+)
 
-__all__ = ["MARGIN", "Overdue", "agent_runs", "look", "main", "watch"]
+__all__ = ["MARGIN", "Overdue", "agent_runs", "look", "main", "run", "unreadable", "watch"]
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +54,41 @@ MARGIN = 120.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Look once; the exit code: 0, or `EXIT_POWER_OFF`, or 2 for settings that cannot be used."""
+    """Look once; the exit code, as `run` has it."""
     parser = argparse.ArgumentParser(
         prog="python -m gpu_node.watchdog",
         description="Stop this instance if nobody is in charge of it.",
     )
     parser.add_argument("--config", metavar="FILE", help="the agent's settings")
     given = parser.parse_args(argv)
+    return run(given.config)
+
+
+def run(config: str | None) -> int:
+    """Look once, with these settings or the last that could be used.
+
+    Args:
+        config: the settings' file; None: the environment has them all.
+
+    Returns:
+        `EXIT_POWER_OFF`: the instance should be off now. Else 0, or 2 if the settings cannot be
+        used, or the agent's files not be read.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        settings = load_settings(given.config, os.environ)
+        return watch(load_settings(config, os.environ))
     except SettingsError as error:
         for line in str(error).splitlines():
             log.error("%s", line)
-        return 2
-    return watch(settings)
+    settings = load_last_good(config, os.environ)
+    if settings is None:
+        state_dir = state_dir_of(config, os.environ)
+        if not Path(state_dir).is_dir():
+            return 2  # there never was an agent
+        log.error("nor are there earlier ones: how this instance is stopped is not known here")
+        # Where systemd does it, the exit code is enough.
+        settings = NodeSettings.model_construct(proxy_urls=(), gpu="", state_dir=state_dir)
+    return watch(settings) or 2
 
 
 @dataclass(frozen=True)
@@ -70,6 +99,8 @@ class Overdue:
     limit: float
     agent: bool
     """Whether an agent runs, well or not."""
+    first: bool = False
+    """Whether nothing is on record yet in this boot: the count begins now."""
 
     @property
     def left(self) -> float:
@@ -88,11 +119,13 @@ def watch(
     """Look once, and stop the instance if that is due and nothing generates.
 
     Returns:
-        `EXIT_POWER_OFF` if the instance should be off now, else 0.
+        `EXIT_POWER_OFF` if the instance should be off now, 2 if nobody can tell, else 0.
     """
-    found = look(settings, clock())
+    if file := unreadable(Path(settings.state_dir)):
+        log.error("cannot read %s: run it as root or as the agent's user", file)
+        return 2
+    found = _look_and_note(settings, clock())
     if found is None:
-        _note_that_it_runs(settings, clock())
         return 0
     if found.left > 0:
         if not found.agent:
@@ -103,7 +136,7 @@ def watch(
         log.warning("no proxy heard for %.0f s, but work goes on: %s", found.silent, busyness)
         return 0
     # Meanwhile the agent may have come back.
-    found = look(settings, clock())
+    found = _look_and_note(settings, clock())
     if found is None or found.left > 0:
         return 0
     log.warning(
@@ -121,7 +154,6 @@ def look(settings: NodeSettings, now: float) -> Overdue | None:
     boot_id = settings.this_boot()
     limit = _limit(settings) + MARGIN
     runs = agent_runs(state_dir)
-    booted = min(settings.booted_at, now)
     contact = read_contact(state_dir / "deadman.json", boot_id, now)
     if contact is not None:
         if runs and _read_only(state_dir):
@@ -130,32 +162,32 @@ def look(settings: NodeSettings, now: float) -> Overdue | None:
     if runs:
         return None
     seen = read_contact(state_dir / "watchdog.json", boot_id, now)
-    since = max(booted, seen or 0.0, now - _secret_age(settings))
-    return Overdue(now - since, limit, runs)
+    return Overdue(0.0 if seen is None else now - seen, limit, runs, first=seen is None)
+
+
+def unreadable(state_dir: Path) -> Path | None:
+    """The first of the agent's files that is there and that we may not read."""
+    for name in STATE_FILES:
+        try:
+            (state_dir / name).open().close()
+        except PermissionError:
+            return state_dir / name
+        except OSError:
+            continue
+    return None
 
 
 def agent_runs(state_dir: Path) -> bool:
-    """Whether an agent holds the lock."""
+    """Whether an agent holds the lock. Who may not look is told that one does: nothing is to be
+    done then."""
     try:
         with Path(state_dir, "agent.lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         return True
     except OSError:
         return False
     return False
-
-
-def _secret_age(settings: NodeSettings) -> float:
-    """Seconds since the node secret was put here: before that, no agent could run. Infinite if that
-    is not known."""
-    if not settings.node_secret_file:
-        return math.inf
-    try:
-        written = Path(settings.node_secret_file).expanduser().stat().st_mtime
-    except OSError:
-        return math.inf
-    return max(0.0, time.time() - written)
 
 
 def _limit(settings: NodeSettings) -> float:
@@ -173,12 +205,19 @@ def _read_only(directory: Path) -> bool:
         return False
 
 
-def _note_that_it_runs(settings: NodeSettings, now: float) -> None:
+def _look_and_note(settings: NodeSettings, now: float) -> Overdue | None:
+    """`look`, and note what the next look goes by if the agent leaves no note."""
+    found = look(settings, now)
+    if found is not None and not found.first:
+        return found
     file = Path(settings.state_dir, "watchdog.json")
     try:
         file.write_text(json.dumps({"boot_id": settings.this_boot(), "last": now}))
     except OSError as error:
         log.warning("cannot write %s: %s", file, error.strerror)
+        if found is not None:  # else each look would be the first one, for ever
+            return replace(found, silent=now - min(settings.booted_at, now))
+    return found
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ While anything counts as in flight, the process holds one `inflight:` lease, ren
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -30,6 +31,10 @@ RENEW = 1.5
 the store has lost (an append-only file cut short, a failover) is there again before a stop."""
 
 INFLIGHT_TTL = 30.0
+
+UNSEEN = 30.0
+"""How long a request counts as in flight that another data plane forwards to finish what runs, in
+seconds: until the node has reported that work itself."""
 
 
 @dataclass
@@ -129,6 +134,16 @@ class Activities:
             if state.written_at < began:
                 await self._write_now(gpu, state)
             return state.phase
+
+    async def begin_unseen(self, gpu: str, lease: str) -> bool:
+        """Count a part of running work that another data plane forwards: its end is not seen, so for
+        `UNSEEN` seconds. False: not counted, because the instance is being stopped already."""
+        with contextlib.ExitStack() as use:
+            use.enter_context(self.use(gpu, lease))
+            if await self.recorded(gpu) not in (Phase.READY, Phase.DRAINING, None):
+                return False
+            asyncio.get_running_loop().call_later(UNSEEN, use.pop_all().close)
+        return True
 
     async def _run(self) -> None:
         while True:

@@ -23,18 +23,23 @@ __all__ = [
     "COOKIE",
     "KEY_PREFIX",
     "VISIT_COOKIE",
+    "VISIT_SLOTS",
     "Authenticator",
     "Identity",
     "NoAccessControl",
     "PasswordAccess",
     "Throttle",
+    "visit_slot",
 ]
 
 COOKIE = "qwenctl_session"
 
 VISIT_COOKIE = "qwenctl_visit"
-"""Tells apart visitors who need not sign in and share an address: `Identity.visit`. Nobody has to
-send it."""
+"""Tells apart the waiting pages of visitors who need not sign in and share an address: `visit_slot`.
+Nobody has to send it."""
+
+VISIT_SLOTS = "0123456789abcdef"
+"""What that cookie may say. So few, because each is a lease that anybody may ask for."""
 
 KEY_PREFIX = "qk_"
 
@@ -45,20 +50,11 @@ class Identity:
 
     kind: Literal["anonymous", "browser", "key"]
     name: str
-    visit: str = ""
-    """Which of those with this name, for anonymous visitors; empty if that is not known."""
 
     @property
     def lease(self) -> str:
         """The name of this client's demand lease."""
-        if self.kind != "anonymous":
-            return f"request:{self.kind}:{self.name}"
-        return f"request:{self.name}#{self.visit}" if self.visit else f"request:{self.name}"
-
-    @property
-    def one_person(self) -> bool:
-        """Whether nobody else asks under the same name, as many may with one address or key."""
-        return self.kind == "browser" or bool(self.visit)
+        return f"request:{'' if self.kind == 'anonymous' else f'{self.kind}:'}{self.name}"
 
 
 class Authenticator(Protocol):
@@ -78,8 +74,8 @@ class Authenticator(Protocol):
 
 
 @lru_cache(maxsize=1024)
-def _anonymous(name: str, visit: str) -> Identity:
-    return Identity("anonymous", name, visit)
+def _anonymous(name: str) -> Identity:
+    return Identity("anonymous", name)
 
 
 class Throttled(Exception):
@@ -94,8 +90,7 @@ class NoAccessControl:
     """Everybody who reaches the proxy may use it."""
 
     def identify(self, request: Request) -> Identity | None:
-        found = _VISIT_PATTERN.search(request.headers.get("cookie", ""))
-        return _anonymous(request.client or "local", found.group(1) if found else "")
+        return _anonymous(request.client or "local")
 
     def sign_in(self, password: str, client: str) -> str | None:  # noqa: ARG002
         return None
@@ -148,12 +143,18 @@ def api_key(headers: dict[str, str]) -> str:
     return key if key.startswith(KEY_PREFIX) else ""
 
 
-_VISIT_PATTERN = re.compile(rf"(?:^|;)\s*{VISIT_COOKIE}=([0-9a-f]{{16}})\s*(?:;|$)")
+_VISIT_PATTERN = re.compile(rf"(?:^|;)\s*{VISIT_COOKIE}=([{VISIT_SLOTS}])\s*(?:;|$)")
 _COOKIE_PATTERN = re.compile(rf"(?:^|;)\s*{COOKIE}=([^;\s]*)")
 
 
 def _cookie(header: str) -> str:
     found = _COOKIE_PATTERN.search(header)
+    return found.group(1) if found else ""
+
+
+def visit_slot(request: Request) -> str:
+    """Which of the visitors of its address this is, one of `VISIT_SLOTS`; empty: not known."""
+    found = _VISIT_PATTERN.search(request.headers.get("cookie", ""))
     return found.group(1) if found else ""
 
 

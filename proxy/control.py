@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,7 +36,15 @@ from qwenctl.trace import wakes
 
 from . import i18n
 from .activity import Activities
-from .auth import COOKIE, VISIT_COOKIE, Authenticator, Identity, Throttled
+from .auth import (
+    COOKIE,
+    VISIT_COOKIE,
+    VISIT_SLOTS,
+    Authenticator,
+    Identity,
+    Throttled,
+    visit_slot,
+)
 from .feed import Feed
 from .gate import may_wake
 from .headers import TIER_COOKIE
@@ -52,6 +62,9 @@ PREFIX = "/_qwenctl"
 
 TIERS_AGE = 2.0
 """How old the answer of ``/api/tiers`` may be, in seconds: every waiting page asks each 3 s."""
+
+TAKE_BACKS = 10
+"""How many waits of people who need not sign in are taken back in a minute; others run out."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -135,6 +148,7 @@ class Views:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._config = parts.config
+        self._taken_back: deque[float] = deque(maxlen=TAKE_BACKS)
 
     # Who and what
 
@@ -200,9 +214,9 @@ class Views:
         asked_for = "qwenctl.original_path" in request.environ["asgi.scope"]
         headers = {"Retry-After": str(max(2, round(status.get("eta_seconds") or 10)))}
         answer = make_response(body, 503 if asked_for else 200, headers if asked_for else {})
-        if tiers and identity.kind == "anonymous" and not identity.visit:
+        if tiers and identity.kind == "anonymous" and not visit_slot(self._request()):
             # So that a choice takes back this visitor's wait, and not that of others.
-            self._keep(answer, VISIT_COOKIE, secrets.token_hex(8))
+            self._keep(answer, VISIT_COOKIE, secrets.choice(VISIT_SLOTS))
         return answer
 
     def _keep(self, answer: WSGIResponse, cookie: str, value: str) -> None:
@@ -296,7 +310,7 @@ class Views:
             raise Problem(400, "unknown_tier", str(error)) from None
         if not chosen or not tier:
             raise Problem(400, "unknown_tier", "no tier was chosen, or there is no choice here")
-        if identity.one_person:
+        if self._may_take_back(identity):
             for name in names:
                 if name != chosen:
                     self._take_back(name, identity)
@@ -304,15 +318,32 @@ class Views:
         self._keep(answer, TIER_COOKIE, tier)
         return answer
 
+    def _page_lease(self, identity: Identity) -> str:
+        """The lease of this visitor's waiting page: his own, where he may choose among GPUs."""
+        asked = self._request()
+        slot = visit_slot(asked) if identity.kind == "anonymous" else ""
+        chooses = slot and len(self._config.gpus_at(asked.hostname)) > 1
+        return f"{identity.lease}#{slot}" if chooses else identity.lease
+
+    def _may_take_back(self, identity: Identity) -> bool:
+        """Whether the wait is this person's alone, as that of an address or key may not be; and
+        seldom enough, from strangers, that their waits do not drive all else out of the history."""
+        if identity.kind != "anonymous":
+            return identity.kind == "browser"
+        now, taken = time.monotonic(), self._taken_back
+        if not visit_slot(self._request()) or (len(taken) == TAKE_BACKS and now - taken[0] < 60):
+            return False
+        taken.append(now)
+        return True
+
     def _take_back(self, name: str, identity: Identity) -> None:
         """Let a GPU sleep that only this visitor's waiting page has asked for."""
-        snapshot = self._parts.store.snapshot(name)
+        snapshot, mine = self._parts.store.snapshot(name), self._page_lease(identity)
         if not snapshot.phase.serves and any(
-            lease.name == identity.lease and lease.reason == "waiting page"
-            for lease in snapshot.leases
+            lease.name == mine and lease.reason == "waiting page" for lease in snapshot.leases
         ):
             self._parts.store.release(
-                name, only=identity.lease, actor=identity.name, reason="another tier chosen"
+                name, only=mine, actor=identity.name, reason="another tier chosen"
             )
 
     # Waking
@@ -343,7 +374,7 @@ class Views:
             )
         admission = self._parts.store.demand(
             name,
-            identity.lease,
+            self._page_lease(identity),
             gpu.idle_timeout + gpu.boot_estimate,
             reason="waiting page" if asked.from_browser else "wake request",
             actor=identity.name,

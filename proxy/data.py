@@ -218,10 +218,12 @@ class DataPlane:
             return await self._to_node(visit, ruling)
 
     async def _counted(self, visit: Visit, ruling: Ruling, base: str) -> None:
-        """Forward what is use of the GPU from its first byte to its last, or at each message."""
+        """Forward what is use of the GPU from its first byte to its last, or at each message.
+        (What is only finished is counted by `_finish`, from before it is forwarded.)"""
         lease = visit.identity.lease if visit.identity else "request:unknown"
         use = self._activities.use(visit.name, lease)
-        with use if ruling.counts else contextlib.nullcontext():
+        counts = ruling.counts and ruling.verdict is not Verdict.FINISH
+        with use if counts else contextlib.nullcontext():
             if visit.scope["type"] == "websocket":
                 touch = use.touch if ruling.activity is Activity.MESSAGES else _nothing
                 await forward_websocket(

@@ -86,9 +86,14 @@ class ForwardAuth:
             except StoreUnavailable:
                 pass  # it is judged by what is known
             ruling = judge(gpu, original, identity, view.snapshot)
+        finishes = False
+        if ruling.verdict is Verdict.FINISH and identity:
+            finishes = await self._activities.begin_unseen(name, identity.lease)
+            if not finishes:  # it is too late
+                await self._mirror.refresh(name)
         if ruling.verdict is Verdict.SIGN_IN:
             await send_problem(asked, send, 401, "sign_in", "sign in first")
-        elif ruling.verdict is Verdict.FORWARD:
+        elif ruling.verdict is Verdict.FORWARD or finishes:
             if ruling.counts and identity:
                 self._activities.touch(name, identity.lease)
             node = f"{gpu.address or view.snapshot.address}:{gpu.port}".encode()

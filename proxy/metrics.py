@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from qwenctl.lifecycle import Phase
+from qwenctl.status import NODE_PHASES
 from qwenctl.store import Snapshot
 from qwenctl.wire import GpuFigures
 
@@ -73,7 +74,7 @@ class Metrics:
         for kind, count in kinds.items():
             self.leases.labels(snapshot.gpu, kind).set(count)
         self.in_flight.labels(snapshot.gpu).set(in_flight)
-        report = None if snapshot.phase is Phase.OFF else snapshot.report
+        report = snapshot.report if snapshot.phase in NODE_PHASES else None
         self._nodes.gpus[snapshot.gpu] = report.resources.gpus if report else ()
 
     def text(self) -> bytes:

@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import json
 import os
+import posixpath
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     SecretStr,
     ValidationError,
     field_validator,
@@ -228,7 +230,8 @@ class AliyunTemplate(_Table):
     a VPC, with the metadata service in hardened mode."""
 
     image_id: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
-    """Image, such as ``ubuntu_22_04_x64_20G_alibase_20250722.vhd``; Python 3.10 or newer in it."""
+    """Image, such as ``ubuntu_22_04_x64_20G_alibase_20250722.vhd``; for containers one with
+    Docker and nvidia-container-toolkit."""
     instance_type: str = Field("", pattern=r"^(ecs\.[a-z0-9.-]+)?$")
     """Instance type, such as ``ecs.gn7i-c8g1.2xlarge``; a family without local disks."""
     zone_id: str = Field("", pattern=r"^[a-z0-9-]*$")
@@ -298,7 +301,7 @@ class AwsTemplate(_Table):
     shutdown stops, with IMDSv2 only."""
 
     image_id: str = Field("", pattern=r"^(ami-[0-9a-f]{8,17})?$")
-    """AMI; Python 3.10 or newer in it."""
+    """AMI; for containers one with Docker and nvidia-container-toolkit."""
     instance_type: str = Field("", pattern=r"^[a-z0-9.-]*$")
     """Instance type, such as ``g5.xlarge``."""
     subnet_id: str = Field("", pattern=r"^(subnet-[0-9a-f]{8,17})?$")
@@ -378,10 +381,14 @@ Size = Annotated[int, BeforeValidator(_size, json_schema_input_type="int | str")
 
 def _gpus(value: object) -> object:
     """``"all"``, ``"none"``, or which ones; indices may be numbers."""
-    if value in ("all", "none"):
-        return ("all",) if value == "all" else ()
+    if value == "none":
+        return ()
+    if value == "all" or (isinstance(value, (list, tuple)) and list(value) == ["all"]):
+        return ("all",)
     if isinstance(value, (list, tuple)):
-        return [str(item) if isinstance(item, int) else item for item in value]
+        found = [str(item) for item in value]  # True is none of these
+        if all(re.fullmatch(r"[0-9]+(:[0-9]+)?|(GPU|MIG)-.+", item) for item in found):
+            return found
     raise ValueError('it is "all", "none", or a list such as [0, 1] or ["MIG-…"]')
 
 
@@ -396,7 +403,7 @@ class ContainerConfig(_Table):
     """When to ask the registry: if the node has not got the image, at every start, never."""
     port: int = Field(0, ge=0, le=65535)
     """The port inside the container; 0: the service's ``port``."""
-    bind: str = Field("0.0.0.0", pattern=r"^[0-9a-fA-F.:]+$")
+    bind: str = "0.0.0.0"
     """The node's address that the port is published on; 127.0.0.1 for a service that only other
     services use."""
     network: Literal["bridge", "host"] = "bridge"
@@ -415,6 +422,27 @@ class ContainerConfig(_Table):
     """``/host/path:/path`` or ``name:/path``, with ``:ro`` for read-only."""
     restart: Literal["no", "unless-stopped"] = "no"
     """``unless-stopped``: Docker itself starts it at boot, before the agent does."""
+
+    @field_validator("bind")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        import ipaddress
+
+        try:
+            return str(ipaddress.ip_address(value))
+        except ValueError:
+            raise ValueError("it is an address such as 0.0.0.0 or 127.0.0.1") from None
+
+    @field_validator("volumes")
+    @classmethod
+    def _one_volume_a_target(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        seen: set[str] = set()
+        for volume in value:
+            target = posixpath.normpath(volume.split(":")[1])
+            if target in seen:
+                raise ValueError(f"two volumes have the target {target}")
+            seen.add(target)
+        return value
 
 
 class ServiceConfig(_Table):
@@ -446,9 +474,14 @@ class ServiceConfig(_Table):
     max_restarts: int = Field(5, ge=0)
     """Crashes in a row before it is given up."""
 
-    def to_wire(self) -> Service:
+    def to_wire(self, *, here: bool = False) -> Service:
+        """As the node is told. ``here``: on this machine, where no security group keeps others from
+        a container's port; it is for the proxy alone."""
+        values = self.model_dump()
+        if here and self.container is not None and self.container.bind == "0.0.0.0":
+            values["container"]["bind"] = "127.0.0.1"
         runtime = "process" if self.container is None else "docker"
-        return Service(**{**self.model_dump(), "runtime": runtime})
+        return Service(**{**values, "runtime": runtime})
 
 
 class TimingConfig(_Table):
@@ -621,27 +654,6 @@ class GpuConfig(_Table):
     off_hours: tuple[OffHoursConfig, ...] = ()
     """When it is kept off by schedule."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _ready_made(cls, data: Any) -> Any:
-        """The tables of the workload, as if they stood in the file."""
-        if not isinstance(data, dict) or str(data.get("workload")) not in PRESET_OF:
-            return data
-        given, model = data.get("service", ()), data.get("model", "")
-        cache = data.get("model_cache", CACHE)
-        if not model:
-            raise ValueError(
-                f"workload = {data['workload']!r} needs a model, such as "
-                'model = "Qwen/Qwen3-VL-8B-Instruct"'
-            )
-        if not (
-            isinstance(given, (list, tuple)) and isinstance(model, str) and isinstance(cache, str)
-        ):
-            return data  # what is wrong with them is said below
-        made = services_of(data["workload"], model, cache)
-        preset = PRESET_OF[data["workload"]]
-        return {"preset": preset, **data, "service": with_changes(made, given)}
-
     @cached_property
     def rule_table(self) -> RuleTable:
         """The rules in force, first match first."""
@@ -654,7 +666,9 @@ class GpuConfig(_Table):
         """What the node should run; its version changes when anything in it does."""
         spec = Spec(
             version="",
-            services=tuple(service.to_wire() for service in self.service),
+            services=tuple(
+                service.to_wire(here=self.provider == "local") for service in self.service
+            ),
             heartbeat=self.timing.heartbeat,
             dead_man=self.timing.dead_man,
         )
@@ -675,6 +689,12 @@ class GpuConfig(_Table):
                 raise ValueError(f"two services have the same {what}")
         return value
 
+    @property
+    def machine(self) -> str:
+        """The GPU's own instance in words, to tell it from another that a GPU of this name was."""
+        own, _ = self.candidates()[0]
+        return self.provider if own in ("", self.provider) else f"{self.provider} {own}"
+
     def candidates(self) -> list[tuple[str, GpuConfig]]:
         """The GPU's own instance and its fallbacks, in order, by name: each a GPU with one."""
         own = self.model_copy(update={"fallback": ()})
@@ -691,19 +711,50 @@ class GpuConfig(_Table):
         return found
 
     @model_validator(mode="after")
-    def _something_to_run(self) -> GpuConfig:
-        nothing = PydanticCustomError(
-            "nothing_to_run",
-            "it needs a command, or a container with an image (or agent = false)",
-        )
+    def _usable(self) -> GpuConfig:
+        """An instance that is billed, and that nobody could ever use, is refused here."""
+        if self.model and self.workload == "custom":
+            raise ValueError('model is for a workload, such as workload = "qwen3-vl-webui"')
+        if self.workload != "custom" and not self.agent:
+            raise ValueError("agent = false runs no workload: remove one of the two")
         errors = [
-            InitErrorDetails(type=nothing, loc=("service", number), input=service)
+            InitErrorDetails(
+                type=PydanticCustomError("unusable", "{what}", {"what": what}),
+                loc=("service", number),
+                input=service,
+            )
             for number, service in enumerate(self.service if self.agent else ())
-            if not service.command and service.container is None
+            for what in self._hindrances(number, service)
         ]
         if errors:
             raise ValidationError.from_exception_data("GpuConfig", errors)
         return self
+
+    def _hindrances(self, number: int, service: ServiceConfig) -> Iterator[str]:
+        container = service.container
+        if container is None:
+            if not service.command:
+                yield "it needs a command, or a container with an image (or agent = false)"
+        elif container.network == "host":
+            if self.workload == "open-webui+vllm" and service.name == "webui":
+                yield "with network = 'host' it does not find http://vllm:8000: use 'bridge'"
+            if container.port not in (0, service.port):
+                yield (
+                    "with network = 'host' container.port must be the service's port "
+                    f"({service.port}), or left out"
+                )
+            if container.bind != "0.0.0.0":
+                yield (
+                    "with network = 'host' bind has no effect, and other services do not find this "
+                    "one by its name: leave bind out, or use network = 'bridge'"
+                )
+        elif (
+            number == 0
+            and is_loopback(container.bind)
+            and self.provider in ("aliyun", "aws")
+            and not is_loopback(self.address)
+        ):
+            yield f"the proxy cannot reach bind = {container.bind!r}, and traffic goes to this one"
 
     @model_validator(mode="after")
     def _fallbacks(self) -> GpuConfig:
@@ -732,6 +783,49 @@ class GpuConfig(_Table):
             if names.count(name) > 1:
                 raise ValueError(f"two schedules (prewarm, off_hours) have the name {name!r}")
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _ready_made(cls, data: Any, validate: ModelWrapValidatorHandler[GpuConfig]) -> GpuConfig:
+        """The tables of the workload, as if they stood in the file.
+
+        It comes last, so that it sees what the validators above refuse, too.
+        """
+        if not isinstance(data, dict) or str(data.get("workload")) not in PRESET_OF:
+            return validate(data)
+        given, model = data.get("service", ()), data.get("model", "")
+        cache = data.get("model_cache", CACHE)
+        if not model:
+            raise ValueError(
+                f"workload = {data['workload']!r} needs a model, such as "
+                'model = "Qwen/Qwen3-VL-8B-Instruct"'
+            )
+        if not (
+            isinstance(given, (list, tuple)) and isinstance(model, str) and isinstance(cache, str)
+        ):
+            return validate(data)  # which says what is wrong with them
+        made = services_of(data["workload"], model, cache)
+        preset = PRESET_OF[data["workload"]]
+        services, places = with_changes(made, given)
+        try:
+            return validate({"preset": preset, **data, "service": services})
+        except ValidationError as error:
+            raise _moved(error, places) from None
+
+
+def _moved(error: ValidationError, places: Sequence[int | str]) -> ValidationError:
+    """The same with the places that services have in the file, where a workload has put its own
+    before them."""
+    details = []
+    for problem in error.errors(include_url=False):
+        match problem["loc"]:
+            case ("service", int(number), *rest):
+                where: tuple[int | str, ...] = ("service", places[number], *rest)
+            case where:
+                pass
+        kind: Any = PydanticCustomError(problem["type"], problem["msg"], problem.get("ctx"))
+        details.append(InitErrorDetails(type=kind, loc=where, input=problem["input"]))
+    return ValidationError.from_exception_data(error.title, details)
 
 
 class UnknownTier(LookupError):

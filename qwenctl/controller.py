@@ -320,6 +320,7 @@ class Controller:
             address=self._gpu.address or seen.address,
             reason=seen.reason,
             error=error,
+            machine=self._gpu.machine,
         )
 
     def _leaves_alone(self, snapshot: Snapshot) -> bool:

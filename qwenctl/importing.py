@@ -168,15 +168,14 @@ def section(name: str, found: Found) -> str:
         lines.append(f"price_per_hour = {found.price:g}  # {found.currency or 'your currency'}")
     else:
         lines.append("# price_per_hour = 1.20  # for `qwenctl status`, in your currency")
-    lines += ["", f"[gpu.{name}.{found.cloud}]"]
-    lines += [f"{key} = {_toml(value)}" for key, value in found.settings.items()]
     lines += [
+        "# What it runs, in containers; or [[gpu.NAME.service]] tables of your own:",
+        '# workload = "qwen3-vl-webui"',
+        '# model = "Qwen/Qwen3-VL-8B-Instruct"',
         "",
-        "# What it runs; `qwenctl provision` prints how the agent gets there that starts it.",
-        f"# [[gpu.{name}.service]]",
-        '# command = ["python3", "web_demo_mm.py", "--server-name", "0.0.0.0"]',
-        "# port = 7860",
+        f"[gpu.{name}.{found.cloud}]",
     ]
+    lines += [f"{key} = {_toml(value)}" for key, value in found.settings.items()]
     # A cloud's text in a comment must not end the comment.
     return "\n".join("".join(c if c.isprintable() else " " for c in line) for line in lines) + "\n"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 
-__all__ = ["install_package"]
+__all__ = ["install_package", "look_for_docker"]
 
 _FIND = """\
 find_python() {
@@ -50,4 +50,22 @@ if ! {place}/bin/python -c 'import pip' 2>/dev/null; then
   "$python" -m venv {place}
 fi
 {place}/bin/pip install --quiet --upgrade {shlex.quote(package)}
+"""
+
+
+def look_for_docker(again: str) -> str:
+    """A POSIX shell script that says on stderr what containers need and is missing here.
+
+    It installs nothing: Docker alone would not do, and NVIDIA's toolkit is in no distribution.
+
+    Args:
+        again: the command to run once it is there; it puts the agent's user into the group docker.
+    """
+    advice = f"Services are containers: install what is missing, then run again: {again}"
+    return f"""missing=
+command -v docker >/dev/null || missing=docker
+command -v nvidia-ctk >/dev/null || missing="${{missing:+$missing }}nvidia-container-toolkit"
+if [ -n "$missing" ]; then
+  printf 'qwenctl: missing: %s. %s\\n' "$missing" {shlex.quote(advice)} >&2
+fi
 """

@@ -23,7 +23,7 @@ from qwenctl.access_policy import node_policy, node_role_name, node_trust
 from qwenctl.cloud_api import ecs_call, ecs_instance_role
 from qwenctl.providers.aliyun import Credentials, Ecs
 from qwenctl.providers.aliyun_errors import error_of
-from qwenctl.providers.base import ProviderError, Throttled
+from qwenctl.providers.base import ProviderError, Throttled, Transient
 from qwenctl.provision import Change, Instance, compact
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def apply_role(
             f"the role may then stop {id_}",
             "note",
         )
-    elif not given:
+    else:  # its name stays with the instance when the role is deleted
         yield from _role(ram, own, node_trust("aliyun", instance.region), dry_run)
     yield _policy(ram, own, node_policy([instance]), dry_run)
     yield _policy_in_role(ram, own, given or own, dry_run)
@@ -197,18 +197,20 @@ def _give(ecs: Ecs, instance_id: str, role: str) -> None:
     ids = json.dumps([instance_id])
     answer = ecs_call(ecs, action, resource, RamRoleName=role, InstanceIds=ids)
     # The call is for many instances: it succeeds, and says of each one whether it did.
-    results = answer.get(f"{action}Results") or {}
-    for one in results.get(f"{action}Result") or ():
-        if str(one.get("Code")) != "200":
-            raise error_of(
-                str(one.get("Code")),
-                message=str(one.get("Message")),
-                status=400,
-                request_id=str(answer["RequestId"]),
-                action=action,
-                region=ecs.region,
-                resource=resource,
-            )
+    results = (answer.get(f"{action}Results") or {}).get(f"{action}Result") or ()
+    one = next((one for one in results if one.get("InstanceId") == instance_id), None)
+    if one is None:
+        raise Transient(f"the answer to {action} does not say whether {instance_id} has the role")
+    if str(one.get("Code")) != "200":
+        raise error_of(
+            str(one.get("Code")),
+            message=str(one.get("Message")),
+            status=400,
+            request_id=str(answer.get("RequestId", "")),
+            action=action,
+            region=ecs.region,
+            resource=resource,
+        )
 
 
 def _ram(ram: Ram, action: str, resource: str, **parameters: object) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from qwenctl import __version__
 from qwenctl.access_policy import Cloud, Instance, node_policy, node_role_name, node_trust
 from qwenctl.config import Config, GpuConfig, is_loopback
 from qwenctl.errors import ConfigError
-from qwenctl.node_bootstrap import install_package
+from qwenctl.node_bootstrap import install_package, look_for_docker
 
 __all__ = [
+    "IMAGE_FOR_CONTAINERS",
     "SECRET_FILE",
     "UNIT",
     "Change",
@@ -41,6 +42,8 @@ SECRET_FILE = "/etc/qwenctl/node.secret"
 SETTINGS_FILE = "/etc/qwenctl/node.toml"
 UNIT = "qwenctl-node.service"
 VENV = "/opt/qwenctl"
+
+IMAGE_FOR_CONTAINERS = "an image with Docker and nvidia-container-toolkit"
 
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-\[\],=<>~!+:/@ ]*")
 
@@ -105,6 +108,8 @@ class Plan:
     """The agent's settings, TOML."""
     runs: Literal["docker", "process"]
     """What the agent's unit must allow: ``docker`` if every service is a container."""
+    containers: bool
+    """Whether a service is a container: then the instance needs Docker."""
     agent: bool
     """False: the instance runs its service by itself, and needs the rules only."""
 
@@ -123,7 +128,10 @@ class Plan:
             *(f"{VENV}/bin/qwenctl-node", "install", "--config", SETTINGS_FILE),
             *("--user", self.user, "--runs", self.runs),
         ]
-        return [install_package(VENV, self.package), shlex.join(install)]
+        commands = [install_package(VENV, self.package), shlex.join(install)]
+        if self.containers:
+            commands.append(look_for_docker(commands[-1]))
+        return commands
 
     def role_commands(self) -> list[str]:
         """What makes the role, with Alibaba Cloud's own command line; none where none is needed."""
@@ -252,6 +260,7 @@ def make_plan(
         package=package,
         settings=_settings(config, gpu, cloud),
         runs="docker" if _all_containers(table) else "process",
+        containers=any(service.container for service in table.service),
         agent=table.agent,
     )
 

@@ -7,7 +7,7 @@ meant.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,10 @@ class _Permit:
         return self.source in ("0.0.0.0/0", "::/0")
 
 
-def apply_aliyun(ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False) -> list[Change]:
-    """The rules, in the instance's security group on Alibaba Cloud.
+def apply_aliyun(
+    ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False
+) -> Iterator[Change]:
+    """The rules, in the instance's security group on Alibaba Cloud; yields each once it is there.
 
     Args:
         ecs: where and as whom.
@@ -57,7 +59,7 @@ def apply_aliyun(ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False
 
     Raises:
         ConfigError: it is not clear which group, or the plan has no rule.
-        ProviderError: the cloud refuses.
+        ProviderError: the cloud refuses. What was yielded before is done.
     """
     instance = _instance(plan)
     raw = ecs_instance(ecs, instance.instance_id)
@@ -74,7 +76,6 @@ def apply_aliyun(ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False
         MaxResults=1000,
     )
     there = list(_aliyun_permits((answer.get("Permissions") or {}).get("Permission") or ()))
-    changes = []
     for rule in plan.rules:
         if not dry_run and not _covered(rule, there):
             v6 = ":" in rule.source
@@ -93,18 +94,19 @@ def apply_aliyun(ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False
                 Description=rule.description,
                 **{source: rule.source},
             )
-        changes.append(_change(rule, group, there, dry_run))
-    return [*changes, *_notes(plan, group, there)]
+        yield _change(rule, group, there, dry_run)
+    yield from _notes(plan, group, there)
 
 
 def apply_aws(
     account: Account, plan: Plan, group: str = "", *, dry_run: bool = False
-) -> list[Change]:
-    """The rules, in the instance's security group on EC2, and `stop` as its shutdown behaviour.
+) -> Iterator[Change]:
+    """The rules, in the instance's security group on EC2, and `stop` as its shutdown behaviour;
+    yields each once it is done.
 
     Raises:
         ConfigError: it is not clear which group, or the plan has no rule.
-        ProviderError: the cloud refuses.
+        ProviderError: the cloud refuses. What was yielded before is done.
     """
     instance = _instance(plan)
     id_ = instance.instance_id
@@ -112,7 +114,6 @@ def apply_aws(
     group = _group([one["GroupId"] for one in raw.get("SecurityGroups") or ()], raw, plan, group)
     answer = ec2_call(account, "describe_security_groups", id_, GroupIds=[group])
     there = list(_aws_permits(answer["SecurityGroups"][0].get("IpPermissions") or ()))
-    changes = []
     for rule in plan.rules:
         if not dry_run and not _covered(rule, there):
             try:
@@ -126,9 +127,9 @@ def apply_aws(
             except ProviderError as error:
                 if error.cloud_code != "InvalidPermission.Duplicate":  # somebody was quicker
                     raise
-        changes.append(_change(rule, group, there, dry_run))
-    changes.append(_stop_on_shutdown(account, id_, dry_run))
-    return [*changes, *_notes(plan, group, there)]
+        yield _change(rule, group, there, dry_run)
+    yield _stop_on_shutdown(account, id_, dry_run)
+    yield from _notes(plan, group, there)
 
 
 def _stop_on_shutdown(account: Account, instance_id: str, dry_run: bool) -> Change:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HISTORY",
+    "NODE_PHASES",
     "NOT_ASKED",
     "Reason",
     "cause_words",
@@ -33,6 +34,7 @@ __all__ = [
     "name_words",
     "node_url",
     "one_line",
+    "own_record",
     "page_status",
 ]
 
@@ -41,6 +43,9 @@ NOT_ASKED = "not known: the cloud has not been asked yet"
 
 HISTORY = 1000
 """How many events to hand in: enough for the last 20 wakes that the ETA is learned from."""
+
+NODE_PHASES = frozenset({Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING})
+"""When what the node last said of itself is still so: afterwards it may be off."""
 
 _ACTIVE = {Phase.BOOTING: "boot", Phase.LOADING: "load"}
 
@@ -96,6 +101,7 @@ def page_status(
         "elapsed_seconds": _round(_elapsed(wake, snapshot)),
         "eta_seconds": _round(eta),
         "progress": _progress(snapshot),
+        "problem": _problem(snapshot),
         "interruption": _interruption(snapshot),
         "failure": _failure(snapshot),
         "note": snapshot.state.get("start_note", ""),
@@ -166,7 +172,16 @@ def _progress(snapshot: Snapshot) -> dict[str, Any] | None:
     if snapshot.phase is not Phase.LOADING or snapshot.report is None:
         return None
     progress = snapshot.report.progress
-    return progress.model_dump() if progress.phase or progress.text else None
+    words = {"phase": _plain(progress.phase), "text": _plain(progress.text)}
+    told = progress.phase or progress.text or _problem(snapshot)
+    return {**progress.model_dump(), **words} if told else None
+
+
+def _problem(snapshot: Snapshot) -> str:
+    """Why a service has not started so far, by what its agent says; empty if nothing is wrong."""
+    # Without an agent, that nothing answers yet is what every boot begins with.
+    told = snapshot.phase is Phase.LOADING and snapshot.node.get("version")
+    return _plain((snapshot.node_view.error.splitlines() or [""])[0])[:300] if told else ""
 
 
 def _present_failure(snapshot: Snapshot) -> Failure | None:
@@ -181,7 +196,7 @@ def _failure(snapshot: Snapshot) -> dict[str, Any] | None:
     again = snapshot.phase is Phase.FAILED and snapshot.wanted
     return {
         "code": failure.code,
-        "message": failure.headline,
+        "message": _plain(failure.headline),
         "attempts": failure.attempts,
         "retry_in_seconds": _round(max(0.0, failure.retry_at - snapshot.now)) if again else None,
     }
@@ -210,6 +225,37 @@ def _round(seconds: float | None) -> float | None:
 # For the command line
 
 
+def own_record(
+    snapshot: Snapshot, events: Sequence[Event], gpu_config: GpuConfig
+) -> tuple[Snapshot, Sequence[Event], str]:
+    """What is recorded of the configured instance, and, if it is another one that was looked at last,
+    which. A GPU of the same name may have been another instance, by an earlier configuration or by
+    that of another directory.
+    """
+    recorded = snapshot.state.get("machine", "")
+    if recorded and recorded != gpu_config.machine:
+        return replace(snapshot, state={}, node={}), [], recorded
+    if (since := snapshot.time("machine_since")) is None:
+        return snapshot, events, ""
+    ends = (Phase.READY.value, Phase.OFF.value, Phase.FAILED.value)
+    others = [
+        index
+        for index, event in enumerate(events)
+        if event.kind == "transition" and event.fields.get("to") in ends and event.time < since
+    ]
+    return snapshot, events[others[-1] + 1 :] if others else events, ""
+
+
+def _as_of(snapshot: Snapshot) -> float | None:
+    """When somebody looked last, if nobody does now; else None."""
+    if snapshot.leader or "observed" not in snapshot.state:
+        return None
+    heard = snapshot.time("observed_at") or 0.0
+    if snapshot.phase in NODE_PHASES and (age := snapshot.node_view.heartbeat_age) is not None:
+        heard = max(heard, snapshot.now - age)
+    return max(heard, snapshot.since)
+
+
 def full_status(
     snapshot: Snapshot,
     events: Sequence[Event],
@@ -223,9 +269,14 @@ def full_status(
 
     ``idle_seconds_left`` is how long it stays on if nobody uses it any more; null while it is off,
     blocked, or working. ``cost_so_far`` is the price of the time since the instance booted; null
-    without a price, or as long as no agent tells that time.
+    without a price, as long as no agent tells that time, and from its stop on.
+
+    ``verified`` is whether a controller looks after it now. If none does, ``as_of`` is when somebody
+    looked last, and all else may have changed since. ``cloud.other`` names the instance that is on
+    record instead of the configured one (see `own_record`).
     """
     now = snapshot.now
+    snapshot, events, other = own_record(snapshot, events, gpu_config)
     page = page_status(snapshot, events, gpu_config, may_wake=not snapshot.blocks)
     page.pop("may_wake")
     history = wakes(events)
@@ -233,6 +284,8 @@ def full_status(
         **page,
         "now": now,
         "since": snapshot.since or None,
+        "verified": bool(snapshot.leader),
+        "as_of": _as_of(snapshot),
         "cause": snapshot.state.get("cause", ""),
         "cause_text": _cause(snapshot, events),
         "actor": snapshot.state.get("actor", ""),
@@ -244,21 +297,22 @@ def full_status(
         "provider": gpu_config.provider,
         "agent": gpu_config.agent,
         "price_per_hour": gpu_config.price_per_hour,
-        "cost_so_far": _cost(snapshot, gpu_config.price_per_hour),
+        "cost_so_far": _cost(snapshot, gpu_config),
         "leases": [_entry(lease, now) for lease in snapshot.leases],
         "blocks": [_entry(block, now) for block in snapshot.blocks],
         "leader": snapshot.leader or None,
-        "cloud": _cloud(snapshot),
+        "cloud": {**_cloud(snapshot), "other": other},
         "node": _node(snapshot),
         "last_wake": _wake(history[-1]) if history else None,
     }
 
 
-def _cost(snapshot: Snapshot, price_per_hour: float) -> float | None:
+def _cost(snapshot: Snapshot, gpu_config: GpuConfig) -> float | None:
     report, age = snapshot.report, snapshot.node_view.heartbeat_age
-    if not price_per_hour or report is None or age is None or snapshot.phase is Phase.OFF:
+    told = gpu_config.agent and snapshot.phase in NODE_PHASES
+    if not gpu_config.price_per_hour or not told or report is None or age is None:
         return None
-    return round((report.uptime + age) / 3600 * price_per_hour, 4)
+    return round((report.uptime + age) / 3600 * gpu_config.price_per_hour, 4)
 
 
 def node_url(snapshot: Snapshot, gpu_config: GpuConfig) -> str:
@@ -398,6 +452,8 @@ def _state(snapshot: Snapshot, events: Sequence[Event], now: float) -> Reason:
     ago = duration(now - snapshot.since)
     text = f"failed {ago} ago" if phase is Phase.FAILED else f"{phase.value} for {ago}"
     text += f": {cause}" if cause else ""
+    if (as_of := _as_of(snapshot)) is not None:
+        text += f" (as of {duration(now - as_of)} ago, not verified: no proxy runs)"
     return Reason("state", text, since=snapshot.since, actor=snapshot.state.get("actor", ""))
 
 
@@ -455,10 +511,16 @@ def _because(who: str, reason: str) -> str:
     return f"{who}: {one_line(reason)}" if reason else who
 
 
+def _plain(text: str) -> str:
+    """The text without what could steer a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def one_line(text: str) -> str:
-    """The first line of a message, and where to look for what follows it."""
+    """The first line of a message, and where to look for what follows it. Without control
+    characters, as it may come from a stranger."""
     lines = text.strip().splitlines() or [""]
-    return lines[0] + (" (more in `qwenctl logs`)" if len(lines) > 1 else "")
+    return _plain(lines[0]) + (" (more in `qwenctl logs`)" if len(lines) > 1 else "")
 
 
 _CAUSES = {
@@ -602,11 +664,13 @@ def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:
         text = "it drains and is stopped"
     elif phase.waking:
         text = "it becomes ready, then stays on as long as somebody needs it"
+        if problem := _problem(snapshot):
+            text = f"it becomes ready once this is over: {problem}"
     elif snapshot.working:
         text = "it stays on while work is running"
     else:
-        at = max(lease.expiry for lease in snapshot.leases)
-        text = f"it is stopped in {duration(at - now + drain)} unless somebody uses it before"
+        at = max(lease.expiry for lease in snapshot.leases) + drain
+        text = f"it is stopped in {duration(at - now)} unless somebody uses it before"
     unknown = "observed" not in snapshot.state
     if not snapshot.leader and (wanted or unknown or not phase.settled or phase is Phase.READY):
         text += ", once a controller runs: start `qwenctl serve`"

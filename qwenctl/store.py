@@ -440,8 +440,12 @@ class Store:
         address: str = "",
         reason: str = "",
         error: str = "",
+        machine: str = "",
     ) -> Outcome:
-        """Keep what the cloud says, or why it could not be asked."""
+        """Keep what the cloud says, or why it could not be asked.
+
+        ``machine``: which instance was asked about, in words; see `GpuConfig.machine`.
+        """
         return Outcome(
             self._run(
                 "record_observation",
@@ -453,6 +457,7 @@ class Store:
                 address,
                 reason,
                 error,
+                machine,
             )
         )
 

@@ -250,8 +250,8 @@ class Command(_Message):
     ===============  =======================================================================
     verb             what the agent does
     ===============  =======================================================================
-    drain            stops every service, until it is told to restart one
-    stop-service     stops one, until it is told to restart it
+    drain            stops every service, until told to restart one, or it starts again
+    stop-service     stops one, until told to restart it, or it starts again itself
     restart-service  stops it, if it runs, and starts it
     reload           reads its own settings anew; containers run on, commands are restarted
     collect-logs     sends its last lines once more

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["CACHE", "PRESET_OF", "WORKLOADS", "services_of", "with_changes"]
+__all__ = ["CACHE", "PRESET_OF", "services_of", "with_changes"]
 
 CACHE = "/var/lib/qwenctl-models"
 """Where models are kept on the node: a directory of its own disk, or a mounted one."""
 
 _HF_HOME = "/root/.cache/huggingface"
-
-WORKLOADS = ("custom", "qwen3-vl-webui", "vllm-openai", "open-webui+vllm")
 
 PRESET_OF = {
     "qwen3-vl-webui": "gradio",
@@ -39,16 +37,16 @@ def services_of(workload: str, model: str, cache: str = CACHE) -> list[dict[str,
     """The service tables of a workload; none for ``custom``.
 
     Args:
-        workload: one of `WORKLOADS`.
+        workload: ``custom``, or one of `PRESET_OF`.
         model: a name on Hugging Face, or a directory on the node.
         cache: the directory on the node that models are kept in.
     """
     if workload == "qwen3-vl-webui":
         return [_qwen_webui(model, cache)]
     if workload == "vllm-openai":
-        return [_vllm(model, cache, bind="0.0.0.0", name="vllm")]
+        return [_vllm(model, cache, bind="0.0.0.0")]
     if workload == "open-webui+vllm":
-        return [_open_webui(), _vllm(model, cache, bind="127.0.0.1", name="vllm")]
+        return [_open_webui(), _vllm(model, cache, bind="127.0.0.1")]
     return []
 
 
@@ -74,9 +72,9 @@ def _qwen_webui(model: str, cache: str) -> dict[str, Any]:
     }
 
 
-def _vllm(model: str, cache: str, *, bind: str, name: str) -> dict[str, Any]:
+def _vllm(model: str, cache: str, *, bind: str) -> dict[str, Any]:
     return {
-        "name": name,
+        "name": "vllm",
         "command": [model, "--host", "0.0.0.0", "--port", "8000"],
         "container": {
             "image": "vllm/vllm-openai:v0.11.0",
@@ -127,20 +125,24 @@ def _weights(model: str, cache: str) -> str:
     return model if _is_path(model) else f"{cache}/hub/models--{model.replace('/', '--')}"
 
 
-def with_changes(made: Sequence[dict[str, Any]], given: Sequence[Any]) -> list[Any]:
+def with_changes(
+    made: Sequence[dict[str, Any]], given: Sequence[Any]
+) -> tuple[list[Any], list[int | str]]:
     """The tables that were made, changed key by key where one of those given has the same name, and
-    the others after them."""
-    left = list(given)
-    result: list[Any] = []
+    the others after them; and where each is: its index among those given, or else its name."""
+    left: dict[int | str, Any] = dict(enumerate(given))
+    tables: list[Any] = []
+    places: list[int | str] = []
     for table in made:
-        change = next(
-            (t for t in left if isinstance(t, Mapping) and t.get("name", "webui") == table["name"]),
-            None,
+        same = (
+            place
+            for place, one in left.items()
+            if isinstance(one, Mapping) and one.get("name", "webui") == table["name"]
         )
-        if change is not None:
-            left.remove(change)
-        result.append(_merged(table, change or {}))
-    return result + left
+        place = next(same, table["name"])
+        tables.append(_merged(table, left.pop(place, {})))
+        places.append(place)
+    return [*tables, *left.values()], [*places, *left]
 
 
 def _merged(table: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

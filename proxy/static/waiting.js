@@ -247,7 +247,7 @@
     put(el("node-eta"), left >= 1 ? say("eta.left", { time: about(left) }) : "");
     show(el("node-bar"), node.percent !== null);
     if (node.percent !== null) fill(el("node-bar"), node.percent);
-    put(el("node-text"), node.text);
+    put(el("node-text"), status.problem || node.text);
   }
 
   function drawNotice() {

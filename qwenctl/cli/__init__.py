@@ -86,7 +86,8 @@ def _run(args: Sequence[str] | None) -> int:
             return ExitCode.USAGE
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "qwenctl"
-        return _error(f"{text.rstrip('.')}; see `{command} --help`", ExitCode.USAGE)
+        text = " ".join(text.split()).rstrip(".")  # of a choice, Click lists each on its own line
+        return _error(f"{text}; see `{command} --help`", ExitCode.USAGE)
     except typer.Abort:
         return ExitCode.INTERRUPTED
     except SystemExit as end:

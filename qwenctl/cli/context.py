@@ -96,6 +96,10 @@ class Target:
     def gpu(self) -> GpuConfig:
         return self.config.gpu[self.name]
 
+    def command(self, verb: str) -> str:
+        """A command on this GPU as it is typed, in backticks: among several it must be named."""
+        return f"`qwenctl {verb}{f' --gpu {self.name}' if len(self.config.gpu) > 1 else ''}`"
+
 
 def open_store(config: Config) -> Store:
     from qwenctl.store import open_store

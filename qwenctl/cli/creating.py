@@ -24,6 +24,7 @@ from qwenctl.cli.context import (
 if TYPE_CHECKING:
     from qwenctl.config import Config
     from qwenctl.creating import Existing, Maker, Price
+    from qwenctl.provision import Plan
 
 __all__ = ["create", "release"]
 
@@ -62,7 +63,8 @@ def create(
     cut connection: it takes over the instance and makes no second one.
 
     It is billed from then on, and nobody stops it until a proxy runs with that config file: start
-    `qwenctl serve` anew, or stop the instance by `qwenctl down`.
+    `qwenctl serve` anew, or stop the instance by `qwenctl down`. Once its agent is
+    installed, it stops itself when no proxy is heard, or nobody copies the node secret to it.
 
     \b
     Examples:
@@ -97,10 +99,10 @@ def create(
         if not found and (dry_run or not yes):
             maker.check()
         if dry_run:
-            _show_dry_run(maker, table.template, found, price, json)
+            _show_dry_run(maker, plan, table.template, found, price, json)
             return
         if not yes:
-            _say(_what(maker, table.template, found, price))
+            _say(_what(maker, plan, table.template, found, price))
             _confirm(f"Type the name of the GPU ({name}) to go on", name)
         made, adopted = make(maker)
     try:
@@ -110,7 +112,7 @@ def create(
             f"{made.id} is there, and not in the config file: {error}. Set instance_id = "
             f'"{made.id}" in [gpu.{name}.{cloud}]'
         ) from None
-    left = _left(loaded, name, price, with_secret)
+    left = _left(loaded, plan, price, with_secret)
     if json:
         print_json(
             {
@@ -126,7 +128,7 @@ def create(
         )
         return
     print(
-        f"{'Took over' if adopted else 'Created'} {made.id}; it is billed while it runs, and nobody stops it yet."
+        f"{'Took over' if adopted else 'Created'} {made.id}; it is billed while it runs, and no proxy stops it yet."
     )
     print(f"Wrote instance_id to {path}. Left to do:")
     for number, line in enumerate(left, 1):
@@ -281,8 +283,12 @@ def _with_id(text: str, name: str, cloud: str, instance_id: str) -> str:
     return with_keys(text, ("gpu", name, cloud), {"instance_id": instance_id})
 
 
-def _what(maker: Maker, template: Any, found: Existing | None, price: Price) -> list[str]:
+def _what(
+    maker: Maker, plan: Plan, template: Any, found: Existing | None, price: Price
+) -> list[str]:
     """What create does, for people."""
+    from qwenctl.provision import IMAGE_FOR_CONTAINERS
+
     if found:
         words = (
             f"{found.id} ({found.type}, {found.state.value}) carries the tags of "
@@ -294,15 +300,20 @@ def _what(maker: Maker, template: Any, found: Existing | None, price: Price) -> 
         if price.per_hour is not None
         else price.note
     )
-    return [
+    lines = [
         f"One {template.instance_type}, {template.market}, will be created and started.",
         f"Price: {cost}.",
         "Nobody will stop it until `qwenctl serve` is started anew, or you say `qwenctl down`.",
     ]
+    if plan.agent:
+        lines.append("Once it has the node secret, it will stop itself when no proxy is heard.")
+    if plan.agent and plan.containers:
+        lines.append(f"Its services are containers: it will need {IMAGE_FOR_CONTAINERS}.")
+    return lines
 
 
 def _show_dry_run(
-    maker: Maker, template: Any, found: Existing | None, price: Price, json: bool
+    maker: Maker, plan: Plan, template: Any, found: Existing | None, price: Price, json: bool
 ) -> None:
     if json:
         print_json(
@@ -318,29 +329,38 @@ def _show_dry_run(
             }
         )
         return
-    for line in _what(maker, template, found, price):
+    for line in _what(maker, plan, template, found, price):
         print(line.replace(" will ", " would "))
     if not found:
         print("The cloud would accept it; nothing was changed.")
 
 
-def _left(config: Config, name: str, price: Price, with_secret: bool) -> list[str]:
+def _left(config: Config, plan: Plan, price: Price, with_secret: bool) -> list[str]:
     """What create leaves to the administrator."""
-    from qwenctl.provision import SECRET_FILE
+    from qwenctl.provision import IMAGE_FOR_CONTAINERS, SECRET_FILE
 
+    name, itself = plan.gpu, ""
     left = [
-        "`qwenctl provision --apply` opens the security group, and on Alibaba Cloud makes the role",
-        f"`qwenctl policy {_cloud_of(config, name)}` prints the proxy's rights: attach them to its role",
+        "`qwenctl provision --apply` opens the security group"
+        + (", and on Alibaba Cloud makes the role" if plan.agent else ""),
+        f"`qwenctl policy {plan.cloud}` prints the proxy's rights: attach them to its role",
     ]
-    if not with_secret:
-        left.append(
-            f"`qwenctl provision` prints the command that copies the node secret to {SECRET_FILE}"
-        )
+    if plan.agent:
+        itself = "; it also stops itself when no proxy is heard"
+        if plan.containers:
+            left.append(
+                f"the services need {IMAGE_FOR_CONTAINERS}: see `qwenctl-node doctor` there"
+            )
+        if not with_secret:
+            itself += ", once the node secret is there"
+            left.append(
+                f"`qwenctl provision` prints the command that copies the node secret to {SECRET_FILE}"
+            )
     if price.per_hour is not None and not config.gpu[name].price_per_hour:
         left.append(f"set price_per_hour = {price.per_hour:g} in [gpu.{name}]")
     left.append(
         "restart `qwenctl serve`: until then nobody stops the instance, but for `qwenctl down`; "
-        "then the proxy does when nobody needs it"
+        f"then the proxy does when nobody needs it{itself}"
     )
     return [*left, "`qwenctl doctor` checks the whole"]
 
@@ -352,8 +372,8 @@ def _check_free(config: Config, name: str) -> None:
     if leases:
         held = ", ".join(sorted({lease.kind for lease in leases}))
         raise UserError(
-            f"somebody needs gpu.{name} ({held}; see `qwenctl why`); `qwenctl down` first, or use "
-            "--force"
+            f"somebody needs gpu.{name} ({held}; see `qwenctl why`); "
+            f"`qwenctl down --gpu {name}` first, or use --force"
         )
 
 

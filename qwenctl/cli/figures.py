@@ -13,6 +13,8 @@ STALE = 15.0
 
 def figure_lines(resources: Mapping[str, Any]) -> Iterator[str]:
     """A line for the machine, one for each GPU and MIG device, and why there are none."""
+    from qwenctl.status import one_line
+
     if machine := _machine(resources):
         yield machine
     for gpu in resources.get("gpus") or ():
@@ -21,7 +23,7 @@ def figure_lines(resources: Mapping[str, Any]) -> Iterator[str]:
     if resources.get("gpus") and age is not None and age >= STALE:
         note = f"{note or 'the driver is slow'}; these GPU figures are {age:.0f} s old"
     if note:
-        yield note
+        yield one_line(note)
 
 
 def _machine(resources: Mapping[str, Any]) -> str:
@@ -40,9 +42,11 @@ def _machine(resources: Mapping[str, Any]) -> str:
 
 
 def _gpu(gpu: Mapping[str, Any]) -> str:
-    parts = [f"GPU {gpu['index']} {gpu['name'].removeprefix('NVIDIA ')}".rstrip()]
+    from qwenctl.status import one_line
+
+    parts = [one_line(f"GPU {gpu['index']} {gpu['name'].removeprefix('NVIDIA ')}")]
     if gpu["error"]:
-        parts.append(gpu["error"])
+        parts.append(one_line(gpu["error"]))
     if gpu["utilisation_percent"] is not None:
         parts.append(f"{gpu['utilisation_percent']:.0f} %")
     used, total = gpu["memory_used"], gpu["memory_total"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,13 @@ app = typer.Typer(
 
 # What follows is the other program's to understand, its --help too.
 _PASS = {"ignore_unknown_options": True, "help_option_names": []}
+
+_PROGRAM = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    "from gpu_node.__main__ import main; sys.exit(main())"
+)
+"""For where the program is not beside Python. Not `-m`: that would run, as root perhaps, a package of
+that name in the current folder, which is the empty entry of the path."""
 
 Arguments = Annotated[
     list[str] | None, typer.Argument(help="See `qwenctl-node COMMAND --help`.", metavar="[OPTIONS]")
@@ -75,5 +83,6 @@ def bake(arguments: Arguments = None) -> None:
 def _hand_over(command: str, arguments: list[str] | None) -> None:
     """Become the agent's program: its output, its exit code."""
     sys.stdout.flush()
-    program = [sys.executable, "-m", "gpu_node", command, *(arguments or [])]
-    os.execv(program[0], program)  # noqa: S606
+    installed = Path(sys.executable).with_name("qwenctl-node")
+    program = [str(installed)] if installed.exists() else [sys.executable, "-c", _PROGRAM]
+    os.execv(program[0], [*program, command, *(arguments or [])])  # noqa: S606

@@ -194,7 +194,7 @@ class _Wake:
         self.held_at = self.held_at or store.snapshot(name).now
 
     def _blocked(self, snapshot: Snapshot) -> NoReturn:
-        raise _Blocked(_block_words(snapshot) or f"{snapshot.gpu} is blocked")
+        raise _Blocked(_block_words(self.target, snapshot) or f"{snapshot.gpu} is blocked")
 
     def explain(self, json: bool) -> None:
         """What would be done."""
@@ -266,6 +266,7 @@ class _Wake:
         except UserError:
             self._release()
             raise
+        self.last = self.target.store.snapshot(self.target.name)  # it may be off after all
 
     def _is_ready(self, snapshot: Snapshot) -> bool:
         """Whether it is ready; where no proxy runs, not before the cloud has said that it is on."""
@@ -290,7 +291,8 @@ class _Wake:
         self._catch_up()
         was_ready = self.last.phase is Phase.READY
         if not self.first.leader and not was_ready and not self.quiet:
-            warn("No proxy runs: waking it from here.")
+            more = "; nothing is heard from the node until `qwenctl serve` runs"
+            warn(f"No proxy runs: waking it from here{more if self.target.gpu.agent else ''}.")
         with Follower(self.target) as follower, self._reconciling(follower) as ours:
             self.ours = ours.owner
             known = learned(wakes(follower.events))
@@ -327,7 +329,7 @@ class _Wake:
             raise self._failure_error(failure)
         raise TimedOut(
             f"{self.target.name} is not ready after {timeout:g} s (it is {self.last.phase.value}); "
-            "the wake goes on, `qwenctl down` gives it up" + self._no_proxy()
+            f"the wake goes on, {self.target.command('down')} gives it up" + self._no_proxy()
         )
 
     def _reconciling(self, follower: Follower) -> Reconciling:
@@ -379,11 +381,10 @@ class _Wake:
         name = self.target.name
         if not self.held_at:
             return
-        text = (
-            f"\n{name} goes on waking (it is {self.last.phase.value}); `qwenctl down` gives it up."
-        )
+        command = self.target.command
+        text = f"\n{name} goes on waking (it is {self.last.phase.value}); {command('down')} gives it up."
         if self.alone:
-            text += " No proxy runs: `qwenctl up` or `qwenctl serve` carries it on."
+            text += f" No proxy runs: {command('up')} or `qwenctl serve` carries it on."
         warn(text)
 
     def report(self, json: bool) -> None:
@@ -427,7 +428,7 @@ class _Wake:
         if alone and not target.gpu.agent:
             warn(
                 "No proxy runs, and the instance has no agent (agent = false) that could stop it: it "
-                "runs until `qwenctl down`. Run `qwenctl serve`."
+                f"runs until {target.command('down')}. Run `qwenctl serve`."
             )
         elif alone and target.gpu.provider != "local" and not self._agent_heard():
             never = "" if ready else "never becomes ready and "
@@ -450,7 +451,7 @@ class _Wake:
         return bool(self.last.node) or any(event.kind in ("hello", "node") for event in events)
 
 
-def _block_words(snapshot: Snapshot) -> str:
+def _block_words(target: Target, snapshot: Snapshot) -> str:
     """Who blocks it, why and until when; empty if nobody does."""
     from math import inf
 
@@ -462,7 +463,8 @@ def _block_words(snapshot: Snapshot) -> str:
     left = "until somebody unblocks it"
     if block.expiry != inf:
         left = f"for another {duration(block.expiry - snapshot.now)}"
-    return f"{snapshot.gpu} is blocked by {lease_words(block)}, {left}; `qwenctl unblock` lifts it"
+    who = lease_words(block)
+    return f"{target.name} is blocked by {who}, {left}; {target.command('unblock')} lifts it"
 
 
 def down(
@@ -604,7 +606,8 @@ def _wait_off(
     try:
         _follow_down(target, before, timeout, quiet=json)
     except KeyboardInterrupt:
-        carry = "" if before.leader else " once `qwenctl down` or `qwenctl serve` runs again"
+        again = f" once {target.command('down')} or `qwenctl serve` runs again"
+        carry = "" if before.leader else again
         warn(f"\n{target.name} goes on stopping{carry}.")
         raise
     _say_result(target, json, "off", f"{target.name} is off")
@@ -627,7 +630,7 @@ def _follow_down(target: Target, before: Snapshot, timeout: float | None, *, qui
             if wanted and not snapshot.blocks:
                 raise UserError(
                     f"{target.name} stays on, it is needed again by {lease_words(wanted[0])}; "
-                    "`qwenctl block` forbids that"
+                    f"{target.command('block')} forbids that"
                 )
             work = "; ".join(lease_words(lease) for lease in snapshot.leases if lease.is_work)
             doing = snapshot.phase.value
@@ -639,7 +642,11 @@ def _follow_down(target: Target, before: Snapshot, timeout: float | None, *, qui
                 say(text, quiet=quiet)
     raise TimedOut(
         f"{target.name} is not off after {timeout:g} s ({said.strip()}); "
-        + ("it goes on stopping" if leader else "run `qwenctl down` again or `qwenctl serve`")
+        + (
+            "it goes on stopping"
+            if leader
+            else f"run {target.command('down')} again or `qwenctl serve`"
+        )
     )
 
 

@@ -223,6 +223,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print_all(config: Config, plan: Plan) -> None:
+    from qwenctl.provision import IMAGE_FOR_CONTAINERS
+
     found = _as_json(plan)
     _heading(f"1. Inbound rules of the security group of gpu.{plan.gpu}")
     if plan.rules:
@@ -255,6 +257,8 @@ def _print_all(config: Config, plan: Plan) -> None:
         for command in found["role"]["commands"]:
             print(f"  {command}")
     _heading("3. User data of a new instance (--only user-data; --only script for an existing one)")
+    if plan.containers:
+        print(f"Its services are containers: it needs {IMAGE_FOR_CONTAINERS}.\n")
     print(plan.user_data(), end="")
     _heading("4. The node secret")
     for line in _secret_words(config, plan):
@@ -279,6 +283,7 @@ def _secret_words(config: Config, plan: Plan) -> list[str]:
     lines = [
         "Copy it once the instance is up, then start the service:",
         f"  ssh root@NODE '{install} && systemctl start {UNIT}' < {shlex.quote(str(path))}",
+        "Without it the instance stops itself some minutes after each boot (see docs/node-install.md).",
     ]
     if not path.is_file():
         lines.insert(0, "`qwenctl serve` makes it at its first start.")
@@ -304,17 +309,24 @@ def _apply(config: Config, plan: Plan, group: str, *, dry_run: bool, json: bool)
     from dataclasses import asdict
 
     from qwenctl.cli.cloud_error import raising_user_errors
+    from qwenctl.errors import UserError
 
-    changes = []
-    with raising_user_errors():
-        for change in _changes(config, plan, group, dry_run):
-            changes.append(change)
-            if not json:  # at once: what comes next may be refused
-                print(f"{change.done}: {change.what}", flush=True)
+    found: dict[str, Any] = {"gpu": plan.gpu, "dry_run": dry_run, "changes": []}
+    try:
+        with raising_user_errors():
+            for change in _changes(config, plan, group, dry_run):
+                found["changes"].append(asdict(change))
+                if not json:  # at once: what comes next may be refused
+                    print(f"{change.done}: {change.what}", flush=True)
+    except UserError as error:
+        found["error"] = str(error)
+        raise
+    finally:
+        if json and found["changes"]:
+            print_json(found)
     if json:
-        found = [asdict(change) for change in changes]
-        print_json({"gpu": plan.gpu, "dry_run": dry_run, "changes": found})
-    elif dry_run:
+        return
+    if dry_run:
         print("Nothing was changed.")
     elif plan.agent:
         print("Not done: agent and node secret; `qwenctl provision` prints what to do.")

@@ -22,7 +22,7 @@ def restart(
     ] = None,
     gpu: GpuOption = None,
     stop: Annotated[
-        bool, typer.Option("--stop", help="Stop it, and do not start it again until told to.")
+        bool, typer.Option("--stop", help="Stop it and do not start it again.")
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Every service; only with --stop.")] = False,
     agent: Annotated[
@@ -38,6 +38,10 @@ def restart(
     """Restart a service on the running instance, for one that hangs.
 
     The agent gets the word with its next heartbeat (a few seconds). Running generations are cut.
+
+    What --stop stops stays so until the instance or the agent starts again: after timing.load the
+    GPU counts as failed, and while somebody needs it it is stopped and started anew.
+    `qwenctl block` keeps it off.
 
     \b
     Examples:
@@ -70,6 +74,11 @@ def restart(
         print_json({"gpu": target.name, "service": name, "verb": command.verb, "outcome": "asked"})
     else:
         print(f"{target.name}: {doing}; see `qwenctl logs --follow`")
+        if stop:
+            print(
+                "It stays so until the instance or the agent starts again; `qwenctl block` keeps the "
+                "GPU off."
+            )
 
 
 def _service(target: Target, service: str | None) -> str:

@@ -139,10 +139,11 @@ def _check(config: Config) -> None:
 
 
 def check_password(config: Config) -> None:
-    """Whether somebody could sign in by ``access.password_hash``, if it is set.
+    """Whether somebody, and not everybody, could sign in by ``access.password_hash``, if it is set.
 
     Raises:
-        ConfigError: it is no whole argon2id hash, as that of an example is none.
+        ConfigError: it is no whole argon2id hash, as that of an example is none; or that of the
+            empty password.
     """
     from qwenctl.errors import ConfigError
 
@@ -153,13 +154,12 @@ def check_password(config: Config) -> None:
 
     try:
         PasswordHasher().verify(config.access.password_hash, "")
+        mistake = "the hash of the empty password, so everybody could sign in"
     except VerifyMismatchError:
-        pass  # as it should be: the hash can be read, and is not that of no password
+        return  # as it should be: the hash can be read, and is not that of no password
     except (Argon2Error, InvalidHashError):
-        raise ConfigError(
-            "access.password_hash: not a whole argon2id hash, so nobody could sign in; "
-            "`qwenctl access hash-password` makes one"
-        ) from None
+        mistake = "not a whole argon2id hash, so nobody could sign in"
+    raise ConfigError(f"access.password_hash: {mistake}; `qwenctl access hash-password` makes one")
 
 
 _NO_FILE = (
@@ -210,7 +210,9 @@ def masked(value: Any, key: str = "") -> Any:
             return dict.fromkeys(value, MASK)
         return {name: masked(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
-        return _masked_command(value) if key == "command" else [masked(v, key) for v in value]
+        if key in ("command", "entrypoint"):
+            return _masked_command(value)
+        return [masked(v, key) for v in value]
     if not isinstance(value, str) or not value:
         return value
     if _SECRET_KEY.search(key) and not key.endswith("_file"):

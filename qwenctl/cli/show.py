@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -147,6 +147,9 @@ def _headline(state: Mapping[str, Any]) -> str:
         text += f" {ago} ago" if failed else f" for {ago}"
         if state["cause_text"]:
             text += paint(f": {state['cause_text']}", dim=True)
+    if state["as_of"] is not None:
+        ago = duration(state["now"] - state["as_of"])
+        text += f" (as of {ago} ago, not verified: no proxy runs)"
     if state["eta_seconds"] is not None and phase == "off":
         text += f", ready about {duration(state['eta_seconds'])} after its start"
     elif state["eta_seconds"] is not None and phase != "ready":
@@ -188,7 +191,8 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         )
         yield row("used by" if index == 0 else "", lease["text"] + left)
     if state["idle_seconds_left"] is not None:
-        yield row("idle", f"goes off in {duration(state['idle_seconds_left'])} unless it is used")
+        text = f"goes off in {duration(state['idle_seconds_left'])} unless it is used"
+        yield row("idle", text if state["verified"] else "nobody stops it: no proxy runs")
     yield from (row("node" if i == 0 else "", text) for i, text in enumerate(_node_lines(state)))
     yield row("cloud", _cloud_line(state))
     if state["cloud"]["note"]:
@@ -220,16 +224,28 @@ def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
     node = state["node"]
     if not node:
         return
-    text = f"agent {node['version']}".strip() if state["agent"] else "no agent"
+    text = one_line(f"agent {node['version']}") if state["agent"] else "no agent"
     if node["heartbeat_age_seconds"] is not None:
         verb = "heard of" if state["agent"] else "its service asked"
         text += f", {verb} {duration(node['heartbeat_age_seconds'])} ago"
     if node["active"]:
         text += f", {node['active']} generation{'s' if node['active'] != 1 else ''} running"
-    yield text + (f", {one_line(node['error'])}" if node["error"] else "")
+    said = {one_line(state["failure"]["message"])} if state["failure"] else set()
+
+    def new(error: str) -> str:
+        """The error in one line; empty if it has been said: service, node and GPU have the same."""
+        first = one_line((error.splitlines() or [""])[0])
+        if any(first in before for before in said):
+            return ""
+        said.add(first)
+        return one_line(error)
+
+    error = new(node["error"])
+    yield text + (f", {error}" if error else "")
     for service in node["services"]:
         restarts = f", restarted {service['restarts']} ×" if service["restarts"] else ""
-        error = f": {shorten(one_line(service['error']))}" if service["error"] else ""
+        error = new(service["error"])
+        error = f": {shorten(error)}" if error else ""
         yield f"{service['name']} {service['state']} on port {service['port']}{restarts}{error}"
         if service["detail"]:
             yield f"  {one_line(service['detail'])}"
@@ -245,7 +261,8 @@ def _cloud_line(state: Mapping[str, Any]) -> str:
     if cloud["error"]:
         return paint(f"cannot be asked: {one_line(cloud['error'])}", "red")
     if cloud["state"] is None:
-        return f"{state['provider']}, not asked yet"
+        other = f" (on record is another instance: {cloud['other']})" if cloud["other"] else ""
+        return f"{state['provider']}, not asked yet{other}"
     text = f"{state['provider']} says {cloud['state']}"
     if cloud["instance_id"]:
         text += f", instance {cloud['instance_id']}"
@@ -280,7 +297,7 @@ def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = 
       qwenctl why
       qwenctl why --json | jq -r '.reasons[].text'
     """
-    from qwenctl.status import HISTORY, explain
+    from qwenctl.status import HISTORY, explain, own_record
 
     loaded = load(config)
     names = _names(loaded, gpu)
@@ -288,7 +305,8 @@ def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = 
     told = {}
     for index, name in enumerate(names):
         snapshot = store.snapshot(name)
-        events = store.events(name, HISTORY)
+        events: Sequence[Event] = store.events(name, HISTORY)
+        snapshot, events, _ = own_record(snapshot, events, loaded.gpu[name])
         drain = loaded.gpu[name].timing.drain
         reasons = explain(snapshot, events, snapshot.now, drain=drain)
         if json:
@@ -296,6 +314,7 @@ def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = 
                 "gpu": name,
                 "phase": snapshot.phase.value,
                 "now": snapshot.now,
+                "verified": bool(snapshot.leader),
                 "reasons": [vars(reason) for reason in reasons],
             }
         else:
@@ -456,10 +475,7 @@ def logs(
         lines = target.store.log_lines(target.name, count)
         show(lines)
         if not lines and not json:
-            why = "no log lines yet: the node sends them while it boots"
-            if not target.gpu.agent:
-                why = f"no log lines: {target.name} has no agent (agent = false) to send them"
-            print(why, file=sys.stderr)
+            print(_why_no_lines(target), file=sys.stderr)
         return
     changed = threading.Event()
     watcher = target.store.watch([target.name], lambda *_: changed.set())
@@ -474,6 +490,21 @@ def logs(
             before = lines
     finally:
         watcher.stop()
+
+
+def _why_no_lines(target: Target) -> str:
+    from qwenctl.lifecycle import Phase
+
+    snapshot = target.store.snapshot(target.name)
+    if not target.gpu.agent:
+        return f"no log lines: {target.name} has no agent (agent = false) to send them"
+    if not snapshot.leader:
+        return "no log lines: no proxy runs that the node could send them to (`qwenctl serve`)"
+    if snapshot.phase in (Phase.OFF, Phase.STARTING, Phase.BOOTING):
+        return "no log lines yet: the node sends them once its agent runs"
+    if snapshot.phase is Phase.FAILED and not snapshot.node_view.hello:
+        return "no log lines: its agent has not been heard of; `qwenctl why` says what failed"
+    return "no log lines: the service has written nothing"
 
 
 def _overlap(before: list[str], lines: list[str]) -> int:

@@ -194,6 +194,8 @@ def _lines(page: dict[str, Any], usual_word: str) -> Iterator[str]:
     if progress and progress["phase"]:
         # Not each percent: a log wants the phases.
         yield f"  … {progress['phase']}"
+    if page["problem"]:
+        yield f"  {page['problem']}"
     failure = page["failure"]
     if failure and page["phase"] == "failed":
         why = f"{cause_words(failure['code'])}: {failure['message']}"
@@ -275,6 +277,8 @@ def _footer(page: dict[str, Any], age: float) -> str:
         remains = (progress.get("eta") or 0.0) - age
         left = f" ({duration(remains)} left)" if remains >= 1 else ""
         parts.append(f"{progress['phase']}{percent}{left} {progress['text']}".strip())
+    if page["problem"]:
+        parts.append(page["problem"])
     if page["phase"] == "stopping":
         parts.append("it is just being stopped and starts again after that")
     eta = page["eta_seconds"]

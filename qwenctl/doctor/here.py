@@ -297,6 +297,12 @@ def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterabl
             "the instance runs, but qwenctl counts it as off and so hears no agent",
             "Start `qwenctl serve`, which takes over what it finds running, or run `qwenctl up`.",
         )
+    elif not snapshot.leader and (not hello or age is None or age > gpu.timing.node_lost):
+        yield warn(
+            "agent",
+            "the instance runs, but no proxy does that its agent could report to",
+            "Start `qwenctl serve`.",
+        )
     elif not hello or age is None:
         yield fail(
             "agent",

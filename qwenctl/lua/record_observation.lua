@@ -1,10 +1,16 @@
 -- Keep what the cloud says, for proxies (the address) and for people (status).
--- ARGV: 3 owner, 4 epoch, 5 observed state, 6 instance id, 7 address, 8 reason, 9 error of the look.
+-- ARGV: 3 owner, 4 epoch, 5 observed state, 6 instance id, 7 address, 8 reason, 9 error of the look,
+--       10 the configured instance.
 -- Returns 'ok' or 'epoch'.
 if not holds(ARGV[3], ARGV[4]) then return 'epoch' end
 local id, address = ARGV[6], ARGV[7]
-if ARGV[9] ~= '' then  -- a look that failed says nothing about where the instance was
+local machine = redis.call('HGET', STATE, 'machine') or ''
+if ARGV[9] ~= '' and (machine == '' or machine == ARGV[10]) then  -- a look that failed says nothing about where the instance was
   id, address = redis.call('HGET', STATE, 'instance_id') or '', redis.call('HGET', STATE, 'address') or ''
+end
+if machine ~= ARGV[10] then
+  redis.call('HSET', STATE, 'machine', ARGV[10])
+  if machine ~= '' then redis.call('HSET', STATE, 'machine_since', num(NOW)) end
 end
 local now = {ARGV[5], id, address, ARGV[8], ARGV[9]}
 local before = redis.call('HMGET', STATE, 'observed', 'instance_id', 'address', 'observed_reason', 'observe_error')

@@ -4,7 +4,8 @@
 -- Returns the phase.
 -- A request that began before a `down` does not extend anything when it ends. What is forwarded to an
 -- instance that the cloud takes back, to finish what runs there, leases nothing anew: a lease would
--- be for its next start.
+-- be for its next start. Nor does the end of a request once the instance is off or on its way there:
+-- `demand` knows who may wake it.
 local inflight, inflight_ttl, actor = ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now_phase = phase()
 -- In `failed` too: an instance that is to be stopped for good may still be answering a request.
@@ -16,7 +17,8 @@ elseif inflight_ttl == 0 and redis.call('ZREM', LEASES, inflight) == 1 then
   changed('lease')
 end
 local released = tonumber(redis.call('HGET', STATE, 'released_at') or 0)
-local leaves = now_phase == 'draining' and redis.call('HEXISTS', NODE, 'interrupted_at') == 1
+local leaves = now_phase == 'off' or now_phase == 'stopping'
+  or (now_phase == 'draining' and redis.call('HEXISTS', NODE, 'interrupted_at') == 1)
 for i = 6, #ARGV, 3 do
   local held = tonumber(redis.call('ZSCORE', LEASES, ARGV[i]) or 0) > NOW
   if NOW - tonumber(ARGV[i + 2]) > released and (held or not leaves) then

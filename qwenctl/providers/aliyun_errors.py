@@ -142,6 +142,7 @@ _TABLE: dict[str, Meaning] = {
     "InvalidUser.PassRoleForbidden": _MAY_NOT_PASS,
     "InvalidRamRole.NotEcsRole": _NOT_FOR_ECS,
     "InvalidRamRole.NotFound": _NO_ROLE,
+    "EntityNotExist.Role": _NO_ROLE,  # of RAM
     "RealNameAuthenticationError": _VERIFICATION,
     # The account's standing
     "InvalidAccountStatus.NotEnoughBalance": _ARREARS,

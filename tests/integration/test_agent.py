@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -132,9 +133,23 @@ def test_a_crash_is_started_again_and_a_loop_of_them_is_given_up(
 
 
 def test_a_program_that_is_not_there_is_named(start: Start, proxy: StandInProxy) -> None:
-    proxy.spec = spec(Service(command=("no-such-program",), max_restarts=0))
+    proxy.spec = spec(Service(command=("no-such-program",), max_restarts=9))
     start()
-    assert "no program 'no-such-program'" in proxy.wait_report(lambda r: r.state == "failed").error
+    failed = proxy.wait_report(lambda r: r.state == "failed")
+    assert "no program 'no-such-program'" in failed.error
+    assert failed.services[0].restarts == 0  # no retry would help
+
+
+def test_a_stranger_on_its_port_is_not_taken_for_the_service(
+    start: Start, proxy: StandInProxy
+) -> None:
+    webui = service()
+    with socket.create_server(("127.0.0.1", webui.port)):
+        proxy.spec = spec(webui)
+        start()
+        told = proxy.wait_report(lambda r: "in use" in r.error)
+        assert f"webui: port {webui.port} is in use by another program" in told.error
+    proxy.wait_report(lambda r: r.state == "ready")  # once it is free
 
 
 def test_a_crash_kills_what_the_service_left_in_its_group(

@@ -237,11 +237,23 @@ def test_validate_refuses_what_serve_refuses(
     assert not (tmp_path / "state").exists()  # it looks and writes nothing
 
 
-@pytest.mark.parametrize(
-    "value", ["$argon2id$REPLACE", "$argon2id$v=19$m=64,t=1,p=1$7a+EHq3jXqfetWgvF7RZiw$TN1xQvdT7"]
+EMPTY_PASSWORD = (
+    "$argon2id$v=19$m=64,t=1,p=1$DbyXgK/Cbu3ZZzlCEukF7A$2okx/apiRI9Ubt8NTZwZVJtM2f6KDEjo3vz2f0xoZUc"
 )
-def test_a_password_hash_that_lets_nobody_in(run: Run, tmp_path: Path, value: str) -> None:
-    """That of the examples, and one that was not copied to its end."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "$argon2id$REPLACE",
+        "$argon2id$v=19$m=64,t=1,p=1$7a+EHq3jXqfetWgvF7RZiw$TN1xQvdT7",
+        EMPTY_PASSWORD,
+    ],
+)
+def test_a_password_hash_that_lets_nobody_in_or_everybody(
+    run: Run, tmp_path: Path, value: str
+) -> None:
+    """That of the examples, one that was not copied to its end, and that of the empty password."""
     text = f'[access]\nmode = "password"\npassword_hash = "{value}"\n[gpu.main]\n'
     (tmp_path / "qwenctl.toml").write_text(text)
     for command in (("config", "validate"), ("serve", "--listen", "127.0.0.1:0")):
@@ -295,6 +307,11 @@ def test_init_writes_a_file_that_is_valid_and_refuses_to_overwrite(
     assert "ok, 1 GPU: main" in valid.stdout
     assert valid.stderr == ""
     path.write_text("# mine\n")
+    # With --config it is that file, before the command or after it, and no other one.
+    assert run("-c", "other.toml", "init", "--force").returncode == 0
+    assert run("init", "-c", "third.toml").returncode == 0
+    assert (tmp_path / "other.toml").exists()
+    assert (tmp_path / "third.toml").exists()
     fails(run("init"), ExitCode.USAGE, "exists", "--force")
     assert path.read_text() == "# mine\n"
     told = json.loads(run("init", "--force", "--json").stdout)
@@ -615,6 +632,9 @@ def test_no_command_prints_a_secret(run: Run, tmp_path: Path) -> None:
             "[gpu.main]\n[[gpu.main.service]]\n"
             'command = ["vllm", "--api-key", "s3cr3t-arg", "--hf-token=s3cr3t-arg2", "--port", "1"]\n'
             'env = { PLAIN = "s3cr3t-env" }\n'
+            '[[gpu.main.service]]\nname = "box"\nport = 2\n'
+            '[gpu.main.service.container]\nimage = "vllm/vllm-openai:v0.11.0"\n'
+            'entrypoint = ["vllm", "serve", "--api-key", "s3cr3t-arg3"]\n'
         )
         outputs = [
             run("config", "show"),

@@ -405,6 +405,8 @@ def test_what_stopped_while_nobody_looked_is_started(
     assert machine.starts == before + 1
     assert machine.provider.describe().state in (Observed.STARTING, Observed.RUNNING)
     assert machine.phase is Phase.READY or args
+    assert "waking it from here" in done.stderr or args
+    assert "Starting the instance" in done.stderr or args  # it shows how far it is
 
 
 @pytest.mark.parametrize("args", [(), ("--no-wait",)])
@@ -506,3 +508,76 @@ def test_a_cloud_instance_whose_agent_was_never_heard_of_is_warned_of(
     assert "never becomes ready and is stopped by nobody" in done.stderr
     machine.store.note("main", "hello", boot_id="b1")
     assert "stops itself" in machine.run("up", "--no-wait", **cloud(ecs)).stderr
+
+
+def test_a_stopped_service_is_not_said_to_stay_so(machine: Machine) -> None:
+    machine.left_at(Phase.READY)
+    done = machine.run("restart", "--stop")
+    assert done.returncode == 0, done.stderr
+    assert "until the instance or the agent starts again; `qwenctl block` keeps" in done.stdout
+    assert "block" not in machine.run("restart").stdout
+
+
+def test_what_is_recorded_is_not_presented_as_what_is(machine: Machine) -> None:
+    with machine.service():
+        assert machine.run("up").returncode == 0
+    assert "ready" in machine.run("status").stdout
+    for command in ("status", "why"):
+        assert "ago, not verified: no proxy runs)" in machine.run(command).stdout
+    machine.provider.stop()
+    wait_for(machine.provider, Observed.STOPPED)
+    status = json.loads(machine.run("status", "--json").stdout)["gpus"]["main"]
+    assert (status["phase"], status["verified"]) == ("ready", False)
+    assert status["as_of"] <= status["now"]
+
+
+def test_another_config_with_the_same_names_does_not_take_over_the_record(
+    machine: Machine,
+) -> None:
+    with machine.service():
+        assert machine.run("up").returncode == 0
+    assert machine.run("down").returncode == 0
+    other = machine.directory / "cloud.toml"
+    text = machine.path.read_text().partition("[gpu.main.local]")[0]
+    text = text.replace("[gpu.main]\n", '[gpu.main]\nprovider = "aliyun"\n')
+    other.write_text(
+        f'{text}[gpu.main.aliyun]\nregion = "cn-hangzhou"\ninstance_id = "i-abc123"\n'
+        '[[gpu.main.service]]\ncommand = ["false"]\nport = 7860\n'
+    )
+    shown = machine.run("status", "--config", str(other))
+    assert shown.returncode == 0, shown.stderr
+    assert "aliyun, not asked yet (on record is another instance: local)" in shown.stdout
+    assert "aliyun says" not in shown.stdout
+    assert "last wake" not in shown.stdout
+    assert "last wake" in machine.run("status").stdout
+
+
+def test_hints_name_the_gpu_where_there_are_several(machine: Machine) -> None:
+    assert machine.run("block", "--no-wait").returncode == 0
+    fails(machine.run("up"), ExitCode.BLOCKED, "`qwenctl unblock` lifts it")
+    with machine.path.open("a") as file:
+        file.write(f'[gpu.big]\n[[gpu.big.service]]\ncommand = ["false"]\nport = {free_port()}\n')
+    fails(
+        machine.run("up", "--gpu", "main"), ExitCode.BLOCKED, "`qwenctl unblock --gpu main` lifts"
+    )
+
+
+def test_doctor_blames_no_agent_that_has_nobody_to_report_to(machine: Machine) -> None:
+    with machine.service():
+        assert machine.run("up").returncode == 0
+        said = machine.run("doctor").stdout
+    assert "no proxy does that its agent could report to" in said
+    assert "journalctl" not in said
+
+
+def test_logs_say_why_there_are_none(machine: Machine) -> None:
+    said = machine.run("logs").stderr
+    assert said.startswith("no log lines: no proxy runs that the node could send them to")
+
+
+def test_a_missing_choice_is_one_error(machine: Machine) -> None:
+    done = machine.run("policy")
+    assert done.returncode == ExitCode.USAGE
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "aliyun" in line

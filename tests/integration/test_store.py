@@ -253,6 +253,25 @@ class TestTouch:
         store.touch(GPU, "inflight:p0", 30, [], actor="p0")
         assert snap(store).working == (phase not in (P.OFF, P.STARTING, P.STOPPING))
 
+    @pytest.mark.parametrize("phase", list(Phase))
+    def test_the_end_of_a_request_starts_nothing_anew(
+        self, store: Store, lock: Lock, phase: Phase
+    ) -> None:
+        """What is off, or on its way there, is woken by `demand` only."""
+        bring(store, lock, phase)
+        store.touch(GPU, "inflight:p0", 0, [Touch("request:eve", 60, 1.0)], actor="p0")
+        assert snap(store).wanted == (phase not in (P.OFF, P.STOPPING))
+
+    @pytest.mark.parametrize("phase", [P.OFF, P.STOPPING])
+    def test_who_needs_it_again_keeps_that(
+        self, store: Store, lock: Lock, clock: VirtualClock, phase: Phase
+    ) -> None:
+        bring(store, lock, phase)
+        demand(store, "ada", 60)
+        clock.advance(10)
+        store.touch(GPU, "inflight:p0", 0, [Touch("request:ada", 60, 1.0)], actor="p0")
+        assert leases(store) == {"request:ada": 60}
+
     def test_a_request_that_began_before_down_extends_nothing(
         self, store: Store, lock: Lock, clock: VirtualClock
     ) -> None:
@@ -532,6 +551,17 @@ class TestTransition:
         assert now.state["observe_error"] == "throttled"
         store.record_observation(GPU, lock, state="stopped", instance_id="i-1")
         assert snap(store).address == ""
+
+    def test_another_instance_under_the_same_name(self, store: Store, lock: Lock) -> None:
+        store.record_observation(
+            GPU, lock, state="running", instance_id="i-1", address="192.0.2.1", machine="local"
+        )
+        assert snap(store).time("machine_since") is None
+        # Not even where it cannot be asked does the other's address stay.
+        store.record_observation(GPU, lock, state="unknown", error="denied", machine="aws i-2")
+        now = snap(store)
+        assert (now.state["machine"], now.time("machine_since")) == ("aws i-2", now.now)
+        assert (now.state["instance_id"], now.address) == ("", "")
 
 
 class TestNode:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenctl.node_bootstrap import install_package
+from qwenctl.node_bootstrap import install_package, look_for_docker
 
 OLD = "exit 1"
 NEW = """case "$1" in
@@ -115,3 +115,32 @@ def test_with_this_python_for_real(distribution: Distribution) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (distribution.venv / "bin" / "pip").exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        ((), "docker nvidia-container-toolkit"),
+        (("docker",), "nvidia-container-toolkit"),
+        (("nvidia-ctk",), "docker"),
+        (("docker", "nvidia-ctk"), ""),
+    ],
+)
+def test_what_containers_need_is_said(
+    distribution: Distribution, there: tuple[str, ...], missing: str
+) -> None:
+    for name in there:
+        distribution.add(name, "exit 0")
+    done = subprocess.run(
+        ["/bin/sh", "-eu", "-c", look_for_docker("qwenctl-node install --user 'a b'")],
+        env={"PATH": str(distribution.bin)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    if not missing:
+        assert done.stderr == ""
+        return
+    [line] = done.stderr.splitlines()
+    assert f"missing: {missing}. " in line
+    assert line.endswith("run again: qwenctl-node install --user 'a b'")

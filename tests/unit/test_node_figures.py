@@ -82,6 +82,15 @@ def test_the_machine_is_one_line() -> None:
     assert told == ["CPU 12 %, memory 1.0 of 32.0 GiB, disk 64 GiB free (62 % used)"]
 
 
+def test_what_the_node_says_cannot_steer_the_terminal() -> None:
+    evil = "H100\x1b[2J\rready\x9b"
+    gpus = (GpuFigures(index="0\x07", name=evil, error=f"{evil}\nmain is off"),)
+    shown = lines(gpus=gpus, gpu_note=f"{evil}\nmain is off")
+    assert len(shown) == 2
+    assert all(line.isprintable() and "main is off" not in line for line in shown)
+    assert "H100\\x1b[2J" in shown[0]
+
+
 def test_why_there_are_none() -> None:
     note = "no NVIDIA driver on this machine: libnvidia-ml.so.1 is not there"
     assert lines(gpu_note=note, gpus_age=0.0) == [note]
@@ -105,7 +114,15 @@ def test_a_report_of_an_earlier_agent_has_lines_too() -> None:
 
 @pytest.mark.parametrize(
     ("phase", "price", "cost"),
-    [("ready", 10.0, 5.1), ("loading", 10.0, 5.1), ("off", 10.0, None), ("ready", 0.0, None)],
+    [
+        ("ready", 10.0, 5.1),
+        ("loading", 10.0, 5.1),
+        ("draining", 10.0, 5.1),
+        ("stopping", 10.0, None),
+        ("failed", 10.0, None),
+        ("off", 10.0, None),
+        ("ready", 0.0, None),
+    ],
 )
 def test_the_cost_of_the_time_since_it_booted(phase: str, price: float, cost: float | None) -> None:
     told = full_status(snapshot(phase), [], GpuConfig(price_per_hour=price))
@@ -116,6 +133,11 @@ def test_no_cost_before_the_agent_tells() -> None:
     told = full_status(
         Snapshot("main", NOW, {"phase": "booting"}), [], GpuConfig(price_per_hour=10.0)
     )
+    assert told["cost_so_far"] is None
+
+
+def test_no_cost_without_an_agent() -> None:
+    told = full_status(snapshot(uptime=0.0), [], GpuConfig(price_per_hour=10.0, agent=False))
     assert told["cost_so_far"] is None
 
 
@@ -150,5 +172,7 @@ def test_gauges_of_each_gpu_and_of_none_that_is_gone() -> None:
     }
     metrics.observe(snapshot(gpus=(PART,)), 0)
     assert {index for _, index in samples(metrics)} == {"1:2"}
-    metrics.observe(snapshot("off", gpus=(H100,)), 0)
-    assert samples(metrics) == {}
+    for phase in ("off", "stopping", "failed"):
+        metrics.observe(snapshot("ready", gpus=(H100,)), 0)
+        metrics.observe(snapshot(phase, gpus=(H100,)), 0)
+        assert samples(metrics) == {}

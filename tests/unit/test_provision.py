@@ -13,7 +13,7 @@ import yaml
 from gpu_node.settings import load_settings
 from qwenctl import __version__
 from qwenctl.access_policy import node_policy
-from qwenctl.config import Config, load_config
+from qwenctl.config import Config, ServiceConfig, load_config
 from qwenctl.errors import ConfigError
 from qwenctl.provision import SECRET_FILE, Plan, make_plan
 
@@ -95,6 +95,18 @@ def test_the_agent_is_installed_by_its_own_command(plan: Plan) -> None:
         "/etc/qwenctl/node.toml",
     ]
     assert ["--user", plan.user, "--runs", plan.runs] == shlex.split(install)[4:]
+
+
+def test_for_containers_it_looks_for_docker_last(tmp_path: Path) -> None:
+    config = load(tmp_path, "aws")
+    assert not any("nvidia-ctk" in command for command in make_plan(config, "main").commands())
+    service = ServiceConfig.model_validate({"container": {"image": "x"}})
+    gpu = config.gpu["main"].model_copy(update={"service": (service,)})
+    plan = make_plan(config.model_copy(update={"gpu": {"main": gpu}}), "main")
+    *_, install, look = plan.commands()
+    assert "nvidia-ctk" in look
+    assert install in look  # what to run again
+    assert yaml.safe_load(plan.user_data())["runcmd"][-1] == look
 
 
 def test_without_an_agent_no_role_is_made(tmp_path: Path) -> None:

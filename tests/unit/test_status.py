@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qwenctl.cli.waiting import StepLines
 from qwenctl.config import GpuConfig
 from qwenctl.status import (
     cause_words,
@@ -62,7 +63,7 @@ def test_the_contract_of_the_page() -> None:
     page = page_status(snap("off"), [], GPU, may_wake=True)
     assert list(page) == [
         "gpu", "phase", "wanted", "steps", "elapsed_seconds", "eta_seconds", "progress",
-        "interruption", "failure", "note", "blocked", "wake_on", "may_wake",
+        "problem", "interruption", "failure", "note", "blocked", "wake_on", "may_wake",
     ]  # fmt: skip
     assert [step["key"] for step in page["steps"]] == ["request", "start", "boot", "load", "ready"]
     assert all(list(step) == ["key", "state", "seconds", "expected"] for step in page["steps"])
@@ -197,6 +198,55 @@ def test_why_names_who_keeps_it_on_and_what_happens_next() -> None:
     assert "needed by a visitor (anna)" in said
     assert "stopped in 5 min 4 s unless somebody uses it" in said
     assert "qwenctl serve" in said  # no controller holds the lock
+
+
+def test_what_nobody_verifies_is_told_as_of_the_last_look() -> None:
+    ready = snap("ready", leases=(lease(),), observed_at=str(int((NOW - 3) * 1000)))
+    said = "(as of 3.0 s ago, not verified: no proxy runs)"
+    assert said in texts(ready, LOADING)
+    full = full_status(ready, LOADING, GPU)
+    assert (full["verified"], full["as_of"]) == (False, NOW - 3)
+    led = replace(ready, lock={"owner": "proxy", "expiry": str(int((NOW + 9) * 1000))})
+    assert "not verified" not in texts(led, LOADING)
+    full = full_status(led, LOADING, GPU)
+    assert (full["verified"], full["as_of"]) == (True, None)
+
+
+def test_the_end_in_words_and_as_a_time_are_the_same() -> None:
+    last = explain(snap("ready", leases=(lease(left=9.2),)), LOADING, drain=4.0)[-1]
+    assert "stopped in 13 s" in last.text
+    assert last.until == pytest.approx(NOW + 13.2)
+
+
+def test_what_keeps_a_service_from_starting(capsys: pytest.CaptureFixture[str]) -> None:
+    node = {"version": "1", "error": "webui: Docker does not answer\nmore", "boot_id": "b"}
+    loading = replace(snap("loading", leases=(lease(),)), node=node)
+    page = page_status(loading, LOADING, GPU, may_wake=True)
+    assert page["problem"] == "webui: Docker does not answer"
+    lines = StepLines()
+    for _ in range(2):
+        lines.show(page, known=False)
+    assert capsys.readouterr().err.count("  webui: Docker does not answer\n") == 1
+    assert "becomes ready once this is over: webui: Docker does not answer" in texts(
+        loading, LOADING
+    )
+    # An agentless boot begins with a service that does not answer yet.
+    agentless = replace(loading, node={"error": "connection refused", "boot_id": "b"})
+    assert page_status(agentless, LOADING, GPU, may_wake=True)["problem"] == ""
+
+
+def test_the_record_of_another_instance_is_not_the_configured_ones() -> None:
+    cloud = GpuConfig(provider="aliyun", aliyun={"instance_id": "i-abc"})
+    local = snap("ready", leases=(lease(),), machine="local", instance_id="local-main")
+    full = full_status(local, [*LOADING, move(NOW - 1, "loading", "ready")], cloud)
+    assert (full["phase"], full["last_wake"], full["cloud"]["state"]) == ("off", None, None)
+    assert full["cloud"]["other"] == "local"
+    assert len(full["leases"]) == 1
+    history = [*LOADING, move(NOW - 3, "loading", "ready"), move(NOW - 1, "ready", "off")]
+    since = str(int((NOW - 2) * 1000))
+    now_cloud = snap("off", machine="aliyun i-abc", machine_since=since)
+    assert full_status(now_cloud, history, cloud)["last_wake"] is None
+    assert full_status(snap("off"), history, cloud)["last_wake"] is not None
 
 
 def test_nobody_says_off_before_the_cloud_was_asked() -> None:

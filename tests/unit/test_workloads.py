@@ -9,9 +9,12 @@ import pytest
 
 from qwenctl.config import Config, GpuConfig, load_config
 from qwenctl.errors import ConfigError
-from qwenctl.workloads import PRESET_OF, WORKLOADS
+from qwenctl.workloads import PRESET_OF
 
 MODEL = "Qwen/Qwen3-VL-8B-Instruct"
+
+
+BOTH = 'workload = "open-webui+vllm"\nmodel = "x"\n'
 
 
 def gpu(**settings: Any) -> GpuConfig:
@@ -20,7 +23,7 @@ def gpu(**settings: Any) -> GpuConfig:
 
 def test_the_setting_offers_every_workload() -> None:
     offered = GpuConfig.model_json_schema()["properties"]["workload"]["enum"]
-    assert tuple(offered) == WORKLOADS
+    assert set(offered) == {"custom", *PRESET_OF}
 
 
 @pytest.mark.parametrize("workload", sorted(PRESET_OF))
@@ -95,6 +98,22 @@ def test_a_table_of_the_same_name_changes_single_keys() -> None:
             'workload = "vllm-openai"\nmodel = "x"\n[[gpu.main.service]]\nname = "vllm"\nprot = 1',
             "did you mean 'port'",
         ),
+        ('model = "x"\nservice = [{ command = ["x"] }]', "model is for a workload"),
+        ('workload = "vllm-openai"\nmodel = "x"\nagent = false', "agent = false runs no workload"),
+        # Places are those of the file.
+        (f'{BOTH}service = [{{ name = "vllm", prot = 1 }}]', "gpu.main.service.0.prot: unknown"),
+        (
+            f'{BOTH}service = [{{ name = "a", command = ["x"] }}, {{ name = "webui", port = 0 }}]',
+            "gpu.main.service.1.port: ",
+        ),
+        (f'{BOTH}service = [{{ name = "a" }}]', "gpu.main.service.0: it needs a command"),
+        (
+            f'{BOTH}service = [{{ name = "vllm", port = 9, container = {{ network = "host" }} }}]',
+            "gpu.main.service.0",
+        ),
+        (f'{BOTH}model_cache = "/a:b"', "gpu.main.model_cache: "),
+        (f'{BOTH}model_cache = "/a:b"', "gpu.main.service.vllm.container.volumes.0: "),
+        (f'{BOTH}service = [{{ container = {{ network = "host" }} }}]', "http://vllm:8000"),
     ],
 )
 def test_mistakes_are_named(text: str, said: str, tmp_path: Path) -> None:
@@ -103,6 +122,44 @@ def test_mistakes_are_named(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(str(path), {})
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("service", "said"),
+    [
+        ('bind = "127.0.0.1"', r"the proxy cannot reach bind = '127.0.0.1'"),
+        ('bind = "::1"', r"the proxy cannot reach bind = '::1'"),
+        ('bind = "::::"', "an address such as 0.0.0.0"),
+        (
+            'network = "host"\nport = 80',
+            "with network = 'host' container.port must be the service's",
+        ),
+        ('network = "host"\nbind = "10.0.0.7"', "with network = 'host' bind has no effect"),
+        ("gpus = [true]", 'it is "all"'),
+        ("gpus = [-1]", 'it is "all"'),
+        ('gpus = [0, "all"]', 'it is "all"'),
+        ('gpus = ["none"]', 'it is "all"'),
+        ('volumes = ["/a:/data", "/b:/data/:ro"]', "two volumes have the target /data"),
+    ],
+)
+def test_containers_that_would_never_be_used(service: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "qwenctl.toml"
+    path.write_text(
+        '[gpu.main]\nprovider = "aws"\n[[gpu.main.service]]\nport = 7860\n'
+        f'[gpu.main.service.container]\nimage = "x"\n{service}\n'
+    )
+    with pytest.raises(ConfigError) as error:
+        load_config(str(path), {})
+    assert said in str(error.value)
+    assert "gpu.main.service.0" in str(error.value)
+
+
+def test_containers_that_may_be_used() -> None:
+    own = {"image": "x", "bind": "127.0.0.1"}
+    gpu(service=[{"container": own}])  # the proxy is on this machine
+    gpu(provider="aws", address="127.0.0.1", service=[{"container": own}])  # by a tunnel
+    host = {"image": "x", "network": "host", "port": 80, "bind": "0.0.0.0"}
+    gpu(provider="aws", service=[{"port": 80, "container": host}])
 
 
 def test_what_is_shown_can_be_read_again() -> None:
@@ -137,9 +194,23 @@ def test_what_is_no_size(text: object) -> None:
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [("all", ("all",)), ("none", ()), ([0, 1], ("0", "1")), (["MIG-x"], ("MIG-x",))],
+    [
+        ("all", ("all",)),
+        ("none", ()),
+        ([0, 1], ("0", "1")),
+        (["MIG-x"], ("MIG-x",)),
+        (("all",), ("all",)),
+    ],
 )
 def test_gpus(given: object, found: tuple[str, ...]) -> None:
     container = gpu(service=[{"container": {"image": "x", "gpus": given}}]).service[0].container
     assert container is not None
     assert container.gpus == found
+
+
+def test_on_this_machine_a_container_is_for_the_proxy_alone() -> None:
+    service = [{"container": {"image": "x"}}]
+    for provider, bind in (("local", "127.0.0.1"), ("aliyun", "0.0.0.0")):
+        container = gpu(provider=provider, service=service).spec.services[0].container
+        assert container is not None
+        assert container.bind == bind

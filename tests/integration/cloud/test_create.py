@@ -110,11 +110,38 @@ def test_it_is_said_that_nobody_stops_it_and_what_does(run: Run, ecs: FakeEcs, f
     assert told.replace(" will ", " would ") in run("provision", "create", "--dry-run").stdout
     done = run("provision", "create", "--yes", QWENCTL_NODE_SECRET=SECRET)
     first, *left = done.stdout.splitlines()
-    assert first.endswith("it is billed while it runs, and nobody stops it yet.")
-    assert any("until then nobody stops the instance, but for `qwenctl down`" in x for x in left)
+    assert first.endswith("it is billed while it runs, and no proxy stops it yet.")
+    [serve] = [line for line in left if "restart `qwenctl serve`" in line]
+    assert "until then nobody stops the instance, but for `qwenctl down`" in serve
+    assert serve.endswith(
+        "it also stops itself when no proxy is heard, once the node secret is there"
+    )
     down = run("down")
     assert (down.returncode, down.stdout) == (0, "main is off\n"), down.stderr
     assert ecs.cloud.instances[instance_of(file)].status == "Stopped"
+
+
+def test_without_an_agent_nothing_of_one_is_left_to_do(
+    run: Run, ecs: FakeEcs, configure: Configure
+) -> None:
+    text = ALIYUN.format(endpoint=ecs.endpoint)
+    configure(text.replace('"aliyun"\n', '"aliyun"\nagent = false\n', 1))
+    done = run("provision", "create", "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    left = json.loads(done.stdout)["left"]
+    assert "`qwenctl provision --apply` opens the security group" in left
+    assert not any("secret" in line or "makes the role" in line for line in left)
+
+
+def test_the_image_for_containers_is_described(
+    run: Run, ecs: FakeEcs, configure: Configure
+) -> None:
+    text = ALIYUN.format(endpoint=ecs.endpoint)
+    configure(text.replace('command = ["run"]', 'container = { image = "x" }'))
+    told = "an image with Docker and nvidia-container-toolkit"
+    assert told in run("provision", "create", "--dry-run").stdout
+    done = run("provision", "create", "--yes", "--json")
+    assert any(told in line for line in json.loads(done.stdout)["left"])
 
 
 def test_the_secret_goes_along_on_request(run: Run, ecs: FakeEcs, file: Path) -> None:

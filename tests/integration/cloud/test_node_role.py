@@ -142,6 +142,19 @@ def test_without_the_right_it_says_which(
     assert is_complete(cloud)
 
 
+def test_what_was_done_before_a_refusal_is_in_the_json(
+    run: Run, ecs: FakeEcs, cloud: WholeCloud, configure: Configure
+) -> None:
+    configure(aliyun_table(ecs))
+    ecs.fail("AttachPolicyToRole", "error", times=99, code="NoPermission", status=403)
+    refused = run("provision", "--apply", "--json")
+    assert refused.returncode == ExitCode.DENIED
+    told = json.loads(refused.stdout)
+    assert [change["done"] for change in told["changes"]] == ["added", "made", "made"]
+    assert "ram:AttachPolicyToRole" in told["error"]
+    assert "ram:AttachPolicyToRole" in refused.stderr
+
+
 def test_without_the_right_to_give_the_role(
     run: Run, ecs: FakeEcs, cloud: WholeCloud, configure: Configure
 ) -> None:
@@ -232,15 +245,16 @@ def test_a_policy_that_says_something_else_is_corrected(ecs: FakeEcs, cloud: Who
         policy.versions[version] = json.dumps({"Version": "1", "Statement": [wide]})
     policy.default, policy.count = "v5", 5
     assert done(apply(ecs, dry_run=True)) == [
+        "already there",
         "would change",
         "already there",
         "already there",
     ]
     assert policy.default == "v5"
-    assert done(apply(ecs)) == ["changed", "already there", "already there"]
+    assert done(apply(ecs)) == ["already there", "changed", "already there", "already there"]
     assert is_complete(cloud)
     assert list(policy.versions) == ["v2", "v3", "v4", "v5", "v6"]
-    assert done(apply(ecs))[0] == "already there"
+    assert set(done(apply(ecs))) == {"already there"}
 
 
 def test_the_same_policy_written_otherwise_stays(ecs: FakeEcs, cloud: WholeCloud) -> None:
@@ -259,6 +273,44 @@ def test_a_role_of_that_name_which_ecs_may_not_take(ecs: FakeEcs, cloud: WholeCl
         apply(ecs)
     assert refused.value.cloud_code == "InvalidRamRole.NotEcsRole"
     assert cloud.instances[INSTANCE].ram_role == ""
+
+
+def test_a_role_that_is_gone_while_the_instance_still_has_its_name(
+    ecs: FakeEcs, cloud: WholeCloud
+) -> None:
+    apply(ecs)
+    cloud.ram.roles.clear()
+    assert done(apply(ecs, dry_run=True))[0] == "would make"
+    assert done(apply(ecs)) == ["made", "already there", "attached", "already there"]
+    assert is_complete(cloud)
+
+
+def test_the_own_role_that_another_account_may_take(ecs: FakeEcs, cloud: WholeCloud) -> None:
+    apply(ecs)
+    theirs = node_trust("aliyun", "cn-hangzhou")
+    theirs["Statement"][0]["Principal"] = {"RAM": ["acs:ram::9999999999999999:root"]}
+    cloud.ram.roles[NAME].trust = json.dumps(theirs)
+    changes = apply(ecs)
+    assert done(changes) == ["already there", "note", *["already there"] * 3]
+    assert "another trust policy" in changes[1].what
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_foreign_role_that_is_gone(ecs: FakeEcs, cloud: WholeCloud) -> None:
+    cloud.instances[INSTANCE].ram_role = "team-gpu"
+    with pytest.raises(ProviderError, match="there is no such RAM role") as refused:
+        apply(ecs)
+    assert refused.value.cloud_code == "EntityNotExist.Role"
+
+
+@pytest.mark.parametrize("results", [None, [], [{"InstanceId": "i-other", "Code": "200"}]])
+def test_an_answer_without_our_instance_is_no_success(
+    ecs: FakeEcs, cloud: WholeCloud, monkeypatch: pytest.MonkeyPatch, results: object
+) -> None:
+    answer = {"AttachInstanceRamRoleResults": {"AttachInstanceRamRoleResult": results}}
+    monkeypatch.setattr(cloud, "_do_AttachInstanceRamRole", lambda _: answer)
+    with pytest.raises(Transient, match="AttachInstanceRamRole"):
+        apply(ecs)
 
 
 def test_a_refusal_within_an_answer_that_says_success(

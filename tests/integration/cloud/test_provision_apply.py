@@ -14,6 +14,7 @@ from cloud_commands import Configure, Run, WholeCloud, aliyun_table, aws_table
 from qwenctl.errors import ExitCode
 from tests.support.fake_ecs import FakeEcs
 from tests.support.fake_ecs.cloud import GROUP
+from tests.support.fake_ecs.errors import ApiError
 from tests.support.faults import Fault, FaultProxy, ec2_error
 from tests.support.moto_cloud import MotoCloud
 
@@ -130,6 +131,18 @@ def test_a_local_gpu_needs_nothing(run: Run, configure: Configure) -> None:
     assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
 
 
+def test_containers_need_docker_on_the_instance(
+    run: Run, ecs: FakeEcs, configure: Configure
+) -> None:
+    told = "an image with Docker and nvidia-container-toolkit"
+    command = aliyun_table(ecs)
+    configure(command)
+    assert told not in run("provision").stdout
+    container = '[[gpu.main.service]]\ncontainer = { image = "x" }\n'
+    configure(command.partition("[[gpu.main.service]]")[0] + container)
+    assert told in run("provision").stdout
+
+
 # Applying
 
 
@@ -174,6 +187,43 @@ def test_aliyun_denied(run: Run, ecs: FakeEcs, cloud: WholeCloud, configure: Con
     done = run("provision", "--apply")
     assert (done.returncode, done.stdout) == (ExitCode.DENIED, "")
     assert "ecs:AuthorizeSecurityGroup" in done.stderr
+
+
+def test_the_rules_before_a_refusal_are_said(
+    run: Run,
+    ecs: FakeEcs,
+    cloud: WholeCloud,
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cloud.add()
+    configure(aliyun_table(ecs))
+    authorize = cloud._do_AuthorizeSecurityGroup
+
+    def one(parameters: dict[str, str]) -> dict[str, Any]:
+        if cloud.permits:
+            raise ApiError(403, "Forbidden.RAM")
+        return authorize(parameters)
+
+    monkeypatch.setattr(cloud, "_do_AuthorizeSecurityGroup", one)
+    done = run("provision", "--apply", "--from", "10.0.0.5/32", "--from", "10.0.0.6/32")
+    assert done.returncode == ExitCode.DENIED
+    assert done.stdout == f"added: {GROUP}: allow tcp 7860 from 10.0.0.5/32\n"
+
+
+def test_aws_rule_before_a_refusal_is_said(
+    run: Run, moto: MotoCloud, ec2: FaultProxy, configure: Configure, group: str
+) -> None:
+    id_ = moto.new_instance(
+        moto.client(), SecurityGroupIds=[group], InstanceInitiatedShutdownBehavior="terminate"
+    )
+    ec2.add(Fault.error(ec2_error("UnauthorizedOperation"), "ModifyInstanceAttribute"))
+    configure(aws_table(ec2.url, id_))
+    done = run("provision", "--apply", "--json")
+    assert done.returncode == ExitCode.DENIED
+    told = json.loads(done.stdout)
+    assert [change["done"] for change in told["changes"]] == ["added"]
+    assert "UnauthorizedOperation" in told["error"]
 
 
 def test_aws_rule_and_shutdown(run: Run, moto: MotoCloud, configure: Configure, group: str) -> None:

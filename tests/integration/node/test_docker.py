@@ -243,10 +243,11 @@ def test_a_container_that_is_not_ours_is_left_alone(
 ) -> None:
     with contextlib.closing(engine.client()) as client:
         made = client.create_container(IMAGE, ["8000"], name=NAME)
-    proxy.spec = spec(containerised(max_restarts=0))
+    proxy.spec = spec(containerised(max_restarts=9))
     start()
     failed = proxy.wait_report(lambda r: r.state == "failed", timeout=60)
     assert "remove or rename it" in failed.error
+    assert failed.services[0].restarts == 0  # no retry would help
     assert container(engine)["Id"] == made["Id"]
 
 
@@ -257,6 +258,16 @@ def test_a_gpu_that_docker_cannot_give_is_explained(
     start()
     failed = proxy.wait_report(lambda r: r.state == "failed", timeout=60)
     assert "nvidia-container-toolkit" in failed.error
+
+
+def test_a_command_that_the_image_lacks_is_not_tried_again(
+    start: Start, proxy: StandInProxy, engine: DockerEngine
+) -> None:
+    proxy.spec = spec(containerised(entrypoint=("no-such-program",), max_restarts=9))
+    start()
+    failed = proxy.wait_report(lambda r: r.state == "failed", timeout=60)
+    assert "no-such-program" in failed.error
+    assert failed.services[0].restarts == 0
 
 
 def test_a_port_in_use_is_named(start: Start, proxy: StandInProxy, engine: DockerEngine) -> None:

@@ -126,7 +126,7 @@ def test_an_image_that_is_not_there_is_named(
     start: Start, proxy: StandInProxy, registry: Registry, layered: str
 ) -> None:
     missing = f"{registry.address}/team/other:9"
-    proxy.spec = spec(containerised(image=missing, pull="missing", max_restarts=0))
+    proxy.spec = spec(containerised(image=missing, pull="missing", max_restarts=9))
     start()
     failed = proxy.wait_report(lambda r: r.state == "failed", timeout=60)
     assert f"the registry has no image {missing}" in failed.error

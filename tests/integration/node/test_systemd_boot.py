@@ -136,6 +136,15 @@ def test_a_node_from_its_installation_to_its_end(machine: Machine, proxy: StandI
     assert install(machine, proxy).splitlines() == [f"{AGENT}: active; see `qwenctl-node status`"]
     assert machine.property(AGENT, "MainPID") == pid
 
+    # What somebody has left who tried the agent as root is handed over.
+    notice = machine.path(f"{STATE}/notice.json")
+    notice.touch(0o600)
+    checks = json.loads(machine.run(NODE, "doctor", "--json").stdout)["checks"]
+    [found] = [check for check in checks if check["check"] == "state"]
+    assert (found["level"], found["found"]) == ("fail", f"{STATE}/notice.json is not qwenctl's")
+    assert f"{STATE}: belongs to qwenctl\n" in install(machine, proxy)
+    assert notice.stat().st_uid == secret.st_uid
+
     # Killed, it comes back and goes on within the same boot.
     proxy.hellos.clear()
     machine.run("systemctl", "kill", "--signal", "KILL", "--kill-who", "main", AGENT, check=True)

@@ -26,6 +26,9 @@ from tests.unit.providers.contract import wait_for
 
 PROGRAM = Path(sys.executable).with_name("qwenctl")
 EXAMPLE = ROOT / "examples" / "aliyun" / "qwenctl.toml"
+PASSWORD_HASH = (
+    "$argon2id$v=19$m=64,t=1,p=1$zh4foJ0Zag4qC5b1zkgpDA$3/vTLDLZOZFWIiHMmkBXL0dwkBtyfwe8feIttVGbuxg"
+)
 
 
 @pytest.fixture
@@ -161,7 +164,11 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "QWENCTL_STATE_DIR": str(tmp_path)},
+        env={
+            **os.environ,
+            "QWENCTL_STATE_DIR": str(tmp_path),
+            "QWENCTL_ACCESS__PASSWORD_HASH": PASSWORD_HASH,  # it is marked REPLACE
+        },
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -22,6 +22,9 @@ from tests.support.faults import FaultProxy
 from tests.support.moto_cloud import CREDENTIALS, REGION, AgentMachine, MotoCloud
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "aws"
+PASSWORD_HASH = (
+    "$argon2id$v=19$m=64,t=1,p=1$zh4foJ0Zag4qC5b1zkgpDA$3/vTLDLZOZFWIiHMmkBXL0dwkBtyfwe8feIttVGbuxg"
+)
 PROGRAM = Path(sys.executable).with_name("qwenctl")
 
 
@@ -99,7 +102,11 @@ def qwenctl(*words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str
 
 
 def test_the_example_is_valid(tmp_path: Path) -> None:
-    env = {"QWENCTL_CONFIG": str(EXAMPLE / "qwenctl.toml"), "QWENCTL_STATE_DIR": str(tmp_path)}
+    env = {
+        "QWENCTL_CONFIG": str(EXAMPLE / "qwenctl.toml"),
+        "QWENCTL_STATE_DIR": str(tmp_path),
+        "QWENCTL_ACCESS__PASSWORD_HASH": PASSWORD_HASH,  # it is marked REPLACE
+    }
     done = qwenctl("config", "validate", env=env)
     assert done.returncode == 0, done.stderr
     gpu = load_config(str(EXAMPLE / "qwenctl.toml"), env={}).gpu["main"]

@@ -259,6 +259,7 @@ def test_one_chooses_on_the_page_without_script(asleep: RunningProxy) -> None:
     assert page.status_code == 503
     assert 'value="/some?where=1"' in page.text
     visit = visitor.cookies["qwenctl_visit"]
+    assert visit in set("0123456789abcdef")
     assert "Speed" in page.text
     assert asleep.untouched("small")
 
@@ -289,10 +290,10 @@ def test_choosing_takes_back_what_the_page_asked_for(tmp_path: Path) -> None:
     with running(tmp_path, gpu=gpus(local=slow)) as proxy:
         choose = proxy.url("/_qwenctl/tier")
 
-        def visitor(*, cookies: bool = True) -> requests.Session:
+        def visitor(visit: str = "") -> requests.Session:
             one = requests.Session()
-            if cookies:
-                one.get(proxy.url("/"), headers={"Accept": "text/html"}, timeout=30)
+            if visit:
+                one.headers["Cookie"] = f"qwenctl_visit={visit}"
             for name in ("small", "large"):
                 url = proxy.url(f"/_qwenctl/api/wake?gpu={name}")
                 assert one.post(url, headers=browser, timeout=30).status_code == 202
@@ -302,13 +303,43 @@ def test_choosing_takes_back_what_the_page_asked_for(tmp_path: Path) -> None:
             small, large = (len(proxy.snapshot(name).leases) for name in ("small", "large"))
             return small, large
 
-        ada, bob, eve = visitor(), visitor(), visitor(cookies=False)
+        ada, bob, eve = visitor("3"), visitor("a"), visitor()
         assert waiting() == (3, 3)
         for left, who in ((2, ada), (2, eve), (1, bob)):
             who.post(choose, data={"tier": "quality"}, allow_redirects=False, timeout=30)
             assert waiting() == (left, 3)  # without the cookie nobody knows whose wait it is
         proxy.store.release("small", only="request:127.0.0.1", actor="test")
         until(lambda: proxy.snapshot("small").phase.value == "off", 30, "small off")
+
+
+def test_made_up_cookies_make_no_leases_without_limit(asleep: RunningProxy) -> None:
+    """Nor a history of nothing else."""
+    with requests.Session() as one:
+        for number in range(40):
+            cookie = {"Cookie": f"qwenctl_visit={number:016x}"}
+            wake = asleep.url("/_qwenctl/api/wake?gpu=small")
+            assert one.post(wake, headers=cookie, timeout=30).status_code == 202
+            one.post(asleep.url("/x"), headers=cookie, timeout=30)  # traffic
+    assert {lease.name for lease in asleep.snapshot("small").leases if lease.kind == "request"} == {
+        "request:127.0.0.1"
+    }
+
+
+def test_taking_back_again_and_again_does_not_fill_the_history(tmp_path: Path) -> None:
+    slow = {"boot_seconds": 20, "stop_seconds": 0.05}
+    browser = {
+        "Cookie": "qwenctl_visit=7",
+        "Sec-Fetch-Site": "same-origin",
+        "Sec-Fetch-Mode": "cors",
+    }
+    with running(tmp_path, gpu=gpus(local=slow)) as proxy, requests.Session() as one:
+        for _ in range(15):
+            wake = proxy.url("/_qwenctl/api/wake?gpu=small")
+            assert one.post(wake, headers=browser, timeout=30).status_code == 202
+            choose, data = proxy.url("/_qwenctl/tier"), {"tier": "quality"}
+            one.post(choose, data=data, headers=browser, allow_redirects=False, timeout=30)
+        leases = [event for event in proxy.store.events("small", 1000) if event.kind == "lease"]
+    assert len(leases) == 11
 
 
 @pytest.mark.parametrize("tier", ["", "fast"])

@@ -567,6 +567,7 @@ def test_a_part_of_running_work_holds_the_stop_back_before_it_is_forwarded(
             async def forward(*_: object) -> int:
                 life.controller.step()
                 seen.append(life.now.phase)
+                assert made.activities.in_flight(GPU) == 1
                 return 200
 
             made.data._forward = forward  # type: ignore[assignment]
@@ -793,6 +794,42 @@ def test_the_gate_turns_a_drain_back(faulty: FaultyStore, life: Life) -> None:
     assert asyncio.run(go()) == 204
     assert life.now.phase is Phase.READY
     assert "request:127.0.0.1" in life.leases
+
+
+def test_the_gate_lets_a_part_of_running_work_through(faulty: FaultyStore, life: Life) -> None:
+    """The stream of an answer, which the data plane in front opens while the cloud takes it back."""
+    old = leaving(life)
+    life.clock.advance(30)
+
+    async def go() -> int:
+        async with parts(faulty) as made:
+            made.know(old)
+            headers = {"x-original-method": "POST", "x-original-uri": "/x", **FORM}
+            status = await gate(made, **headers)
+            life.controller.step()
+            assert life.now.phase is Phase.DRAINING  # the stop waits for it
+            assert "inflight:me" in life.leases
+            return status
+
+    assert asyncio.run(go()) == 204
+    life.controller.step()
+    assert life.now.phase is Phase.STOPPING
+
+
+def test_the_gate_lets_nothing_into_a_stop(faulty: FaultyStore, life: Life) -> None:
+    old = leaving(life)
+    life.clock.advance(30)
+    life.controller.step()
+    assert life.now.phase is Phase.STOPPING
+
+    async def go() -> int:
+        async with parts(faulty) as made:
+            made.know(old)
+            headers = {"x-original-method": "POST", "x-original-uri": "/x", **FORM}
+            return await gate(made, **headers)
+
+    assert asyncio.run(go()) == 403
+    assert "inflight:me" not in life.leases
 
 
 # The node

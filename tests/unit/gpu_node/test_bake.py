@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu_node.bake import BakeError, bake, check, identity, main
+from gpu_node.bake import BakeError, bake, check, identity
+from gpu_node.commands import main
 from gpu_node.settings import NodeSettings
 from qwenctl.wire import Service, Spec
 from tests.support.cold_files import MB, write
@@ -71,14 +72,15 @@ def test_it_takes_away_what_is_of_this_boot_and_keeps_the_spec(
     settings: NodeSettings, machine: Path
 ) -> None:
     keep_spec(settings)
-    for name in ("deadman.json", "status.json", "notice.json", "mine.txt"):
+    for name in ("deadman.json", "status.json", "notice.json", "settings.json", "mine.txt"):
         write(Path(settings.state_dir, name))
     for name in ("webui.log", "webui.log.1"):
         write(Path(settings.log_dir, name))
     assert "fail" in levels(settings, machine)["state"]
     said: list[str] = []
     bake(settings, clean=False, say=said.append, root=machine)
-    assert {path.name for path in Path(settings.state_dir).iterdir()} == {"spec.json", "mine.txt"}
+    left = {path.name for path in Path(settings.state_dir).iterdir()}
+    assert left == {"spec.json", "settings.json", "mine.txt"}
     assert list(Path(settings.log_dir).iterdir()) == []
     assert levels(settings, machine)["state"] == {"ok"}
     # Without --clean the machine stays what it is.
@@ -169,13 +171,13 @@ def test_the_command(
         'proxy_urls = ["http://127.0.0.1:1"]\ngpu = "main"\n'
         f'state_dir = "{settings.state_dir}"\nlog_dir = "{settings.log_dir}"\n'
     )
-    assert main(["--check", "--config", str(config)]) == 1
+    assert main(["bake", "--check", "--config", str(config)]) == 1
     assert "FAIL  spec" in capsys.readouterr().out
     keep_spec(settings)
-    code = main(["--check", "--json", "--config", str(config)])
+    code = main(["bake", "--check", "--json", "--config", str(config)])
     shown = json.loads(capsys.readouterr().out)
     failed = [one["check"] for one in shown["checks"] if one["level"] == "fail"]
     assert (code, shown["ok"]) == ((1, False) if failed else (0, True))
     assert set(failed) <= {"boot"}  # on a machine with systemd and without the agent
-    assert main(["--config", str(tmp_path / "nowhere.toml")]) == 2
+    assert main(["bake", "--config", str(tmp_path / "nowhere.toml")]) == 2
     assert "cannot read" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from gpu_node.busy import busy, busy_for_a_while, read_spec
 from gpu_node.nvidia import GpuWatch, Reading
+from gpu_node.runtime import base_url_of
 from qwenctl.wire import Activity, Container, GpuFigures, Service, Spec
 from tests.support.net import free_port
 
@@ -74,6 +76,25 @@ def test_a_container_is_asked_where_it_is_bound(server: Server) -> None:
         assert busy(given, gpus()) == "webui: 1 running"
 
 
+@pytest.mark.parametrize(
+    ("container", "host"),
+    [
+        (None, "127.0.0.1"),
+        ({"bind": "0.0.0.0"}, "127.0.0.1"),
+        ({"bind": "::"}, "127.0.0.1"),
+        ({"bind": "10.0.0.7"}, "10.0.0.7"),
+        ({"bind": "fd00::7"}, "[fd00::7]"),
+        ({"bind": "10.0.0.7", "network": "host"}, "127.0.0.1"),
+    ],
+)
+def test_where_a_service_is_asked(container: dict[str, Any] | None, host: str) -> None:
+    service = Service(command=("x",), port=81)
+    if container is not None:
+        made = Container(image="x", **container)
+        service = service.model_copy(update={"runtime": "docker", "container": made})
+    assert base_url_of(service) == f"http://{host}:81"
+
+
 def test_where_nobody_tells_the_gpus_do(server: Server) -> None:
     silent = spec(free_port())
     for given in (None, Spec(version="1", services=()), silent, spec(server.port, Activity())):
@@ -81,6 +102,33 @@ def test_where_nobody_tells_the_gpus_do(server: Server) -> None:
         assert busy(given, gpus(0.0, 40.0)) == "GPU utilisation 40 %"
         assert busy(given, gpus(None)) == ""
         assert busy(given, gpus()) == ""
+
+
+def test_figures_of_a_driver_that_hangs_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was busy when it answered last may have been idle for hours."""
+    hang, readings = threading.Event(), [Reading((GpuFigures(index="0", utilisation_percent=97),))]
+
+    def read() -> Reading:
+        if not readings:
+            hang.wait(60)
+        return readings.pop() if readings else Reading()
+
+    watch = GpuWatch(read)
+    try:
+        assert busy(None, watch) == "GPU utilisation 97 %"
+        monkeypatch.setattr("gpu_node.nvidia.FRESH", 0.0)
+        now = time.monotonic()
+        monkeypatch.setattr("gpu_node.nvidia.time.monotonic", lambda: now + 5)
+        assert busy(None, watch) == "GPU utilisation 97 %"
+        monkeypatch.setattr("gpu_node.nvidia.time.monotonic", lambda: now + 31)
+        assert busy(None, watch) == ""
+    finally:
+        hang.set()
+
+
+def test_figures_with_a_note_mean_nothing() -> None:
+    reading = Reading((GpuFigures(index="0", utilisation_percent=97),), "the driver is gone")
+    assert busy(None, GpuWatch(lambda: reading)) == ""
 
 
 def test_the_threshold_is_the_services(server: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from gpu_node.commands import main
 from gpu_node.deadman import DeadMan
 from gpu_node.status_file import StatusFile, read_status
 from qwenctl.wire import Report, Service, ServiceState, Spec
 from tests.support.metadata import MetadataService
 from tests.support.net import free_port
+from tests.support.other_user import needs_root, nobody
 from tests.unit.gpu_node.stand_in import SECRET, StandInProxy
 
 BOOT = "boot-0001"
@@ -80,15 +83,36 @@ def report(**more: Any) -> Report:
     return Report(gpu="main", start_seq=1, **given)
 
 
+def test_settings_that_are_not_there_come_with_the_next_step(node: Node) -> None:
+    node.config.unlink()
+    said = node.run("status").stderr
+    assert f"cannot read {node.config}: No such file or directory; name the settings" in said
+    assert "qwenctl provision" in said
+    found = node.doctor()["settings"]
+    assert found["level"] == "fail"
+    assert "--config" in found["fix"]
+
+
 # ---------------------------------------------------------------- status
 
 
-def test_status_of_a_node_without_an_agent(node: Node) -> None:
+def test_status_of_a_node_without_an_agent(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text("#!/bin/sh\nexit 4\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
     StatusFile(node.state / "status.json").note(report())
     DeadMan(node.state / "deadman.json", BOOT, 600.0).contact()
     done = node.run("status")
     assert done.returncode == 1
     assert "agent of main: not running" in done.stdout
+    assert "no watchdog is installed: nothing stops this instance\n" in done.stdout
+    installed = "LoadState=loaded\\nActiveState=active\\nUnitFileState=enabled"
+    systemctl.write_text(f"#!/bin/sh\nprintf '{installed}\\n'\n")
+    done = node.run("status")
     assert "the watchdog stops this instance in 12 min" in done.stdout
     assert "webui" not in done.stdout  # what a dead agent has said
 
@@ -118,6 +142,31 @@ def test_status_does_not_take_another_boot_for_this_one(node: Node) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         view = json.loads(node.run("status", "--json").stdout)
     assert (view["state"], view["services"]) == (None, [])
+
+
+@needs_root
+def test_status_for_somebody_who_may_not_read_it(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu_node.checkup  # noqa: F401 - others may not even read this Python
+
+    with (node.state / "agent.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (node.state / "agent.lock").chmod(0o640)
+        with nobody(node.directory):
+            code = main(["status", "--config", str(node.config)])
+    shown = capsys.readouterr()
+    assert (code, shown.out) == (1, "")
+    assert f"cannot read {node.state / 'agent.lock'}" in shown.err
+    assert "sudo" in shown.err
+
+
+def test_status_before_the_watchdog_has_looked(node: Node) -> None:
+    """It would count from its first look, and status is none."""
+    done = node.run("status")
+    assert "agent of main: not running" in done.stdout
+    assert "the watchdog stops" not in done.stdout
+    assert list(node.state.iterdir()) == []
 
 
 def test_the_status_file_spares_the_disk_and_survives_a_full_one(

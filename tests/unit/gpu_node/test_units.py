@@ -135,7 +135,8 @@ def test_the_files(tmp_path: Path) -> None:
     assert set(render(replace(NODE, processes=True))) == {AGENT, WATCHDOG, TIMER, DROP_IN}
 
 
-def test_nothing_counts_before_the_secret_is_there() -> None:
+def test_the_agent_waits_for_its_secret_and_the_watchdog_does_not() -> None:
+    """An instance whose secret is gone, or never comes, has to go off, too."""
     files = render(NODE)
-    for unit in (AGENT, WATCHDOG):
-        assert "ConditionPathExists=/etc/qwenctl/node.secret\n" in files[unit]
+    assert "ConditionPathExists=/etc/qwenctl/node.secret\n" in files[AGENT]
+    assert "Condition" not in files[WATCHDOG]

@@ -17,7 +17,6 @@ from gpu_node.warmup import (
     PIECE,
     WarmUp,
     available_memory,
-    cgroup_room,
     weight_files,
 )
 from tests.support.cold_files import MB, make_cold, resident, write
@@ -307,39 +306,6 @@ def test_a_reader_beside_it_gets_the_same_bytes(tmp_path: Path) -> None:
 
 def test_available_memory_is_a_figure_of_this_machine() -> None:
     assert 0 < available_memory() < PLENTY
-
-
-def test_room_in_a_control_group_of_version_2(tmp_path: Path) -> None:
-    own = tmp_path / "cgroup"
-    own.write_text("0::/system.slice/agent.service\n")
-    group = tmp_path / "fs" / "system.slice" / "agent.service"
-    group.mkdir(parents=True)
-    assert cgroup_room(own, tmp_path / "fs") is None
-    (group / "memory.max").write_text("max\n")
-    assert cgroup_room(own, tmp_path / "fs") is None
-    (group.parent / "memory.max").write_text("1000\n")
-    (group.parent / "memory.current").write_text("900\n")
-    (group.parent / "memory.stat").write_text("anon 600\nfile 300\ninactive_file 200\n")
-    assert cgroup_room(own, tmp_path / "fs") == 400
-    (group.parent / "memory.high").write_text("800\n")
-    assert cgroup_room(own, tmp_path / "fs") == 200
-
-
-def test_room_in_a_control_group_of_version_1(tmp_path: Path) -> None:
-    own = tmp_path / "cgroup"
-    own.write_text("9:cpu,cpuacct:/x\n4:memory:/agent\n")
-    group = tmp_path / "fs" / "memory" / "agent"
-    group.mkdir(parents=True)
-    (group / "memory.limit_in_bytes").write_text("5000")
-    (group / "memory.usage_in_bytes").write_text("4500")
-    (group / "memory.stat").write_text("cache 1\ntotal_cache 2000\n")
-    assert cgroup_room(own, tmp_path / "fs") == 2500
-    (group / "memory.limit_in_bytes").write_text("9223372036854771712")
-    assert cgroup_room(own, tmp_path / "fs") is None
-
-
-def test_no_control_groups(tmp_path: Path) -> None:
-    assert cgroup_room(tmp_path / "nowhere", tmp_path) is None
 
 
 def test_time_goes_on_while_it_runs(tmp_path: Path) -> None:

@@ -1,25 +1,23 @@
-"""Progress of weights that the log does not tell of: from the page cache and from what is read."""
+"""Progress of weights that the log does not tell of: from the warm-up's own count."""
 
 from __future__ import annotations
 
 import functools
 import os
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from gpu_node import weights
 from gpu_node.guard import Guard
 from gpu_node.process import ProcessRuntime
 from gpu_node.service import Supervisor
-from gpu_node.warmup import WarmUp, weight_files
-from gpu_node.weights import WeightsWatch, bytes_read_by, bytes_resident, weights_percent
+from gpu_node.warmup import WarmUp, resident_bytes
+from gpu_node.weights import WeightsWatch
 from qwenctl.wire import Progress, Readiness, Service
 from tests.support.cold_files import MB, make_cold, write
 from tests.support.net import free_port
@@ -34,50 +32,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    ("total", "seen", "percent"),
-    [
-        (0, (0,), None),
-        (100, (), None),
-        (100, (None, None), None),
-        (100, (0, None), 0),
-        (100, (30, None, 40), 40),
-        (100, (None, 250), 100),  # it has read other files too
-    ],
-)
-def test_percent(total: int, seen: tuple[int | None, ...], percent: float | None) -> None:
-    assert weights_percent(total, *seen) == percent
-
-
-def test_what_is_in_the_page_cache(tmp_path: Path) -> None:
-    cold, warm = write(tmp_path / "a.bin", 4 * MB), write(tmp_path / "b.bin", 2 * MB)
-    make_cold(cold)
-    files = weight_files(tmp_path)
-    warm.read_bytes()
-    assert 1.8 * MB < (bytes_resident(files) or 0) <= 2 * MB
-    warm.unlink()
-    assert bytes_resident(files) == 0
-    cold.unlink()
-    assert bytes_resident(files) is None
-
-
-def test_what_a_process_and_its_children_read_off_the_disk(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.bin", 8 * MB)
-    make_cold(file)
-    child = (
-        f"open({str(file)!r}, 'rb').read(); print('read', flush=True); import time; time.sleep(60)"
-    )
-    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout
-            assert process.stdout.readline() == b"read\n"
-            assert (bytes_read_by(process.pid) or 0) >= 8 * MB
-        finally:
-            for child_process in psutil.Process(process.pid).children(recursive=True):
-                child_process.kill()
-            process.kill()
-    assert bytes_read_by(process.pid) is None
+def resident(file: Path) -> int:
+    """Bytes of it in the page cache."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        return resident_bytes(descriptor, 0, file.stat().st_size) or 0
+    finally:
+        os.close(descriptor)
 
 
 def test_cold_weights_are_told_of(tmp_path: Path) -> None:
@@ -88,7 +49,7 @@ def test_cold_weights_are_told_of(tmp_path: Path) -> None:
     watch.start()
     assert watch.join(30)
     assert told[-1] == Progress(phase="weights", percent=100, text="0.1 of 0.1 GB read")
-    assert (bytes_resident(weight_files(tmp_path)) or 0) > 58 * MB
+    assert resident(file) > 58 * MB
 
 
 def test_warm_weights_are_not(tmp_path: Path) -> None:
@@ -104,43 +65,37 @@ def test_warm_weights_are_not(tmp_path: Path) -> None:
     pytest.fail("told of weights that were in memory")
 
 
-def test_what_memory_has_no_room_for_is_watched(
+def test_what_memory_has_no_room_for_is_not_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The service reads it itself, and the page cache shows that."""
+    """The service reads it itself, which nobody sees."""
     files = [write(tmp_path / f"{name}.safetensors", 32 * MB) for name in "ab"]
     make_cold(*files)
-    monkeypatch.setattr(weights, "LOOK_INTERVAL", 0.05)
     monkeypatch.setattr(
         weights, "WarmUp", functools.partial(WarmUp, available=lambda: 40 * MB, reserve=0)
     )
     told: list[Progress] = []
-    watch = WeightsWatch(tmp_path, told.append, os.getpid)
+    watch = WeightsWatch(tmp_path, told.append)
     watch.start()
-    # Not just 50: our own process, which stands for the service, has read other things too.
-    wait_for(lambda: told and (told[-1].percent or 0) >= 50)
-    assert not watch.join(0.2)
-    files[1].read_bytes()
-    wait_for(lambda: (told[-1].percent or 0) > 95)
-    watch.stop()
     assert watch.join(30)
+    assert told[-1].percent == 50
 
 
 def test_stopped_it_says_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write(tmp_path / "a.safetensors", 32 * MB)
-    make_cold(file)
-    monkeypatch.setattr(weights, "LOOK_INTERVAL", 0.05)
-    monkeypatch.setattr(weights, "WarmUp", functools.partial(WarmUp, available=lambda: 0))
+    make_cold(write(tmp_path / "a.safetensors", 64 * MB))
+    monkeypatch.setattr("gpu_node.warmup.PROGRESS_INTERVAL", 0.0)
     told: list[Progress] = []
-    watch = WeightsWatch(tmp_path, told.append)
+
+    def tell(progress: Progress) -> None:
+        watch.stop()
+        watch.stop()
+        told.append(progress)
+
+    monkeypatch.setattr(weights, "WarmUp", functools.partial(WarmUp, threads=1))
+    watch = WeightsWatch(tmp_path, tell)
     watch.start()
-    wait_for(lambda: told)
-    watch.stop()
-    watch.stop()
     assert watch.join(30)
-    count = len(told)
-    time.sleep(0.3)
-    assert len(told) == count
+    assert len(told) == 1
 
 
 def test_without_weights_there_is_nothing_to_do() -> None:
@@ -161,7 +116,7 @@ class Listener:
     def changed(self) -> None:
         pass
 
-    def progressed(self, progress: Progress) -> None:
+    def progressed(self, service: str, progress: Progress) -> None:
         self.told.append(progress)
 
     def logged(self, service: str, text: str) -> None:
@@ -199,7 +154,7 @@ def test_a_service_on_its_way_to_ready(
         wait_for(lambda: line in listener.lines)
         loading.set()
         wait_for(lambda: supervisor.view.state == "ready")
-        assert (bytes_resident(weight_files(model)) or 0) > 58 * MB
+        assert resident(model / "a.safetensors") > 58 * MB
         percents = [one.percent for one in listener.told if one.phase == "weights"]
         assert percents[-1] == (50 if log_tells else 100)
     finally:

@@ -342,6 +342,15 @@ def test_each_state_shows_its_parts_without_script() -> None:
     assert text("en")["failure.other"] in waiting(STATUSES["failed"])
 
 
+def test_what_keeps_a_service_from_starting_stands_in_the_place_of_its_progress() -> None:
+    troubled = status("loading", "load", progress=PROGRESS, problem="webui: <Docker> is not there")
+    page = waiting(troubled)
+    shown = page.partition("<script type=")[0]  # the same as JSON follows, for the script
+    assert "webui: &lt;Docker&gt; is not there" in shown
+    assert PROGRESS["text"] not in shown
+    assert PROGRESS["text"] in waiting(STATUSES["loading"])
+
+
 def test_words_for_durations() -> None:
     def eta(seconds: float) -> str:
         page = waiting(status("booting", "boot", eta_seconds=seconds)).replace("\xa0", " ")
