@@ -332,11 +332,11 @@ class ServiceContainer:
         while not self._leaving.is_set():
             try:
                 code = self._client.wait(self._id, timeout=None)["StatusCode"]
-                if not self._running(self._present() or {}):
-                    return self._how()
-                # Docker's restart policy starts it at boot; in between its crashes are ours to count.
-                self._client.stop(self._id, timeout=0)
-                return f"exit code {code}"
+                how = self._how(code)
+                if self._container.restart != "no":
+                    # Docker's policy is for the boot; in between, crashes are ours to count.
+                    self._client.stop(self._id, timeout=0)
+                return how
             except NotFound:
                 return "the container was removed"
             except (APIError, requests.RequestException, OSError):
@@ -361,7 +361,8 @@ class ServiceContainer:
             return False
         return True
 
-    def _how(self) -> str:
+    def _how(self, code: int | None = None) -> str:
+        """How it ended, with the code that is known, as Docker may have started it again."""
         state = (self._present() or {}).get("State")
         if state is None:
             return "the container was removed"
@@ -370,9 +371,8 @@ class ServiceContainer:
             return "killed for want of memory" + (
                 f" (its limit is {_gib(limit)}: raise `memory`)" if limit else ""
             )
-        if state.get("Error"):
-            return f"exit code {state.get('ExitCode')}: {state['Error']}"
-        return f"exit code {state.get('ExitCode')}"
+        code = state.get("ExitCode") if code is None else code
+        return f"exit code {code}" + (f": {state['Error']}" if state.get("Error") else "")
 
     # ---------------------------------------------------------------- steps
 

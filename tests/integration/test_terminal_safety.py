@@ -68,7 +68,7 @@ def test_a_node_cannot_steer_the_terminal_by_its_report(
         state = full_status(store.snapshot("main"), store.events("main"), GpuConfig())
         shown += list(_gpu_lines(state))
     shown += [event_words(event) for event in store.events("main")]
-    assert sum("fine" in line for line in shown) >= 9
+    assert sum("fine" in line for line in shown) >= 8
     assert [line for line in shown if not line.isprintable()] == []
 
 
