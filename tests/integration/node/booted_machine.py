@@ -119,12 +119,8 @@ class Machine:
             (files / name).write_text(text)
         needed = [ROOT, Path(sys.prefix), Path(sys.base_prefix)]
         device = Path("/").stat().st_dev
-        # What the overlay does not show: other disks, and what lies under its own mounts.
-        hidden = [
-            p
-            for p in needed
-            if p.stat().st_dev != device or p.parts[1:2] in (("tmp",), ("run",), ("dev",))
-        ]
+        if any(p.parts[1:2] == ("tmp",) for p in needed):
+            raise CannotBoot("the checkout is below /tmp, which units with PrivateTmp do not see")
         self._log = directory / "boot.log"
         with self._log.open("w") as log:
             self._outer = subprocess.Popen(
@@ -136,7 +132,7 @@ class Machine:
                     "SYSTEMD": SYSTEMD,
                     "FILES": str(files),
                     "MASK": " ".join(set(MASK) - set(units)),
-                    "BIND": " ".join(map(str, hidden)),
+                    "BIND": " ".join(str(p) for p in needed if p.stat().st_dev != device),
                     "OPEN": " ".join(
                         sorted({str(parent) for p in needed for parent in (p, *p.parents)})
                     ),
