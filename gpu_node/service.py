@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 FIRST_PROBE = 0.05
 """Seconds between the first probes; they grow to the service's own interval."""
 
-UNANSWERED_PROBE = 0.1
+UNANSWERED_PROBE = 0.05
 """The longest pause while nothing answers: most WebUIs listen only when they are ready, and a probe
 that no program sees costs next to nothing."""
 
