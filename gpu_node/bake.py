@@ -24,6 +24,7 @@ from gpu_node.docker_runtime import (
     HASH_LABEL,
     SERVICE_LABEL,
     DockerRuntime,
+    pull_events,
 )
 from gpu_node.output import redacted
 from gpu_node.pull import PullProgress
@@ -158,15 +159,12 @@ def _image(client: Any, name: str) -> Any | None:
 
 
 def _pull(client: Any, container: Container, say: Say) -> None:
-    from docker.utils import parse_repository_tag
-
     name = container.image
     if container.pull == "never":
         raise BakeError(f'the image {name} is not here, and pull = "never": load it by hand')
     say(f"pulling {name}")
     progress, told = PullProgress(), 0
-    repository, tag = parse_repository_tag(name)
-    for event in client.pull(repository, tag=tag or "latest", stream=True, decode=True):
+    for event in pull_events(client, name):
         if error := event.get("error"):
             raise BakeError(f"the image {name} cannot be pulled: {redacted(str(error))[:300]}")
         progress.take(event)

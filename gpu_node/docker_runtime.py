@@ -26,7 +26,7 @@ from gpu_node.pull import PullProgress
 from gpu_node.runtime import Output, StartFailed, base_url_of
 from qwenctl.wire import Container, Progress, Service
 
-__all__ = ["DockerRuntime", "container_options"]
+__all__ = ["DockerRuntime", "container_options", "pull_events"]
 
 log = logging.getLogger(__name__)
 
@@ -484,7 +484,7 @@ class ServiceContainer:
         try:
             client = self._runtime.client()
             try:
-                for event in _pull_events(client, name):
+                for event in pull_events(client, name):
                     if given_up.is_set():
                         return
                     events.put(event)
@@ -686,7 +686,7 @@ def _device_requests(container: Container) -> list[dict[str, Any]]:
     ]
 
 
-def _pull_events(client: Any, name: str) -> Iterator[dict[str, Any]]:
+def pull_events(client: Any, name: str) -> Iterator[dict[str, Any]]:
     """What the daemon says of a pull. Unlike the SDK's own `pull` it gives up a registry that says
     nothing: a new request would only join the download that hangs."""
     from docker import auth

@@ -83,7 +83,7 @@ class GpuLoad:
     """
 
     def __init__(self, activity: Activity, names: Sequence[str]) -> None:
-        self._activity = activity
+        self.activity = activity
         self._names = names
         self._busy = 0
         self._blind = 0
@@ -105,8 +105,8 @@ class GpuLoad:
                 self._busy = 0
         else:
             self._blind = 0
-            self._busy = self._busy + 1 if max(known) >= self._activity.gpu_percent else 0
-        return int(self._busy >= self._activity.gpu_samples)
+            self._busy = self._busy + 1 if max(known) >= self.activity.gpu_percent else 0
+        return int(self._busy >= self.activity.gpu_samples)
 
 
 def _count(value: float) -> int | None:

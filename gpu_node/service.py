@@ -299,13 +299,13 @@ class Supervisor:
         """While it is ready: count what runs. Ends with the service, or when that is not ready any
         more."""
         container = self.service.container
-        activity = self.service.activity
-        load = GpuLoad(activity, container.gpus if container else ("all",))
+        names = container.gpus if container else ("all",)
+        load = GpuLoad(self.service.activity, names)
         told, silent, unready = 0, 0, 0
         while not ended.wait(self._heartbeat):
-            if activity != self.service.activity:
-                activity = self.service.activity
-                load = GpuLoad(activity, container.gpus if container else ("all",))
+            activity = self.service.activity
+            if activity != load.activity:
+                load = GpuLoad(activity, names)
             readiness = self.service.readiness
             if activity.path:
                 answer = probe_active(http, instance.base_url, activity, readiness.timeout)

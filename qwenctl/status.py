@@ -14,6 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from qwenctl.lifecycle import Failure, Phase
+from qwenctl.plain_text import plain
 from qwenctl.trace import STEPS, Mark, Outcome, Wake, expected, wakes
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _progress(snapshot: Snapshot) -> dict[str, Any] | None:
     if snapshot.phase is not Phase.LOADING or snapshot.report is None:
         return None
     progress = snapshot.report.progress
-    words = {"phase": _plain(progress.phase), "text": _plain(progress.text)}
+    words = {"phase": plain(progress.phase), "text": plain(progress.text)}
     told = progress.phase or progress.text or _problem(snapshot)
     return {**progress.model_dump(), **words} if told else None
 
@@ -181,7 +182,7 @@ def _problem(snapshot: Snapshot) -> str:
     """Why a service has not started so far, by what its agent says; empty if nothing is wrong."""
     # Without an agent, that nothing answers yet is what every boot begins with.
     told = snapshot.phase is Phase.LOADING and snapshot.node.get("version")
-    return _plain((snapshot.node_view.error.splitlines() or [""])[0])[:300] if told else ""
+    return plain((snapshot.node_view.error.splitlines() or [""])[0])[:300] if told else ""
 
 
 def _present_failure(snapshot: Snapshot) -> Failure | None:
@@ -196,7 +197,7 @@ def _failure(snapshot: Snapshot) -> dict[str, Any] | None:
     again = snapshot.phase is Phase.FAILED and snapshot.wanted
     return {
         "code": failure.code,
-        "message": _plain(failure.headline),
+        "message": plain(failure.headline),
         "attempts": failure.attempts,
         "retry_in_seconds": _round(max(0.0, failure.retry_at - snapshot.now)) if again else None,
     }
@@ -511,16 +512,11 @@ def _because(who: str, reason: str) -> str:
     return f"{who}: {one_line(reason)}" if reason else who
 
 
-def _plain(text: str) -> str:
-    """The text without what could steer a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def one_line(text: str) -> str:
     """The first line of a message, and where to look for what follows it. Without control
     characters, as it may come from a stranger."""
     lines = text.strip().splitlines() or [""]
-    return _plain(lines[0]) + (" (more in `qwenctl logs`)" if len(lines) > 1 else "")
+    return plain(lines[0]) + (" (more in `qwenctl logs`)" if len(lines) > 1 else "")
 
 
 _CAUSES = {

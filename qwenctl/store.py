@@ -30,6 +30,7 @@ from qwenctl import embedded
 from qwenctl.config import Config, read_secret
 from qwenctl.errors import ConfigError, StoreAuthError, StoreUnavailable
 from qwenctl.lifecycle import TRANSITIONS, Failure, Guard, Move, NodeView, Phase
+from qwenctl.plain_text import plain
 from qwenctl.wire import MAX_SKEW_SECONDS, Command, Hello, Report
 
 __all__ = [
@@ -238,11 +239,6 @@ def _seconds(milliseconds: str | None) -> float | None:
     return None if milliseconds in (None, "") else float(milliseconds) / 1000
 
 
-def _plain(text: str) -> str:
-    """The text without control characters: it comes from strangers and is shown in terminals."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def _ms(seconds: float) -> int:
     return max(0, round(seconds * 1000))
 
@@ -427,7 +423,7 @@ class Store:
         note: str = "",
     ) -> Outcome:
         """Note that the cloud accepted, or may have accepted, the call of this phase."""
-        args = (lock.owner, lock.epoch, phase.value, verb, request_id, error, _plain(note))
+        args = (lock.owner, lock.epoch, phase.value, verb, request_id, error, plain(note))
         return Outcome(self._run("record_call", gpu, *args))
 
     def record_observation(
@@ -482,8 +478,8 @@ class Store:
             gpu,
             lease,
             _ms(ttl),
-            _plain(reason),
-            _plain(actor),
+            plain(reason),
+            plain(actor),
             inflight,
             _ms(inflight_ttl),
             "1" if may_wake else "0",
@@ -505,7 +501,7 @@ class Store:
     ) -> Admission:
         """Hold a lease for a given time, unless the GPU is blocked."""
         phase, block = self._run(
-            "pin", gpu, lease, _ms(ttl), _plain(reason), _plain(actor), "1" if exact else "0"
+            "pin", gpu, lease, _ms(ttl), plain(reason), plain(actor), "1" if exact else "0"
         )
         return Admission(Phase(phase), 0, block)
 
@@ -514,7 +510,7 @@ class Store:
     ) -> int:
         """Drop every lease but running work (``cut``: that too); the number dropped."""
         return int(
-            self._run("release", gpu, _plain(actor), _plain(reason), "1" if cut else "0", only)
+            self._run("release", gpu, plain(actor), plain(reason), "1" if cut else "0", only)
         )
 
     def block(
@@ -531,7 +527,7 @@ class Store:
         milliseconds = -1 if ttl is None else _ms(ttl)
         return Phase(
             self._run(
-                "block", gpu, name, milliseconds, _plain(reason), _plain(actor), "1" if cut else "0"
+                "block", gpu, name, milliseconds, plain(reason), plain(actor), "1" if cut else "0"
             )
         )
 
@@ -551,7 +547,7 @@ class Store:
         return cast(
             Literal["new", "held", "given_up", "over"],
             self._run(
-                "schedule", gpu, name, _ms(opens), _ms(ends), _plain(reason), _plain(actor), kind
+                "schedule", gpu, name, _ms(opens), _ms(ends), plain(reason), plain(actor), kind
             ),
         )
 
@@ -604,7 +600,7 @@ class Store:
             report.model_dump_json(exclude={"log"}),
             f"busy:{report.gpu}",
             _ms(2 * heartbeat) if report.active else 0,
-            _plain(report.interruption.action) if report.interruption else "",
+            plain(report.interruption.action) if report.interruption else "",
             _ms(report.interruption.seconds_left) if report.interruption else 0,
             *report.log,
         )

@@ -10,19 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from qwenctl.wire import Activity, Command, Readiness, Service
-from tests.support.agent import AgentProcess, service, spec
+from tests.support.agent import Start, agents, service, spec
 from tests.support.metadata import MetadataService
 from tests.support.net import free_port
 from tests.unit.gpu_node.stand_in import SECRET, StandInProxy
-
-Start = Callable[..., AgentProcess]
 
 
 @pytest.fixture
@@ -33,19 +31,8 @@ def proxy() -> Iterator[StandInProxy]:
 
 @pytest.fixture
 def start(tmp_path: Path, proxy: StandInProxy) -> Iterator[Start]:
-    started: list[AgentProcess] = []
-
-    def make(proxies: list[str] | None = None, **settings: str) -> AgentProcess:
-        agent = AgentProcess(tmp_path, proxies or [proxy.url], **settings)
-        started.append(agent)
-        return agent
-
-    yield make
-    for agent in started:
-        agent.process.kill()
-        agent.process.wait()
-        for process in agent.mine():
-            process.kill()
+    with agents(tmp_path, proxy.url) as make:
+        yield make
 
 
 def test_hello_then_run_then_ready_and_heartbeats(

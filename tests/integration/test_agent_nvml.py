@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from qwenctl.wire import Activity, Report
-from tests.integration.test_agent import AgentProcess, service, spec
+from tests.support.agent import AgentProcess, service, spec
 from tests.unit.gpu_node.stand_in import StandInProxy
 
 SOURCE = Path(__file__).parents[1] / "support" / "nvml.c"

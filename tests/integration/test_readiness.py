@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from qwenctl.wire import Activity, Command, Readiness, Report, Service
-from tests.integration.test_agent import AgentProcess, Start, spec
+from tests.support.agent import Start, agents, spec
 from tests.support.net import free_port
 from tests.unit.gpu_node.stand_in import StandInProxy
 
@@ -31,18 +31,8 @@ def proxy() -> Iterator[StandInProxy]:
 
 @pytest.fixture
 def start(tmp_path: Path, proxy: StandInProxy) -> Iterator[Start]:
-    started: list[AgentProcess] = []
-
-    def make(**settings: str) -> AgentProcess:
-        started.append(AgentProcess(tmp_path, [proxy.url], **settings))
-        return started[-1]
-
-    yield make
-    for agent in started:
-        agent.process.kill()
-        agent.process.wait()
-        for process in agent.mine():
-            process.kill()
+    with agents(tmp_path, proxy.url) as make:
+        yield make
 
 
 def openai(*options: str, timeout: float = 60.0, **more: Any) -> Service:

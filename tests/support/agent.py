@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from qwenctl.wire import Service, Spec
 from tests.support.net import free_port
 from tests.unit.gpu_node.stand_in import SECRET
 
-__all__ = ["PROGRAM", "AgentProcess", "service", "spec"]
+__all__ = ["PROGRAM", "AgentProcess", "Start", "agents", "service", "spec"]
 
 PROGRAM = str(Path(__file__).parents[1] / "unit" / "gpu_node" / "service_program.py")
 
@@ -81,3 +83,27 @@ class AgentProcess:
     def terminate(self, timeout: float = 10.0) -> int:
         self.process.terminate()
         return self.process.wait(timeout)
+
+
+Start = Callable[..., AgentProcess]
+
+
+@contextlib.contextmanager
+def agents(directory: Path, proxy: str) -> Iterator[Start]:
+    """Starts agents of that proxy, one after another, with the same state; kills them at the end.
+
+    What is called takes other proxies, if need be, and settings.
+    """
+    started: list[AgentProcess] = []
+
+    def make(proxies: list[str] | None = None, **settings: str) -> AgentProcess:
+        agent = AgentProcess(directory, proxies or [proxy], **settings)
+        started.append(agent)
+        return agent
+
+    yield make
+    for agent in started:
+        agent.process.kill()
+        agent.process.wait()
+        for process in agent.mine():
+            process.kill()

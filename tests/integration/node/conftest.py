@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.agent import AgentProcess
+from tests.support.agent import Start, agents
 from tests.support.docker_engine import DockerEngine
 from tests.unit.gpu_node.stand_in import StandInProxy
 
@@ -32,21 +33,9 @@ def proxy() -> Iterator[StandInProxy]:
 
 
 @pytest.fixture
-def start(
-    tmp_path: Path, proxy: StandInProxy, engine: DockerEngine
-) -> Iterator[Callable[..., AgentProcess]]:
-    started: list[AgentProcess] = []
-
-    def make(**settings: str) -> AgentProcess:
-        given = {"DOCKER_HOST": engine.host, **settings}
-        agent = AgentProcess(tmp_path, [proxy.url], **given)
-        started.append(agent)
-        return agent
-
-    yield make
-    for agent in started:
-        agent.process.kill()
-        agent.process.wait()
+def start(tmp_path: Path, proxy: StandInProxy, engine: DockerEngine) -> Iterator[Start]:
+    with agents(tmp_path, proxy.url) as make:
+        yield functools.partial(make, DOCKER_HOST=engine.host)
     with contextlib.closing(engine.client()) as client:
         for one in client.containers(all=True):
             client.remove_container(one["Id"], force=True)

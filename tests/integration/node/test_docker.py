@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import requests
 
 from qwenctl.wire import Command
 from tests.integration.node.boxes import containerised, ready, wait_until
-from tests.support.agent import AgentProcess, service, spec
+from tests.support.agent import AgentProcess, Start, service, spec
 from tests.support.docker_engine import IMAGE, DockerEngine
 from tests.support.net import free_port
 from tests.unit.gpu_node.stand_in import StandInProxy
@@ -22,8 +21,6 @@ from tests.unit.gpu_node.stand_in import StandInProxy
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docker")]
 
 NAME = "qwenctl-main-webui"
-
-Start = Callable[..., AgentProcess]
 
 
 def container(engine: DockerEngine, name: str = NAME) -> Any:

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,11 @@ import pytest
 from gpu_node.docker_runtime import DockerRuntime
 from qwenctl.wire import Command, Progress, Report, Service
 from tests.integration.node.boxes import containerised, ready, wait_until
-from tests.support.agent import AgentProcess, spec
+from tests.support.agent import AgentProcess, Start, spec
 from tests.support.docker_engine import IMAGE, DockerEngine, Registry, SlowFront
 from tests.unit.gpu_node.stand_in import StandInProxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docker")]
-
-Start = Callable[..., AgentProcess]
 
 
 @pytest.fixture
