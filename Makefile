@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 ONCE ?=
 ARGS ?=
 # What runs in seconds: pure logic, the store against a real Valkey, and whole lives in virtual time.
-FAST := tests/unit tests/simulation tests/integration/test_store.py tests/integration/test_agent.py
+FAST := tests/unit tests/simulation tests/integration/qwenctl/store/test_store.py tests/integration/gpu_node/test_agent.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast check format docs bench setup wheel clean

@@ -29,8 +29,9 @@ from benchmarks.harness import (
     percentile,
 )
 from benchmarks.product import Product, product
-from qwenctl.config import load_config
-from qwenctl.store import Store, connect
+from qwenctl.config.loading import load_config
+from qwenctl.store.connect import connect
+from qwenctl.store.store import Store
 
 LIBRARIES = "docker, psutil, pydantic, pynvml, requests"
 READY_LIMIT = 200.0  # ms, of the 99th percentile

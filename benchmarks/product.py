@@ -99,7 +99,7 @@ class Product:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 line = process.cmdline()
-                if "qwenctl.embedded" in line and str(self.state) in line:
+                if "qwenctl.store.embedded" in line and str(self.state) in line:
                     found["Valkey's keeper"] = process
                     for child in process.children():
                         found["Valkey"] = child

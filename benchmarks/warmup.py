@@ -30,7 +30,7 @@ from benchmarks.harness import (
     need,
     scratch,
 )
-from gpu_node.warmup import THREADS, WarmUp, available_memory
+from gpu_node.services.page_cache import THREADS, WarmUp, available_memory
 
 MB = 10**6
 SHARDS = 4

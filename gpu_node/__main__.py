@@ -15,14 +15,14 @@ from typing import TextIO
 
 from gpu_node.agent import EXIT_RELOAD, Agent
 from gpu_node.client import ProxyClient
-from gpu_node.commands import COMMANDS
-from gpu_node.commands import main as other_command
-from gpu_node.deadman import DeadMan, self_stop
-from gpu_node.docker_runtime import DockerRuntime
-from gpu_node.guard import Guard, kill_marked, mark_of
-from gpu_node.interruption import InterruptionWatch
-from gpu_node.process import ProcessRuntime
+from gpu_node.machine.interruption import InterruptionWatch
+from gpu_node.selfstop.deadman import DeadMan, self_stop
+from gpu_node.services.docker import DockerRuntime
+from gpu_node.services.orphans import Guard, kill_marked, mark_of
+from gpu_node.services.process import ProcessRuntime
 from gpu_node.settings import NodeSettings, SettingsError, load_settings, save_last_good
+from gpu_node.setup.commands import COMMANDS
+from gpu_node.setup.commands import main as other_command
 from gpu_node.status_file import StatusFile
 from qwenctl import __version__
 

@@ -12,18 +12,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from gpu_node.busy import busy_for_a_while, read_spec
 from gpu_node.client import NoContact, ProxyClient, Reply
-from gpu_node.deadman import EXIT_POWER_OFF, DeadMan, SelfStop
-from gpu_node.interruption import Notice
-from gpu_node.nvidia import GpuWatch
-from gpu_node.resources import read_resources
-from gpu_node.runtime import Runtime
-from gpu_node.service import Supervisor
+from gpu_node.machine.interruption import Notice
+from gpu_node.machine.nvidia import GpuWatch
+from gpu_node.machine.resources import read_resources
+from gpu_node.selfstop.busy import busy_for_a_while, read_spec
+from gpu_node.selfstop.deadman import EXIT_POWER_OFF, DeadMan, SelfStop
+from gpu_node.services.runtime import Runtime
+from gpu_node.services.supervisor import Supervisor
 from gpu_node.status_file import StatusFile
 from qwenctl import __version__
-from qwenctl.private_file import write_private
-from qwenctl.wire import (
+from qwenctl.lib.private_file import write_private
+from qwenctl.protocol.messages import (
     HELLO_PATH,
     REPORT_PATH,
     Answer,
@@ -85,7 +85,7 @@ class Agent:
 
     Threads: `run` (the caller's) waits for the end; one thread talks to the proxy and is the only
     one to touch the list of services; each service has threads of its own, which call the
-    `gpu_node.service.Listener` methods here.
+    `gpu_node.services.supervisor.Listener` methods here.
 
     Args:
         gpu: this GPU's name.
@@ -512,7 +512,7 @@ class Agent:
                 self._services[command.service] = fresh
         self._bring_forward(0.0)
 
-    # ---------------------------------------------------------------- gpu_node.interruption
+    # ---------------------------------------------------------------- gpu_node.machine.interruption
 
     def interrupted(self, notice: Notice) -> None:
         """The cloud takes this instance back: the proxy is told at once. From any thread."""
@@ -525,7 +525,7 @@ class Agent:
             self._notice = notice
         self._bring_forward(0.0)
 
-    # ---------------------------------------------------------------- gpu_node.service.Listener
+    # ---------------------------------------------------------------- gpu_node.services.supervisor.Listener
 
     def changed(self) -> None:
         self._bring_forward(0.0)

@@ -12,10 +12,10 @@ import requests
 from pydantic import BaseModel, ValidationError
 from urllib3.exceptions import HTTPError, ProtocolError
 
-from qwenctl.wire import (
+from qwenctl.protocol.messages import Answer
+from qwenctl.protocol.signing import (
     MAX_SKEW_SECONDS,
     NONCE_HEADER,
-    Answer,
     BadSignature,
     Stale,
     check_answer,

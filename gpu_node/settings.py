@@ -1,6 +1,6 @@
 """The agent's own settings: where the proxy is and how to prove who we are.
 
-What to run is not among them; that comes from the proxy (`qwenctl.wire.Spec`).
+What to run is not among them; that comes from the proxy (`qwenctl.protocol.messages.Spec`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from qwenctl.private_file import write_private
+from qwenctl.lib.private_file import write_private
 
 if sys.version_info >= (3, 11):
     import tomllib

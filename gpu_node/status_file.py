@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qwenctl import __version__
-from qwenctl.private_file import write_private
-from qwenctl.wire import Report
+from qwenctl.lib.private_file import write_private
+from qwenctl.protocol.messages import Report
 
 __all__ = ["StatusFile", "read_status"]
 

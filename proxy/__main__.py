@@ -9,9 +9,10 @@ import os
 import socket
 import sys
 
-from qwenctl.config import Config, load_config
+from qwenctl.config.deployment import Config
+from qwenctl.config.loading import load_config
 from qwenctl.errors import ConfigError, ExitCode, UserError
-from qwenctl.store import open_store
+from qwenctl.store.store import open_store
 
 log = logging.getLogger("qwenctl.proxy")
 
@@ -65,7 +66,7 @@ def serve(config: Config, listen: str | None) -> int:
     import uvicorn
 
     from .app import Proxy
-    from .server import JoiningProtocol
+    from .http.server import JoiningProtocol
 
     if listen:
         proxy = config.proxy.model_copy(update={"listen": listen})

@@ -20,25 +20,27 @@ from urllib.parse import urlsplit
 
 from a2wsgi import WSGIMiddleware
 
-from qwenctl.config import Config, is_loopback
-from qwenctl.controller import Controller, owner_name
-from qwenctl.providers import make_provider
-from qwenctl.scheduler import Scheduler
-from qwenctl.store import Store, Watcher
-from qwenctl.wire import MAX_MESSAGE_BYTES
+from qwenctl.clouds.registry import make_provider
+from qwenctl.config.deployment import Config
+from qwenctl.control.controller import Controller, owner_name
+from qwenctl.control.holders import Scheduler
+from qwenctl.lib.settings_types import is_loopback
+from qwenctl.protocol.messages import MAX_MESSAGE_BYTES
+from qwenctl.store.store import Store
+from qwenctl.store.watcher import Watcher
 
-from .activity import Activities
-from .auth import make_authenticator
-from .control import PREFIX, Parts, make_control
-from .data import DataPlane, with_path
-from .feed import Feed
-from .forward import Forwarder
-from .forward_auth import ForwardAuth
-from .metrics import Metrics
-from .mirror import Mirror
-from .node import NodeDesk, NodeDoor
-from .problem import refuse_websocket, send_problem
-from .request import ASGIApp, Networks, Receive, Request, Scope, Send, networks
+from .auth.password import make_authenticator
+from .control.node_api import NodeDesk, NodeDoor
+from .control.status_stream import Feed
+from .control.views import PREFIX, Parts, make_control
+from .data.forward import Forwarder
+from .data.plane import DataPlane, with_path
+from .data.snapshot_cache import Mirror
+from .data.usage import Activities
+from .front.forward_auth import ForwardAuth
+from .http.metrics import Metrics
+from .http.problem import refuse_websocket, send_problem
+from .http.request import ASGIApp, Networks, Receive, Request, Scope, Send, networks
 
 __all__ = ["Proxy"]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from valkey_server import ValkeyServer
-from virtual_time import VirtualClock
 
-from qwenctl.store import Store
+from qwenctl.store.store import Store
+from tests.support.valkey_server import ValkeyServer
+from tests.support.virtual_time import VirtualClock
 
 _deployments = (f"test-{number}" for number in itertools.count())
 

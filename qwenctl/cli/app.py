@@ -8,31 +8,31 @@ from typing import Annotated
 
 import typer
 
-from qwenctl.cli import context
+from qwenctl.cli.common import context
 
 __all__ = ["COMMANDS", "make_app"]
 
 COMMANDS = {
-    "init": "setup",
-    "up": "power",
-    "down": "power",
-    "block": "power",
-    "unblock": "power",
-    "status": "show",
-    "why": "show",
-    "events": "show",
-    "logs": "show",
-    "restart": "restart",
-    "prewarm": "prewarm",
-    "serve": "serve",
-    "demo": "demo",
-    "config": "settings",
-    "access": "access",
-    "policy": "policy",
-    "provision": "provision",
-    "doctor": "doctor",
-    "node": "node",
-    "import": "importing",
+    "init": "setup.init",
+    "up": "use.up_down",
+    "down": "use.up_down",
+    "block": "use.up_down",
+    "unblock": "use.up_down",
+    "status": "use.status",
+    "why": "use.status",
+    "events": "use.status",
+    "logs": "use.status",
+    "restart": "use.restart",
+    "prewarm": "use.prewarm",
+    "serve": "setup.serve",
+    "demo": "demo.command",
+    "config": "setup.config",
+    "access": "setup.access",
+    "policy": "cloud.permissions",
+    "provision": "cloud.provision",
+    "doctor": "cloud.doctor",
+    "node": "setup.node",
+    "import": "cloud.discover",
 }
 """Command → its module, in the order of ``--help``. The module has a function of that name, or an
 ``app`` with commands of its own."""

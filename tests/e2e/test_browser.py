@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qwenctl.gradio_chat import sample_png
-from qwenctl.lifecycle import Phase
+from qwenctl.cli.demo.gradio_chat import sample_png
+from qwenctl.core.lifecycle import Phase
 from tests.e2e.browsing import ARGUMENTS, QWENCTL, Tab, address, outcomes, qwenctl, sample_webui
 from tests.support.deployment import Deployment
 from tests.support.net import free_ports

@@ -23,12 +23,13 @@ from typing import Any
 import pytest
 import requests
 
-from qwenctl.gradio_chat import chat, sample_png
-from qwenctl.presets import PRESETS
-from qwenctl.rules import classify
+from qwenctl.cli.demo.gradio_chat import chat, sample_png
+from qwenctl.core.presets import PRESETS
+from qwenctl.core.rules import classify
 from tests.support.net import free_port
+from tests.support.paths import ROOT
 
-APP = Path(__file__).parents[2] / "examples" / "webui" / "app.py"
+APP = ROOT / "examples" / "webui" / "app.py"
 
 # In CI a missing Gradio is a failure: there the demo must have been tried.
 pytestmark = [

@@ -14,21 +14,25 @@ from pathlib import Path
 
 import pytest
 import redis
-from valkey_server import ValkeyServer
-from virtual_time import VirtualClock
 
-from qwenctl.config import Config, load_config
-from qwenctl.controller import Controller
+from qwenctl.clouds.base import Conflict, Denied, NoCapacity, Observation, ProviderError
+from qwenctl.clouds.fallback import Fallback
+from qwenctl.config.deployment import Config
+from qwenctl.config.loading import load_config
+from qwenctl.control.controller import Controller
+from qwenctl.core.explain import explain
+from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.snapshot import Touch
+from qwenctl.core.status import full_status, page_status
 from qwenctl.errors import ConfigError, StoreAuthError, StoreUnavailable
-from qwenctl.lifecycle import Observed, Phase
-from qwenctl.providers.base import Conflict, Denied, NoCapacity, Observation, ProviderError
-from qwenctl.providers.fallback import Fallback
-from qwenctl.status import explain, full_status, page_status
-from qwenctl.store import Store, Touch, connect
-from qwenctl.wire import Hello, Report
+from qwenctl.protocol.messages import Hello, Report
+from qwenctl.store.connect import connect
+from qwenctl.store.store import Store
 from tests.simulation.life import IDLE, Life
 from tests.simulation.world import GPU, Cloud
 from tests.support.net import free_port
+from tests.support.valkey_server import ValkeyServer
+from tests.support.virtual_time import VirtualClock
 
 
 @pytest.fixture

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from virtual_time import VirtualClock
-
-from qwenctl.config import GpuConfig
-from qwenctl.controller import Controller
-from qwenctl.lifecycle import Observed, Phase
-from qwenctl.providers.base import Observation
-from qwenctl.store import Snapshot, Store
-from qwenctl.wire import Report
+from qwenctl.clouds.base import Observation
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.control.controller import Controller
+from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.protocol.messages import Report
+from qwenctl.store.store import Store
 from tests.simulation.world import GPU, Cloud, Node
+from tests.support.virtual_time import VirtualClock
 
 __all__ = ["IDLE", "Life"]
 

@@ -14,8 +14,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
-from virtual_time import VirtualClock
-from world import (
+
+from proxy.data.snapshot_cache import FRESH
+from proxy.data.usage import WRITE_BACK
+from qwenctl.config.gpu import GpuConfig, TimingConfig
+from qwenctl.control.controller import LOCK_MARGIN, Controller
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.snapshot import Lock
+from tests.simulation.world import (
     GPU,
     PointedController,
     Puppet,
@@ -23,13 +29,7 @@ from world import (
     WithoutLockRule,
     World,
 )
-
-from proxy.activity import WRITE_BACK
-from proxy.mirror import FRESH
-from qwenctl.config import GpuConfig, TimingConfig
-from qwenctl.controller import LOCK_MARGIN, Controller
-from qwenctl.lifecycle import Phase
-from qwenctl.store import Lock
+from tests.support.virtual_time import VirtualClock
 
 IDLE = 1.0
 LOOK = 0.1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-MODEL = Path(__file__).parents[2] / "docs" / "decisions" / "model" / "drain_protocol.py"
+from tests.support.paths import ROOT
+
+MODEL = ROOT / "docs" / "decisions" / "model" / "drain_protocol.py"
 
 
 def explored(*rules: str) -> str:

@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from virtual_time import VirtualClock
-from world import GPU, PointedController, WithoutLockRule, World
 
-from qwenctl.config import GpuConfig, TimingConfig
-from qwenctl.lifecycle import TRANSITIONS, Observed, Phase
-from qwenctl.providers.base import Conflict, Denied, NoCapacity, ProviderError, Throttled, Transient
+from qwenctl.clouds.base import Conflict, Denied, NoCapacity, ProviderError, Throttled, Transient
+from qwenctl.config.gpu import GpuConfig, TimingConfig
+from qwenctl.core.lifecycle import TRANSITIONS, Observed, Phase
+from tests.simulation.world import GPU, PointedController, WithoutLockRule, World
+from tests.support.virtual_time import VirtualClock
 
 IDLE = 20.0
 TIMING = TimingConfig(

@@ -1,7 +1,7 @@
 """A small world under virtual time around the real store and the real controllers.
 
 Real: `Store` on a real Valkey, `Controller`, `lifecycle`, the proxy's gate. Simulated: the clock, the
-cloud, the node's agent, and the proxies' timing (the rules of `proxy.mirror` and `proxy.activity`,
+cloud, the node's agent, and the proxies' timing (the rules of `proxy.data.snapshot_cache` and `proxy.data.usage`,
 at their limits).
 
 Each controller lives in a thread of its own and stops before every script, cloud call and check
@@ -18,20 +18,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import redis
-from virtual_time import VirtualClock
 
-from proxy.activity import INFLIGHT_TTL, RENEW, WRITE_BACK
-from proxy.auth import Identity
-from proxy.gate import Verdict, judge
-from proxy.mirror import FRESH
-from proxy.request import Request
-from qwenctl.config import GpuConfig
-from qwenctl.controller import Controller
+from proxy.auth.identity import Identity
+from proxy.data.admission import Verdict, judge
+from proxy.data.snapshot_cache import FRESH
+from proxy.data.usage import INFLIGHT_TTL, RENEW, WRITE_BACK
+from proxy.http.request import Request
+from qwenctl.clouds.base import Accepted, Conflict, Observation, ProviderError, Transient
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.control.controller import Controller
+from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.snapshot import Snapshot, Touch
 from qwenctl.errors import StoreUnavailable
-from qwenctl.lifecycle import Observed, Phase
-from qwenctl.providers.base import Accepted, Conflict, Observation, ProviderError, Transient
-from qwenctl.store import Snapshot, Store, Touch
-from qwenctl.wire import Hello, Interruption, Report
+from qwenctl.protocol.messages import Hello, Interruption, Report
+from qwenctl.store.store import Store
+from tests.support.virtual_time import VirtualClock
 
 GPU = "main"
 
@@ -389,7 +390,7 @@ class Proxy:
         return self.snapshot
 
     def view(self) -> Snapshot:
-        """`proxy.mirror.Mirror.view`: what is known, asking first if that is not fresh."""
+        """`proxy.data.snapshot_cache.Mirror.view`: what is known, asking first if that is not fresh."""
         return self.snapshot if self.clock() - self.fetched_at <= self.fresh else self.refresh()
 
     @property
@@ -413,7 +414,7 @@ class Proxy:
         self.refresh()
 
     def request(self, client: str) -> Verdict:
-        """A waking request arrives: `proxy.data.DataPlane` up to forwarding or holding it."""
+        """A waking request arrives: `proxy.data.plane.DataPlane` up to forwarding or holding it."""
         who = Identity("anonymous", client)
         for _ in range(4):
             ruling = judge(self.gpu, wake_request(), who, self.view())
@@ -476,7 +477,7 @@ class Proxy:
             self.end(flight)
 
     def write(self) -> None:
-        """`proxy.activity.Activities._write`."""
+        """`proxy.data.usage.Activities._write`."""
         touched, self.touched, self.dirty_since = self.touched, {}, None
         self.written_at = self.clock()
         self.leased = bool(self.flights)

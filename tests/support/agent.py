@@ -13,13 +13,14 @@ from typing import Any
 
 import psutil
 
-from qwenctl.wire import Service, Spec
+from qwenctl.protocol.messages import Service, Spec
 from tests.support.net import free_port
-from tests.unit.gpu_node.stand_in import SECRET
+from tests.support.paths import ROOT
+from tests.support.stand_in_proxy import SECRET
 
 __all__ = ["PROGRAM", "AgentProcess", "Start", "agents", "service", "spec"]
 
-PROGRAM = str(Path(__file__).parents[1] / "unit" / "gpu_node" / "service_program.py")
+PROGRAM = str(ROOT / "tests" / "support" / "service_program.py")
 
 
 def service(*arguments: str, name: str = "webui", **more: Any) -> Service:

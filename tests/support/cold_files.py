@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_node.warmup import resident_bytes
+from gpu_node.services.page_cache import resident_bytes
 
 MB = 1024 * 1024
 

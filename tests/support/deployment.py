@@ -16,14 +16,17 @@ from typing import Any
 import psutil
 import requests
 
-from qwenctl.config import Config, load_config
-from qwenctl.lifecycle import Phase
-from qwenctl.store import Event, Snapshot, Store, connect
+from qwenctl.config.deployment import Config
+from qwenctl.config.loading import load_config
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.snapshot import Event, Snapshot
+from qwenctl.store.connect import connect
+from qwenctl.store.store import Store
 from tests.support.net import free_ports
+from tests.support.paths import ROOT
 
 __all__ = ["Deployment", "Instance", "ProxyProcess", "gpu_table", "toml"]
 
-ROOT = Path(__file__).parents[2]
 WEBUI = str(Path(__file__).with_name("webui.py"))
 
 

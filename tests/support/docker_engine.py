@@ -20,14 +20,14 @@ import pytest
 import requests
 
 from tests.support.net import free_port
+from tests.support.paths import ROOT
 
 __all__ = ["IMAGE", "DockerEngine", "Registry", "SlowFront", "why_not"]
 
 IMAGE = "qwenctl-test:python"
-"""Debian with Python, and `tests/unit/gpu_node/service_program.py` as its entry point."""
+"""Debian with Python, and `tests/support/service_program.py` as its entry point."""
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "tests" / "unit" / "gpu_node" / "service_program.py"
+PROGRAM = ROOT / "tests" / "support" / "service_program.py"
 PACKAGES = "python3"
 WORDS = "python:bookworm:1"
 

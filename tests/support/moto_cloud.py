@@ -28,10 +28,10 @@ from typing import Any
 import requests
 
 from tests.support.net import free_ports
+from tests.support.paths import ROOT
 
 __all__ = ["CREDENTIALS", "REGION", "AgentMachine", "MotoCloud"]
 
-ROOT = Path(__file__).parents[2]
 REGION = "us-east-1"
 
 CREDENTIALS = {

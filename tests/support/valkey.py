@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from qwenctl.embedded import _answers, _server_program
+from qwenctl.store.embedded import _answers, _server_program
 
 __all__ = ["ValkeyServer"]
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from qwenctl.access_policy import Instance, admin_policy, proxy_policy
-from qwenctl.config import Config, load_config
+from qwenctl.admin.permissions import admin_policy, proxy_policy
+from qwenctl.clouds.permissions import Instance
+from qwenctl.config.deployment import Config
+from qwenctl.config.loading import load_config
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "clouds.md").read_text(encoding="utf-8")
 
 ADMIN = Config.model_validate(
@@ -37,7 +38,7 @@ ADMIN = Config.model_validate(
 
 def test_every_check_is_documented() -> None:
     names: set[str] = set()
-    for path in (ROOT / "qwenctl" / "doctor").glob("*.py"):
+    for path in [p for d in ("admin", "clouds") for p in (ROOT / "qwenctl" / d).rglob("*.py")]:
         code = path.read_text(encoding="utf-8")
         names |= set(re.findall(r'\b(?:ok|warn|fail|_refused|refusal)\(\s*"([a-z ]+)"', code))
     assert {"redis", "billing", "agent"} <= names

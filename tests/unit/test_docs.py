@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from proxy.metrics import Metrics
-from qwenctl.config import load_config
-from qwenctl.lifecycle import Phase
+from proxy.http.metrics import Metrics
+from qwenctl.config.loading import load_config
+from qwenctl.core.lifecycle import Phase
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 HTTP = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
-PROXY = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "proxy").glob("*.py")}
-LUA = {p.stem: p.read_text(encoding="utf-8") for p in (ROOT / "qwenctl" / "lua").glob("*.lua")}
+PROXY = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "proxy").rglob("*.py")}
+LUA = {
+    p.stem: p.read_text(encoding="utf-8")
+    for p in (ROOT / "qwenctl" / "store" / "lua").glob("*.lua")
+}
 
 
 def test_generated_pages_are_up_to_date() -> None:
@@ -33,14 +35,14 @@ def test_the_sample_configuration_is_valid() -> None:
 
 
 def test_every_endpoint_is_documented() -> None:
-    routes = re.findall(r'add\("(/[^"]*)"', PROXY["control.py"])
+    routes = re.findall(r'add\("(/[^"]*)"', PROXY["views.py"])
     assert len(routes) > 8
     for route in [*routes, "/api/events", "/gate"]:
         assert f"`/_qwenctl{route}`" in HTTP, route
 
 
 def test_every_documented_endpoint_exists() -> None:
-    code = PROXY["control.py"] + PROXY["app.py"]
+    code = PROXY["views.py"] + PROXY["app.py"]
     for route in re.findall(r"^\| `/_qwenctl(/[^`]*)`", HTTP, re.MULTILINE):
         if not route.startswith("/static"):
             assert f'"{route}"' in code or f'{{PREFIX}}{route}"' in code, route
@@ -69,10 +71,10 @@ def test_every_event_is_documented() -> None:
 
 
 def test_every_cause_and_failure_code_is_documented() -> None:
-    code = (ROOT / "qwenctl" / "lifecycle.py").read_text(encoding="utf-8")
+    code = (ROOT / "qwenctl" / "core" / "lifecycle.py").read_text(encoding="utf-8")
     causes = set(re.findall(r'Move\(\s*Phase\.\w+,\s*"([a-z_]+)"', code))
     causes |= set(re.findall(r'failed\(view, timings, now, "([a-z_]+)"', code))
-    base = (ROOT / "qwenctl" / "providers" / "base.py").read_text(encoding="utf-8")
+    base = (ROOT / "qwenctl" / "clouds" / "base.py").read_text(encoding="utf-8")
     causes |= set(re.findall(r'^    code = "([a-z_]+)"', base, re.MULTILINE)) - {"conflict"}
     assert len(causes) > 15
     for cause in causes:
@@ -80,7 +82,7 @@ def test_every_cause_and_failure_code_is_documented() -> None:
 
 
 def test_every_problem_code_is_documented() -> None:
-    codes = set(re.findall(r'Problem\(\s*\d+,\s*"([a-z_]+)"', PROXY["control.py"]))
+    codes = set(re.findall(r'Problem\(\s*\d+,\s*"([a-z_]+)"', PROXY["views.py"]))
     for text in PROXY.values():
         codes |= set(re.findall(r'\b[45]\d\d,\s*"([a-z_]+)"', text))
     assert {"not_ready", "store_lost", "blocked"} <= codes

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwenctl.errors import ConfigError, ExitCode, StoreAuthError, StoreUnavailable, UserError
-from qwenctl.providers.base import (
+from qwenctl.clouds.base import (
     Conflict,
     Denied,
     NoCapacity,
@@ -14,6 +13,7 @@ from qwenctl.providers.base import (
     Throttled,
     Transient,
 )
+from qwenctl.errors import ConfigError, ExitCode, StoreAuthError, StoreUnavailable, UserError
 
 
 def test_exit_codes() -> None:

@@ -18,9 +18,12 @@ from typing import Any
 import psutil
 import requests
 
-from qwenctl.config import load_config
-from qwenctl.store import Snapshot, Store, connect
+from qwenctl.config.loading import load_config
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.store.connect import connect
+from qwenctl.store.store import Store
 from tests.support.net import free_port
+from tests.support.paths import ROOT
 
 UPSTREAM = str(Path(__file__).with_name("upstream.py"))
 
@@ -106,7 +109,7 @@ class RunningProxy:
                 stdout=log,
                 stderr=log,
                 env={**_clean_environment(), "QWENCTL_EMBEDDED_LINGER": "1", **env},
-                cwd=Path(__file__).parents[3],
+                cwd=ROOT,
             )
 
         def up() -> bool:

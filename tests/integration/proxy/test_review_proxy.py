@@ -23,25 +23,26 @@ import redis
 import requests
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from virtual_time import VirtualClock
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-import proxy.feed
-from proxy.activity import Activities
-from proxy.auth import NoAccessControl
-from proxy.data import DataPlane
-from proxy.feed import Feed
-from proxy.forward import Forwarder
-from proxy.forward_auth import ForwardAuth
-from proxy.metrics import Metrics
-from proxy.mirror import Mirror
-from proxy.node import NodeDesk
-from proxy.request import Message, Networks, networks
-from qwenctl.config import Config
-from qwenctl.lifecycle import Phase
-from qwenctl.store import Snapshot, Store
-from qwenctl.wire import REPORT_PATH, Report, sign_message
+import proxy.control.status_stream
+from proxy.auth.authenticator import NoAccessControl
+from proxy.control.node_api import NodeDesk
+from proxy.control.status_stream import Feed
+from proxy.data.forward import Forwarder
+from proxy.data.plane import DataPlane
+from proxy.data.snapshot_cache import Mirror
+from proxy.data.usage import Activities
+from proxy.front.forward_auth import ForwardAuth
+from proxy.http.metrics import Metrics
+from proxy.http.request import Message, Networks, networks
+from qwenctl.config.deployment import Config
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.protocol.messages import REPORT_PATH, Report
+from qwenctl.protocol.signing import sign_message
+from qwenctl.store.store import Store
 from tests.integration.proxy.running import (
     RawClient,
     RunningProxy,
@@ -52,6 +53,7 @@ from tests.integration.proxy.running import (
 from tests.simulation.life import Life
 from tests.simulation.world import GPU
 from tests.support.net import free_port
+from tests.support.virtual_time import VirtualClock
 
 SAME = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
 JSON = {"Content-Type": "application/json"}
@@ -410,14 +412,14 @@ def test_a_page_gets_news_after_any_error(
     faulty: FaultyStore, life: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors: list[Exception] = []
-    page_status = proxy.feed.page_status
+    page_status = proxy.control.status_stream.page_status
 
     def failing(*args: Any, **options: Any) -> dict[str, Any]:
         if errors:
             raise errors.pop()
         return page_status(*args, **options)
 
-    monkeypatch.setattr(proxy.feed, "page_status", failing)
+    monkeypatch.setattr(proxy.control.status_stream, "page_status", failing)
 
     async def go() -> None:
         async with parts(faulty) as made:
@@ -447,13 +449,13 @@ def test_many_waiting_pages_cost_as_much_as_one(
     faulty: FaultyStore, life: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_statuses: list[Phase] = []
-    page_status = proxy.feed.page_status
+    page_status = proxy.control.status_stream.page_status
 
     def counting(snapshot: Snapshot, *args: Any, **options: Any) -> dict[str, Any]:
         made_statuses.append(snapshot.phase)
         return page_status(snapshot, *args, **options)
 
-    monkeypatch.setattr(proxy.feed, "page_status", counting)
+    monkeypatch.setattr(proxy.control.status_stream, "page_status", counting)
     pages, changes = 200, 10
 
     async def go() -> None:

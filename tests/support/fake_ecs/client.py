@@ -9,8 +9,9 @@ from alibabacloud_credentials.provider import (
     StaticSTSCredentialsProvider,
 )
 
-from qwenctl.config import AliyunConfig
-from qwenctl.providers.aliyun import AliyunProvider, Credentials, Ecs
+from qwenctl.clouds.aliyun.api import Credentials, Ecs
+from qwenctl.clouds.aliyun.provider import AliyunProvider
+from qwenctl.clouds.aliyun.settings import AliyunConfig
 from tests.support.fake_ecs.server import FakeEcs, Key
 
 __all__ = ["INSTANCE", "config_for", "credentials_of", "provider_for"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 
-from qwenctl.config import Config, GpuConfig
-from qwenctl.providers.local import LocalProvider
+from qwenctl.clouds.local.provider import LocalProvider
+from qwenctl.config.deployment import Config
+from qwenctl.config.gpu import GpuConfig
 
 GAP_SECONDS = 1.0
 

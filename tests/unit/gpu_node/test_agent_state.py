@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from gpu_node.agent import node_state
-from qwenctl.wire import ServiceState
+from qwenctl.protocol.messages import ServiceState
 
 
 def service(state: str, error: str = "") -> ServiceState:

@@ -3,7 +3,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALLOWED = {"qwenctl", "qwenctl.private_file", "qwenctl.wire"}
+ALLOWED = {
+    "qwenctl",
+    "qwenctl.lib",
+    "qwenctl.lib.private_file",
+    "qwenctl.protocol",
+    "qwenctl.protocol.messages",
+    "qwenctl.protocol.signing",
+}
 
 
 def test_the_agent_needs_only_the_wire_format_of_qwenctl() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.auth import Identity
-from proxy.request import Request, networks
-from qwenctl.config import GpuConfig
-from qwenctl.store import Lease, Snapshot
+from proxy.auth.identity import Identity
+from proxy.http.request import Request, networks
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.core.snapshot import Lease, Snapshot
 
 BROWSER = Identity("browser", "b1")
 KEY = Identity("key", "ci")

@@ -1,0 +1,277 @@
+"""What the GPUs are doing, as NVML (the NVIDIA driver's own library) tells it.
+
+`Nvml` asks, and takes every answer that a machine without a driver, a sick driver or a lost GPU can
+give. `GpuWatch` keeps that off the agent's back: an NVML call into a sick driver may never return.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from qwenctl.protocol.messages import MAX_GPUS, GpuFigures
+
+__all__ = ["GpuView", "GpuWatch", "Nvml", "Reading"]
+
+FRESH = 1.0
+"""Seconds for which a reading serves everybody who asks."""
+
+PATIENCE = 0.1
+"""Seconds that a heartbeat waits for a reading at most; a healthy driver takes milliseconds."""
+
+SILENT = 5.0
+"""Seconds without an answer after which the driver is said not to answer; loading it, without
+persistence mode, takes some."""
+
+RETRY = 30.0
+"""Seconds from a driver that cannot be used to the next attempt to use it."""
+
+
+class Reading(NamedTuple):
+    """What NVML said at one moment, and what it could not say, for a person."""
+
+    gpus: tuple[GpuFigures, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class GpuView:
+    """The last reading, and how long ago it was taken, in seconds (None: never)."""
+
+    gpus: tuple[GpuFigures, ...]
+    note: str
+    age: float | None
+
+
+class GpuWatch:
+    """The last known figures, at once.
+
+    Each reading has a thread of its own; while one hangs in the driver, no other is started. Safe
+    to use from several threads.
+
+    Args:
+        read: takes a reading; may take long, must not raise.
+    """
+
+    def __init__(self, read: Callable[[], Reading] | None = None) -> None:
+        self._read = read or Nvml().read
+        self._news = threading.Condition()
+        self._reading = Reading()
+        self._read_at: float | None = None
+        self._asked_at: float | None = None  # set while a reading is under way
+
+    def look(self, patience: float | None = None) -> GpuView:
+        """The last known figures: fresh ones if the driver gives them within ``patience`` seconds
+        (default: `PATIENCE`)."""
+        with self._news:
+            now = time.monotonic()
+            fresh = self._read_at is not None and now - self._read_at < FRESH
+            if not fresh and self._asked_at is None:
+                self._asked_at = now
+                try:
+                    threading.Thread(target=self._refresh, name="nvml", daemon=True).start()
+                except RuntimeError:  # the machine has no thread left; the next one who asks tries
+                    self._asked_at = None
+            if self._asked_at is not None:
+                left = self._asked_at + (PATIENCE if patience is None else patience) - now
+                self._news.wait_for(lambda: self._asked_at is None, max(0.0, left))
+            return self._view(time.monotonic())
+
+    def _view(self, now: float) -> GpuView:
+        note = self._reading.note
+        waited = 0.0 if self._asked_at is None else now - self._asked_at
+        if waited >= SILENT:
+            note = f"the NVIDIA driver has not answered for {waited:.0f} s"
+        elif self._read_at is None:
+            note = "the NVIDIA driver has not answered yet"
+        age = None if self._read_at is None else now - self._read_at
+        return GpuView(self._reading.gpus, note, age)
+
+    def _refresh(self) -> None:
+        reading = self._read()
+        with self._news:
+            self._reading, self._read_at = reading, time.monotonic()
+            self._asked_at = None
+            self._news.notify_all()
+
+
+class _Unusable(Exception):
+    """There is nothing to ask; the text says why, for a person."""
+
+
+class Nvml:
+    """Reads all GPUs and MIG devices. For one thread at a time.
+
+    NVML is begun anew, at most each `RETRY` seconds, after a failure of the driver as a whole and
+    as long as a GPU of it is lost: a driver may be reloaded, or come up late in the boot.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lib: Any = None  # the module pynvml, while NVML is initialised
+        self._retry_at = float("-inf")
+        self._troubled = False
+        self._note = ""
+
+    def read(self) -> Reading:
+        """All figures that NVML gives now. Never raises."""
+        if self._clock() >= self._retry_at:
+            if self._troubled:
+                self._let_go()
+        elif self._lib is None:
+            return Reading(note=self._note)
+        try:
+            if self._lib is None:
+                self._retry_at = self._clock() + RETRY
+                self._lib = _begin()
+            gpus = tuple(self._all())[:MAX_GPUS]
+            self._troubled = any(gpu.error for gpu in gpus) or not gpus
+            return Reading(
+                gpus, "" if gpus else "no NVIDIA GPU on this machine: its driver has none"
+            )
+        except _Unusable as reason:
+            self._note = str(reason)[:300]
+        except Exception as error:  # a library of another version may answer with anything
+            self._note = f"NVML cannot be read: {type(error).__name__}: {error}"[:300]
+        self._let_go()
+        return Reading(note=self._note)
+
+    def _let_go(self) -> None:
+        """End NVML, so that the next reading begins it anew."""
+        lib, self._lib, self._troubled = self._lib, None, False
+        if lib is not None:
+            try:
+                lib.nvmlShutdown()
+            except lib.NVMLError:  # it is gone already
+                pass
+
+    def _all(self) -> Iterator[GpuFigures]:
+        lib = self._lib
+        try:
+            count = lib.nvmlDeviceGetCount()
+        except lib.NVMLError as error:
+            raise _unusable(lib, error) from None
+        for index in range(count):
+            try:
+                # As a list, for a GPU that is lost half way gives nothing but the error.
+                found = list(self._gpu(index))
+            except lib.NVMLError as error:
+                if error.value in _of_driver(lib):
+                    raise _unusable(lib, error) from None
+                found = [GpuFigures(index=str(index), error=_gpu_words(lib, error))]
+            yield from found
+
+    def _gpu(self, index: int) -> Iterator[GpuFigures]:
+        """One GPU and its MIG devices."""
+        lib, ask = self._lib, self._ask
+        handle = lib.nvmlDeviceGetHandleByIndex(index)
+        gpu = self._figures(handle, index=str(index))
+        yield gpu
+        mode = ask("nvmlDeviceGetMigMode", handle)
+        if mode is None or mode[0] != lib.NVML_DEVICE_MIG_ENABLE:
+            return
+        for number in range(ask("nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+            # Places without a device are among them: there the answer is NOT_FOUND.
+            device = ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
+            if device is not None:
+                yield self._figures(device, index=f"{index}:{number}", mig_parent=gpu.uuid)
+
+    def _figures(self, handle: Any, *, index: str, mig_parent: str = "") -> GpuFigures:
+        ask, sensor = self._ask, self._lib.NVML_TEMPERATURE_GPU
+        memory = ask("nvmlDeviceGetMemoryInfo", handle)
+        load = ask("nvmlDeviceGetUtilizationRates", handle)
+        temperature = ask("nvmlDeviceGetTemperature", handle, sensor)
+        if temperature is None:  # its name from CUDA 14 on
+            temperature = ask("nvmlDeviceGetTemperatureV", handle, sensor)
+        power = ask("nvmlDeviceGetPowerUsage", handle)
+        limit = ask("nvmlDeviceGetEnforcedPowerLimit", handle)
+        return GpuFigures(
+            index=index,
+            uuid=_text(ask("nvmlDeviceGetUUID", handle)),
+            name=_text(ask("nvmlDeviceGetName", handle)),
+            mig_parent=mig_parent,
+            utilisation_percent=None if load is None else min(load.gpu, 100),
+            memory_used=None if memory is None else memory.used,
+            memory_total=None if memory is None else memory.total,
+            temperature=temperature,
+            power=None if power is None else power / 1000,
+            power_limit=None if limit is None else limit / 1000,
+        )
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        """The answer, or None if this GPU, this driver or this version of pynvml has none.
+
+        Raises:
+            NVMLError: the GPU, or the driver, is gone.
+        """
+        lib = self._lib
+        try:
+            return getattr(lib, name)(*arguments)
+        except (AttributeError, UnicodeDecodeError):
+            return None
+        except lib.NVMLError as error:
+            if error.value in (*_of_driver(lib), *_of_gpu(lib)):
+                raise
+            return None
+
+
+def _begin() -> Any:
+    """The module pynvml, with NVML initialised.
+
+    Raises:
+        _Unusable: it cannot be.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        raise _Unusable(
+            "GPU figures need the Python package nvidia-ml-py: pip install 'qwenctl[node]'"
+        ) from None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise _unusable(pynvml, error) from None
+    return pynvml
+
+
+def _of_driver(lib: Any) -> tuple[int, ...]:
+    """Errors after which nothing more is to be had from NVML without beginning anew."""
+    return (
+        lib.NVML_ERROR_UNINITIALIZED,
+        lib.NVML_ERROR_DRIVER_NOT_LOADED,
+        lib.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+    )
+
+
+def _of_gpu(lib: Any) -> tuple[int, ...]:
+    """Errors after which there is nothing more to be had from this GPU."""
+    return (lib.NVML_ERROR_GPU_IS_LOST, lib.NVML_ERROR_RESET_REQUIRED)
+
+
+def _unusable(lib: Any, error: Any) -> _Unusable:
+    words = {
+        lib.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver on this machine: libnvidia-ml.so.1 is not there",
+        lib.NVML_ERROR_DRIVER_NOT_LOADED: "no NVIDIA driver on this machine: its kernel module is not loaded",
+        lib.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver was changed under us: its library and its "
+        "kernel module are of different versions; reboot the machine",
+        lib.NVML_ERROR_NO_PERMISSION: "the agent may not ask the NVIDIA driver: no access to /dev/nvidia*",
+        lib.NVML_ERROR_UNINITIALIZED: "the NVIDIA driver was reloaded; it is asked again in a moment",
+        lib.NVML_ERROR_GPU_IS_LOST: "a GPU is lost: it has fallen off the bus; stop and start the instance",
+    }
+    return _Unusable(words.get(error.value, f"the NVIDIA driver cannot be used: {error}"))
+
+
+def _gpu_words(lib: Any, error: Any) -> str:
+    if error.value == lib.NVML_ERROR_GPU_IS_LOST:
+        return "lost: it has fallen off the bus; stop and start the instance"
+    if error.value == lib.NVML_ERROR_RESET_REQUIRED:
+        return "it needs a reset: stop and start the instance"
+    return f"cannot be read: {error}"[:200]
+
+
+def _text(value: Any) -> str:
+    """What NVML calls something, as far as it fits and can be shown."""
+    return "".join(c for c in str(value or "") if " " <= c <= "~")[:100]

@@ -1,0 +1,30 @@
+"""How busy the node is, in figures."""
+
+from __future__ import annotations
+
+import psutil
+
+from gpu_node.machine.nvidia import GpuWatch
+from qwenctl.protocol.messages import Resources
+
+__all__ = ["read_resources"]
+
+
+def read_resources(path: str, gpus: GpuWatch | None = None) -> Resources:
+    """CPU since the last call (the first one says 0), memory, the disk where ``path`` is, and GPUs."""
+    memory = psutil.virtual_memory()
+    try:
+        disk = psutil.disk_usage(path)
+    except OSError:
+        disk = None
+    view = gpus.look() if gpus is not None else None
+    return Resources(
+        cpu_percent=psutil.cpu_percent(),
+        memory_used=memory.total - memory.available,
+        memory_total=memory.total,
+        disk_free=disk.free if disk else None,
+        disk_used_percent=disk.percent if disk else None,
+        gpus=view.gpus if view else (),
+        gpus_age=view.age if view else None,
+        gpu_note=view.note if view else "",
+    )

@@ -1,0 +1,167 @@
+"""The dead-man's switch: how long no proxy has been heard, and the way to stop the instance.
+
+It bounds what an unwanted GPU costs when everything that could stop it is gone: the proxy, its
+store, or the network between.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+__all__ = [
+    "EXIT_POWER_OFF",
+    "CommandStop",
+    "DeadMan",
+    "ExitStop",
+    "SelfStop",
+    "read_contact",
+    "self_stop",
+]
+
+log = logging.getLogger(__name__)
+
+EXIT_POWER_OFF = 70
+"""The agent's exit code after the switch has fired; the local machine goes off on it."""
+
+
+class DeadMan:
+    """Counts the seconds since the last contact, over restarts of the agent within one boot.
+
+    Args:
+        file: keeps the time of the last contact.
+        boot_id: the count of another boot does not matter.
+        limit: seconds.
+        clock: seconds of a clock that nobody sets and that all processes share
+            (`time.monotonic`).
+
+    A new boot without any contact counts from the first start of its agent.
+    """
+
+    def __init__(
+        self, file: Path, boot_id: str, limit: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.limit = limit
+        self._file = file
+        self._boot_id = boot_id
+        self._clock = clock
+        now = clock()
+        recorded = read_contact(file, boot_id, now)
+        self._last = now if recorded is None else recorded
+        self._written: float | None = recorded
+        if recorded is None:
+            self._write()
+
+    def contact(self) -> None:
+        """A proxy has accepted a message."""
+        self._last = self._clock()
+        # Not at every heartbeat, to spare the disk: a late record only shortens the countdown.
+        if self._written is None or self._last - self._written >= min(5.0, self.limit / 10):
+            self._write()
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the limit; negative once it has passed."""
+        return self._last + self.limit - self._clock()
+
+    def _write(self) -> None:
+        record = json.dumps({"boot_id": self._boot_id, "last": self._last})
+        fresh = self._file.with_suffix(".new")
+        try:
+            try:
+                fresh.write_text(record)
+                fresh.replace(self._file)
+            except OSError:
+                # On a full disk there is no room for another file, but there is in the old one. A
+                # record that stays behind would look like an agent that hangs (`gpu_node.selfstop.watchdog`).
+                with self._file.open("r+") as file:
+                    file.write(record)
+                    file.truncate()
+        except OSError as error:  # a full disk must not end the node
+            log.warning("cannot write %s: %s", self._file, error.strerror)
+        self._written = self._last
+
+
+def read_contact(file: Path, boot_id: str, now: float) -> float | None:
+    """When a proxy was heard last in this boot, on the monotonic clock; None if nobody can tell."""
+    try:
+        record = json.loads(file.read_text())
+        last = float(record["last"])
+        return last if record["boot_id"] == boot_id and 0 <= last <= now else None
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError):
+        return None
+
+
+class SelfStop(Protocol):
+    """The way to stop this instance, in one cloud. Called when the services are down."""
+
+    def power_off(self) -> None:
+        """Have the instance stopped so that it costs nothing; never raises."""
+
+
+class ExitStop:
+    """Whoever started the agent stops the instance when it exits with `EXIT_POWER_OFF`."""
+
+    def power_off(self) -> None:
+        """Do nothing: the exit code says it."""
+
+
+class CommandStop:
+    """A program stops the instance, such as ``python -m gpu_node.selfstop.aliyun``.
+
+    Args:
+        command: program and arguments, no shell.
+        timeout: seconds it may take.
+        pauses: seconds until each further attempt after a failure.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        timeout: float = 60.0,
+        pauses: Sequence[float] = (2.0, 8.0),
+    ) -> None:
+        self._command = list(command)
+        self._timeout = timeout
+        self._pauses = list(pauses)
+
+    def power_off(self) -> None:
+        """Run the program until it has worked, a few times at most; failures are logged.
+
+        Not for ever: an agent that ends is started again, hears a proxy that has come back
+        meanwhile, and else tries anew. So does the watchdog each minute, if there is no agent.
+        """
+        for pause in [*self._pauses, None]:
+            if self._run() or pause is None:
+                return
+            time.sleep(pause)
+
+    def _run(self) -> bool:
+        try:
+            done = subprocess.run(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                timeout=self._timeout,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            log.error("the instance could not be stopped: %s", error)
+            return False
+        if done.returncode != 0:
+            reason = (done.stderr or done.stdout).strip()[-500:]
+            log.error(
+                "the instance could not be stopped: exit code %d: %s", done.returncode, reason
+            )
+        return done.returncode == 0
+
+
+def self_stop(command: Sequence[str]) -> SelfStop:
+    """The way out for this `power_off_command`."""
+    return CommandStop(command) if command else ExitStop()

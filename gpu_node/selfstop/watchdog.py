@@ -1,0 +1,224 @@
+"""``python -m gpu_node.selfstop.watchdog``: stops the instance if the agent, whose task that is, does not.
+
+A systemd timer runs it each minute, not by way of the agent's program: what breaks that, such as an
+upgrade that went wrong, must not break this. It keeps no process of its own, and goes by what is on the disk:
+when the agent last heard a proxy, and what it was told to run. Time is the monotonic clock's, which
+nobody sets.
+
+============================  ============================================================
+the agent                     counted from
+============================  ============================================================
+has noted a contact           that contact, whether the agent runs, hangs or is gone
+runs, without such a note     never: it counts for itself
+is gone, without such a note  when the watchdog last saw it run in this boot, else the
+                              watchdog's first look in this boot: an instance may have been
+                              up for long when the agent is installed
+============================  ============================================================
+
+The limit is the agent's own and `MARGIN`, so that an agent that works always comes first. An agent
+whose settings cannot be used does not run; the watchdog goes by those that it had last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpu_node.machine.nvidia import GpuWatch
+from gpu_node.selfstop.busy import busy_for_a_while, read_spec
+from gpu_node.selfstop.deadman import EXIT_POWER_OFF, SelfStop, read_contact, self_stop
+from gpu_node.settings import (
+    STATE_FILES,
+    NodeSettings,
+    SettingsError,
+    load_last_good,
+    load_settings,
+    state_dir_of,
+)
+
+__all__ = ["MARGIN", "Overdue", "agent_runs", "look", "main", "run", "unreadable", "watch"]
+
+log = logging.getLogger(__name__)
+
+MARGIN = 120.0
+"""Seconds that the agent has to do it first."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Look once; the exit code, as `run` has it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gpu_node.selfstop.watchdog",
+        description="Stop this instance if nobody is in charge of it.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="the agent's settings")
+    given = parser.parse_args(argv)
+    return run(given.config)
+
+
+def run(config: str | None) -> int:
+    """Look once, with these settings or the last that could be used.
+
+    Args:
+        config: the settings' file; None: the environment has them all.
+
+    Returns:
+        `EXIT_POWER_OFF`: the instance should be off now. Else 0, or 2 if the settings cannot be
+        used, or the agent's files not be read.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return watch(load_settings(config, os.environ))
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+    settings = load_last_good(config, os.environ)
+    if settings is None:
+        state_dir = state_dir_of(config, os.environ)
+        if not Path(state_dir).is_dir():
+            return 2  # there never was an agent
+        log.error("nor are there earlier ones: how this instance is stopped is not known here")
+        # Where systemd does it, the exit code is enough.
+        settings = NodeSettings.model_construct(proxy_urls=(), gpu="", state_dir=state_dir)
+    return watch(settings) or 2
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """How long nobody has been in charge of this instance, in seconds."""
+
+    silent: float
+    limit: float
+    agent: bool
+    """Whether an agent runs, well or not."""
+    first: bool = False
+    """Whether nothing is on record yet in this boot: the count begins now."""
+
+    @property
+    def left(self) -> float:
+        """Seconds until the instance is stopped; negative once that is due."""
+        return self.limit - self.silent
+
+
+def watch(
+    settings: NodeSettings,
+    *,
+    stop: SelfStop | None = None,
+    gpus: GpuWatch | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Look once, and stop the instance if that is due and nothing generates.
+
+    Returns:
+        `EXIT_POWER_OFF` if the instance should be off now, 2 if nobody can tell, else 0.
+    """
+    if file := unreadable(Path(settings.state_dir)):
+        log.error("cannot read %s: run it as root or as the agent's user", file)
+        return 2
+    found = _look_and_note(settings, clock())
+    if found is None:
+        return 0
+    if found.left > 0:
+        if not found.agent:
+            log.warning("no agent runs; this instance stops itself in %.0f s", found.left)
+        return 0
+    spec = read_spec(Path(settings.state_dir, "spec.json"))
+    if busyness := busy_for_a_while(spec, gpus or GpuWatch(), sleep):
+        log.warning("no proxy heard for %.0f s, but work goes on: %s", found.silent, busyness)
+        return 0
+    # Meanwhile the agent may have come back.
+    found = _look_and_note(settings, clock())
+    if found is None or found.left > 0:
+        return 0
+    log.warning(
+        "no proxy heard for %.0f s, %s, and nothing is running: this instance stops itself",
+        found.silent,
+        "the agent hangs" if found.agent else "there is no agent",
+    )
+    (stop or self_stop(settings.power_off_command)).power_off()
+    return EXIT_POWER_OFF
+
+
+def look(settings: NodeSettings, now: float) -> Overdue | None:
+    """How overdue the instance is; None: an agent runs and counts for itself."""
+    state_dir = Path(settings.state_dir)
+    boot_id = settings.this_boot()
+    limit = _limit(settings) + MARGIN
+    runs = agent_runs(state_dir)
+    contact = read_contact(state_dir / "deadman.json", boot_id, now)
+    if contact is not None:
+        if runs and _read_only(state_dir):
+            return None  # the note may be old because it cannot be written
+        return Overdue(now - contact, limit, runs)
+    if runs:
+        return None
+    seen = read_contact(state_dir / "watchdog.json", boot_id, now)
+    return Overdue(0.0 if seen is None else now - seen, limit, runs, first=seen is None)
+
+
+def unreadable(state_dir: Path) -> Path | None:
+    """The first of the agent's files that is there and that we may not read."""
+    for name in STATE_FILES:
+        try:
+            (state_dir / name).open().close()
+        except PermissionError:
+            return state_dir / name
+        except OSError:
+            continue
+    return None
+
+
+def agent_runs(state_dir: Path) -> bool:
+    """Whether an agent holds the lock. Who may not look is told that one does: nothing is to be
+    done then."""
+    try:
+        with Path(state_dir, "agent.lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _limit(settings: NodeSettings) -> float:
+    """Seconds of the agent's own switch: the proxy's word, else the settings'."""
+    spec = read_spec(Path(settings.state_dir, "spec.json"))
+    if spec is not None and math.isfinite(spec.dead_man) and spec.dead_man > 0:
+        return spec.dead_man
+    return settings.dead_man
+
+
+def _read_only(directory: Path) -> bool:
+    try:
+        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def _look_and_note(settings: NodeSettings, now: float) -> Overdue | None:
+    """`look`, and note what the next look goes by if the agent leaves no note."""
+    found = look(settings, now)
+    if found is not None and not found.first:
+        return found
+    file = Path(settings.state_dir, "watchdog.json")
+    try:
+        file.write_text(json.dumps({"boot_id": settings.this_boot(), "last": now}))
+    except OSError as error:
+        log.warning("cannot write %s: %s", file, error.strerror)
+        if found is not None:  # else each look would be the first one, for ever
+            return replace(found, silent=now - min(settings.booted_at, now))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,651 @@
+"""The Docker runtime: a service is a container of its own, which outlives the agent.
+
+Docker's own state is the record. A service's container has a fixed name, so that there is never a
+second one, and a label with a hash of how it was made: an agent that starts anew takes up the one
+that runs, starts the one that does not, and replaces the one that was made otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+from gpu_node.services.docker_errors import NO_COMMAND, error_text, is_hopeless, start_error_text
+from gpu_node.services.docker_options import container_options
+from gpu_node.services.environment import service_environment
+from gpu_node.services.image_pull import API_TIMEOUT, PullProgress, pull_events
+from gpu_node.services.log_lines import LineSink, redacted, secrets_of
+from gpu_node.services.runtime import Output, StartFailed, base_url_of
+from qwenctl.protocol.messages import Progress, Service
+
+__all__ = [
+    "DockerRuntime",
+]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+GPU_LABEL, SERVICE_LABEL, HASH_LABEL = (
+    "qwenctl.gpu",
+    "qwenctl.service",
+    "qwenctl.config.deployment-hash",
+)
+
+NETWORK = "qwenctl"
+"""The network on which services find each other by name."""
+
+DAEMON_PATIENCE = 60.0
+"""Seconds to wait for a Docker daemon that is starting, or is being restarted."""
+
+PULL_ATTEMPTS, PULL_PAUSE = 3, 3.0
+"""A pull that breaks off goes on where it was; attempts, and seconds between two."""
+
+LOOK_INTERVAL = 5.0
+"""Seconds between two looks at a container that runs, for its health."""
+
+RECONNECT = 0.5
+"""Seconds between two attempts to reach the daemon."""
+
+LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
+"""Bounds what a container's log takes on the disk."""
+
+
+class DockerRuntime:
+    """Runs containers.
+
+    Args:
+        gpu: this GPU's name, part of each container's.
+        log_dir: a service's output also goes to ``NAME.log`` here.
+        host: the daemon's address, such as ``unix:///run/docker.sock``; empty: ``DOCKER_HOST``, or
+            Docker's default.
+        auth_file: a ``config.json`` as ``docker login`` writes it; empty: that of our own user.
+    """
+
+    outlives_agent = True
+
+    def __init__(self, gpu: str, log_dir: Path, *, host: str = "", auth_file: str = "") -> None:
+        self._gpu = gpu
+        self.log_dir = log_dir
+        self._host = host
+        self._auth_file = auth_file
+        self._keep: Collection[str] | None = None
+        self._lock = threading.Lock()
+
+    def settle(self, names: Collection[str]) -> None:
+        """Containers of other services than these, left by an earlier spec, are to go."""
+        self._keep = frozenset(names)
+        if not names:  # else those that are started see to it, before they begin
+            threading.Thread(target=self._sweep_alone, daemon=True).start()
+
+    def start(self, service: Service, output: Output) -> ServiceContainer:
+        """Begin to run the container.
+
+        Raises:
+            StartFailed: the ``docker`` package is not installed, or `env_file` cannot be read.
+        """
+        if service.container is None:
+            raise StartFailed("the spec names no image for it", final=True)
+        try:
+            import docker  # noqa: F401
+        except ModuleNotFoundError:
+            text = "it needs the Docker SDK: pip install 'qwenctl[node]'"
+            raise StartFailed(text, final=True) from None
+        environment = service_environment(service)
+        return ServiceContainer(self, self.name_of(service), service, environment, output)
+
+    def name_of(self, service: Service) -> str:
+        return f"qwenctl-{self._gpu}-{service.name}"
+
+    def labels(self, service: Service, digest: str) -> dict[str, str]:
+        return {GPU_LABEL: self._gpu, SERVICE_LABEL: service.name, HASH_LABEL: digest}
+
+    def client(self) -> Any:
+        """A connection to the daemon. Raises what `docker` raises while it does not answer."""
+        from docker import APIClient
+        from docker.utils import kwargs_from_env
+
+        given = kwargs_from_env() if not self._host else {"base_url": self._host}
+        client = APIClient(version="auto", timeout=API_TIMEOUT, **given)
+        if self._auth_file:
+            client.reload_config(str(Path(self._auth_file).expanduser()))
+        return client
+
+    def sweep(self, client: Any) -> None:
+        """Remove the containers of services that are no more; they may hold a port or the GPU."""
+        from docker.errors import NotFound
+
+        with self._lock:
+            if (keep := self._keep) is None:
+                return
+            found = client.containers(all=True, filters={"label": f"{GPU_LABEL}={self._gpu}"})
+            for one in found:
+                if one["Labels"].get(SERVICE_LABEL) in keep:
+                    continue
+                log.info("removing the container %s of an earlier spec", one["Names"][0])
+                try:
+                    seconds = client.inspect_container(one["Id"])["Config"].get("StopTimeout")
+                    client.stop(one["Id"], timeout=seconds or 10)
+                except NotFound:
+                    continue
+                _remove(client, one["Id"])
+            self._keep = None
+
+    def _sweep_alone(self) -> None:
+        """Where no container is wanted any more. Most such nodes have no Docker at all."""
+        try:
+            client = self.client()
+        except Exception as error:
+            log.debug("no Docker to look through: %s", error_text(error))
+            return
+        try:
+            self.sweep(client)
+        except Exception as error:
+            log.warning("containers of an earlier spec may be left: %s", error_text(error))
+        finally:
+            client.close()
+
+    def network(self, client: Any) -> str:
+        """The id of the services' network, which is made if need be. Docker makes a second one of
+        the same name without a word, and then knows neither by name."""
+        with self._lock:
+            found = client.networks(names=[NETWORK])
+            exact = [one for one in found if one["Name"] == NETWORK]
+            if not exact:
+                return str(client.create_network(NETWORK, driver="bridge")["Id"])
+            return str(min(exact, key=lambda one: one["Created"])["Id"])
+
+
+class ServiceContainer:
+    """One run of a service's container: a `gpu_node.services.runtime.Instance`."""
+
+    def __init__(
+        self,
+        runtime: DockerRuntime,
+        name: str,
+        service: Service,
+        environment: Mapping[str, str],
+        output: Output,
+    ) -> None:
+        assert service.container is not None
+        self.base_url = base_url_of(service)
+        self._runtime = runtime
+        self._name = name
+        self._service = service
+        self._container = service.container
+        self._environment = dict(environment)
+        self._secrets = secrets_of(service, self._environment)
+        self._output = output
+        self._client: Any = None
+        self._id = ""
+        self._taken_up = False
+        self._live_restore = False
+        """Whether containers run on while the daemon is restarted."""
+        self._up = False
+        self._detail = ""
+        self._leaving = threading.Event()
+        """Nothing more is to be begun: we were told to stop it, or to let go of it."""
+        self._detached = False
+        self._stop_after: float | None = None
+        self._over = threading.Event()
+
+    @property
+    def up(self) -> bool:
+        """Whether the container has been started, and runs."""
+        return self._up
+
+    @property
+    def detail(self) -> str:
+        """The container, its image, state and health."""
+        return self._detail
+
+    def stop(self, timeout: float) -> None:
+        """SIGTERM, and SIGKILL after ``timeout`` seconds. Returns at once."""
+        if self._stop_after is None and not self._over.is_set():
+            self._stop_after = timeout
+            self._leaving.set()
+
+    @property
+    def taken_up(self) -> bool:
+        """Whether it ran before we came."""
+        return self._taken_up
+
+    def detach(self) -> None:
+        """Let the container run on, or whatever is there of it."""
+        self._detached = True
+        self._leaving.set()
+
+    # ---------------------------------------------------------------- life
+
+    def wait(self) -> str:
+        """Bring the container to run, then block until it has ended; how it ended."""
+        try:
+            self._bring_up()
+            return self._follow()
+        except _Leaving:
+            return "stopped" if self._detached else self._end()
+        finally:
+            self._up = False
+            self._over.set()
+            if self._client is not None:
+                self._client.close()
+
+    def _bring_up(self) -> None:
+        self._tell("start", "waiting for Docker")
+        self._client = self._patiently(self._runtime.client)
+        self._live_restore = bool(self._patiently(self._client.info).get("LiveRestoreEnabled"))
+        self._patiently(lambda: self._runtime.sweep(self._client))
+        present = self._patiently(self._present)
+        if present is not None and present["Config"]["Labels"].get(HASH_LABEL) is None:
+            raise StartFailed(
+                f"there is a container {self._name} that qwenctl has not made; remove or rename it",
+                final=True,
+            )
+        if present is not None and self._running(present) and self._fits(present, image=""):
+            self._id, self._taken_up = present["Id"], True
+            log.info("%s runs already; taking it up", self._name)
+            return
+        image = self._image()
+        self._tell("create", "")
+        if present is not None and self._fits(present, image=image):
+            self._id = present["Id"]
+            self._patiently(self._start)
+            return
+        if present is not None:
+            log.info("%s was made otherwise; making it anew", self._name)
+            old = present["Id"]
+            self._patiently(lambda: self._discard(old))
+        self._id = self._patiently(lambda: self._create(image))
+        self._patiently(self._start)
+        if present is not None and present["Image"] != image:
+            self._forget_image(present["Image"])
+
+    def _follow(self) -> str:
+        """Pass on the output until the container ends; how it ended."""
+        ends: queue.SimpleQueue[str] = queue.SimpleQueue()
+        reader = threading.Thread(target=self._read_log, daemon=True)
+        reader.start()
+        threading.Thread(target=lambda: ends.put(self._wait_for_exit()), daemon=True).start()
+        self._up = True
+        look_at = 0.0
+        while True:
+            if time.monotonic() >= look_at:
+                self._detail = self._look()
+                look_at = time.monotonic() + LOOK_INTERVAL
+            try:
+                how = ends.get(timeout=0.1)
+            except queue.Empty:
+                if self._leaving.is_set():
+                    raise _Leaving from None
+            else:
+                reader.join(2.0)  # the last words matter most
+                return how
+
+    def _look(self) -> str:
+        """The container's state in words, as Docker tells it; what it said last if it does not."""
+        from docker.errors import DockerException
+
+        try:
+            present = self._present() or {}
+        except (DockerException, requests.RequestException, OSError):
+            return self._detail
+        state = present.get("State", {})
+        health = state.get("Health", {}).get("Status", "")
+        words = [state.get("Status", "gone"), "" if health == "none" else health]
+        return f"container {self._id[:12]} of {self._container.image}: " + ", ".join(
+            word for word in words if word
+        )
+
+    def _end(self) -> str:
+        """Stop the container, whoever started it; how it ended, or that it was never there."""
+        timeout = self._stop_after or 0.0
+        try:
+            if self._client is None:
+                self._client = self._runtime.client()
+            present = self._present()
+            if present is None or HASH_LABEL not in present["Config"]["Labels"]:
+                return "stopped"
+            self._id = present["Id"]
+            self._client.stop(self._id, timeout=_whole(timeout))
+            return self._how()
+        except Exception as error:
+            log.error("%s could not be stopped: %s", self._name, error_text(error))
+            return f"could not be stopped: {error_text(error)}"
+
+    def _wait_for_exit(self) -> str:
+        """Block until the container has ended, over restarts of the daemon; how it ended."""
+        from docker.errors import APIError, NotFound
+
+        while not self._leaving.is_set():
+            try:
+                code = self._client.wait(self._id, timeout=None)["StatusCode"]
+                how = self._how(code)
+                if self._container.restart != "no":
+                    # Docker's policy is for the boot; in between, crashes are ours to count.
+                    self._client.stop(self._id, timeout=0)
+                return how
+            except NotFound:
+                return "the container was removed"
+            except (APIError, requests.RequestException, OSError):
+                # The daemon is gone, for a moment at least.
+                if not self._live_restore and not self._answers():
+                    return "the Docker daemon was stopped"
+                try:
+                    self._patiently(self._client.ping)
+                except StartFailed as reason:
+                    return f"the Docker daemon is gone: {reason}"
+                except _Leaving:
+                    break
+                time.sleep(RECONNECT)
+        return ""
+
+    def _answers(self) -> bool:
+        """Whether anything listens on the service's port."""
+        host, _, port = self.base_url.removeprefix("http://").rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+        except OSError:
+            return False
+        return True
+
+    def _how(self, code: int | None = None) -> str:
+        """How it ended, with the code that is known, as Docker may have started it again."""
+        state = (self._present() or {}).get("State")
+        if state is None:
+            return "the container was removed"
+        if state.get("OOMKilled"):
+            limit = self._container.memory
+            return "killed for want of memory" + (
+                f" (its limit is {_gib(limit)}: raise `memory`)" if limit else ""
+            )
+        code = state.get("ExitCode") if code is None else code
+        return f"exit code {code}" + (f": {state['Error']}" if state.get("Error") else "")
+
+    # ---------------------------------------------------------------- steps
+
+    def _present(self) -> Any | None:
+        """The container as Docker knows it, or None."""
+        from docker.errors import NotFound
+
+        try:
+            return self._client.inspect_container(self._id or self._name)
+        except NotFound:
+            return None
+
+    @staticmethod
+    def _running(present: Mapping[str, Any]) -> bool:
+        state = present.get("State", {})
+        return bool(state.get("Running") or state.get("Restarting"))
+
+    def _fits(self, present: Mapping[str, Any], *, image: str) -> bool:
+        """Whether it was made as it would be made now; with ``image``, from that very image."""
+        made = present["Config"]["Labels"].get(HASH_LABEL)
+        return made == self._digest() and (not image or present["Image"] == image)
+
+    def _digest(self) -> str:
+        parts = [container_options(self._service, self._environment), self._container.image]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _image(self) -> str:
+        """The id of the image, pulled if need be."""
+        name, policy = self._container.image, self._container.pull
+        found = self._patiently(lambda: self._image_id(name))
+        if found and policy != "always":
+            return found
+        if policy == "never":
+            text = f'the image {name} is not on this node, and pull = "never"'
+            raise StartFailed(text, final=True)
+        try:
+            self._pull(name)
+        except StartFailed as reason:
+            if not found:
+                raise
+            # An old image is better than no service.
+            log.warning("%s; going on with the image that is here", reason)
+        pulled = self._patiently(lambda: self._image_id(name))
+        if not pulled:
+            raise StartFailed(f"the image {name} was pulled and is not there")
+        return pulled
+
+    def _image_id(self, name: str) -> str:
+        from docker.errors import NotFound
+
+        try:
+            return str(self._client.inspect_image(name)["Id"])
+        except NotFound:
+            return ""
+
+    def _pull(self, name: str) -> None:
+        for attempt in range(1, PULL_ATTEMPTS + 1):
+            problem = self._pull_once(name)
+            if not problem:
+                return
+            if sentence := is_hopeless(name, problem):
+                raise StartFailed(sentence, final=True)
+            if attempt == PULL_ATTEMPTS:
+                raise StartFailed(f"the image {name} cannot be pulled: {problem}")
+            log.warning("pulling %s broke off (%s); trying again", name, problem)
+            if self._leaving.wait(PULL_PAUSE * attempt):
+                raise _Leaving
+
+    def _pull_once(self, name: str) -> str:
+        """Pull; what went wrong, or nothing."""
+        events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        given_up = threading.Event()
+        puller = threading.Thread(
+            target=self._read_pull, args=(name, events, given_up), daemon=True
+        )
+        puller.start()
+        progress = PullProgress()
+        told = heard = time.monotonic()
+        try:
+            while True:
+                try:
+                    event = events.get(timeout=0.2)
+                except queue.Empty:
+                    if self._leaving.is_set():
+                        raise _Leaving from None
+                    continue
+                if event is None:
+                    return ""
+                if "error" in event:
+                    return redacted(str(event["error"]))
+                heard = time.monotonic()
+                progress.take(event)
+                if heard - told >= 0.2:
+                    told = heard
+                    self._output.progress(progress.view())
+                if self._leaving.is_set():
+                    raise _Leaving
+        finally:
+            given_up.set()
+
+    def _read_pull(
+        self,
+        name: str,
+        events: queue.SimpleQueue[dict[str, Any] | None],
+        given_up: threading.Event,
+    ) -> None:
+        """Put what the daemon says of a pull into the queue; None at its good end. Breaking off the
+        answer has the daemon break off the pull."""
+        try:
+            client = self._runtime.client()
+            try:
+                for event in pull_events(client, name):
+                    if given_up.is_set():
+                        return
+                    events.put(event)
+                    if "error" in event:
+                        return
+            finally:
+                client.close()
+        except Exception as error:
+            events.put({"error": error_text(error)})
+        else:
+            events.put(None)
+
+    def _create(self, image: str) -> str:
+        container, service = self._container, self._service
+        options = container_options(service, self._environment)
+        client, networking = self._client, None
+        if container.network == "bridge":
+            network = self._runtime.network(client)
+            endpoint = client.create_endpoint_config(aliases=[service.name])
+            networking = client.create_networking_config({network: endpoint})
+            options["host"]["network_mode"] = network
+        host_config = client.create_host_config(
+            **options["host"],
+            device_requests=options["devices"],
+            # The log is bounded here too: what the agent keeps is a copy.
+            log_config={"Type": "json-file", "Config": LOG_OPTIONS},
+        )
+        made = client.create_container(
+            image,
+            **options["own"],
+            name=self._name,
+            labels=self._runtime.labels(service, self._digest()),
+            stop_timeout=_whole(service.stop_timeout),
+            host_config=host_config,
+            networking_config=networking,
+        )
+        return str(made["Id"])
+
+    def _start(self) -> None:
+        from docker.errors import APIError
+
+        try:
+            self._client.start(self._id)
+        except APIError as error:
+            text = start_error_text(error, self._service)
+            raise StartFailed(text, final=NO_COMMAND in text) from None
+
+    def _discard(self, container: str) -> None:
+        self._client.stop(container, timeout=_whole(self._service.stop_timeout))
+        _remove(self._client, container)
+
+    def _forget_image(self, image: str) -> None:
+        """Remove the image of the container before, if nothing uses it and no name leads to it: a
+        newer one of its name has taken its place."""
+        from docker.errors import DockerException
+
+        try:
+            if not self._client.inspect_image(image)["RepoTags"]:
+                self._client.remove_image(image)
+                log.info("removed the image %s, which a newer one has replaced", image[:19])
+        except (DockerException, requests.RequestException) as error:
+            log.info("the image %s stays: %s", image[:19], error_text(error))
+
+    # ---------------------------------------------------------------- output
+
+    def _read_log(self) -> None:
+        """Pass on the container's output until it ends, over restarts of the daemon."""
+        from docker.errors import APIError
+
+        log_file = self._runtime.log_dir / f"{self._service.name}.log"
+        sink = LineSink(log_file, self._output, self._secrets)
+        try:
+            client = self._runtime.client()
+            # Of one that was taken up the last words say how far it is.
+            options: dict[str, Any] = {"tail": 50}
+            if not self._taken_up and (started := self._started_at()):
+                options = {"since": started}
+            while not self._leaving.is_set():
+                try:
+                    stream = client.logs(
+                        self._id, stdout=True, stderr=True, stream=True, follow=True, **options
+                    )
+                    for chunk in stream:
+                        if self._detached:
+                            return
+                        sink.feed(chunk)
+                        options = {"since": time.time()}
+                    if not self._running(self._present() or {}):
+                        return
+                except (APIError, requests.RequestException, OSError):
+                    pass  # the daemon is being restarted
+                if self._over.wait(RECONNECT):
+                    return
+        except Exception as error:
+            log.warning("the output of %s cannot be read: %s", self._name, error_text(error))
+        finally:
+            sink.close()
+
+    def _started_at(self) -> int:
+        """When the container was started, in seconds since 1970; 0 if that is not known."""
+        from datetime import datetime, timezone
+
+        stamp = (self._present() or {}).get("State", {}).get("StartedAt", "")
+        try:
+            # 2026-11-21T09:00:00.123456789Z, with more digits than Python reads
+            started = datetime.fromisoformat(stamp[:19]).replace(tzinfo=timezone.utc)
+        except ValueError:
+            return 0
+        return max(0, int(started.timestamp()))
+
+    # ---------------------------------------------------------------- help
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        """Do one step with the daemon; wait for one that does not answer.
+
+        Raises:
+            _Leaving: nothing more is to be begun.
+            StartFailed: the daemon refused, or did not answer for `DAEMON_PATIENCE`.
+        """
+        from docker.errors import APIError, DockerException
+
+        until = time.monotonic() + DAEMON_PATIENCE
+        while True:
+            if self._leaving.is_set():
+                raise _Leaving
+            try:
+                return step()
+            except StartFailed:
+                raise
+            except APIError as error:
+                if error.status_code is not None and error.status_code < 500:
+                    invalid = "invalid reference" in str(error)
+                    raise StartFailed(error_text(error), final=invalid) from None
+                reason = error_text(error)
+            except (DockerException, requests.RequestException, OSError) as error:
+                reason = error_text(error)
+            if time.monotonic() >= until:
+                raise StartFailed(
+                    f"Docker does not answer: {reason}; is it installed, running, and may this user "
+                    "use it (group docker)?"
+                )
+            self._leaving.wait(RECONNECT)
+
+    def _tell(self, phase: str, text: str) -> None:
+        self._output.progress(Progress(phase=phase, text=text))
+
+
+class _Leaving(Exception):
+    """The service is to be stopped, or left to itself: begin nothing more."""
+
+
+def _remove(client: Any, container: str) -> None:
+    from docker.errors import NotFound
+
+    try:
+        client.remove_container(container, v=True, force=True)
+    except NotFound:
+        pass
+
+
+def _whole(seconds: float) -> int:
+    """Docker counts whole seconds, and answers a stop when they are over."""
+    return int(seconds + 0.5)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 1024**3:.1f} GiB" if size >= 1024**3 else f"{size / 1024**2:.0f} MiB"

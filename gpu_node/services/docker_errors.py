@@ -1,0 +1,72 @@
+"""Docker's errors as one sentence, and which of them a retry cannot mend."""
+
+from __future__ import annotations
+
+from gpu_node.services.log_lines import redacted
+from qwenctl.protocol.messages import Service
+
+__all__ = [
+    "NO_COMMAND",
+    "error_text",
+    "is_hopeless",
+    "start_error_text",
+    "system_error_text",
+]
+
+_NO_SPACE = "no space left on device"
+
+NO_COMMAND = "exec: "
+"""Where the container's command is not to be found in the image, Docker's message has this."""
+
+
+def is_hopeless(name: str, problem: str) -> str:
+    """The sentence for a pull that no further attempt helps, or nothing."""
+    text = problem.lower()
+    if _NO_SPACE in text:
+        return f"no room on the disk for the image {name}: make the disk larger or remove images"
+    if "manifest unknown" in text or "not found" in text or "repository does not exist" in text:
+        return f"the registry has no image {name} (or asks for a login: `docker login`): {problem}"
+    if "unauthorized" in text or "denied" in text or "no basic auth" in text:
+        return (
+            f"the registry refuses the image {name}: {problem}; sign in on the node with `docker "
+            "login`, or set registry_auth_file in the agent's settings"
+        )
+    if "invalid reference" in text:
+        return f"{name} is no name of an image"
+    return ""
+
+
+def start_error_text(error: Exception, service: Service) -> str:
+    text = error_text(error)
+    if "could not select device driver" in text or "nvidia" in text.lower():
+        return (
+            f"Docker cannot give it a GPU: {text}; install nvidia-container-toolkit, run "
+            "`nvidia-ctk runtime configure --runtime=docker` and restart Docker"
+        )
+    if "port is already allocated" in text or "address already in use" in text:
+        return f"port {service.port} of the node is in use by another program: {text}"
+    return text
+
+
+def error_text(error: BaseException) -> str:
+    """What went wrong, in one line and without secrets."""
+    explanation = getattr(error, "explanation", None)
+    if isinstance(explanation, bytes):
+        explanation = explanation.decode("utf-8", "replace")
+    text = explanation or system_error_text(error) or str(error) or type(error).__name__
+    return redacted(" ".join(str(text).split()))[:500]
+
+
+def system_error_text(error: BaseException, depth: int = 10) -> str:
+    """The operating system's words for what is behind an error; empty if it is not behind it.
+
+    The HTTP libraries wrap it several times over, some only in their arguments.
+    """
+    if depth == 0:
+        return ""
+    behind = [one for one in (error.__cause__, error.__context__, *error.args) if one is not None]
+    behind.append(getattr(error, "reason", None))  # urllib3's
+    for one in behind:
+        if isinstance(one, BaseException) and (words := system_error_text(one, depth - 1)):
+            return words
+    return (error.strerror or "") if isinstance(error, OSError) else ""

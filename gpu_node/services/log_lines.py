@@ -1,0 +1,149 @@
+"""A service's output: whole lines out of chunks, without secrets, to a file and to whoever listens."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from gpu_node.services.progress import parse_progress
+from gpu_node.services.runtime import Output
+from qwenctl.protocol.messages import Service
+
+__all__ = ["LineSink", "redacted", "secrets_of"]
+
+LOG_BYTES = 5 * 1024 * 1024
+MAX_LINE_BYTES = 8 * 1024
+
+_ENDS = re.compile(rb"\r\n|\n|\r(?!$)")
+"""A line's end; a carriage return at the very end may be one half of an end."""
+
+# Colours and other terminal control; tabs stay.
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+_SECRET_NAME = re.compile(
+    r"token|secret|passw|_pass$|credential|(^|[_-])key$|api_?key", re.IGNORECASE
+)
+"""Of a variable, or of an option."""
+
+# Keys and tokens by their form: Hugging Face, OpenAI and ours, GitHub, AWS, Alibaba Cloud, and what
+# stands in an Authorization header, a URL's user part or a query.
+_SECRET_FORM = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|(?:sk|qk)[-_][A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
+    r"|AKIA[A-Z0-9]{16}|LTAI[A-Za-z0-9]{12,})"
+    r"|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}"
+    r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
+    r"|(?<=[?&]token=)[^\s&]+",
+)
+
+MASK = "***"
+MIN_SECRET = 6
+"""Characters."""
+
+
+def secrets_of(service: Service, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """What a service is given and nobody may see: variables and options by their names, and all that
+    its file of variables holds.
+
+    Args:
+        service: as the spec has it.
+        environment: its own variables and those of the file.
+    """
+    found = [
+        value
+        for name, value in environment.items()
+        if _SECRET_NAME.search(name) or name not in service.env
+    ]
+    words = service.command + (service.container.entrypoint if service.container else ())
+    for word, after in zip(words, (*words[1:], "")):
+        name, equals, value = word.partition("=")
+        if word.startswith("-") and _SECRET_NAME.search(name):
+            found.append(value if equals else after)
+    # A short one would be in every word.
+    return tuple(value for value in found if len(value) >= MIN_SECRET)
+
+
+def redacted(line: str, secrets: Iterable[str] = ()) -> str:
+    """The line without those secrets, nor anything that has the form of one."""
+    for secret in secrets:
+        line = line.replace(secret, MASK)
+    return _SECRET_FORM.sub(MASK, line)
+
+
+class LineSink:
+    """Takes chunks of output and passes on lines. For one thread.
+
+    Progress bars redraw a line after a carriage return: that tells progress and is no line of the
+    log.
+
+    Args:
+        log_file: where the lines go; small, with one older file.
+        output: who is told of lines and progress.
+        secrets: what must not be in either.
+    """
+
+    def __init__(self, log_file: Path, output: Output, secrets: tuple[str, ...] = ()) -> None:
+        self._log = _LogFile(log_file)
+        self._output = output
+        self._secrets = secrets
+        self._pending = b""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take what came."""
+        pending = self._pending + chunk
+        start = 0
+        for end in _ENDS.finditer(pending):
+            text = self._decode(pending[start : end.start()])
+            start = end.end()
+            self._tell_progress(text)
+            # A line that is drawn over again is of no use in a log.
+            if end.group() != b"\r":
+                self._write(text)
+        self._pending = pending[start:]
+        if len(self._pending) > MAX_LINE_BYTES:
+            self._flush()
+        elif b"%" in self._pending:
+            self._tell_progress(self._decode(self._pending))
+
+    def close(self) -> None:
+        """No more comes."""
+        self._flush()
+        self._log.close()
+
+    def _flush(self) -> None:
+        text, self._pending = self._decode(self._pending), b""
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._log.write(text)
+            self._output.line(text)
+
+    def _tell_progress(self, text: str) -> None:
+        if (progress := parse_progress(text)) is not None:
+            self._output.progress(progress)
+
+    def _decode(self, line: bytes) -> str:
+        text = line[:MAX_LINE_BYTES].decode("utf-8", "replace")
+        return redacted(_CONTROL.sub("", text).rstrip(), self._secrets)
+
+
+class _LogFile:
+    """Lines in a file that stays small; a disk that is full does not stop the service."""
+
+    def __init__(self, path: Path) -> None:
+        self._handler: logging.Handler
+        try:
+            self._handler = RotatingFileHandler(
+                path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
+            )
+        except OSError:
+            self._handler = logging.NullHandler()
+
+    def write(self, text: str) -> None:
+        self._handler.handle(logging.makeLogRecord({"msg": text}))
+
+    def close(self) -> None:
+        self._handler.close()

@@ -1,0 +1,125 @@
+"""Questions to a service, over HTTP on loopback: are you ready, are you generating?"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import requests
+from urllib3.exceptions import HTTPError
+
+from gpu_node.machine.nvidia import GpuView
+from qwenctl.protocol.messages import Activity, Readiness
+
+__all__ = ["GpuLoad", "probe_active", "probe_ready", "sum_samples"]
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+
+BLIND = 3
+"""Looks at GPUs without figures until they count as doing nothing."""
+
+
+def probe_ready(
+    http: requests.Session, base: str, readiness: Readiness
+) -> Literal["yes", "no", "refused", "slow"]:
+    """Whether a GET of the readiness path answers with a status below 400; ``refused``: nothing
+    answers there, ``slow``: not in time."""
+    try:
+        with contextlib.closing(_get(http, base + readiness.path, readiness.timeout)) as response:
+            return "yes" if response.status_code < 400 else "no"
+    except requests.Timeout:
+        return "slow"
+    except requests.RequestException:
+        return "refused"
+
+
+def probe_active(
+    http: requests.Session, base: str, activity: Activity, timeout: float
+) -> int | None:
+    """How many generations run now; None if the service does not tell.
+
+    Gradio's ``/gradio_api/queue/status`` tells how many wait in its queue, not how many run.
+    """
+    try:
+        with contextlib.closing(_get(http, base + activity.path, timeout)) as response:
+            if response.status_code >= 400:
+                return None
+            body = response.raw.read(MAX_BODY_BYTES, decode_content=True)
+        if activity.metrics:
+            return sum_samples(body.decode("utf-8", "replace"), activity.metrics)
+        told = json.loads(body)
+        return _count(float(told["active"] if "active" in told else told["queue_size"]))
+    except (requests.RequestException, HTTPError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def sum_samples(text: str, names: tuple[str, ...]) -> int | None:
+    """The sum of the named samples in Prometheus text, all labels; None if there is not one."""
+    values = []
+    for line in text.splitlines():
+        if line.startswith("#") or not line.startswith(names):
+            continue
+        name = line.split("{", 1)[0].split(None, 1)[0]
+        if name not in names:
+            continue
+        # NAME{label="…"} VALUE [TIMESTAMP]; a label's text may hold anything, braces too.
+        rest = line.rpartition("}")[2] if "{" in line else line[len(name) :]
+        try:
+            values.append(float(rest.split()[0]))
+        except (ValueError, IndexError):
+            continue
+    return _count(sum(values)) if values else None
+
+
+class GpuLoad:
+    """Judges by the GPUs whether a service is generating, one look each heartbeat.
+
+    Args:
+        activity: how busy, and for how many heartbeats in a row.
+        names: the GPUs that the service uses, as in `Container.gpus`.
+    """
+
+    def __init__(self, activity: Activity, names: Sequence[str]) -> None:
+        self.activity = activity
+        self._names = names
+        self._busy = 0
+        self._blind = 0
+
+    def look(self, view: GpuView) -> int:
+        """1 if one of the GPUs has been busy for long enough, else 0.
+
+        Figures that are missing or old keep the last judgement for `BLIND` heartbeats.
+        """
+        known = [
+            gpu.utilisation_percent
+            for gpu in view.gpus
+            if gpu.utilisation_percent is not None
+            and ("all" in self._names or gpu.index in self._names or gpu.uuid in self._names)
+        ]
+        if view.note or not known:
+            self._blind += 1
+            if self._blind >= BLIND:
+                self._busy = 0
+        else:
+            self._blind = 0
+            self._busy = self._busy + 1 if max(known) >= self.activity.gpu_percent else 0
+        return int(self._busy >= self.activity.gpu_samples)
+
+
+def _count(value: float) -> int | None:
+    """A whole number of generations; a part of one is one."""
+    return max(0, math.ceil(value)) if math.isfinite(value) else None
+
+
+def _get(http: requests.Session, url: str, timeout: float) -> requests.Response:
+    return http.get(
+        url,
+        timeout=timeout,
+        allow_redirects=False,
+        stream=True,
+        # Many servers log every request; this says whose it is.
+        headers={"User-Agent": "qwenctl-node", "Connection": "close"},
+    )

@@ -1,0 +1,211 @@
+"""The process runtime: a service is a command in a process group of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import psutil
+
+from gpu_node.services.environment import service_environment
+from gpu_node.services.log_lines import LineSink, secrets_of
+from gpu_node.services.orphans import MARK, Guard
+from gpu_node.services.runtime import Output, StartFailed
+from qwenctl.protocol.messages import Service
+
+__all__ = ["ProcessRuntime"]
+
+
+class ProcessRuntime:
+    """Runs commands.
+
+    Args:
+        log_dir: a service's output goes to ``NAME.log`` here.
+        guard: kills the process groups should this process be killed.
+        mark: the owner's mark that every service carries in its environment.
+        env: the environment that services start from; our own settings are left out of it.
+    """
+
+    outlives_agent = False
+
+    def __init__(self, log_dir: Path, guard: Guard, mark: str, env: Mapping[str, str]) -> None:
+        self._log_dir = log_dir
+        self._guard = guard
+        # The node secret in particular is none of a service's business.
+        self._env = {key: value for key, value in env.items() if not key.startswith("QWENCTL_")}
+        self._env |= {MARK: mark, "PYTHONUNBUFFERED": "1"}
+
+    def settle(self, names: Collection[str]) -> None:
+        """Nothing to do: no command outlives its agent."""
+
+    def start(self, service: Service, output: Output) -> ServiceProcess:
+        """Start the command.
+
+        Raises:
+            StartFailed: no such program or directory, it may not be run, `env_file` cannot be read,
+                or another program listens on the service's port.
+        """
+        given = service_environment(service)
+        env = {**self._env, **given}
+        cwd = service.cwd or None
+        program = service.command[0] if service.command else ""
+        if cwd is not None and not Path(cwd).is_dir():
+            raise StartFailed(f"no directory {cwd}", final=True)
+        if shutil.which(program, path=env.get("PATH")) is None and not (
+            cwd is not None and shutil.which(str(Path(cwd) / program))
+        ):
+            raise StartFailed(f"no program {program!r} that can be run", final=True)
+        if _listens(service.port):
+            # It would answer the probes in the service's place.
+            raise StartFailed(f"port {service.port} is in use by another program")
+        try:
+            process = subprocess.Popen(
+                service.command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                cwd=cwd,
+                env=env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise StartFailed(f"cannot run {program}: {error.strerror}") from None
+        self._guard.add(process.pid)
+        sink = LineSink(self._log_dir / f"{service.name}.log", output, secrets_of(service, given))
+        return ServiceProcess(process, self._guard, sink, service.port)
+
+
+class ServiceProcess:
+    """One run of a command: a `gpu_node.services.runtime.Instance`."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        guard: Guard,
+        sink: LineSink,
+        port: int,
+    ) -> None:
+        self.base_url = f"http://127.0.0.1:{port}"
+        self._process = process
+        self._guard = guard
+        self._stop_by: float | None = None
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._reader = threading.Thread(target=_read_output, args=(process, sink), daemon=True)
+        self._reader.start()
+
+    def wait(self) -> str:
+        """Block until the whole group is gone; how the command ended.
+
+        When the command ends by itself, what it left in its group is killed at once: it may hold
+        the port or the GPU's memory. When it was asked to end, its group gets the same time.
+        """
+        pid = self._process.pid
+        if hasattr(os, "waitid") and self._process.returncode is None:
+            # Not reaped yet, so that the group's number cannot be anybody else's.
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with self._lock:
+            stop_by = self._stop_by
+            if stop_by is None:
+                self._signal(signal.SIGKILL)
+        code = self._process.wait()
+        while stop_by is not None and _any_alive(pid):
+            if time.monotonic() >= stop_by:
+                self._signal(signal.SIGKILL)
+            time.sleep(0.05)  # there is no event for "a group is empty"
+        with self._lock:
+            self._ended.set()
+            self._guard.discard(pid)
+        # The last words matter most after a crash; but a process that left the group on purpose
+        # may hold the pipe for ever.
+        self._reader.join(timeout=1.0)
+        return _describe(code)
+
+    @property
+    def up(self) -> bool:
+        """Always: a command runs from its start to its end."""
+        return True
+
+    @property
+    def detail(self) -> str:
+        """The process."""
+        return f"process {self._process.pid}"
+
+    @property
+    def taken_up(self) -> bool:
+        """Never: the guard kills it with its agent."""
+        return False
+
+    def detach(self) -> None:
+        """Not possible."""
+        raise NotImplementedError
+
+    def stop(self, timeout: float) -> None:
+        """SIGTERM to the group now, SIGKILL after ``timeout`` seconds. Returns at once."""
+        with self._lock:
+            if self._stop_by is not None or self._ended.is_set():
+                return
+            self._stop_by = time.monotonic() + timeout
+            self._signal(signal.SIGTERM)
+        threading.Thread(target=self._kill_after, args=(timeout,), daemon=True).start()
+
+    def _kill_after(self, timeout: float) -> None:
+        if not self._ended.wait(timeout):
+            with self._lock:
+                if not self._ended.is_set():
+                    self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def _listens(port: int) -> bool:
+    """Whether a program on this machine takes connections on the port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _any_alive(group: int) -> bool:
+    """Whether the process group has a member that still does anything.
+
+    Zombies do not count: in a container whose first process does not reap, they stay for ever.
+    """
+    for pid in psutil.pids():
+        try:
+            if os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return True
+        except (OSError, psutil.Error):
+            continue
+    return False
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def _read_output(process: subprocess.Popen[bytes], sink: LineSink) -> None:
+    """Pass on what comes until the pipe ends."""
+    assert process.stdout
+    with process.stdout as pipe:
+        while chunk := pipe.read(65536):
+            sink.feed(chunk)
+    sink.close()

@@ -1,0 +1,230 @@
+"""How far a service is on its way to ready: what its output says, made steady and with an ETA."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+import time
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from qwenctl.protocol.messages import Progress
+
+__all__ = ["Tracker", "parse_progress"]
+
+MARK = "QWENCTL_PROGRESS "
+
+MAX_CHARS = 400
+"""How much of a line is looked through; a service that works writes long ones."""
+
+# vLLM's processes say who they are first: "(EngineCore_DP0 pid=387) INFO 10-26 21:47:45 […] …".
+_SPEAKER = re.compile(r"^\s*\(\w+(?: rank=\d+)? pid=\d+\)\s*")
+
+# tqdm, and vLLM's way of using it: "Loading safetensors checkpoint shards:  50% Completed | 2/4".
+_BAR = re.compile(
+    r"^\s*(?P<what>.{0,120}?)[:\s]*\b(?P<percent>\d{1,3})(?:\.\d+)?%\s*(?:\||Completed)"
+)
+
+# A bar's label; its phase; which part of the phase it covers, in percent.
+_BARS = (
+    (re.compile(r"captur.*(?:PIECEWISE)", re.IGNORECASE), "warm-up", 0, 50),
+    (re.compile(r"captur.*(?:FULL)", re.IGNORECASE), "warm-up", 50, 100),
+    (re.compile(r"fetch|download", re.IGNORECASE), "download", 0, 100),
+    (re.compile(r"^\S+\.(?:safetensors|gguf|bin|pth?|ckpt)$"), "download", 0, 100),
+    (re.compile(r"pull", re.IGNORECASE), "pull", 0, 100),
+    (re.compile(r"load|checkpoint|shard|weight", re.IGNORECASE), "weights", 0, 100),
+    (re.compile(r"captur|graph|compil|warm", re.IGNORECASE), "warm-up", 0, 100),
+)
+
+_ONE_OF_MANY = re.compile(r"-\d+-of-|of-\d{3,}|…|\.\.\.\)")
+"""A shard, which Hugging Face downloads several of at once: its percent is not the whole's."""
+
+_NO_BOOT = re.compile(
+    r"^\S+\.(?:json|txt|model|jinja|py|md)$|^(?:Processed prompts|Adding requests|Batches)"
+)
+"""Bars that tell nothing of the way to ready: small files, and work that is being done already."""
+
+# What vLLM, Gradio and Uvicorn (Open WebUI) write without a bar; its phase, and how much of the
+# phase is over when it comes, if that is known.
+_LINES: tuple[tuple[str, str, float | None], ...] = (
+    (r"Starting to load model", "weights", None),
+    (r"Time spent downloading weights", "download", 100),
+    (r"Loading weights took [\d.]+ seconds", "weights", 100),
+    (r"(?:Model loading|Loading model weights) took [\d.]+ Gi?B", "weights", 100),
+    (r"Dynamo bytecode transform time: [\d.]+ s", "warm-up", None),
+    (r"Compiling a graph", "warm-up", None),
+    (r"Directly load the compiled graph", "warm-up", None),
+    (r"torch\.compile (?:takes|took) [\d.]+ s", "warm-up", None),
+    (r"Memory profiling takes [\d.]+ seconds", "warm-up", None),
+    (r"Available KV cache memory: [\d.]+ GiB", "warm-up", None),
+    (r"GPU KV cache size: [\d,]+ tokens", "warm-up", None),
+    (r"Capturing (?:the model for )?CUDA ?graphs", "warm-up", None),
+    (r"Graph capturing finished in \d+ secs", "warm-up", 100),
+    (r"init engine \([^)]*\) took [\d.]+ s", "warm-up", 100),
+    (r"Starting vLLM API server", "warm-up", 100),
+    (r"Started server process", "warm-up", None),
+    (r"Waiting for application startup", "warm-up", None),
+    (r"Application startup complete", "warm-up", 100),
+    (r"Uvicorn running on", "warm-up", 100),
+    (r"Running on local URL", "warm-up", 100),
+)
+_LINE = re.compile("|".join(f"({pattern})" for pattern, _, _ in _LINES))
+
+
+def parse_progress(line: str) -> Progress | None:
+    """The progress that a line of output tells, or None if it is about something else.
+
+    Understood are ``QWENCTL_PROGRESS {"phase": "weights", "percent": 40, "text": "…"}``, the
+    progress bars of tqdm (Transformers, Hugging Face, Diffusers, vLLM), and those lines of vLLM,
+    Gradio and Uvicorn that mark the way to ready.
+    """
+    if line.startswith(MARK):
+        return _ours(line[len(MARK) :])
+    if "%" in line and (bar := _BAR.match(_SPEAKER.sub("", line))):
+        return _of_bar(bar["what"].strip(), int(bar["percent"]))
+    if found := _LINE.search(line, 0, MAX_CHARS):
+        assert found.lastindex
+        _, phase, percent = _LINES[found.lastindex - 1]
+        return Progress(phase=phase, percent=percent, text=found[0])
+    return None
+
+
+def _ours(text: str) -> Progress | None:
+    try:
+        told = json.loads(text)
+        if not isinstance(told, dict):
+            return None
+        return Progress.model_validate(
+            {
+                **told,
+                "phase": str(told.get("phase") or "")[:40],
+                "text": str(told.get("text") or "")[:400],
+            }
+        )
+    except (ValueError, ValidationError):
+        return None
+
+
+def _of_bar(what: str, percent: int) -> Progress | None:
+    if percent > 100 or _NO_BOOT.search(what):
+        return None
+    for label, phase, begin, end in _BARS:
+        if label.search(what):
+            if phase == "download" and _ONE_OF_MANY.search(what):
+                return Progress(phase=phase, text=what)
+            return Progress(phase=phase, percent=begin + percent * (end - begin) / 100, text=what)
+    return Progress(phase="loading", percent=percent, text=what)
+
+
+# ---------------------------------------------------------------- steadiness and ETA
+
+_ORDER = {
+    phase: rank
+    for rank, phase in enumerate(("start", "pull", "create", "download", "weights", "warm-up"))
+}
+
+SAMPLE_SECONDS = 0.5
+"""The rate is taken over at least this long."""
+
+SMOOTHING_SECONDS = 10.0
+"""After this long, what a rate was before counts for a third."""
+
+MEANINGFUL_SECONDS = 2.0
+MEANINGFUL_PERCENT = 2.0
+"""A phase has to last and to get on this much before its end is foretold."""
+
+
+class Tracker:
+    """Makes one steady account of what is told about one start of a service. For any threads.
+
+    Within a phase the percent never runs backwards. A line without a percent does not take the
+    account back to an earlier phase: programs write out of turn; a progress bar does, because
+    something is really under way. Each phase keeps the seconds until it is over, from its rate.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._now = Progress()
+        self._paces: dict[str, _Pace] = {}
+        self._log_tells_weights = False
+
+    def told(self, progress: Progress) -> Progress:
+        """Take what the service or its runtime says; the account after that."""
+        with self._lock:
+            if progress.phase == "weights" and progress.percent not in (None, 100):
+                self._log_tells_weights = True
+            return self._take(progress)
+
+    def guessed(self, progress: Progress) -> Progress:
+        """Take what is seen from outside. It counts only while the service itself says nothing
+        better."""
+        with self._lock:
+            if self._log_tells_weights or self._now.phase not in ("", "start", "create", "weights"):
+                return self._now
+            return self._take(progress)
+
+    def _take(self, progress: Progress) -> Progress:
+        phase, now = progress.phase, self._clock()
+        before = _ORDER.get(self._now.phase)
+        rank = _ORDER.get(phase)
+        backwards = rank is not None and before is not None and rank < before
+        if backwards and progress.percent is None:
+            return self._now
+        if progress.percent is None:
+            pace = self._paces.get(phase)
+        else:
+            pace = self._paces.setdefault(phase, _Pace(progress.percent, now))
+            pace.add(progress.percent, now)
+        self._now = progress.model_copy(
+            update={
+                "percent": pace.percent if pace else None,
+                "eta": progress.eta
+                if progress.eta is not None
+                else pace.eta(now)
+                if pace
+                else None,
+            }
+        )
+        return self._now
+
+
+class _Pace:
+    """The percent of one phase, and how fast it grows."""
+
+    def __init__(self, percent: float, now: float) -> None:
+        self.percent = percent
+        self._first = self._last = (now, percent)
+        self._rate: float | None = None  # percent a second
+
+    def add(self, percent: float, now: float) -> None:
+        self.percent = max(self.percent, percent)
+        since, before = self._last
+        seconds = now - since
+        if self.percent <= before or seconds < SAMPLE_SECONDS:
+            return
+        fresh = (self.percent - before) / seconds
+        keep = math.exp(-seconds / SMOOTHING_SECONDS)
+        self._rate = fresh if self._rate is None else keep * self._rate + (1 - keep) * fresh
+        self._last = (now, self.percent)
+
+    def eta(self, now: float) -> float | None:
+        """Seconds until 100 %, whole ones; None while there is too little to tell it from, when
+        that time has passed, and at the end."""
+        began, first = self._first
+        since, last = self._last
+        if (
+            self._rate is None
+            or since - began < MEANINGFUL_SECONDS
+            or last - first < MEANINGFUL_PERCENT
+            or self.percent >= 100
+        ):
+            return None
+        left = (100 - last) / self._rate - (now - since)
+        return float(round(left)) if left > 0.5 else None

@@ -1,0 +1,381 @@
+"""One service from its start to its end: ready, crashed, started again, given up, stopped."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import requests
+
+from gpu_node.machine.nvidia import GpuWatch
+from gpu_node.services.environment import service_environment
+from gpu_node.services.inference import InferenceFailed, infer_once
+from gpu_node.services.log_lines import redacted, secrets_of
+from gpu_node.services.probe import GpuLoad, probe_active, probe_ready
+from gpu_node.services.progress import Tracker
+from gpu_node.services.runtime import Instance, Runtime, StartFailed
+from gpu_node.services.weights import WeightsWatch
+from qwenctl.protocol.messages import Progress, Service, ServiceState
+
+__all__ = ["Listener", "Supervisor"]
+
+log = logging.getLogger(__name__)
+
+FIRST_PROBE = 0.05
+"""Seconds between the first probes; they grow to the service's own interval."""
+
+UNANSWERED_PROBE = 0.05
+"""The longest pause while nothing answers: most WebUIs listen only when they are ready, and a probe
+that no program sees costs next to nothing."""
+
+FIRST_RESTART, LONGEST_RESTART = 0.5, 30.0
+"""Seconds from a crash to the next start, or from a failed first inference to the next; doubles
+with each further one."""
+
+STEADY = 60.0
+"""Seconds ready after which a crash is the first one of a row again."""
+
+SILENT_PROBES = 3
+"""Activity probes without an answer until a service counts as doing nothing."""
+
+UNREADY_PROBES = 3
+"""Readiness probes in a row that a ready service may fail."""
+
+State = Literal["starting", "ready", "crashed", "failed", "stopped"]
+
+
+class Listener(Protocol):
+    """Who is told what happens to a service. Called from the service's threads."""
+
+    def changed(self) -> None:
+        """Its state is another one."""
+
+    def progressed(self, service: str, progress: Progress) -> None:
+        """It is further on its way to ready."""
+
+    def logged(self, service: str, text: str) -> None:
+        """It has written a line."""
+
+
+class Supervisor:
+    """Keeps one service running in a thread of its own.
+
+    ========  ===========================================================================
+    state     what the supervisor does
+    ========  ===========================================================================
+    starting  runs it and probes until it is ready, a first inference included
+    ready     asks it for running generations each heartbeat
+    crashed   waits a little, then starts it again
+    failed    nothing more: it crashed more often in a row than ``max_restarts``, or cannot be
+              started as it is described
+    stopped   nothing more: `stop` was called and nothing of it is left
+    ========  ===========================================================================
+
+    Args:
+        service: what to run.
+        runtime: runs it.
+        listener: is told of each change.
+        heartbeat: seconds between two activity probes.
+        after: supervisors whose services must be gone first (they hold the name or the port).
+        gpus: what the GPUs do.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        runtime: Runtime,
+        listener: Listener,
+        heartbeat: float,
+        after: Sequence[Supervisor] = (),
+        gpus: GpuWatch | None = None,
+    ) -> None:
+        self.service = service
+        self._runtime = runtime
+        self._listener = listener
+        self._heartbeat = heartbeat
+        self._after = after
+        self._gpus = gpus or GpuWatch()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._left = False
+        self._instance: Instance | None = None
+        self._state: State = "starting"
+        self._error = ""
+        self._restarts = 0
+        self._active = 0
+        self._last_lines: deque[str] = deque(maxlen=12)
+        self._tracker = Tracker()
+        self._weights = WeightsWatch(service.weights, self._weights_read)
+        self._thread = threading.Thread(target=self._run, name=service.name, daemon=True)
+        self._thread.start()
+
+    @property
+    def view(self) -> ServiceState:
+        """The service as the proxy is told of it."""
+        with self._lock:
+            return ServiceState(
+                name=self.service.name,
+                state=self._state,
+                port=self.service.port,
+                restarts=self._restarts,
+                error=self._error[:2000],
+                detail=self._instance.detail[:300] if self._instance else "",
+            )
+
+    @property
+    def active(self) -> int:
+        """Generations running, as the service said last."""
+        return self._active
+
+    @property
+    def over(self) -> bool:
+        """Whether it is not run any more: given up, or told to stop."""
+        return self._stop.is_set() or self._state in ("failed", "stopped")
+
+    def takes(self, service: Service) -> bool:
+        """Whether a changed description needs no other process or container; then it holds from
+        now on."""
+        with self._lock:
+            if _what_runs(service) != _what_runs(self.service):
+                return False
+            self.service = service
+            return True
+
+    def stop(self) -> None:
+        """Stop the service; returns at once, `join` waits."""
+        self._weights.stop()
+        with self._lock:
+            self._stop.set()
+            instance = self._instance
+        if instance is not None:
+            instance.stop(self.service.stop_timeout)
+
+    @property
+    def can_be_left(self) -> bool:
+        """Whether the service does not need us."""
+        return self._runtime.outlives_agent
+
+    def leave(self) -> None:
+        """Let go of the service for the next agent to take up, if it can be left. Returns at once,
+        `join` waits."""
+        if not self._runtime.outlives_agent:
+            return
+        with self._lock:
+            self._left = True
+            self._stop.set()
+            if self._instance is not None:
+                self._instance.detach()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until nothing of the service is left; whether that is so now."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # Output of the runtime; also the listener's two other calls, with our name.
+
+    def line(self, text: str) -> None:
+        self._last_lines.append(text)
+        self._listener.logged(self.service.name, text)
+
+    def progress(self, progress: Progress) -> None:
+        if self._state == "starting":
+            self._listener.progressed(self.service.name, self._tracker.told(progress))
+
+    # What `WeightsWatch` sees, and asks.
+
+    def _weights_read(self, progress: Progress) -> None:
+        instance = self._instance
+        if self._state == "starting" and instance is not None and instance.up:
+            self._listener.progressed(self.service.name, self._tracker.guessed(progress))
+
+    def _run(self) -> None:
+        self._weights.start()
+        try:
+            self._run_until_stopped()
+        finally:
+            self._weights.stop()
+
+    def _run_until_stopped(self) -> None:
+        for earlier in self._after:
+            earlier.join()
+        self._after = ()
+        crashes = 0
+        while not self._stop.is_set():
+            self._last_lines.clear()
+            ready_at: float | None = None
+            final = False
+            try:
+                how, ready_at = self._run_once()
+            except StartFailed as reason:
+                how, final = str(reason), reason.final
+            except Exception as fault:  # ours, or one that the runtime did not foresee
+                log.exception("%s: the agent's own fault", self.service.name)
+                how = f"{type(fault).__name__}: {fault}"
+            if self._stop.is_set():
+                break
+            if ready_at is not None and time.monotonic() - ready_at >= STEADY:
+                crashes = 0
+            crashes += 1
+            error = f"{self.service.name}: {how}"
+            if last := "\n".join(self._last_lines):
+                error += "\n" + last[-1500:]
+            if final or crashes > self.service.max_restarts:
+                self._become("failed", error)
+                return
+            self._become("crashed", error)
+            if self._stop.wait(min(FIRST_RESTART * 2 ** (crashes - 1), LONGEST_RESTART)):
+                break
+            with self._lock:
+                self._restarts += 1
+            self._become("starting", error)
+        self._become("stopped", "")
+
+    def _run_once(self) -> tuple[str, float | None]:
+        """Run the service until it ends: how it ended, and since when it was ready, if it was."""
+        self._tracker = Tracker()
+        instance = self._runtime.start(self.service, self)
+        with self._lock:
+            self._instance = instance
+            stopped_meanwhile = self._stop.is_set()
+        if stopped_meanwhile and self._left:
+            instance.detach()
+        elif stopped_meanwhile:
+            instance.stop(self.service.stop_timeout)
+        self.progress(Progress(phase="start", text=f"starting {self.service.name}"))
+        ended = threading.Event()
+        ready_at: list[float] = []
+        prober = threading.Thread(target=self._probe, args=(instance, ended, ready_at), daemon=True)
+        prober.start()
+        try:
+            how = instance.wait()
+        finally:
+            ended.set()
+            # A probe under way must not call a service ready that has just ended.
+            prober.join()
+            with self._lock:
+                self._instance = None
+                self._active = 0
+        return how, ready_at[0] if ready_at else None
+
+    def _probe(self, instance: Instance, ended: threading.Event, ready_at: list[float]) -> None:
+        with requests.Session() as http:
+            http.trust_env = False  # a proxy variable is not meant for loopback
+            while not ended.is_set():
+                try:
+                    self._wait_until_ready(instance, http, ended)
+                    if ended.is_set() or self._stop.is_set():
+                        return
+                    ready_at.append(time.monotonic())
+                    self._weights.stop()
+                    self._become("ready", "")
+                    self._watch_activity(instance, http, ended)
+                except Exception:  # a service that nobody asks would stay as it is for ever
+                    log.exception("%s: the agent's own fault", self.service.name)
+                    ended.wait(FIRST_RESTART)
+
+    def _wait_until_ready(
+        self, instance: Instance, http: requests.Session, ended: threading.Event
+    ) -> None:
+        pause = FIRST_PROBE
+        tries = 0
+        while not ended.is_set() and not self._stop.is_set():
+            readiness = self.service.readiness
+            found = probe_ready(http, instance.base_url, readiness) if instance.up else "refused"
+            if found == "yes":
+                if self._warmed_up(instance, http, ended, tries):
+                    return
+                tries += 1
+            longest = UNANSWERED_PROBE if found == "refused" else readiness.interval
+            ended.wait(min(pause, longest))
+            pause = min(pause * 1.2, readiness.interval)
+
+    def _watch_activity(
+        self, instance: Instance, http: requests.Session, ended: threading.Event
+    ) -> None:
+        """While it is ready: count what runs. Ends with the service, or when that is not ready any
+        more."""
+        container = self.service.container
+        names = container.gpus if container else ("all",)
+        load = GpuLoad(self.service.activity, names)
+        told, silent, unready = 0, 0, 0
+        while not ended.wait(self._heartbeat):
+            activity = self.service.activity
+            if activity != load.activity:
+                load = GpuLoad(activity, names)
+            readiness = self.service.readiness
+            if activity.path:
+                answer = probe_active(http, instance.base_url, activity, readiness.timeout)
+                silent = silent + 1 if answer is None else 0
+                if answer is not None or silent >= SILENT_PROBES:
+                    told = answer or 0
+            by_load = load.look(self._gpus.look()) if activity.gpu_percent else 0
+            self._count(max(told, by_load))
+            # One that is slow to answer may be at work; one that refuses is not.
+            found = probe_ready(http, instance.base_url, readiness)
+            unready = unready + 1 if found in ("no", "refused") and not self._active else 0
+            if unready >= UNREADY_PROBES:
+                what = "answers with an error" if found == "no" else "does not answer any more"
+                error = f"{self.service.name}: GET {readiness.path} {what}"
+                self._become("starting", error)
+                return
+
+    def _warmed_up(
+        self, instance: Instance, http: requests.Session, ended: threading.Event, tries: int
+    ) -> bool:
+        """Have the service infer once, if its readiness asks for that; whether it is ready then.
+
+        After a failure, the pause until it may be tried again is waited here.
+        """
+        service = self.service
+        if not service.readiness.inference:
+            return True
+        activity = service.activity
+        if (
+            instance.taken_up
+            and tries == 0
+            and activity.path
+            and probe_active(http, instance.base_url, activity, service.readiness.timeout)
+        ):
+            return True  # begun by an earlier agent, and generating: ours would have to queue
+        self.progress(Progress(phase="warm-up", text=f"{service.name}: a first inference"))
+        secrets: tuple[str, ...] = ()
+        try:
+            env = service_environment(service)
+            secrets = secrets_of(service, env)
+            infer_once(
+                instance.base_url,
+                service.readiness,
+                api_key=env.get("VLLM_API_KEY", ""),
+                unwanted=lambda: ended.is_set() or self._stop.is_set(),
+            )
+            return True
+        except (InferenceFailed, StartFailed) as reason:
+            why = redacted(str(reason), secrets)
+        if ended.is_set() or self._stop.is_set():
+            return False  # it was given up
+        pause = min(FIRST_RESTART * 2 ** min(tries, 10), LONGEST_RESTART)
+        text = f"{service.name}: the first inference failed: {why}"
+        self.progress(Progress(phase="warm-up", text=f"{text[:370]}; again in {pause:g} s"))
+        ended.wait(pause)
+        return False
+
+    def _count(self, active: int) -> None:
+        """Note the number of generations; the first and the last one are worth a report."""
+        before, self._active = self._active, active
+        if (before == 0) != (active == 0):
+            self._listener.changed()
+
+    def _become(self, state: State, error: str) -> None:
+        with self._lock:
+            self._state, self._error = state, error
+        self._listener.changed()
+
+
+def _what_runs(service: Service) -> dict[str, Any]:
+    """The service without what only the agent goes by."""
+    aside = {"readiness", "activity", "stop_timeout", "max_restarts", "weights"}
+    return service.model_dump(exclude={**dict.fromkeys(aside, True), "container": {"pull"}})

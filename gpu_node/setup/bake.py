@@ -1,0 +1,412 @@
+"""``qwenctl-node bake``: make this instance ready for a snapshot or an image of it, and check that.
+
+What takes long at a boot is put onto the disk beforehand: the image is pulled, the weights are
+there, and the last spec stays, so that the first boot need not wait for a proxy. What belongs to
+this very instance or this boot of it goes.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from gpu_node.selfstop.busy import read_spec
+from gpu_node.selfstop.watchdog import agent_runs
+from gpu_node.services.docker import GPU_LABEL, HASH_LABEL, SERVICE_LABEL, DockerRuntime
+from gpu_node.services.image_pull import PullProgress, pull_events
+from gpu_node.services.log_lines import redacted
+from gpu_node.services.page_cache import MIN_RESERVE, RESERVE_SHARE, WeightFile, weight_files
+from gpu_node.settings import OF_THIS_BOOT, NodeSettings
+from gpu_node.setup.doctor import Finding, unit_state
+from gpu_node.setup.systemd_units import AGENT, TIMER
+from qwenctl.protocol.messages import Container, Service, Spec
+
+__all__ = ["BakeError", "bake", "check"]
+
+LITTLE_ROOM = 5 * 2**30
+"""Free bytes of a disk below which there is a warning."""
+
+CLOUD_INIT_STATE = ("data", "handlers", "instance", "instances", "scripts", "sem")
+"""Below /var/lib/cloud; without them, cloud-init takes the next boot for the first one."""
+
+Say = Callable[[str], None]
+
+
+class BakeError(Exception):
+    """Why it cannot be done; the text is for a person."""
+
+
+# ---------------------------------------------------------------- preparing
+
+
+def bake(settings: NodeSettings, *, clean: bool, say: Say, root: Path = Path("/")) -> None:
+    """Bring the instance to what `check` wants. Can be run again at any time.
+
+    Args:
+        settings: the agent's.
+        clean: also remove the machine's identity.
+        say: is told each step.
+        root: where ``/etc`` and ``/var`` are.
+
+    Raises:
+        BakeError: not root, no spec yet, Docker does not answer, an image cannot be pulled.
+    """
+    spec = read_spec(Path(settings.state_dir, "spec.json"))
+    if spec is None:
+        raise BakeError(
+            f"there is no spec in {settings.state_dir}: let the agent reach its proxy once"
+        )
+    if os.geteuid() != 0:
+        raise BakeError("this must be run as root: sudo qwenctl-node bake")
+    containers = [(service, service.container) for service in spec.services if service.container]
+    client = _docker(settings) if containers else None
+    try:
+        if client is not None:
+            _pull_missing(client, [container for _, container in containers], say)
+        # From here on it must be quick: a proxy takes an instance without an agent for lost. The
+        # watchdog first, which would stop this instance.
+        for unit in (TIMER, AGENT):
+            if unit_state(unit).get("ActiveState") in ("active", "activating", "reloading"):
+                _command("systemctl", "stop", unit)
+                say(f"stopped {unit} (it starts again at the next boot)")
+        if agent_runs(Path(settings.state_dir)):
+            raise BakeError("the agent runs, and systemd has not started it: stop it first")
+        if client is not None:
+            timeouts = {service.name: service.stop_timeout for service, _ in containers}
+            _stop_containers(client, settings, timeouts, say)
+    except BakeError:
+        raise
+    except Exception as error:  # whatever the daemon or the connection to it has
+        raise BakeError(f"Docker: {redacted(str(error))}") from None
+    finally:
+        if client is not None:
+            client.close()
+    for file in _own_left_overs(settings):
+        file.unlink(missing_ok=True)
+        say(f"removed {file}")
+    for path, how in identity(root) if clean else ():
+        _remove_identity(path)
+        say(f"{how} {path}")
+    os.sync()
+
+
+def _command(*command: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BakeError(f"{' '.join(command)}: {error}") from None
+    if done.returncode:
+        raise BakeError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-300:]}")
+
+
+def _pull_missing(client: Any, containers: list[Container], say: Say) -> None:
+    for container in containers:
+        if not _image(client, container.image):
+            _pull(client, container, say)
+
+
+def _stop_containers(
+    client: Any, settings: NodeSettings, timeouts: dict[str, float], say: Say
+) -> None:
+    for one in _running(client, settings):
+        name = one["Names"][0].lstrip("/")
+        policy = client.inspect_container(one["Id"])["HostConfig"]["RestartPolicy"]["Name"]
+        if policy == "unless-stopped":
+            # Docker does not start at boot what somebody has stopped.
+            say(f"{name} runs on: it ends with the instance, and Docker starts it at boot")
+            continue
+        seconds = timeouts.get(one["Labels"].get(SERVICE_LABEL, ""), 10.0)
+        client.stop(one["Id"], timeout=int(seconds + 0.5))
+        say(f"stopped the container {name}")
+
+
+def _docker(settings: NodeSettings) -> Any:
+    runtime = DockerRuntime(
+        settings.gpu,
+        Path(settings.log_dir),
+        host=settings.docker_host,
+        auth_file=settings.registry_auth_file,
+    )
+    try:
+        return runtime.client()
+    except ModuleNotFoundError:
+        raise BakeError("the Docker SDK is missing: pip install 'qwenctl[node]'") from None
+    except Exception as error:  # docker, requests and OSError have no common ancestor
+        raise BakeError(f"Docker does not answer: {redacted(str(error))}") from None
+
+
+def _image(client: Any, name: str) -> Any | None:
+    """What Docker knows of an image, or None if it is not here."""
+    from docker.errors import NotFound
+
+    try:
+        return client.inspect_image(name)
+    except NotFound:
+        return None
+
+
+def _pull(client: Any, container: Container, say: Say) -> None:
+    name = container.image
+    if container.pull == "never":
+        raise BakeError(f'the image {name} is not here, and pull = "never": load it by hand')
+    say(f"pulling {name}")
+    progress, told = PullProgress(), 0
+    for event in pull_events(client, name):
+        if error := event.get("error"):
+            raise BakeError(f"the image {name} cannot be pulled: {redacted(str(error))[:300]}")
+        progress.take(event)
+        view = progress.view()
+        if view.percent is not None and view.percent >= told + 10:
+            told = int(view.percent // 10) * 10
+            say(f"  {told} % ({view.text})")
+
+
+def _running(client: Any, settings: NodeSettings) -> list[Any]:
+    return list(client.containers(filters={"label": f"{GPU_LABEL}={settings.gpu}"}))
+
+
+def _own_left_overs(settings: NodeSettings) -> list[Path]:
+    """State and logs that must not be in an image."""
+    state = [Path(settings.state_dir, name) for name in OF_THIS_BOOT]
+    logs = sorted(Path(settings.log_dir).glob("*.log*")) if settings.log_dir else []
+    return [file for file in (*state, *logs) if file.is_file()]
+
+
+def identity(root: Path = Path("/")) -> list[tuple[Path, str]]:
+    """What makes this machine this machine, and what becomes of it: ``emptied`` or ``removed``.
+
+    SSH host keys are only named where cloud-init is there to make new ones.
+    """
+    found: list[tuple[Path, str]] = []
+
+    def add(path: Path, how: str = "removed") -> None:
+        if path.is_symlink() or not path.exists():
+            return
+        if how == "removed" or path.read_text().strip() not in ("", "uninitialized"):
+            found.append((path, how))
+
+    add(root / "etc/machine-id", "emptied")
+    add(root / "var/lib/dbus/machine-id")
+    add(root / "var/lib/systemd/random-seed")
+    cloud_init = (root / "etc/cloud/cloud.cfg").exists()
+    if cloud_init:
+        for path in sorted((root / "etc/ssh").glob("ssh_host_*_key*")):
+            add(path)
+        for name in CLOUD_INIT_STATE:
+            path = root / "var/lib/cloud" / name
+            if path.is_symlink():  # instance points to the one below instances
+                found.append((path, "removed"))
+            add(path)
+    for home in (root / "root", *sorted((root / "home").glob("*"))):
+        add(home / ".bash_history")
+    return found
+
+
+def _remove_identity(path: Path) -> None:
+    try:
+        if path.name == "machine-id" and path.parent.name == "etc":
+            path.write_text("")  # systemd makes a new one at boot
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise BakeError(f"cannot remove {path}: {error.strerror}") from None
+
+
+# ---------------------------------------------------------------- checking
+
+
+def check(settings: NodeSettings, root: Path = Path("/")) -> Iterator[Finding]:
+    """What a boot from a snapshot of this instance would meet; changes nothing."""
+    spec = read_spec(Path(settings.state_dir, "spec.json"))
+    if spec is None:
+        yield Finding(
+            "fail",
+            "spec",
+            f"none in {settings.state_dir}",
+            "let the agent reach its proxy once: then the first boot need not wait for one",
+        )
+    else:
+        names = ", ".join(service.name for service in spec.services) or "nothing to run"
+        yield Finding("ok", "spec", f"{spec.version}: {names}")
+    yield from _check_units(spec)
+    if spec is not None:
+        yield from _check_docker(settings, spec)
+        for service in spec.services:
+            yield from _check_files(service)
+    yield from _check_disks(settings, spec)
+    yield from _check_state(settings)
+    if found := identity(root):
+        paths = ", ".join(str(path) for path, _ in found)
+        yield Finding(
+            "warn",
+            "identity",
+            f"this machine's own: {paths}",
+            "harmless while one instance at a time is made of the image; else bake --clean",
+        )
+    else:
+        yield Finding("ok", "identity", "none of this machine is left")
+    yield Finding(
+        "warn",
+        "secrets",
+        "the node secret, registry logins and env_files become part of the image",
+        "keep image and snapshot private",
+    )
+
+
+def _check_units(spec: Spec | None) -> Iterator[Finding]:
+    if not Path("/run/systemd/system").is_dir():
+        yield Finding(
+            "warn", "boot", "systemd does not run here: see to the agent's start yourself"
+        )
+        return
+    wanted = [AGENT, TIMER]
+    if spec is not None and any(service.runtime == "docker" for service in spec.services):
+        wanted.append("docker.service")
+    for unit in wanted:
+        state = unit_state(unit).get("UnitFileState", "not installed")
+        if state == "enabled":
+            yield Finding("ok", "boot", f"{unit} starts at boot")
+        else:
+            fix = "qwenctl-node install" if unit in (AGENT, TIMER) else f"systemctl enable {unit}"
+            yield Finding("fail", "boot", f"{unit} is {state}: it does not start at boot", fix)
+
+
+def _check_docker(settings: NodeSettings, spec: Spec) -> Iterator[Finding]:
+    containers = [(service, service.container) for service in spec.services if service.container]
+    if not containers:
+        return
+    try:
+        client = _docker(settings)
+    except BakeError as error:
+        yield Finding("fail", "docker", str(error), "systemctl start docker")
+        return
+    try:
+        for service, container in containers:
+            image = _image(client, container.image)
+            if image is None:
+                yield Finding(
+                    "fail", "image", f"{container.image} is not here", "qwenctl-node bake pulls it"
+                )
+            else:
+                size = f"{image.get('Size', 0) / 1e9:.1f} GB"
+                yield Finding("ok", "image", f"{container.image}, {size}")
+            if container.pull == "always":
+                yield Finding(
+                    "warn",
+                    "image",
+                    f'{service.name}: pull = "always" asks the registry at each boot',
+                    'set pull = "missing"',
+                )
+        made = client.containers(all=True, filters={"label": f"{GPU_LABEL}={settings.gpu}"})
+        yield Finding(
+            "ok",
+            "container",
+            f"{sum(HASH_LABEL in one['Labels'] for one in made)} made"
+            + ("" if made else ": the first boot makes them, which takes a second"),
+        )
+        for one in _running(client, settings):
+            details = client.inspect_container(one["Id"])
+            if details["HostConfig"]["RestartPolicy"]["Name"] != "unless-stopped":
+                name = one["Names"][0].lstrip("/")
+                yield Finding("fail", "container", f"{name} runs", "qwenctl-node bake stops it")
+    except Exception as error:  # whatever the daemon or the connection to it has
+        yield Finding("fail", "docker", redacted(str(error)), "systemctl start docker")
+    finally:
+        client.close()
+
+
+def _check_files(service: Service) -> Iterator[Finding]:
+    if service.env_file and not Path(service.env_file).is_file():
+        found = f"{service.name}: {service.env_file} is not there"
+        yield Finding("fail", "env_file", found, "put it there, or remove `env_file`")
+    if not service.weights:
+        yield Finding(
+            "warn",
+            "weights",
+            f"{service.name}: the spec does not say where they are",
+            "set weights in the proxy's configuration: then they are warmed up while Docker starts",
+        )
+        return
+    root = Path(service.weights)
+    files = weight_files(root)
+    total = sum(file.size for file in files)
+    if not total:
+        yield Finding(
+            "fail", "weights", f"{service.name}: nothing in {root}", "download them first"
+        )
+        return
+    if unfinished := next(root.rglob("*.incomplete"), None):
+        yield Finding("warn", "weights", f"a download was not finished: {unfinished}")
+    yield Finding("ok", "weights", f"{root}: {total / 1e9:.1f} GB in {len(files)} files")
+    memory = psutil.virtual_memory().total
+    room = memory - max(MIN_RESERVE, int(memory * RESERVE_SHARE))
+    if total > room:
+        yield Finding(
+            "warn",
+            "weights",
+            f"only {max(0, room) / 1e9:.1f} GB of them fit into this machine's memory",
+            "an instance type with more memory loads them faster",
+        )
+    user = unit_state(AGENT).get("User", "")
+    if user and (file := _unreadable(files, user)):
+        yield Finding(
+            "fail",
+            "weights",
+            f"the agent's user {user} may not read {file}: they cannot be warmed up",
+            f"chmod -R o+rX {root}",
+        )
+
+
+def _unreadable(files: list[WeightFile], user: str) -> Path | None:
+    """The first file that the user may not read; None also if that cannot be tried."""
+    try:
+        if os.geteuid() != 0 or pwd.getpwnam(user).pw_uid == 0 or not shutil.which("runuser"):
+            return None
+    except KeyError:
+        return None
+    for file in files[:50]:
+        command = ["runuser", "-u", user, "--", "test", "-r", str(file.path)]
+        if subprocess.run(command, capture_output=True, timeout=10, check=False).returncode:
+            return file.path
+    return None
+
+
+def _check_disks(settings: NodeSettings, spec: Spec | None) -> Iterator[Finding]:
+    seen = set()
+    paths = ["/", settings.state_dir, settings.log_dir]
+    for path in paths + [service.weights for service in (spec.services if spec else ())]:
+        place = Path(path)
+        try:
+            device = place.stat().st_dev if path else None
+            if device is None or device in seen:
+                continue
+            seen.add(device)
+            free = psutil.disk_usage(path).free
+        except OSError:
+            continue
+        level: Any = "warn" if free < LITTLE_ROOM else "ok"
+        yield Finding(
+            level,
+            "disk",
+            f"{free / 1e9:.1f} GB free where {path} is",
+            "docker image prune; or a larger disk, which can be grown in the cloud",
+        )
+
+
+def _check_state(settings: NodeSettings) -> Iterator[Finding]:
+    if agent_runs(Path(settings.state_dir)):
+        yield Finding("fail", "state", "the agent runs, and goes on writing", "qwenctl-node bake")
+    elif left := _own_left_overs(settings):
+        names = ", ".join(file.name for file in left)
+        yield Finding("fail", "state", f"of this boot: {names}", "qwenctl-node bake removes them")
+    else:
+        yield Finding("ok", "state", "nothing of this boot is left but the spec")

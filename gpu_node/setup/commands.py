@@ -1,0 +1,329 @@
+"""The commands of ``qwenctl-node`` beside running the agent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpu_node.settings import NodeSettings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from gpu_node.setup.doctor import Finding
+
+__all__ = ["COMMANDS", "main"]
+
+CONFIG = "/etc/qwenctl/node.toml"
+
+COMMANDS = {
+    "install": "make it a systemd service with a watchdog; run again after an upgrade",
+    "uninstall": "stop the service and remove it; state, settings and logs stay",
+    "status": "is the agent running, when was a proxy heard, how are the services",
+    "logs": "the agent's log, or a service's",
+    "doctor": "check everything that this node needs, and say how to mend what is wrong",
+    "bake": "make this instance ready for a snapshot or an image of it",
+    "watchdog": "stop this instance if nobody is in charge of it (a timer does the same)",
+}
+"""Command -> what it does."""
+
+LINES = "200"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Carry out one of `COMMANDS`; the exit code."""
+    given = _parser().parse_args(argv)
+    try:
+        return int(given.run(given))
+    except SettingsError as error:
+        return _complain(str(error), 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qwenctl-node")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=COMMANDS[name], description=COMMANDS[name])
+        made.add_argument(
+            "--config", metavar="FILE", default="", help=f"the settings; default: {CONFIG}"
+        )
+        made.set_defaults(run=run)
+        return made
+
+    made = add("install", _install)
+    made.add_argument(
+        "--user", default="", help="who it runs as; default: qwenctl, made if missing"
+    )
+    made.add_argument(
+        "--runs",
+        choices=("docker", "process"),
+        default="",
+        help="docker: all services are containers, and the unit is hardened accordingly; "
+        "default: by what the proxy has said last, else process",
+    )
+    made.add_argument("--no-start", action="store_true", help="only enable it: for an image")
+    made.add_argument("--print", action="store_true", help="print the units and change nothing")
+    made.add_argument("--dry-run", action="store_true", help="say what would be done")
+    made = add("uninstall", _uninstall)
+    made.add_argument("--purge", action="store_true", help="remove state and logs, too")
+    made.add_argument("--dry-run", action="store_true", help="say what would be done")
+    add("status", _status).add_argument("--json", action="store_true")
+    made = add("logs", _logs)
+    made.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    made.add_argument("service", nargs="?", default="", help="default: the agent itself")
+    add("doctor", _doctor).add_argument("--json", action="store_true")
+    made = add("bake", _bake)
+    made.add_argument("--check", action="store_true", help="change nothing, only check")
+    made.add_argument(
+        "--clean",
+        action="store_true",
+        help="also remove what identifies this machine: machine-id, SSH host keys, cloud-init state",
+    )
+    made.add_argument("--json", action="store_true", help="print the checks as JSON")
+    add("watchdog", _watchdog)
+    return parser
+
+
+def _install(given: argparse.Namespace) -> int:
+    from gpu_node.setup.install import UNIT_DIR, InstallError, describe, install
+    from gpu_node.setup.systemd_units import render
+
+    settings = _settings(given)
+    try:
+        node = describe(settings, Path(_config(given) or CONFIG), user=given.user, runs=given.runs)
+        if given.print:
+            for name, text in render(node).items():
+                print(f"# {UNIT_DIR / name}\n{text}")  # noqa: T201
+        else:
+            install(
+                node,
+                settings,
+                start=not given.no_start,
+                dry_run=given.dry_run,
+                say=_say,
+            )
+    except InstallError as error:
+        return _complain(str(error), 1)
+    return 0
+
+
+def _uninstall(given: argparse.Namespace) -> int:
+    from gpu_node.setup.install import InstallError, uninstall
+
+    try:
+        settings: NodeSettings | None = _settings(given)
+    except SettingsError:
+        if given.purge:
+            raise
+        settings = None  # the units can be removed without
+    try:
+        uninstall(settings, purge=given.purge, dry_run=given.dry_run, say=_say)
+    except InstallError as error:
+        return _complain(str(error), 1)
+    return 0
+
+
+def _status(given: argparse.Namespace) -> int:
+    from gpu_node.selfstop.deadman import read_contact
+    from gpu_node.selfstop.watchdog import agent_runs, look, unreadable
+    from gpu_node.setup.doctor import unit_state
+    from gpu_node.setup.systemd_units import AGENT, TIMER
+    from gpu_node.status_file import read_status
+
+    settings = _settings(given)
+    state_dir = Path(settings.state_dir)
+    if file := unreadable(state_dir):
+        return _complain(f"cannot read {file}: use sudo", 1)
+    now = time.monotonic()
+    boot_id = settings.this_boot()
+    known = read_status(state_dir / "status.json")
+    runs = agent_runs(state_dir)
+    if known.get("boot_id") != boot_id or not runs:
+        known = {}  # of another boot, or of an agent that is gone
+    contact = read_contact(state_dir / "deadman.json", boot_id, now)
+    overdue = look(settings, now)
+    units = {unit: unit_state(unit) for unit in (AGENT, TIMER)}
+    view: dict[str, Any] = {
+        "gpu": settings.gpu,
+        "agent_running": runs,
+        "since": known.get("started"),
+        "version": known.get("version"),
+        "state": known.get("state"),
+        "error": known.get("error", ""),
+        "active": known.get("active"),
+        "services": known.get("services", []),
+        "seconds_since_contact": None if contact is None else round(now - contact, 1),
+        "seconds_until_watchdog": (
+            None if overdue is None or overdue.first or not units[TIMER] else round(overdue.left, 1)
+        ),
+        "units": units,
+    }
+    if given.json:
+        _say(json.dumps(view, indent=2))
+    else:
+        _print_status(view)
+    return 0 if runs else 1
+
+
+def _print_status(view: dict[str, Any]) -> None:
+    from gpu_node.setup.systemd_units import TIMER
+
+    if view["agent_running"]:
+        since = view["since"]
+        age = f", for {_span(time.time() - since)}" if isinstance(since, (int, float)) else ""
+        _say(f"agent of {view['gpu']}: running{age}, version {view['version'] or 'unknown'}")
+        _say(f"state: {view['state'] or 'no report yet'}")
+        if view["error"]:
+            _say(f"error: {_first_line(view['error'])}")
+    else:
+        _say(f"agent of {view['gpu']}: not running")
+    contact = view["seconds_since_contact"]
+    _say("last contact: " + ("none noted" if contact is None else f"{_span(contact)} ago"))
+    for service in view["services"]:
+        error = f": {_first_line(service['error'])}" if service.get("error") else ""
+        restarts = f", {service['restarts']} restarts" if service.get("restarts") else ""
+        _say(f"  {service['name']}: {service['state']}, port {service['port']}{restarts}{error}")
+    if not view["agent_running"] and not view["units"][TIMER]:
+        _say("no watchdog is installed: nothing stops this instance")
+    elif not view["agent_running"] and view["seconds_until_watchdog"] is not None:
+        _say(f"the watchdog stops this instance in {_span(max(0, view['seconds_until_watchdog']))}")
+    for unit, state in view["units"].items():
+        found = f"{state['ActiveState']}, {state['UnitFileState']}" if state else "not installed"
+        _say(f"{unit}: {found}")
+
+
+def _logs(given: argparse.Namespace) -> int:  # noqa: RET503
+    from gpu_node.setup.systemd_units import AGENT, WATCHDOG
+
+    if not given.service:
+        if shutil.which("journalctl") is None:
+            return _complain("there is no journal here; the agent's log is where it was started", 1)
+        command = ["journalctl", "--unit", AGENT, "--unit", WATCHDOG, "--lines", LINES]
+        command += ["--follow"] if given.follow else ["--no-pager"]
+    else:
+        log_dir = Path(_settings(given).log_dir)
+        try:
+            known = sorted(file.stem for file in log_dir.glob("*.log") if file.is_file())
+            if not known:
+                next(log_dir.iterdir(), None)  # glob says nothing of a directory it may not read
+        except OSError as error:
+            return _complain(f"{log_dir}: {error.strerror}; use sudo?", 1)
+        if given.service not in known:
+            named = ", ".join(known) or "none"
+            return _complain(f"no log of a service {given.service!r}; there are: {named}", 1)
+        command = ["tail", "-n", LINES, *(["-F"] if given.follow else [])]
+        command.append(str(log_dir / f"{given.service}.log"))
+    sys.stdout.flush()
+    os.execvp(command[0], command)  # noqa: S606
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from gpu_node.setup.doctor import Finding, check
+
+    try:
+        settings = _settings(given)
+        findings = [Finding("ok", "settings", _config(given) or "environment"), *check(settings)]
+    except SettingsError as error:
+        findings = [
+            Finding("fail", "settings", found, fix or "correct the settings")
+            for found, _, fix in (line.partition("; ") for line in str(error).splitlines())
+        ]
+    return _show(findings, given.json, "would keep this node from working.", "All is well.")
+
+
+def _bake(given: argparse.Namespace) -> int:
+    from gpu_node.setup.bake import BakeError, bake, check
+
+    settings = _settings(given)
+    if not given.check:
+
+        def say(text: str) -> None:
+            print(text, file=sys.stderr if given.json else sys.stdout, flush=True)
+
+        try:
+            bake(settings, clean=given.clean, say=say)
+        except BakeError as error:
+            return _complain(str(error), 1)
+    return _show(
+        list(check(settings)),
+        given.json,
+        "have to be mended before a snapshot.",
+        "Ready. Stop the instance in the cloud now (`qwenctl block`), then make the image of it.",
+    )
+
+
+def _show(findings: Sequence[Finding], as_json: bool, bad: str, good: str) -> int:
+    """Print what was checked, and the verdict; the exit code."""
+    from dataclasses import asdict
+
+    failed = sum(finding.level == "fail" for finding in findings)
+    if as_json:
+        checks = [asdict(finding) for finding in findings]
+        _say(json.dumps({"ok": not failed, "checks": checks}, indent=2))
+    else:
+        width = max(len(finding.check) for finding in findings)
+        for finding in findings:
+            level = "FAIL" if finding.level == "fail" else finding.level
+            _say(f"{level:5} {finding.check:{width}}  {_printable(finding.found)}")
+            if finding.fix and finding.level != "ok":
+                _say(f"{'':5} {'':{width}}  -> {_printable(finding.fix)}")
+        _say(f"\n{failed} of these {bad}" if failed else f"\n{good}")
+    return 1 if failed else 0
+
+
+def _watchdog(given: argparse.Namespace) -> int:
+    from gpu_node.selfstop.watchdog import run
+
+    return run(_config(given))
+
+
+def _settings(given: argparse.Namespace) -> NodeSettings:
+    return load_settings(_config(given), os.environ)
+
+
+def _config(given: argparse.Namespace) -> str | None:
+    """The settings' file; None where the environment has them all."""
+    if given.config:
+        return str(given.config)
+    return (
+        None if "QWENCTL_NODE__PROXY_URLS" in os.environ and not Path(CONFIG).exists() else CONFIG
+    )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def _complain(text: str, code: int) -> int:
+    for line in text.splitlines():
+        print(f"qwenctl-node: {line}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _first_line(text: str) -> str:
+    return _printable((text.splitlines() or [""])[0])
+
+
+def _printable(text: str) -> str:
+    """What others say, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _span(seconds: float) -> str:
+    """A length of time for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

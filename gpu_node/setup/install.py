@@ -1,0 +1,344 @@
+"""``qwenctl-node install`` and ``uninstall``: the agent as a systemd service, and its watchdog.
+
+Each step looks first and does only what is missing, so that both may be run again at any time: an
+upgrade is a new version of the package and another ``install``. State, logs and settings stay.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from gpu_node.selfstop.busy import read_spec
+from gpu_node.selfstop.watchdog import MARGIN
+from gpu_node.settings import STATE_FILES, NodeSettings, save_last_good
+from gpu_node.setup.systemd_units import AGENT, DROP_IN, TIMER, UNITS, WATCHDOG, Node, render
+from gpu_node.status_file import read_status
+from qwenctl import __version__
+
+__all__ = ["UNIT_DIR", "InstallError", "describe", "install", "uninstall"]
+
+UNIT_DIR = Path("/etc/systemd/system")
+
+Say = Callable[[str], None]
+
+
+class InstallError(Exception):
+    """Why it cannot be installed here; the text is for a person, one problem a line."""
+
+
+def describe(settings: NodeSettings, config: Path, *, user: str = "", runs: str = "") -> Node:
+    """What the units are to say.
+
+    Args:
+        settings: the agent's.
+        config: the file that they are in.
+        user: who the agent is; default: who it is now, else ``qwenctl``.
+        runs: ``docker`` if all services are containers, ``process`` if they need not be; default: by
+            what the proxy has said last, and as long as it has said nothing ``process``.
+
+    Raises:
+        InstallError: a name or a path that a system service cannot have.
+    """
+    user = user or _present_user() or "qwenctl"
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
+        raise InstallError(f"{user!r} is no name of a Linux user")
+    for key in ("node_secret_file", "state_dir", "log_dir"):
+        path = getattr(settings, key)
+        if path and not path.startswith("/"):
+            raise InstallError(f"{key}: {path} must be an absolute path, for a system service")
+    if not runs:
+        spec = read_spec(Path(settings.state_dir, "spec.json"))
+        all_docker = spec is not None and all(s.runtime == "docker" for s in spec.services)
+        runs = "docker" if all_docker else "process"
+    return Node(
+        program=_program(),
+        python=sys.executable,
+        config=str(config.absolute()),
+        user=user,
+        secret_file=settings.node_secret_file or str(config.absolute()),
+        state_dir=settings.state_dir,
+        log_dir=settings.log_dir,
+        # There a powered-off instance costs nothing, and needs no right for it.
+        power_off=settings.cloud == "aws" and not settings.power_off_command,
+        processes=runs == "process",
+    )
+
+
+def install(
+    node: Node, settings: NodeSettings, *, start: bool = True, dry_run: bool = False, say: Say
+) -> None:
+    """Bring the machine to what the node says.
+
+    Args:
+        node: from `describe`.
+        settings: the agent's.
+        start: whether to start it, too; not when an image is being prepared.
+        dry_run: only say what would be done.
+        say: is told each step.
+
+    Raises:
+        InstallError: it cannot be done.
+    """
+    host = _Host(dry_run, say)
+    host.need_root_and_systemd()
+    changed = host.user(node.user)
+    host.check_access(node)
+    if settings.node_secret_file:
+        host.secret(Path(settings.node_secret_file), node.user)
+    for path in (node.state_dir, node.log_dir):
+        host.directory(Path(path), node.user)
+    host.settings(settings, node.user)
+    files = render(node)
+    changed |= host.files(files)
+    if not node.processes:
+        changed |= host.remove(UNIT_DIR / DROP_IN)
+    if changed:
+        host.run("systemctl", "daemon-reload")
+    off = [unit for unit in (AGENT, TIMER) if _systemctl("is-enabled", unit) != "enabled"]
+    if off:
+        host.run("systemctl", "enable", "--quiet", *off)
+    if not start:
+        return
+    version = read_status(Path(node.state_dir, "status.json")).get("version", __version__)
+    active = _systemctl("is-active", AGENT) == "active"
+    if active and (changed or version != __version__):
+        host.run("systemctl", "restart", AGENT)
+    elif not active:
+        host.run("systemctl", "start", AGENT)
+    if _systemctl("is-active", TIMER) != "active":
+        host.run("systemctl", "start", TIMER)
+    if dry_run:
+        return
+    if not Path(node.secret_file).exists():
+        say(f"the agent waits for {node.secret_file}; then: systemctl start {AGENT}")
+    else:
+        say(f"{AGENT}: {_systemctl('is-active', AGENT)}; see `qwenctl-node status`")
+    if not (settings.power_off_command or node.power_off):
+        say("note: no power_off_command is set: nothing stops this instance if the proxy is gone")
+    elif not Path(node.secret_file).exists():
+        minutes = (settings.dead_man + MARGIN) / 60
+        say(
+            "until it runs nobody is in charge, and the watchdog stops this instance in "
+            f"{minutes:.0f} min; to have longer: systemctl stop {TIMER}"
+        )
+
+
+def uninstall(
+    settings: NodeSettings | None, *, purge: bool = False, dry_run: bool = False, say: Say
+) -> None:
+    """Stop the agent and remove its units. User, settings and secret stay.
+
+    Args:
+        settings: the agent's, if they can be read.
+        purge: remove state and logs, too.
+        dry_run: only say what would be done.
+        say: is told each step.
+
+    Raises:
+        InstallError: it cannot be done.
+    """
+    host = _Host(dry_run, say)
+    host.need_root_and_systemd()
+    present = [unit for unit in (TIMER, WATCHDOG, AGENT) if (UNIT_DIR / unit).exists()]
+    if present:
+        host.run("systemctl", "disable", "--quiet", "--now", *present)
+    for name in (*UNITS, DROP_IN):
+        host.remove(UNIT_DIR / name)
+    drop_ins = (UNIT_DIR / DROP_IN).parent
+    if drop_ins.is_dir() and not any(drop_ins.iterdir()) and not dry_run:
+        drop_ins.rmdir()
+    if present:
+        host.run("systemctl", "daemon-reload")
+    if purge and settings is not None:
+        state_dir, log_dir = Path(settings.state_dir), Path(settings.log_dir)
+        for file in [*(state_dir / name for name in STATE_FILES), *log_dir.glob("*.log*")]:
+            host.remove(file)
+        for directory in (state_dir, log_dir):  # what is not ours is left, and its directory too
+            if directory.is_dir() and not any(directory.iterdir()) and not dry_run:
+                directory.rmdir()
+    if not present:
+        say("nothing was installed")
+    else:
+        say("containers run on: docker ps --filter label=qwenctl.gpu")
+
+
+class _Host:
+    """This machine, and what is said of it."""
+
+    def __init__(self, dry_run: bool, say: Say) -> None:
+        self._dry_run = dry_run
+        self._say = say
+
+    def need_root_and_systemd(self) -> None:
+        if shutil.which("systemctl") is None or not Path("/run/systemd/system").is_dir():
+            raise InstallError(
+                "systemd does not run here; start `qwenctl-node --config FILE` in another way, "
+                "or use the compose file of examples/node-compose"
+            )
+        if os.geteuid() != 0 and not self._dry_run:
+            raise InstallError("this must be run as root: sudo qwenctl-node install …")
+
+    def run(self, *command: str) -> None:
+        self._tell(" ".join(command))
+        if self._dry_run:
+            return
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            words = (done.stderr or done.stdout).strip()[-500:]
+            raise InstallError(f"{command[0]} {command[1]} failed: {words}")
+
+    def user(self, name: str) -> bool:
+        """Make the user; whether anything about it is new."""
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            home = f"/home/{name}"
+            shell = shutil.which("nologin", path="/usr/sbin:/sbin:/usr/bin") or "/bin/false"
+            self.run(
+                *("useradd", "--system", "--user-group", "--create-home", "--home-dir", home),
+                *("--shell", shell, name),
+            )
+            if self._dry_run:
+                return True
+            entry = pwd.getpwnam(name)
+            fresh = True
+        else:
+            fresh = False
+        try:
+            docker = grp.getgrnam("docker")
+        except KeyError:
+            self._say(
+                "note: there is no group docker; if you install Docker later, run this again "
+                "(rootless Docker: set docker_host in the settings)"
+            )
+            return fresh
+        if entry.pw_uid == 0 or entry.pw_gid == docker.gr_gid or name in docker.gr_mem:
+            return fresh
+        self.run("usermod", "--append", "--groups", "docker", name)
+        return True
+
+    def check_access(self, node: Node) -> None:
+        """Fails unless the user can run the program and read the settings."""
+        if self._dry_run or node.user == "root":
+            return
+        no_program = (
+            f"the user {node.user} cannot run {node.program[0]}: install it where every user may "
+            "read, such as python3 -m venv /opt/qwenctl"
+        )
+        no_config = f"the user {node.user} cannot read {node.config}: chown it"
+        for command, problem in (
+            ([*node.program, "--version"], no_program),
+            (["test", "-r", node.config], no_config),
+        ):
+            done = subprocess.run(
+                ["runuser", "-u", node.user, "--", *command],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+            )
+            if done.returncode != 0:
+                raise InstallError(problem)
+
+    def secret(self, path: Path, user: str) -> None:
+        """The secret is the user's, and nobody else's."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return
+        try:
+            uid = pwd.getpwnam(user).pw_uid
+        except KeyError:
+            uid = -1  # a dry run
+        if found.st_uid == uid and found.st_mode & 0o077 == 0:
+            return
+        self._tell(f"{path}: for {user} only")
+        if not self._dry_run:
+            path.chmod(0o600)
+            shutil.chown(path, user)
+
+    def directory(self, path: Path, user: str) -> None:
+        """It is there and the user's, and so are our files in it. Others, if any, are left alone."""
+        ours = (path, *(path / name for name in STATE_FILES), *path.glob("*.log*"))
+        try:
+            # A file may be root's: somebody has tried the agent by hand.
+            uid = pwd.getpwnam(user).pw_uid
+            if path.exists() and all(one.lstat().st_uid == uid for one in ours if one.exists()):
+                return
+        except KeyError:
+            pass  # in a dry run there may be no such user yet
+        self._tell(f"{path}: belongs to {user}")
+        if self._dry_run:
+            return
+        path.mkdir(parents=True, exist_ok=True, mode=0o755)
+        uid = pwd.getpwnam(user).pw_uid
+        for one in ours:
+            if one.exists():
+                os.chown(one, uid, -1, follow_symlinks=False)
+
+    def settings(self, settings: NodeSettings, user: str) -> None:
+        """The copy that the watchdog goes by if these settings cannot be used one day."""
+        if self._dry_run:
+            return
+        try:
+            os.chown(save_last_good(settings), pwd.getpwnam(user).pw_uid, -1)
+        except OSError as error:
+            raise InstallError(f"{settings.state_dir}: {error.strerror}") from None
+
+    def files(self, files: dict[str, str]) -> bool:
+        """Write the units; whether one is new or another."""
+        changed = False
+        for name, text in files.items():
+            path = UNIT_DIR / name
+            if path.is_file() and path.read_text() == text:
+                continue
+            changed = True
+            self._tell(f"{path}: {'changed' if path.exists() else 'new'}")
+            if not self._dry_run:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fresh = path.with_name(f".{path.name}.new")
+                fresh.write_text(text)
+                fresh.chmod(0o644)
+                fresh.replace(path)
+        return changed
+
+    def remove(self, path: Path) -> bool:
+        """Remove the file; whether there was one."""
+        if not path.exists():
+            return False
+        self._tell(f"{path}: removed")
+        if not self._dry_run:
+            path.unlink()
+        return True
+
+    def _tell(self, step: str) -> None:
+        self._say(f"would: {step}" if self._dry_run else step)
+
+
+def _program() -> tuple[str, ...]:
+    """What starts this very installation of the agent."""
+    script = Path(sys.executable).with_name("qwenctl-node")
+    return (str(script),) if script.exists() else (sys.executable, "-m", "gpu_node")
+
+
+def _present_user() -> str:
+    """Who the installed agent runs as; empty if there is none."""
+    try:
+        unit = (UNIT_DIR / AGENT).read_text()
+    except OSError:
+        return ""
+    found = re.search(r"^User=(\S+)$", unit, re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def _systemctl(*arguments: str) -> str:
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip()

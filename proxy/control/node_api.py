@@ -1,0 +1,219 @@
+"""Takes the node's messages: checks who sends them, records them, answers with what to run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from pydantic import ValidationError
+
+from qwenctl.config.deployment import Config
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.errors import StoreUnavailable
+from qwenctl.protocol import messages as wire
+from qwenctl.protocol import signing
+from qwenctl.store.store import Store
+
+from ..http.metrics import Metrics
+from ..http.request import ASGIApp, Receive, Scope, Send
+
+__all__ = ["NodeDesk", "NodeDoor"]
+
+log = logging.getLogger("qwenctl.node")
+
+LOG_INTERVAL = 10.0
+"""Refused messages of one kind are logged once in so many seconds, with their number."""
+
+
+class NodeDesk:
+    """Where nodes report. Called in control-plane threads, but for `screen`."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        metrics: Metrics,
+        in_flight: Callable[[str], int] = lambda _: 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._secret = config.read_node_secret()
+        self._gpus = config.gpu
+        self._store = store
+        self._metrics = metrics
+        self._in_flight = in_flight
+        self._clock = clock
+        self._specs = {name: gpu.spec for name, gpu in config.gpu.items()}
+        self._refusals: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def take(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, bytes, dict[str, str]]:
+        """Status, body and headers of the answer to one message."""
+        return self._signed(headers, *self._verdict(path, body, headers))
+
+    def screen(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, bytes, dict[str, str]] | None:
+        """The answer to a message that nobody who knows the secret has sent now; None: `take` it.
+        Quick and without I/O, so that a flood of them does not keep threads from the others."""
+        if (refusal := self._forged(path, body, headers)) is None:
+            return None
+        return self._signed(headers, *refusal)
+
+    def _signed(
+        self, headers: Mapping[str, str], status: int, answer: wire.Answer
+    ) -> tuple[int, bytes, dict[str, str]]:
+        content = answer.model_dump_json().encode()
+        nonce = headers.get(signing.NONCE_HEADER, "")
+        return status, content, signing.sign_answer(self._secret, nonce, status, content)
+
+    def _forged(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, wire.Answer] | None:
+        if len(body) > wire.MAX_MESSAGE_BYTES:
+            return self._refuse(413, "?", "too_large", "the message is too large")
+        try:
+            signing.check_message(self._secret, "POST", path, body, headers, now=self._clock())
+        except signing.BadSignature as error:
+            return self._refuse(401, "?", "bad_signature", str(error))
+        except signing.Stale as error:
+            return self._refuse(401, "?", "stale", str(error))
+        return None
+
+    def _verdict(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, wire.Answer]:
+        if (refusal := self._forged(path, body, headers)) is not None:
+            return refusal
+        nonce = headers[signing.NONCE_HEADER]
+        try:
+            message = (
+                wire.Hello.model_validate_json(body)
+                if path == wire.HELLO_PATH
+                else wire.Report.model_validate_json(body)
+            )
+        except ValidationError as error:
+            return self._refuse(400, "?", "malformed", f"not a message: {_first(error)}")
+        gpu = self._gpus.get(message.gpu)
+        if gpu is None:
+            return self._refuse(404, "?", "no_such_gpu", f"no GPU named {message.gpu!r}")
+        if not gpu.agent:
+            why = (
+                f"gpu.{message.gpu} is used without an agent (agent = false), but one reports: "
+                "uninstall it on the instance, or remove that setting"
+            )
+            return self._refuse(409, message.gpu, "agentless", why)
+        try:
+            if isinstance(message, wire.Hello):
+                return self._hello(message, nonce, gpu)
+            return self._report(message, nonce, gpu)
+        except StoreUnavailable as error:
+            log.warning("%s: a message cannot be recorded: %s", message.gpu, error)
+            if isinstance(message, wire.Report) and self._in_flight(message.gpu):
+                # We still forward to this node: a sign of life, so that it does not stop itself.
+                return 200, self._answer(start_seq=message.start_seq)
+            return 503, self._answer(refused="the proxy has lost its store")
+
+    def _hello(self, hello: wire.Hello, nonce: str, gpu: GpuConfig) -> tuple[int, wire.Answer]:
+        verdict, seq = self._store.hello(hello, nonce, heartbeat=gpu.timing.heartbeat)
+        if verdict == "ok":
+            self._count(hello.gpu, "hello")
+            log.info(
+                "%s: hello of boot %s (agent %s)", hello.gpu, hello.boot_id, hello.agent_version
+            )
+            return 200, self._answer(start_seq=seq, spec=self._specs[hello.gpu])
+        why = {
+            "replay": "this message was received before",
+            "earlier_boot": f"boot {hello.boot_id} has ended; the instance must boot anew",
+            "unexpected": "this GPU should be off, or another instance of it is there; the controller is looking",
+        }[verdict]
+        status, answer = self._refuse(409, hello.gpu, verdict, why)
+        return status, answer.model_copy(update={"hello_again": verdict == "unexpected"})
+
+    def _report(self, report: wire.Report, nonce: str, gpu: GpuConfig) -> tuple[int, wire.Answer]:
+        verdict, seq, commands = self._store.report(report, nonce, heartbeat=gpu.timing.heartbeat)
+        if verdict == "ok":
+            self._count(report.gpu, "report")
+            spec = self._specs[report.gpu]
+            # The agent waits with a change for the work that it sees; we see more.
+            changed = report.spec_version != spec.version and not self._in_flight(report.gpu)
+            return 200, self._answer(
+                start_seq=seq, spec=spec if changed else None, commands=commands
+            )
+        if verdict == "replay":
+            return self._refuse(409, report.gpu, verdict, "this message was received before")
+        why = f"boot {report.boot_id} is not the one that said hello after start {seq}"
+        status, answer = self._refuse(409, report.gpu, verdict, why)
+        return status, answer.model_copy(update={"hello_again": True})
+
+    def _answer(
+        self,
+        *,
+        start_seq: int = 0,
+        spec: wire.Spec | None = None,
+        commands: tuple[wire.Command, ...] = (),
+        refused: str = "",
+    ) -> wire.Answer:
+        return wire.Answer(
+            server_time=self._clock(),
+            start_seq=start_seq,
+            spec=spec,
+            commands=commands,
+            refused=refused,
+        )
+
+    def _refuse(self, status: int, gpu: str, code: str, why: str) -> tuple[int, wire.Answer]:
+        self._count(gpu, code)
+        now = time.monotonic()
+        last, held_back = self._refusals.get((gpu, code), (float("-inf"), 0))
+        if now - last >= LOG_INTERVAL:
+            more = f" ({held_back} more like it since)" if held_back else ""
+            log.warning("a node's message was refused (%s): %s%s", code, why, more)
+            self._refusals[gpu, code] = (now, 0)
+        else:
+            self._refusals[gpu, code] = (last, held_back + 1)
+        return status, self._answer(refused=why)
+
+    def _count(self, gpu: str, outcome: str) -> None:
+        self._metrics.callbacks.labels(gpu, outcome).inc()
+
+
+class NodeDoor:
+    """Lets a node's messages in to the control plane's threads, and answers all others itself."""
+
+    PATHS = frozenset((wire.HELLO_PATH, wire.REPORT_PATH))
+
+    def __init__(self, desk: NodeDesk, app: ASGIApp) -> None:
+        self._desk = desk
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in self.PATHS or scope.get("method") != "POST":
+            await self._app(scope, receive, send)
+            return
+        message = await receive()  # whole: `BoundedBody` has read it
+        headers = {
+            name.decode("latin-1").title(): value.decode("latin-1")
+            for name, value in scope["headers"]
+        }
+        answer = self._desk.screen(scope["path"], message.get("body", b""), headers)
+        if answer is None:
+
+            async def again() -> dict[str, object]:
+                return dict(message)
+
+            await self._app(scope, again, send)
+            return
+        status, content, signature = answer
+        more = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+        fields = [(k.encode(), v.encode()) for k, v in {**signature, **more}.items()]
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+        await send({"type": "http.response.body", "body": content})
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return json.dumps(f"{where}: {problem['msg']}"[:200])

@@ -1,0 +1,220 @@
+"""The status that waiting pages show, and the stream of its changes.
+
+However many pages wait, the status of a GPU is worked out once a change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from qwenctl.config.deployment import Config, UnknownTier
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.snapshot import Event
+from qwenctl.core.status import page_status
+from qwenctl.errors import StoreUnavailable
+from qwenctl.store.store import Store
+
+from ..auth.authenticator import Authenticator
+from ..auth.identity import Identity
+from ..data.admission import may_wake
+from ..data.routing import gpu_of
+from ..data.snapshot_cache import Mirror
+from ..http.problem import send_problem
+from ..http.request import Networks, Receive, Request, Scope, Send
+
+__all__ = ["Feed"]
+
+log = logging.getLogger("qwenctl.proxy")
+
+HISTORY = 400
+"""How many events the steps and the ETA are worked out from."""
+
+KEEP_ALIVE = 15.0
+RENEW = 30.0
+"""How often a page that waits renews its demand, in seconds."""
+
+
+class Feed:
+    """Statuses of all GPUs, for the control plane's threads and for the event stream."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        mirror: Mirror,
+        authenticator: Authenticator,
+        trusted: Networks,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._mirror = mirror
+        self._authenticator = authenticator
+        self._trusted = trusted
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="feed")
+        self._lock = threading.Lock()
+        self._texts: dict[str, tuple[int, asyncio.Task[dict[bool, str]]]] = {}
+        self._closing = False
+        self._cache: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._events: dict[str, list[Event]] = {}
+
+    def status(
+        self, gpu: str, *, may_wake: bool, fresh: bool = False, max_age: float | None = None
+    ) -> dict[str, Any]:
+        """The page's status: at most 0.2 s old and ``ready`` as of now only, or ``fresh``, or at
+        most ``max_age`` seconds old.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached.
+        """
+        with self._lock:
+            made_at, status = self._cache.get(gpu, (float("-inf"), {}))
+            # A page that is told "ready" opens at once what it stands for: that must be true now.
+            usable = time.monotonic() - made_at <= (0.2 if max_age is None else max_age)
+            usable = usable and (max_age is not None or status.get("phase") != "ready")
+            if fresh or not usable:
+                status = page_status(
+                    self._store.snapshot(gpu),
+                    self._history(gpu),
+                    self._config.gpu[gpu],
+                    may_wake=True,
+                )
+                self._cache[gpu] = (time.monotonic(), status)
+        return {**status, "may_wake": may_wake}
+
+    def _history(self, gpu: str) -> list[Event]:
+        """The last events; only what is new since the last time is fetched."""
+        known = self._events.get(gpu)
+        if known:
+            known += self._store.events(gpu, HISTORY, after=known[-1].id)
+        else:
+            known = self._store.events(gpu, HISTORY)
+        self._events[gpu] = known = known[-HISTORY:]
+        return known
+
+    def close(self) -> None:
+        """The proxy is going down: streams end, and their pages come again."""
+        self._closing = True
+
+    async def stop(self) -> None:
+        self._threads.shutdown(wait=False)
+
+    async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``GET /_qwenctl/api/events?gpu=NAME``: server-sent events, one ``status`` each change."""
+        request = Request.of(scope, self._trusted)
+        identity = self._authenticator.identify(request)
+        if identity is None:
+            await send_problem(request, send, 401, "sign_in", "sign in first")
+            return
+        try:
+            name = _query(scope, "gpu") or gpu_of(self._config, request)
+        except UnknownTier as error:
+            await send_problem(request, send, 400, "unknown_tier", str(error))
+            return
+        if name not in self._config.gpu:
+            await send_problem(request, send, 404, "no_such_gpu", "no such GPU is configured")
+            return
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    (b"content-type", b"text/event-stream; charset=utf-8"),
+                    (b"cache-control", b"no-store"),
+                    (b"x-accel-buffering", b"no"),
+                ],
+            }
+        )
+        pump = asyncio.ensure_future(self._pump(name, identity, send))
+        gone = asyncio.ensure_future(_hung_up(receive))
+        try:
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pump.cancel()
+            gone.cancel()
+
+    async def _pump(self, name: str, identity: Identity, send: Send) -> None:
+        gpu = self._config.gpu[name]
+        allowed = may_wake(gpu, identity, by_page=True)
+        view = self._mirror.peek(name)
+        last, renewed_at = "", time.monotonic()
+        while not self._closing:
+            changed = view.changed
+            try:
+                text = (await self._text(name))[allowed]
+                if allowed and time.monotonic() - renewed_at > min(RENEW, gpu.idle_timeout / 3):
+                    renewed_at = time.monotonic()
+                    await asyncio.get_running_loop().run_in_executor(
+                        self._threads, self._renew, name, identity
+                    )
+            except Exception as error:  # the stream goes on: what is new comes later
+                level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING
+                log.log(level, "%s: no status for a waiting page: %s", name, error)
+                text = last
+            if text != last:
+                last = text
+                data = f"event: status\ndata: {text}\n\n"
+            else:
+                data = ": still here\n\n"
+            await send({"type": "http.response.body", "body": data.encode(), "more_body": True})
+            try:
+                await asyncio.wait_for(changed.wait(), min(KEEP_ALIVE, gpu.idle_timeout / 3))
+            except asyncio.TimeoutError:
+                pass
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _text(self, name: str) -> dict[bool, str]:
+        """The status as JSON, for those who may wake and those who may not; worked out once for
+        each snapshot, however many pages ask."""
+        version = self._mirror.peek(name).version
+        known = self._texts.get(name)
+        if known is None or known[0] != version:
+            known = (version, asyncio.ensure_future(self._make_text(name)))
+            self._texts[name] = known
+        try:
+            return await asyncio.shield(known[1])
+        except Exception:
+            if self._texts.get(name) is known:
+                del self._texts[name]  # the next one tries anew
+            raise
+
+    async def _make_text(self, name: str) -> dict[bool, str]:
+        status = await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: self.status(name, may_wake=True, fresh=True)
+        )
+        return {
+            allowed: json.dumps({**status, "may_wake": allowed}, ensure_ascii=False)
+            for allowed in (True, False)
+        }
+
+    def _renew(self, name: str, identity: Identity) -> None:
+        """Somebody still looks at the page: keep the demand that he made, if he made one."""
+        snapshot = self._store.snapshot(name)
+        waiting = snapshot.phase.waking or snapshot.phase in (Phase.FAILED, Phase.STOPPING)
+        waiting = waiting or snapshot.interrupted_at is not None
+        if waiting and any(lease.name == identity.lease for lease in snapshot.leases):
+            gpu = self._config.gpu[name]
+            self._store.demand(
+                name,
+                identity.lease,
+                gpu.idle_timeout + gpu.boot_estimate,
+                reason="waiting page",
+                actor=identity.name,
+            )
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _query(scope: Scope, key: str) -> str:
+    from urllib.parse import parse_qs
+
+    values = parse_qs(scope.get("query_string", b"").decode("latin-1")).get(key)
+    return values[0] if values else ""

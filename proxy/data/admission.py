@@ -1,0 +1,123 @@
+"""What happens to a request, given who asks, what for, and what the GPU is doing.
+
+Pure: the data plane and the forward-auth endpoint ask here and perform the answer.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from enum import Enum
+
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.rules import Activity
+from qwenctl.core.snapshot import Snapshot
+
+from ..auth.identity import Identity
+from ..http.request import Request
+
+__all__ = ["Ruling", "Verdict", "judge", "may_wake"]
+
+
+class Verdict(str, Enum):
+    """What to do with a request."""
+
+    FORWARD = "forward"
+    LEASE = "lease"  # turn it into a lease first, then look again (the GPU is draining)
+    FINISH = "finish"  # forward it as soon as the store counts it as work in flight
+    HOLD = "hold"  # wake, and keep the request until the GPU is ready
+    WAKE = "wake"  # wake, and answer 503 with Retry-After
+    PAGE = "page"  # the waiting page
+    UNREADY = "unready"  # 503 with Retry-After, without waking
+    SIGN_IN = "sign_in"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True)
+class Ruling:
+    verdict: Verdict
+    activity: Activity = Activity.PASSIVE
+    why: str = ""
+    wakes: bool = False
+    """Whether it may start the GPU: by its rule, by who asks, and from where."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the request keeps the GPU on while it is in flight."""
+        return self.activity in (Activity.WAKES, Activity.KEEPS_ON)
+
+
+_FORWARD = {activity: Ruling(Verdict.FORWARD, activity) for activity in Activity}
+
+
+def may_wake(gpu: GpuConfig, identity: Identity | None, *, by_page: bool = False) -> bool:
+    """Whether this visitor may wake this GPU by a request, or by the waiting page's button.
+
+    ========  ==================  ===================  ===============
+    wake_on   API key             other clients, tabs  waiting page
+    ========  ==================  ===================  ===============
+    visit     yes                 yes                  yes
+    click     yes                 no                   yes
+    never     yes                 no                   no
+    ========  ==================  ===================  ===============
+    """
+    if identity is None:
+        return False
+    if identity.kind == "key":
+        return True
+    return gpu.wake_on == "visit" or (gpu.wake_on == "click" and by_page)
+
+
+def judge(
+    gpu: GpuConfig, request: Request, identity: Identity | None, snapshot: Snapshot
+) -> Ruling:
+    """The ruling for one request, given what is known of the GPU now."""
+    if identity is None:
+        return Ruling(Verdict.SIGN_IN)
+    rules = gpu.rule_table
+    activity = rules.classify(request.method, request.path, request.headers)
+    if rules.refuses and ("//" in request.path or "/." in request.path):
+        # Another way to write a path must not be a way around a rule that refuses it.
+        plain = posixpath.normpath("/" + request.path.lstrip("/"))  # it would keep two slashes
+        if request.path.endswith(("/", "/.", "/..")):
+            plain = plain.rstrip("/") + "/"
+        if rules.classify(request.method, plain, request.headers) is Activity.REFUSED:
+            activity = Activity.REFUSED
+    if activity is Activity.REFUSED:
+        return Ruling(Verdict.REFUSE, activity, "a rule of this GPU refuses such requests")
+    phase = snapshot.phase
+    if phase.serves:
+        return _FORWARD[activity]
+    no = _no_wake(gpu, request, identity, activity)
+    drains = phase is Phase.DRAINING and not snapshot.blocks
+    if drains and snapshot.interrupted_at is not None:
+        # The cloud takes it back: what is new waits for the next start, and what still shows the
+        # running work goes on. A part of that work (the stream of an answer whose request has been
+        # accepted) must be known as such first: without work the instance is stopped.
+        if activity is Activity.PASSIVE and not request.is_navigation:
+            return _FORWARD[activity]
+        if activity is Activity.KEEPS_ON and not request.is_navigation:
+            return Ruling(Verdict.FINISH, activity)
+    elif drains:
+        verdict = Verdict.FORWARD if activity is Activity.PASSIVE else Verdict.LEASE
+        return Ruling(verdict, activity, wakes=not no)
+    if request.is_navigation:
+        return Ruling(Verdict.PAGE, activity)
+    if no:
+        return Ruling(Verdict.UNREADY, activity, no)
+    hold = gpu.api == "hold" or request.from_browser
+    return Ruling(Verdict.HOLD if hold else Verdict.WAKE, activity, wakes=True)
+
+
+def _no_wake(gpu: GpuConfig, request: Request, identity: Identity, activity: Activity) -> str:
+    """Why this request does not start the GPU, or empty if it does."""
+    if activity is not Activity.WAKES:
+        return "this request does not wake it"
+    if not request.same_origin and identity.kind != "key":
+        return "a request from another site does not wake it"
+    if may_wake(gpu, identity):
+        return ""
+    if gpu.wake_on == "click":
+        return "it is woken from its page"
+    return "it is woken from the command line, by API keys and by schedules only"

@@ -1,0 +1,106 @@
+"""One request on its way through the data plane, and the ways to turn it away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.core.lifecycle import Phase
+
+from ..auth.identity import Identity
+from ..http.problem import refuse_websocket, send_problem
+from ..http.request import Message, Receive, Request, Scope, Send
+from .snapshot_cache import View
+
+__all__ = ["Pages", "Visit"]
+
+Pages = Callable[[str, Scope, Receive, Send], Awaitable[None]]
+"""``pages(name, scope, receive, send)`` renders one of the control plane's pages as the answer."""
+
+
+@dataclass(slots=True)
+class Visit:
+    """A request, whose it is, which GPU it is for and what is known of that."""
+
+    request: Request
+    identity: Identity | None
+    name: str
+    gpu: GpuConfig
+    view: View
+    scope: Scope
+    receive: Receive
+    send: Send
+    pages: Pages
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def reason(self) -> str:
+        """What to write down as the reason for a lease."""
+        return f"{self.request.method} {self.request.target.partition('?')[0][:120]}"
+
+    async def page(self, name: str) -> None:
+        """Answer with one of our pages."""
+        await self.pages(name, {**self.scope, "qwenctl.gpu": self.name}, _no_body, self.send)
+
+    async def problem(
+        self, status: int, code: str, detail: str, retry_after: float | None = None
+    ) -> None:
+        """Answer with an error: a page for a person, problem+json for everybody else."""
+        if self.scope["type"] == "websocket":
+            await refuse_websocket(self.scope, self.send, status, code, detail)
+        elif self.request.is_navigation:
+            scope = {**self.scope, "qwenctl.problem": (status, code, detail, retry_after)}
+            await self.pages("problem", scope, _no_body, self.send)
+        else:
+            await send_problem(
+                self.request, self.send, status, code, detail, retry_after=retry_after
+            )
+
+    async def sign_in(self) -> None:
+        """Send a person to the login form, tell a client what to send."""
+        if self.request.is_navigation:
+            await self.page("sign-in")
+        else:
+            await self.problem(
+                401,
+                "sign_in",
+                "send an API key as 'Authorization: Bearer qk_…', or sign in with a browser",
+            )
+
+    async def unready(self, why: str) -> None:
+        """503 with the state of the GPU, and when to come again."""
+        snapshot = self.view.snapshot
+        if snapshot.blocks:
+            await self.blocked()
+            return
+        failure = snapshot.failure if snapshot.phase is Phase.FAILED else None
+        if failure:
+            detail = f"the GPU {self.name!r} has failed to start: {failure.headline}"
+        else:
+            detail = f"the GPU {self.name!r} is {snapshot.phase.value}: {why}"
+        estimate = self.gpu.boot_estimate
+        await self.problem(
+            503,
+            failure.code if failure else "not_ready",
+            detail,
+            max(2.0, min(15.0, estimate / 4)) if snapshot.phase.waking else min(60.0, estimate),
+        )
+
+    async def blocked(self) -> None:
+        """503 with who has blocked the GPU, why, and until when."""
+        snapshot = self.view.snapshot
+        block = snapshot.blocks[0] if snapshot.blocks else None
+        left = block.expiry - snapshot.now if block else 60.0
+        because = f": {block.reason}" if block and block.reason else ""
+        await self.problem(
+            503,
+            "blocked",
+            f"the GPU {self.name!r} is blocked by {block.name if block else 'somebody'}{because}",
+            None if left == float("inf") else left,
+        )
+
+
+async def _no_body() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}

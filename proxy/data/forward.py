@@ -1,0 +1,316 @@
+"""Streams one HTTP request to the node and its answer back, holding neither in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
+from multidict import CIMultiDict
+from yarl import URL
+
+from ..http.request import Receive, Request, Send
+from .headers import request_headers, response_headers
+
+__all__ = ["ClientGone", "Forwarder", "NotConnected", "UpstreamDied", "node_url"]
+
+SWEEP = 0.25
+"""Every so many seconds, requests older than that get a task that waits for the client to hang up.
+Nearly all requests are done by then and are spared the cost."""
+
+HEADERS_ALONE = 0.05
+"""How long a request's headers wait for its body's first piece, in seconds, to go out as one."""
+
+KEEP_ALIVE = 4.0
+"""How long an idle connection to the node is kept: less than the 5 s after which uvicorn, under
+Gradio and vLLM, closes it, so that no request meets a connection that is just closing."""
+
+
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""Methods that may be sent once more (RFC 9110 §9.2.2)."""
+
+TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
+
+MAX_LINE = 64 * 1024
+"""The longest header that a node may send, in bytes."""
+
+READ_BUFFER = 256 * 1024
+
+
+class NotConnected(Exception):
+    """No connection to the node; nothing of the request has been sent or read."""
+
+
+class UpstreamDied(Exception):
+    """The connection broke off. ``started``: the client already has a part of the answer."""
+
+    def __init__(self, message: str, *, started: bool) -> None:
+        super().__init__(message)
+        self.started = started
+
+
+class ClientGone(Exception):
+    """The client hung up; the node's connection has been closed."""
+
+
+_NO_CONTENT_TYPE: CIMultiDict[None] = CIMultiDict([("Content-Type", None)])
+
+
+class _PlainRequest(aiohttp.ClientRequest):
+    """Sends the client's headers and none of aiohttp's own (Accept, User-Agent, …)."""
+
+    DEFAULT_HEADERS = {}  # noqa: RUF012 - aiohttp's own attribute
+
+    def update_headers(self, headers: Any) -> None:
+        self.headers = headers if isinstance(headers, CIMultiDict) else CIMultiDict(headers)
+        if "Host" not in self.headers:  # HTTP/1.0
+            self.headers["Host"] = self.url.host_port_subcomponent or ""
+
+    def update_auto_headers(self, skip_auto_headers: object) -> None:  # noqa: ARG002
+        # Nothing is added here, and later no Content-Type to a body whose sender gave none.
+        self._skip_auto_headers = _NO_CONTENT_TYPE
+
+    async def write_bytes(
+        self,
+        writer: AbstractStreamWriter,
+        conn: Connection,
+        content_length: int | None = None,
+    ) -> None:
+        # aiohttp sends the headers together with the first piece of the body. The node must see
+        # them also when the client wants to hear from it before it sends any.
+        timer = asyncio.get_running_loop().call_later(HEADERS_ALONE, writer.send_headers)
+        try:
+            await super().write_bytes(writer, conn, content_length)
+        finally:
+            timer.cancel()
+
+
+class Redirected(Exception):
+    """The node answered a WebSocket handshake with a redirect."""
+
+
+async def _refuse_redirect(*_: object) -> None:
+    raise Redirected
+
+
+def node_url(base: str, request: Request) -> URL:
+    """The request's target at the node, byte for byte.
+
+    A target that does not begin with a slash (``*@other-host/…``) would change the host that it is
+    appended to; the router refuses those, and this holds should it ever not.
+    """
+    if not request.target.startswith("/"):
+        raise ValueError("the target is no path")
+    return URL(base + request.target, encoded=True)
+
+
+class Forwarder:
+    """A pool of connections to the nodes."""
+
+    def __init__(self) -> None:
+        self._connector: aiohttp.TCPConnector | None = None
+        self._websockets: aiohttp.ClientSession | None = None
+        self._watches: set[_ClientWatch] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
+        # aiohttp follows redirects of a WebSocket handshake and cannot be told not to: one could
+        # lead to any host. A trace may raise.
+        trace = aiohttp.TraceConfig()
+        trace.on_request_redirect.append(_refuse_redirect)
+        self._websockets = aiohttp.ClientSession(
+            connector=self._connector,
+            timeout=TIMEOUT,
+            trace_configs=[trace],
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            request_class=_PlainRequest,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+            read_bufsize=READ_BUFFER,
+        )
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def stop(self) -> None:
+        if self._sweeper:
+            self._sweeper.cancel()
+        if self._websockets:
+            await self._websockets.close()
+
+    @property
+    def websockets(self) -> aiohttp.ClientSession:
+        """The session for WebSocket handshakes; raises `Redirected` instead of following."""
+        assert self._websockets is not None, "start() was not awaited"
+        return self._websockets
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            for watch in self._watches:
+                watch.grow_older()
+
+    async def __call__(self, base: str, request: Request, receive: Receive, send: Send) -> int:
+        """Forward one request to the node at ``base`` (``http://host:port``); the answer's status.
+
+        Raises:
+            NotConnected: the request can be tried elsewhere or later, as it was.
+            UpstreamDied: it cannot.
+            ClientGone: nobody waits for the answer any more.
+        """
+        body = _Body(receive) if _has_body(request) else None
+        watch = _ClientWatch(body, receive)
+        self._watches.add(watch)
+        try:
+            return await self._exchange(base, request, body, send)
+        except asyncio.CancelledError:
+            if not watch.hung_up:
+                raise
+            raise ClientGone from None
+        finally:
+            self._watches.discard(watch)
+            watch.stop()
+
+    async def _ask(self, base: str, request: Request, body: _Body | None) -> aiohttp.ClientResponse:
+        """Send the request; the answer, of which the head has been read.
+
+        What `ClientSession.request` does, without redirects, cookies, proxies, credentials in URLs
+        and middlewares, none of which a forwarder may have: they are a tenth of a request's time.
+        """
+        assert self._connector is not None, "start() was not awaited"
+        url, headers = node_url(base, request), request_headers(request)
+        chunked = True if body and "content-length" not in request.headers else None
+        again = body is None and request.method in IDEMPOTENT
+        while True:
+            asked = _PlainRequest(
+                request.method,
+                url,
+                headers=headers,
+                data=body,
+                chunked=chunked,
+                loop=self._loop,
+            )
+            try:
+                connection = await self._connector.connect(asked, traces=[], timeout=TIMEOUT)
+            except asyncio.TimeoutError:
+                raise NotConnected(f"no connection within {TIMEOUT.sock_connect} s") from None
+            try:
+                assert connection.protocol is not None
+                connection.protocol.set_response_params(
+                    skip_payload=request.method == "HEAD",
+                    read_until_eof=True,
+                    auto_decompress=False,
+                    read_bufsize=READ_BUFFER,
+                    max_line_size=MAX_LINE,
+                    max_field_size=MAX_LINE,
+                )
+                answer = await asked.send(connection)
+                try:
+                    return await answer.start(connection)
+                except BaseException:
+                    answer.close()
+                    raise
+            except (OSError, aiohttp.ServerDisconnectedError):
+                # The node may close an idle connection at the moment we use it.
+                connection.close()
+                if not again:
+                    raise
+                again = False
+            except BaseException:
+                connection.close()
+                raise
+
+    async def _exchange(self, base: str, request: Request, body: _Body | None, send: Send) -> int:
+        started = False
+        try:
+            async with await self._ask(base, request, body) as answer:
+                started = True
+                await send(
+                    {
+                        "type": "http.response.start",
+                        "status": answer.status,
+                        "headers": response_headers(answer.raw_headers, answer.status),
+                    }
+                )
+                stream = answer.content
+                more = True
+                while more:
+                    chunk = await stream.readany()
+                    more = not stream.at_eof()
+                    await send({"type": "http.response.body", "body": chunk, "more_body": more})
+                return answer.status
+        except aiohttp.ClientConnectorError as error:
+            raise NotConnected(str(error.os_error or error)) from None
+        except _Hangup:
+            raise ClientGone from None
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            if isinstance(error.__cause__, _Hangup) or (body and body.hung_up):
+                raise ClientGone from None
+            raise UpstreamDied(str(error) or type(error).__name__, started=started) from None
+
+
+class _Hangup(Exception):
+    pass
+
+
+class _Body:
+    """The request's body as it arrives; nothing is read before the node takes it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.done = asyncio.Event()
+        self.hung_up = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.hung_up = True
+                raise _Hangup
+            if chunk := message.get("body"):
+                yield chunk
+            if not message.get("more_body"):
+                self.done.set()
+                return
+
+
+class _ClientWatch:
+    """Cancels the present task when the client hangs up, so that the node stops generating."""
+
+    __slots__ = ("_body", "_receive", "_seen", "_task", "_watcher", "hung_up")
+
+    def __init__(self, body: _Body | None, receive: Receive) -> None:
+        self.hung_up = False
+        self._body, self._receive = body, receive
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._seen = False
+
+    def grow_older(self) -> None:
+        """Begin to watch at the second sweep that finds the request still there."""
+        if self._seen and self._watcher is None:
+            self._watcher = asyncio.ensure_future(self._watch())
+        self._seen = True
+
+    async def _watch(self) -> None:
+        if self._body:
+            await self._body.done.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.hung_up = True
+        if self._task:
+            self._task.cancel()
+
+    def stop(self) -> None:
+        if self._watcher:
+            self._watcher.cancel()
+
+
+def _has_body(request: Request) -> bool:
+    return "transfer-encoding" in request.headers or request.headers.get(
+        "content-length", "0"
+    ) not in ("0", "")

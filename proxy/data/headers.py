@@ -1,0 +1,121 @@
+"""Which headers pass through a proxy, and which it adds (RFC 9110 §7.6, RFC 9112)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from multidict import CIMultiDict
+
+from ..auth.identity import COOKIE, KEY_PREFIX, VISIT_COOKIE
+from ..http.request import Request
+
+__all__ = ["HOP_BY_HOP", "TIER_COOKIE", "TIER_HEADER", "request_headers", "response_headers"]
+
+TIER_HEADER = "x-qwenctl-tier"
+TIER_COOKIE = "qwenctl_tier"
+"""By these a visitor chooses one of several GPUs (`tiers`)."""
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""Headers that speak of one connection only."""
+
+_OUR_COOKIES = (COOKIE, TIER_COOKIE, VISIT_COOKIE)
+_CREDENTIALS = (b"authorization", b"x-api-key")
+_OUR_KEY = re.compile(rf"(?:^|[\s,]){KEY_PREFIX}")
+
+# We say "100 Continue" ourselves once the node's connection stands and the body is wanted; a node
+# that does not know Expect would have us wait for its word for ever.
+_DROPPED = HOP_BY_HOP | {b"expect", TIER_HEADER.encode()}
+
+_SPOKEN_FOR = (b"x-forwarded-", b"x_forwarded_", b"forwarded", b"x-real-ip", b"x_real_ip")
+"""Beginnings of headers that tell the node who the client is: those are for us to say, except where
+a trusted proxy before us has said them. (Many servers read an underscore as a hyphen.)"""
+
+_OURS_TO_SAY = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
+_END_TO_END = frozenset(
+    {b"host", b"content-length", b"content-type", b"cookie", b"authorization", b"set-cookie"}
+)
+"""Headers that a Connection header cannot take away."""
+
+_WEBSOCKET = frozenset(
+    {
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"sec-websocket-extensions",
+        b"sec-websocket-protocol",
+    }
+)
+
+
+def _named(connection: str) -> frozenset[bytes]:
+    """The headers that a Connection header declares hop-by-hop."""
+    named = {part.strip().lower().encode("latin-1", "replace") for part in connection.split(",")}
+    return frozenset(named) - _END_TO_END
+
+
+def _text(value: bytes) -> str:
+    """A header's value as the client library, which writes UTF-8, sends on byte for byte; the rare
+    Latin-1 value becomes UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def request_headers(request: Request) -> CIMultiDict[str]:
+    """What the node gets: the client's headers without hop-by-hop ones and without those that are
+    for us, our credentials above all, and who the client is."""
+    drop = _DROPPED
+    if connection := request.headers.get("connection"):
+        drop |= _named(connection)
+    if request.method == "WEBSOCKET":
+        drop |= _WEBSOCKET
+    out: CIMultiDict[str] = CIMultiDict()
+    for name, value in request.raw_headers:
+        key = name.lower()
+        if key in drop:
+            continue
+        if key.startswith(_SPOKEN_FOR) and (not request.trusted_peer or key in _OURS_TO_SAY):
+            continue
+        text = _text(value)
+        if key == b"cookie" and "qwenctl_" in text:
+            parts = text.split(";")  # "; " is usual, ";" is sent too
+            kept = (p for p in parts if p.partition("=")[0].strip() not in _OUR_COOKIES)
+            text = ";".join(kept).strip()
+            if not text:
+                continue
+        elif key in _CREDENTIALS and _OUR_KEY.search(text):
+            continue
+        out.add(name.decode("latin-1"), text)
+    before = request.headers.get("x-forwarded-for") if request.trusted_peer else None
+    out.add("X-Forwarded-For", f"{before}, {request.peer}" if before else request.peer)
+    out.add("X-Forwarded-Proto", request.proto)
+    if host := request.host:
+        out.add("X-Forwarded-Host", host)
+    return out
+
+
+def response_headers(
+    raw: Iterable[tuple[bytes, bytes]], status: int = 200
+) -> list[tuple[bytes, bytes]]:
+    """What the client gets: the node's headers without hop-by-hop ones."""
+    headers = [(name.lower(), value) for name, value in raw]
+    drop = HOP_BY_HOP
+    if status in (204, 304):  # may name the length of a body that does not come
+        drop |= {b"content-length"}
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            drop |= _named(value.decode("latin-1"))
+    return [(name, value) for name, value in headers if name not in drop]

@@ -1,0 +1,54 @@
+"""Choose the GPU that a request goes to: by host, tier and model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwenctl.config.deployment import Config
+from qwenctl.core.lifecycle import Phase
+
+from ..http.request import Request
+from .headers import TIER_COOKIE
+from .model_finder import asked_tier
+
+__all__ = [
+    "gpu_of",
+    "tier_status",
+]
+
+
+def gpu_of(config: Config, request: Request, model: str = "") -> str:
+    """The GPU that a request is for, by its host name, its headers and its body's model; empty if
+    none is configured.
+
+    Raises:
+        UnknownTier: the header asks for a tier that there is not.
+    """
+    names = config.gpus_at(request.hostname)
+    if len(names) < 2:
+        return names[0] if names else ""
+    return config.choose_gpu(
+        names, tier=asked_tier(request), model=model, usual_tier=request.cookie(TIER_COOKIE)
+    )
+
+
+def tier_status(tier: str, status: Mapping[str, Any]) -> dict[str, Any]:
+    """A `page_status` put short, for somebody who chooses: ``state`` is ``ready``, ``waking``,
+    ``asleep``, ``failed`` or ``blocked``, and ``seconds`` how long it takes to be ready, or None."""
+    phase = Phase(status["phase"])
+    seconds = None
+    if phase.serves:
+        state = "ready"
+    elif status["blocked"]:
+        state = "blocked"
+    elif phase is Phase.DRAINING and not status.get("interruption"):
+        state = "ready"  # as soon as somebody wants it
+    elif status["wanted"] and phase is not Phase.FAILED:
+        state, seconds = "waking", status["eta_seconds"]
+    elif phase is Phase.FAILED:
+        state = "failed"
+    else:
+        state = "asleep"
+        seconds = sum(step["expected"] or 0.0 for step in status["steps"])
+    return {"tier": tier, "gpu": status["gpu"], "state": state, "seconds": seconds or None}

@@ -1,0 +1,174 @@
+"""The data plane's view of each GPU: a snapshot in memory, refreshed when something changes.
+
+No request waits for Redis as long as the snapshot is fresh. One older than `FRESH` seconds is not
+used without asking first; a proxy that has lost the store goes on with what it knew last, and knows
+that it does (DESIGN §4, Freshness).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.store.store import Store
+from qwenctl.store.watcher import Watcher
+
+__all__ = ["FRESH", "Mirror", "View"]
+
+log = logging.getLogger("qwenctl.proxy")
+
+FRESH = 1.0
+"""How old a snapshot may be, in seconds: S of DESIGN §4."""
+
+REFRESH = 0.4
+"""How often the snapshot of a GPU in use is refreshed ahead of time."""
+
+PATIENCE = 1.0
+"""How long a request waits for the store before it counts as lost."""
+
+
+class View:
+    """What this process knows of one GPU. Used on the event loop only."""
+
+    def __init__(self, gpu: str) -> None:
+        self.gpu = gpu
+        self.snapshot = Snapshot(gpu, 0.0, {})
+        self.fetched_at = float("-inf")
+        """When the snapshot was asked for, on the monotonic clock."""
+        self.tried_at = float("-inf")
+        self.lost = ""
+        """Why the store cannot be reached, or empty."""
+        self.used = False
+        self.version = 0
+        self.changed = asyncio.Event()
+        """Set, and replaced by a new one, at each new snapshot and each vain attempt at one."""
+        self.refreshing: asyncio.Task[None] | None = None
+        self.stale = False
+        """Something has changed since the refresh under way began."""
+
+    @property
+    def age(self) -> float:
+        return time.monotonic() - self.fetched_at
+
+    def tell(self) -> None:
+        """Wake everybody who waits for news."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    async def wait(self, timeout: float) -> None:
+        """Return at the next snapshot, or after so many seconds."""
+        try:
+            await asyncio.wait_for(self.changed.wait(), timeout)
+        except asyncio.TimeoutError:
+            pass
+
+
+class Mirror:
+    """Keeps the views of all GPUs fresh."""
+
+    def __init__(self, store: Store, gpus: Sequence[str], *, delay: float = 0.0) -> None:
+        """``delay`` makes every snapshot late by so many seconds; for tests of the protocol."""
+        self._store = store
+        self._views = {gpu: View(gpu) for gpu in gpus}
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="mirror")
+        self._delay = delay
+        self._watcher: Watcher | None = None
+        self._ahead: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_change(gpu: str, _what: str) -> None:
+            try:
+                loop.call_soon_threadsafe(self._invalidate, gpu)
+            except RuntimeError:
+                pass  # the loop has been closed: we are going down
+
+        self._watcher = self._store.watch(list(self._views), on_change)
+        self._ahead = asyncio.create_task(self._keep_fresh())
+        await asyncio.gather(*(self.refresh(gpu) for gpu in self._views))
+
+    async def stop(self) -> None:
+        if self._ahead:
+            self._ahead.cancel()
+        if self._watcher:
+            await asyncio.to_thread(self._watcher.stop)
+        self._threads.shutdown(wait=False)
+
+    def peek(self, gpu: str) -> View:
+        """What is known, however old."""
+        return self._views[gpu]
+
+    async def view(self, gpu: str) -> View:
+        """What is known, asking the store first if that is not fresh."""
+        view = self._views[gpu]
+        view.used = True
+        if view.age <= FRESH:
+            return view
+        began = time.monotonic()
+        if view.lost and began - view.tried_at < FRESH:
+            return view  # tried a moment ago, in vain
+        self._ask(view)
+        while view.age > FRESH and not (view.lost and view.tried_at >= began):
+            if (left := began + PATIENCE - time.monotonic()) <= 0:
+                view.lost = view.lost or "the store does not answer"
+                view.tried_at = time.monotonic()
+                break
+            await view.wait(left)
+        return view
+
+    async def refresh(self, gpu: str) -> None:
+        """Ask the store; return with a snapshot that is younger than this call, or with the store
+        known to be lost."""
+        view = self._views[gpu]
+        began = time.monotonic()
+        view.stale = True
+        self._ask(view)
+        while view.fetched_at < began and not (view.lost and view.tried_at >= began):
+            await view.changed.wait()
+
+    def _invalidate(self, gpu: str) -> None:
+        view = self._views[gpu]
+        view.stale = True
+        self._ask(view)
+
+    def _ask(self, view: View) -> None:
+        """Have a new snapshot come. Nobody waits for this task itself: while things change faster
+        than snapshots come, it goes on and on."""
+        if view.refreshing is None or view.refreshing.done():
+            view.refreshing = asyncio.create_task(self._refresh(view))
+
+    async def _refresh(self, view: View) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            view.stale = False
+            asked_at = time.monotonic()
+            try:
+                snapshot = await loop.run_in_executor(self._threads, self._store.snapshot, view.gpu)
+                if self._delay:
+                    await asyncio.sleep(self._delay)
+            except Exception as error:  # whatever it is, requests are served with what is known
+                if not view.lost:
+                    log.warning("%s; going on with what is known", error)
+                view.lost, view.tried_at = str(error), time.monotonic()
+                view.tell()
+                return
+            if view.lost:
+                log.warning("the store answers again")
+            view.snapshot, view.fetched_at, view.lost = snapshot, asked_at, ""
+            view.version += 1
+            view.tell()
+            if not view.stale:
+                return
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH)
+            for view in self._views.values():
+                if view.used and view.age > REFRESH / 2:
+                    view.used = False
+                    self._ask(view)

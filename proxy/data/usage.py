@@ -1,0 +1,194 @@
+"""Writes back who uses the GPU: at most once a second, however many requests there are.
+
+While anything counts as in flight, the process holds one `inflight:` lease, renewed every
+`RENEW` seconds; when a request begins or ends, its client's lease is extended by one idle timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.snapshot import Touch
+from qwenctl.errors import StoreUnavailable
+from qwenctl.store.store import Store
+
+__all__ = ["INFLIGHT_TTL", "WRITE_BACK", "Activities", "Use"]
+
+log = logging.getLogger("qwenctl.proxy")
+
+WRITE_BACK = 1.0
+"""Longest time from an activity to its lease, in seconds: W of DESIGN §4."""
+
+RENEW = 1.5
+"""How often the in-flight lease is renewed: within every drain (3 s or more), so that a lease that
+the store has lost (an append-only file cut short, a failover) is there again before a stop."""
+
+INFLIGHT_TTL = 30.0
+
+UNSEEN = 30.0
+"""How long a request counts as in flight that another data plane forwards to finish what runs, in
+seconds: until the node has reported that work itself."""
+
+
+@dataclass
+class _Gpu:
+    config: GpuConfig
+    in_flight: int = 0
+    touched: dict[str, float] = field(default_factory=dict)
+    """Lease → when the youngest request of that client began (monotonic)."""
+    written_at: float = float("-inf")
+    leased: bool = False
+    phase: Phase | None = None
+    """The GPU's phase as of the last write-back; None if that was in vain."""
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One write-back at a time: an earlier one must not undo what a later one has written."""
+
+    @property
+    def due(self) -> float:
+        """When the next write-back is due (monotonic), or infinity."""
+        if self.touched or self.leased != (self.in_flight > 0):
+            return self.written_at + WRITE_BACK * 0.9
+        return self.written_at + RENEW if self.in_flight else float("inf")
+
+
+class Use:
+    """One request that counts, from its first byte to its last."""
+
+    def __init__(self, activities: Activities, gpu: str, lease: str) -> None:
+        self._activities, self._gpu, self._lease = activities, gpu, lease
+        self._began = time.monotonic()
+
+    def touch(self) -> None:
+        """Something happened that counts as activity now, whenever the request began."""
+        self._activities.touch(self._gpu, self._lease)
+
+    def __enter__(self) -> Use:
+        self._activities._enter(self._gpu, self._lease, self._began)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._activities._leave(self._gpu, self._lease, self._began)
+
+
+class Activities:
+    """All that this process has to write back. Used on the event loop only."""
+
+    def __init__(self, store: Store, gpus: Mapping[str, GpuConfig], owner: str) -> None:
+        self._store = store
+        self._owner = owner
+        self.inflight_lease = f"inflight:{owner}"
+        self._gpus = {name: _Gpu(config) for name, config in gpus.items()}
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="activity")
+        self._dirty = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Write back the last news and give the in-flight leases up."""
+        if self._task:
+            self._task.cancel()
+        for name, gpu in self._gpus.items():
+            gpu.in_flight = 0
+            if gpu.touched or gpu.leased:
+                await self._write(name, gpu)
+        self._threads.shutdown(wait=False)
+
+    def in_flight(self, gpu: str) -> int:
+        """How many requests that count are in flight."""
+        return self._gpus[gpu].in_flight
+
+    def use(self, gpu: str, lease: str) -> Use:
+        """Count a request of that client as in flight, as a context manager."""
+        return Use(self, gpu, lease)
+
+    def touch(self, gpu: str, lease: str, began: float | None = None) -> None:
+        """Extend a client's lease by one idle timeout from now."""
+        touched = self._gpus[gpu].touched
+        if not touched:  # else a write-back is due anyway
+            self._dirty.set()
+        # Two requests of one client in one second: the younger one decides.
+        touched[lease] = max(began or time.monotonic(), touched.get(lease, 0.0))
+
+    def _enter(self, gpu: str, lease: str, began: float) -> None:
+        self._gpus[gpu].in_flight += 1
+        self.touch(gpu, lease, began)
+
+    def _leave(self, gpu: str, lease: str, began: float) -> None:
+        self._gpus[gpu].in_flight -= 1
+        self.touch(gpu, lease, began)
+
+    async def recorded(self, gpu: str) -> Phase | None:
+        """Return once the store knows of the requests that are in flight now; the phase in which it
+        took them down, or None if it cannot be reached."""
+        began, state = time.monotonic(), self._gpus[gpu]
+        async with state.writing:
+            if state.written_at < began:
+                await self._write_now(gpu, state)
+            return state.phase
+
+    async def begin_unseen(self, gpu: str, lease: str) -> bool:
+        """Count a part of running work that another data plane forwards: its end is not seen, so for
+        `UNSEEN` seconds. False: not counted, because the instance is being stopped already."""
+        with contextlib.ExitStack() as use:
+            use.enter_context(self.use(gpu, lease))
+            if await self.recorded(gpu) not in (Phase.READY, Phase.DRAINING, None):
+                return False
+            asyncio.get_running_loop().call_later(UNSEEN, use.pop_all().close)
+        return True
+
+    async def _run(self) -> None:
+        while True:
+            self._dirty.clear()
+            now = time.monotonic()
+            due = min(gpu.due for gpu in self._gpus.values())
+            if due > now:
+                try:
+                    await asyncio.wait_for(
+                        self._dirty.wait(), None if due == float("inf") else due - now
+                    )
+                except asyncio.TimeoutError:
+                    pass
+                continue
+            await asyncio.gather(
+                *(self._write(name, gpu) for name, gpu in self._gpus.items() if gpu.due <= now)
+            )
+
+    async def _write(self, name: str, gpu: _Gpu) -> None:
+        async with gpu.writing:
+            await self._write_now(name, gpu)
+
+    async def _write_now(self, name: str, gpu: _Gpu) -> None:
+        gpu.written_at = time.monotonic()
+        touched, gpu.touched = gpu.touched, {}
+        in_flight = gpu.in_flight > 0
+
+        def write() -> Phase:
+            # Ages are taken here, at the last moment: one that is too small would make a request
+            # look younger than a `down` that came after it.
+            now = time.monotonic()
+            return self._store.touch(
+                name,
+                self.inflight_lease,
+                INFLIGHT_TTL if in_flight else 0.0,
+                [Touch(lease, gpu.config.idle_timeout, now - t) for lease, t in touched.items()],
+                actor=self._owner,
+            )
+
+        try:
+            gpu.phase = await asyncio.get_running_loop().run_in_executor(self._threads, write)
+            gpu.leased = in_flight
+        except Exception as error:  # whatever it is: use that is not written down is cut off
+            level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING
+            log.log(level, "%s: activity is kept for later: %s", name, error)
+            gpu.phase = None
+            gpu.touched = {**touched, **gpu.touched}

@@ -1,0 +1,122 @@
+"""Passes WebSocket messages between a client and the node, both ways, until either side closes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import aiohttp
+
+from ..http.request import Receive, Request, Scope, Send
+from .forward import Forwarder, NotConnected, Redirected, node_url
+from .headers import request_headers
+
+__all__ = ["forward_websocket"]
+
+HANDSHAKE = 30.0
+"""How long the node may take to answer a handshake, in seconds."""
+
+GOING_AWAY = 1001
+ABNORMAL = 1011
+"""What the client gets when the node's connection broke without a close frame (RFC 6455 §7.4)."""
+
+
+async def forward_websocket(
+    forwarder: Forwarder,
+    base: str,
+    request: Request,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    on_message: Callable[[], None],
+) -> None:
+    """Connect to the node with the client's subprotocols, accept with the one the node chose.
+
+    ``on_message`` is called for each data message in either direction (pings are none).
+
+    Raises:
+        NotConnected: the node refuses the connection or the handshake; nothing was accepted.
+    """
+    try:
+        node = await asyncio.wait_for(
+            forwarder.websockets.ws_connect(
+                node_url(base, request),
+                protocols=tuple(scope.get("subprotocols") or ()),
+                headers=request_headers(request),
+                autoclose=False,
+                max_msg_size=0,
+                compress=0,
+            ),
+            HANDSHAKE,
+        )
+    except Redirected:
+        await _refuse(scope, send, 502)
+        return
+    except aiohttp.WSServerHandshakeError as error:
+        # A plain answer where a handshake was due is no success.
+        await _refuse(scope, send, error.status if error.status >= 400 else 502)
+        return
+    except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        raise NotConnected(str(error) or "the handshake took too long") from None
+    async with node:
+        await receive()  # websocket.connect
+        await send({"type": "websocket.accept", "subprotocol": node.protocol})
+        pumps = (
+            asyncio.ensure_future(_from_client(node, receive, on_message)),
+            asyncio.ensure_future(_from_node(node, send, on_message)),
+        )
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            if pumps[0].done() and pumps[0].exception() is not None:
+                await send({"type": "websocket.close", "code": ABNORMAL, "reason": "upstream lost"})
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _from_client(
+    node: aiohttp.ClientWebSocketResponse[bool], receive: Receive, on_message: Callable[[], None]
+) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            code = int(message.get("code") or GOING_AWAY)
+            # 1005 and 1006 stand for "no frame" and must not be sent in one.
+            await node.close(code=GOING_AWAY if code in (1005, 1006) else code)
+            return
+        on_message()
+        if (text := message.get("text")) is not None:
+            await node.send_str(text)
+        else:
+            await node.send_bytes(message.get("bytes") or b"")
+
+
+async def _from_node(
+    node: aiohttp.ClientWebSocketResponse[bool], send: Send, on_message: Callable[[], None]
+) -> None:
+    while True:
+        message = await node.receive()
+        if message.type is aiohttp.WSMsgType.TEXT:
+            on_message()
+            await send({"type": "websocket.send", "text": message.data})
+        elif message.type is aiohttp.WSMsgType.BINARY:
+            on_message()
+            await send({"type": "websocket.send", "bytes": message.data})
+        elif message.type is aiohttp.WSMsgType.CLOSE:
+            code = int(message.data or 1000)
+            await send(
+                {"type": "websocket.close", "code": code, "reason": str(message.extra or "")}
+            )
+            return
+        else:  # CLOSED, CLOSING, ERROR: it broke off
+            await send({"type": "websocket.close", "code": ABNORMAL, "reason": "upstream lost"})
+            return
+
+
+async def _refuse(scope: Scope, send: Send, status: int) -> None:
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await send({"type": "websocket.http.response.start", "status": status, "headers": []})
+        await send({"type": "websocket.http.response.body", "body": b""})
+    else:
+        await send({"type": "websocket.close", "code": 1013})

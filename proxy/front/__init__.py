@@ -1,0 +1,1 @@
+"""When something else is the data plane."""

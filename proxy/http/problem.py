@@ -1,0 +1,89 @@
+"""Errors for API clients: ``application/problem+json`` (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .request import Request, Scope, Send
+
+__all__ = [
+    "problem_body",
+    "refuse_websocket",
+    "send_problem",
+]
+
+_TITLES = {
+    400: "Bad request",
+    401: "Sign in first",
+    403: "Not allowed",
+    404: "Not found",
+    409: "Not in this state",
+    413: "Too large",
+    421: "Unknown host name",
+    423: "Blocked",
+    429: "Too many requests",
+    502: "The node broke the connection",
+    503: "Not ready",
+    504: "It took too long",
+}
+
+
+def problem_body(status: int, code: str, detail: str, **more: Any) -> bytes:
+    """The JSON body. ``code`` is stable; ``detail`` is one sentence for a person."""
+    content = {
+        "type": f"urn:qwenctl:problem:{code}",
+        "title": _TITLES.get(status, "Error"),
+        "status": status,
+        "code": code,
+        "detail": detail,
+        **{key: value for key, value in more.items() if value is not None},
+    }
+    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+
+
+async def send_problem(
+    request: Request,
+    send: Send,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    retry_after: float | None = None,
+    **more: Any,
+) -> None:
+    """Answer with a problem; ``retry_after`` in seconds."""
+    body = problem_body(status, code, detail, **more)
+    headers = [
+        (b"content-type", b"application/problem+json; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    if retry_after is not None:
+        headers.append((b"retry-after", str(max(1, round(retry_after))).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="qwenctl"'))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    content = b"" if request.method == "HEAD" else body
+    await send({"type": "http.response.body", "body": content})
+
+
+async def refuse_websocket(scope: Scope, send: Send, status: int, code: str, detail: str) -> None:
+    """Refuse a handshake, with the problem as the answer's body where the server can."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1013, "reason": detail[:100]})
+        return
+    body = problem_body(status, code, detail)
+    headers = [(b"content-type", b"application/problem+json; charset=utf-8")]
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+class Problem(Exception):
+    """An error answer: HTML for somebody looking at a page, problem+json for everybody else."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.detail, self.retry_after = status, code, detail, retry_after

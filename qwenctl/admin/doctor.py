@@ -1,0 +1,43 @@
+"""`qwenctl doctor`: why the first wake would fail, before it does.
+
+Small checks, each of one thing; none changes anything. `here` are those of this machine and of any
+provider, `aliyun` and `aws` those of the clouds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from qwenctl.admin.deployment_checks import Deployment, gpu_checks
+from qwenctl.config.deployment import Config
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.lib.findings import Check, Finding, Level, run_checks
+
+__all__ = ["Finding", "Level", "examine"]
+
+
+def examine(config: Config, gpus: Iterable[str]) -> Iterator[Finding]:
+    """Every finding, as it is found: the deployment's, then each GPU's."""
+    names = list(gpus)
+    deployment = Deployment(config, names)
+    yield from run_checks(deployment.checks())
+    for name in names:
+        for finding in run_checks(gpu_checks(deployment, name)):
+            yield replace(finding, gpu=name)
+        candidates = config.gpu[name].candidates()
+        for own, gpu in candidates:
+            for finding in run_checks(_cloud_checks(deployment, name, gpu)):
+                yield replace(finding, gpu=f"{name}: {own}" if len(candidates) > 1 else name)
+
+
+def _cloud_checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Check]:
+    from qwenctl.admin import deployment_checks as here
+    from qwenctl.clouds.aliyun import checks as aliyun
+    from qwenctl.clouds.aws import checks as aws
+
+    by_provider = {"aliyun": aliyun.checks, "aws": aws.checks}
+    if gpu.provider not in by_provider:
+        return here.other_checks(deployment, name, gpu)
+    checks, observation = by_provider[gpu.provider](name, gpu, deployment.config)
+    return [*checks, lambda: here.node_checks(deployment, name, observation())]

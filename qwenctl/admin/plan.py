@@ -1,0 +1,141 @@
+"""What a GPU's instance needs before its first wake: rules, a role, and the agent as a service.
+
+Pure: it renders texts for the cloud and for the instance. `qwenctl provision` prints them; with
+--apply, `qwenctl.admin.security_groups` and `qwenctl.clouds.aliyun.ram_role` see to rules and role.
+
+The node ends its own billing when no proxy is heard for too long. On EC2 it powers the operating
+system off, which needs no right at all. On Alibaba Cloud that goes on costing, so it calls
+``StopInstance`` with its instance role (`gpu_node.selfstop.aliyun`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from qwenctl import __version__
+from qwenctl.clouds.permissions import Cloud, Instance
+from qwenctl.clouds.plan import SECRET_FILE, VENV, Plan, Rule
+from qwenctl.config.deployment import Config
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.errors import ConfigError
+from qwenctl.lib.settings_types import is_loopback
+
+__all__ = [
+    "make_plan",
+]
+
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-\[\],=<>~!+:/@ ]*")
+
+
+def make_plan(
+    config: Config,
+    gpu: str,
+    *,
+    sources: Sequence[str] = (),
+    user: str = "qwenctl",
+    package: str = "",
+) -> Plan:
+    """The plan for one GPU.
+
+    Args:
+        config: the whole configuration.
+        gpu: name of the GPU.
+        sources: networks or security groups that the proxy's requests come from; none: the hosts
+            of ``proxy.node_urls`` as far as they are addresses.
+        user: who the agent runs as.
+        package: what pip installs; default: this version of qwenctl.
+
+    Raises:
+        ConfigError: not a cloud's GPU, a node URL that means this machine, or an unusable argument.
+    """
+    table = config.gpu[gpu]
+    cloud: Cloud
+    if table.provider == "aliyun":
+        cloud, region, instance_id = "aliyun", table.aliyun.region, table.aliyun.instance_id
+    elif table.provider == "aws":
+        cloud, region, instance_id = "aws", table.aws.region, table.aws.instance_id
+    else:
+        raise ConfigError(
+            f"gpu.{gpu} has the provider {table.provider!r}, which needs nothing provisioned; "
+            "this is for aliyun and aws"
+        )
+    if local := [url for url in config.node_urls if is_loopback(urlsplit(url).hostname or "")]:
+        raise ConfigError(
+            f"nodes cannot reach {local[0]}: it means the node itself; set proxy.node_urls to an "
+            'address of the proxy in their network, such as ["http://10.0.0.5:8080"]'
+        )
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
+        raise ConfigError(f"{user!r} is no name of a Linux user")
+    extra = "[node,aliyun]" if cloud == "aliyun" else "[node]"
+    package = package or f"qwenctl{extra}=={__version__}"
+    if not _PACKAGE.fullmatch(package):
+        raise ConfigError(f"{package!r} is nothing that pip can install")
+    return Plan(
+        gpu=gpu,
+        cloud=cloud,
+        instance=Instance(gpu, cloud, region, instance_id) if region and instance_id else None,
+        rules=tuple(
+            Rule(table.port, source, f"qwenctl proxy to gpu.{gpu}")
+            for source in (map(_source, sources) if sources else _own_sources(config))
+        ),
+        user=user,
+        package=package,
+        settings=_settings(config, gpu, cloud),
+        runs="docker" if _all_containers(table) else "process",
+        containers=any(service.container for service in table.service),
+        agent=table.agent,
+    )
+
+
+def _all_containers(table: GpuConfig) -> bool:
+    return bool(table.service) and all(service.container for service in table.service)
+
+
+def _own_sources(config: Config) -> list[str]:
+    """The proxies' addresses as nodes know them. A host name gives none: ask with ``--from``."""
+    found = []
+    for url in config.node_urls:
+        try:
+            address = ipaddress.ip_address(urlsplit(url).hostname or "")
+        except ValueError:
+            continue
+        found.append(f"{address}/{address.max_prefixlen}")
+    return list(dict.fromkeys(found))
+
+
+def _source(text: str) -> str:
+    if re.fullmatch(r"sg-[a-z0-9]{4,32}", text):
+        return text
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is neither a network such as 10.0.0.5/32 nor a security group's id"
+        ) from None
+    if network.prefixlen == 0:
+        raise ConfigError(
+            f"{text} is the whole internet, and the service asks nobody for a password: give the "
+            "proxy's own address"
+        )
+    return str(network)
+
+
+def _settings(config: Config, gpu: str, cloud: Cloud) -> str:
+    """What `gpu_node.settings.NodeSettings` reads. Strings, numbers and lists of JSON are TOML."""
+    values: dict[str, Any] = {
+        "proxy_urls": list(config.node_urls),
+        "gpu": gpu,
+        "node_secret_file": SECRET_FILE,
+        "state_dir": "/var/lib/qwenctl-node",
+        "log_dir": "/var/log/qwenctl-node",
+        "dead_man": config.gpu[gpu].timing.dead_man,
+        "cloud": cloud,
+    }
+    if cloud == "aliyun":
+        values["power_off_command"] = [f"{VENV}/bin/python", "-m", "gpu_node.selfstop.aliyun"]
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

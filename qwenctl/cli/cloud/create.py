@@ -1,0 +1,413 @@
+"""`qwenctl provision create` and `qwenctl provision release`: an instance from a template."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenctl.cli.common.context import (
+    ConfigOption,
+    DryRunOption,
+    GpuOption,
+    JsonOption,
+    load,
+    open_store,
+    print_json,
+    user,
+)
+
+if TYPE_CHECKING:
+    from qwenctl.clouds.admin import Existing, Maker, Price
+    from qwenctl.clouds.plan import Plan
+    from qwenctl.config.deployment import Config
+
+__all__ = ["create", "release"]
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+BLOCK = "release"
+BLOCK_SECONDS = 120.0
+"""How long nobody may wake the GPU while its instance is deleted, at most."""
+
+
+def create(
+    gpu: GpuOption = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    user: Annotated[
+        str, typer.Option("--user", metavar="NAME", help="Who the agent runs as on the instance.")
+    ] = "qwenctl",
+    package: Annotated[
+        str,
+        typer.Option(
+            "--package",
+            metavar="SPEC",
+            help="What pip installs there. Default: this version of qwenctl.",
+            show_default=False,
+        ),
+    ] = "",
+    with_secret: Annotated[
+        bool, typer.Option("--with-secret", help="Put the node secret into the user data.")
+    ] = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Create the instance of [gpu.NAME.aliyun.template] or [gpu.NAME.aws.template].
+
+    Its user data install the agent, and its id is written to the config file. Run it again after a
+    cut connection: it takes over the instance and makes no second one.
+
+    It is billed from then on, and nobody stops it until a proxy runs with that config file: start
+    `qwenctl serve` anew, or stop the instance by `qwenctl down`. Once its agent is
+    installed, it stops itself when no proxy is heard, or nobody copies the node secret to it.
+
+    \b
+    Examples:
+      qwenctl provision create --dry-run
+      qwenctl provision create --gpu main --yes
+    """
+    from qwenctl.admin.create import create as make
+    from qwenctl.admin.create import the_one
+    from qwenctl.admin.plan import make_plan
+    from qwenctl.config.edit import check, edit, read
+    from qwenctl.errors import ConfigError, UserError
+
+    loaded = load(config)
+    name = loaded.gpu_name(gpu)
+    cloud = _cloud_of(loaded, name)
+    plan = make_plan(loaded, name, user=user, package=package)
+    table: Any = getattr(loaded.gpu[name], cloud)
+    if table.instance_id:
+        raise ConfigError(
+            f"gpu.{name}.{cloud} has the instance {table.instance_id} already; release it "
+            "first (`qwenctl provision release`), or give the new one a table of its own"
+        )
+    path = _file(loaded)
+    user_data = ""  # of an instance that needs no agent: its image has all there is to run
+    if plan.agent:
+        user_data = plan.user_data(loaded.read_node_secret() if with_secret else "")
+    with _advice(cloud):
+        maker = _maker(loaded, name, user_data)
+        # Before anything costs: can it be written?
+        check(path, _with_id(read(path), name, cloud, "i-00000000"))
+        found, price = the_one(maker), maker.price()
+        if not found and (dry_run or not yes):
+            maker.check()
+        if dry_run:
+            _show_dry_run(maker, plan, table.template, found, price, json)
+            return
+        if not yes:
+            _say(_what(maker, plan, table.template, found, price))
+            _confirm(f"Type the name of the GPU ({name}) to go on", name)
+        made, adopted = make(maker)
+    try:
+        edit(path, lambda text: _with_id(text, name, cloud, made.id))
+    except ConfigError as error:
+        raise UserError(
+            f"{made.id} is there, and not in the config file: {error}. Set instance_id = "
+            f'"{made.id}" in [gpu.{name}.{cloud}]'
+        ) from None
+    left = _left(loaded, plan, price, with_secret)
+    if json:
+        print_json(
+            {
+                "gpu": name,
+                "cloud": cloud,
+                "instance_id": made.id,
+                "adopted": adopted,
+                "price_per_hour": price.per_hour,
+                "currency": price.currency,
+                "file": str(path),
+                "left": left,
+            }
+        )
+        return
+    print(
+        f"{'Took over' if adopted else 'Created'} {made.id}; it is billed while it runs, and no proxy stops it yet."
+    )
+    print(f"Wrote instance_id to {path}. Left to do:")
+    for number, line in enumerate(left, 1):
+        print(f"  {number}. {line}")
+
+
+def release(
+    gpu: GpuOption = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Although it runs or somebody needs it; Redis is not asked."),
+    ] = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Delete the instance that `create` made, its system disk included, for good.
+
+    Only one that carries our tags; only when it is stopped and nobody holds a lease, unless
+    --force. Its id is removed from the config file.
+
+    \b
+    Examples:
+      qwenctl provision release --dry-run
+      qwenctl provision release --gpu main
+    """
+    from qwenctl.admin.create import may_release
+    from qwenctl.admin.create import release as delete
+    from qwenctl.config.edit import check, edit, read, with_keys
+    from qwenctl.errors import ConfigError
+
+    loaded = load(config)
+    name = loaded.gpu_name(gpu)
+    cloud = _cloud_of(loaded, name)
+    table: Any = getattr(loaded.gpu[name], cloud)
+    instance_id = table.instance_id
+    if not instance_id:
+        raise ConfigError(f"gpu.{name}.{cloud} names no instance: there is nothing to release")
+    path = _file(loaded)
+
+    def without_id(text: str) -> str:
+        text = with_keys(text, ("gpu", name, cloud), {"instance_id": None})
+        if table.template.image_id:
+            # A client token is good for one instance: the next one needs another.
+            place = ("gpu", name, cloud, "template")
+            text = with_keys(text, place, {"generation": table.template.generation + 1})
+        return text
+
+    check(path, without_id(read(path)))  # before anything is gone: can it be written?
+    with _advice(cloud):
+        maker = _maker(loaded, name)
+        existing = may_release(maker, instance_id, force=force)
+        if not force:
+            _check_free(loaded, name)
+        if dry_run and existing:
+            maker.check_delete(existing, force=force)
+        if dry_run:
+            gone = existing is None
+            if json:
+                print_json({"gpu": name, "instance_id": instance_id, "gone": gone, "dry_run": True})
+            else:
+                print(f"Would {'forget' if gone else 'delete'} {instance_id}; nothing was changed.")
+            return
+        if existing and not yes:
+            _say([f"{instance_id} ({existing.type}) and its system disk will be deleted for good."])
+            _confirm(f"Type the name of the GPU ({name}) to delete it", name)
+        with _kept_off(loaded, name, force):
+            deleted = delete(maker, instance_id, force=force)
+    edit(path, without_id)
+    if json:
+        result = {"gpu": name, "instance_id": instance_id, "gone": deleted is None}
+        print_json({**result, "dry_run": False, "file": str(path)})
+        return
+    print(f"{'Deleted' if deleted else 'It was gone already:'} {instance_id}.")
+    print(f"Removed instance_id from {path}. Restart the proxy if it runs.")
+
+
+def _cloud_of(config: Config, name: str) -> str:
+    from qwenctl.errors import ConfigError
+
+    provider = config.gpu[name].provider
+    if provider not in ("aliyun", "aws"):
+        raise ConfigError(
+            f"gpu.{name} has the provider {provider!r}; instances are created for aliyun and aws"
+        )
+    return provider
+
+
+def _maker(config: Config, name: str, user_data: str | None = None) -> Maker:
+    """The cloud of that GPU; without ``user_data`` it is not good for creating.
+
+    Raises:
+        ConfigError: the template or the region is missing.
+    """
+    from qwenctl.admin.create import missing_keys
+    from qwenctl.clouds.admin import Order
+    from qwenctl.clouds.aliyun.create import AliyunMaker
+    from qwenctl.clouds.aws.create import AwsMaker
+    from qwenctl.clouds.registry import make_provider
+    from qwenctl.errors import ConfigError
+
+    gpu, cloud = config.gpu[name], _cloud_of(config, name)
+    table: Any = getattr(gpu, cloud)
+    if not table.region:
+        raise ConfigError(f"gpu.{name}.{cloud}.region is missing")
+    if user_data is not None and (missing := missing_keys(table.template)):
+        raise ConfigError(f"gpu.{name}.{cloud}.template: missing {', '.join(missing)}")
+    # The provider's own checks, such as of the endpoint; any id will do for them.
+    named = table.model_copy(update={"instance_id": table.instance_id or "i-00000000"})
+    make_provider(name, gpu.model_copy(update={"fallback": (), cloud: named}), config)
+    order = Order(config.deployment, name, table.template.generation, user_data or "")
+    if cloud == "aliyun":
+        from qwenctl.clouds.aliyun.api import ecs_of
+
+        keep = gpu.aliyun.keep_charging or user_data is None
+        return AliyunMaker(ecs_of(gpu.aliyun), gpu.aliyun.template, order, keep_charging=keep)
+    from qwenctl.clouds.aws.api import account_of
+
+    return AwsMaker(account_of(gpu.aws), gpu.aws.template, order)
+
+
+@contextmanager
+def _advice(cloud: str) -> Iterator[None]:
+    """The cloud's refusals as errors for people, with what to do about them here."""
+    from qwenctl.cli.cloud.errors import raising_user_errors
+    from qwenctl.clouds.base import Denied, Transient
+
+    with raising_user_errors():
+        try:
+            yield
+        except Denied as error:
+            if not error.cloud_code.startswith(("Forbidden", "NoPermission", "Unauthorized")):
+                raise
+            more = f"; `qwenctl policy {cloud} --admin` prints what create and release need"
+            raise Denied(f"{error}{more}") from None
+        except Transient as error:
+            more = "; run the same command again: nothing is created or deleted twice"
+            raise Transient(f"{error}{more}") from None
+
+
+def _file(config: Config) -> Path:
+    from qwenctl.errors import ConfigError
+
+    if not config.source:
+        raise ConfigError("this needs a config file, to keep the instance's id in")
+    return Path(config.source)
+
+
+def _with_id(text: str, name: str, cloud: str, instance_id: str) -> str:
+    """The config file's text with that instance id in it."""
+    from qwenctl.config.edit import with_keys
+
+    return with_keys(text, ("gpu", name, cloud), {"instance_id": instance_id})
+
+
+def _what(
+    maker: Maker, plan: Plan, template: Any, found: Existing | None, price: Price
+) -> list[str]:
+    """What create does, for people."""
+    from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS
+
+    if found:
+        words = (
+            f"{found.id} ({found.type}, {found.state.value}) carries the tags of "
+            f"gpu.{maker.order.gpu} and will be taken over; nothing is created."
+        )
+        return [words]
+    cost = (
+        f"{price.per_hour:g} {price.currency} an hour ({price.note})"
+        if price.per_hour is not None
+        else price.note
+    )
+    lines = [
+        f"One {template.instance_type}, {template.market}, will be created and started.",
+        f"Price: {cost}.",
+        "Nobody will stop it until `qwenctl serve` is started anew, or you say `qwenctl down`.",
+    ]
+    if plan.agent:
+        lines.append("Once it has the node secret, it will stop itself when no proxy is heard.")
+    if plan.agent and plan.containers:
+        lines.append(f"Its services are containers: it will need {IMAGE_FOR_CONTAINERS}.")
+    return lines
+
+
+def _show_dry_run(
+    maker: Maker, plan: Plan, template: Any, found: Existing | None, price: Price, json: bool
+) -> None:
+    if json:
+        print_json(
+            {
+                "gpu": maker.order.gpu,
+                "dry_run": True,
+                "adopts": found.id if found else None,
+                "instance_type": template.instance_type,
+                "market": template.market,
+                "price_per_hour": price.per_hour,
+                "currency": price.currency,
+                "note": price.note,
+            }
+        )
+        return
+    for line in _what(maker, plan, template, found, price):
+        print(line.replace(" will ", " would "))
+    if not found:
+        print("The cloud would accept it; nothing was changed.")
+
+
+def _left(config: Config, plan: Plan, price: Price, with_secret: bool) -> list[str]:
+    """What create leaves to the administrator."""
+    from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS, SECRET_FILE
+
+    name, itself = plan.gpu, ""
+    left = [
+        "`qwenctl provision --apply` opens the security group"
+        + (", and on Alibaba Cloud makes the role" if plan.agent else ""),
+        f"`qwenctl policy {plan.cloud}` prints the proxy's rights: attach them to its role",
+    ]
+    if plan.agent:
+        itself = "; it also stops itself when no proxy is heard"
+        if plan.containers:
+            left.append(
+                f"the services need {IMAGE_FOR_CONTAINERS}: see `qwenctl-node doctor` there"
+            )
+        if not with_secret:
+            itself += ", once the node secret is there"
+            left.append(
+                f"`qwenctl provision` prints the command that copies the node secret to {SECRET_FILE}"
+            )
+    if price.per_hour is not None and not config.gpu[name].price_per_hour:
+        left.append(f"set price_per_hour = {price.per_hour:g} in [gpu.{name}]")
+    left.append(
+        "restart `qwenctl serve`: until then nobody stops the instance, but for `qwenctl down`; "
+        f"then the proxy does when nobody needs it{itself}"
+    )
+    return [*left, "`qwenctl doctor` checks the whole"]
+
+
+def _check_free(config: Config, name: str) -> None:
+    from qwenctl.errors import UserError
+
+    leases = open_store(config).snapshot(name).leases
+    if leases:
+        held = ", ".join(sorted({lease.kind for lease in leases}))
+        raise UserError(
+            f"somebody needs gpu.{name} ({held}; see `qwenctl why`); "
+            f"`qwenctl down --gpu {name}` first, or use --force"
+        )
+
+
+@contextmanager
+def _kept_off(config: Config, name: str, force: bool) -> Iterator[None]:
+    """Nobody wakes the GPU in here. It is asked again whether somebody needs it."""
+    if force:
+        yield
+        return
+    store = open_store(config)
+    store.block(name, BLOCK, BLOCK_SECONDS, reason="its instance is released", actor=user())
+    try:
+        _check_free(config, name)
+        yield
+    finally:
+        store.unblock(name, BLOCK, actor=user())
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _confirm(question: str, name: str) -> None:
+    """Have a person type the GPU's name.
+
+    Raises:
+        ConfigError: nobody is there to type it, or it is another text.
+    """
+    from qwenctl.errors import ConfigError
+
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody is there to confirm: use --yes")
+    if typer.prompt(question, err=True, default="", show_default=False).strip() != name:
+        raise ConfigError("not confirmed; nothing was changed")

@@ -1,0 +1,112 @@
+"""`qwenctl doctor`: is everything there that a wake needs?"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption, load, print_json
+from qwenctl.cli.common.terminal import coloured
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from qwenctl.admin.doctor import Finding
+
+__all__ = ["doctor"]
+
+_LEVELS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
+
+PIPE_WIDTH = 200
+"""Columns where there is no terminal to ask."""
+
+
+def doctor(
+    gpu: GpuOption = None,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Check everything that a wake needs, and say how to mend what is wrong. Changes nothing.
+
+    Redis, clocks, URLs, credentials, each permission (by dry run), billing, addresses, the node.
+    Exit code 1 if something would fail; warnings alone are 0.
+
+    \b
+    Examples:
+      qwenctl doctor
+      qwenctl doctor --gpu main
+      qwenctl doctor --json | jq '.checks[] | select(.level == "fail")'
+    """
+    from dataclasses import asdict
+
+    from qwenctl.admin.doctor import Level, examine
+    from qwenctl.errors import ConfigError, ExitCode
+
+    loaded = load(config)
+    if not loaded.gpu:
+        raise ConfigError("no GPU is configured: add a [gpu.NAME] table, or run `qwenctl init`")
+    names = [loaded.gpu_name(gpu)] if gpu else list(loaded.gpu)
+    findings = []
+    for finding in examine(loaded, names):
+        findings.append(finding)
+        _progress(f"{finding.gpu or 'deployment'}: {finding.check}")
+    _progress("")
+    failed = sum(finding.level is Level.FAIL for finding in findings)
+    if json:
+        checks = [{**asdict(one), "level": one.level.value} for one in findings]
+        print_json({"ok": not failed, "checks": checks})
+    else:
+        _print_table(findings)
+        warned = sum(finding.level is Level.WARN for finding in findings)
+        print(_summary(failed, warned))
+    if failed:
+        raise typer.Exit(ExitCode.ERROR)
+
+
+def _progress(text: str) -> None:
+    """One line that the next one replaces: some checks wait for a network."""
+    from qwenctl.cli.common.terminal import live
+
+    if live(sys.stderr):
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _print_table(findings: Iterable[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(
+        no_color=not coloured(),
+        force_terminal=coloured() or None,
+        highlight=False,
+        width=None if sys.stdout.isatty() else PIPE_WIDTH,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    table.add_column("GPU", no_wrap=True)
+    table.add_column("check", no_wrap=True)
+    table.add_column("found")
+    for finding in findings:
+        word, colour = _LEVELS[finding.level.value]
+        found = Text(_printable(finding.found))
+        if finding.fix:
+            found.append(f"\n→ {_printable(finding.fix)}", style="bold")
+        table.add_row(Text(word, style=colour), Text(finding.gpu), Text(finding.check), found)
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _printable(text: str) -> str:
+    """What a cloud or a file says, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _summary(failed: int, warned: int) -> str:
+    warnings = f"{warned} warning{'s' if warned != 1 else ''}"
+    if failed:
+        return f"\n{failed} of these would keep a GPU from working, {warnings}."
+    return f"\nAll is well, {warnings}." if warned else "\nAll is well."

@@ -1,0 +1,55 @@
+"""`qwenctl policy`: the least that the proxy, a node or an administrator must be allowed to do."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from qwenctl.cli.common.context import ConfigOption, GpuOption, load, print_json
+
+__all__ = ["CloudName", "policy"]
+
+
+class CloudName(str, Enum):
+    """The clouds that we know, as an argument."""
+
+    aliyun = "aliyun"
+    aws = "aws"
+
+
+def policy(
+    cloud: Annotated[CloudName, typer.Argument(help="Which cloud's policy.")],
+    gpu: GpuOption = None,
+    node: Annotated[
+        bool,
+        typer.Option("--node", help="For the node's instance role: to stop itself, nothing else."),
+    ] = False,
+    admin: Annotated[
+        bool,
+        typer.Option("--admin", help="For `qwenctl provision --apply`, `create` and `release`."),
+    ] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Print the least-privilege policy for exactly the configured instances, as JSON.
+
+    Without --node or --admin it is for the proxy: to look at, start and stop them. Asks no cloud.
+
+    \b
+    Examples:
+      qwenctl policy aliyun > qwenctl-proxy.json
+      qwenctl policy aws --node --gpu main
+      qwenctl policy aws --admin
+    """
+    from qwenctl.admin.permissions import admin_policy, configured, proxy_policy
+    from qwenctl.clouds.permissions import node_policy
+
+    if node and admin:
+        raise typer.BadParameter("--node and --admin are for different roles; give one of them")
+    loaded = load(config)
+    if admin:
+        print_json(admin_policy(loaded, cloud.value, gpu))
+        return
+    instances = configured(loaded, cloud.value, gpu)
+    print_json(node_policy(instances) if node else proxy_policy(instances))

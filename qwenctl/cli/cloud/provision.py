@@ -1,0 +1,356 @@
+"""`qwenctl provision`: what an instance needs before its first wake."""
+
+from __future__ import annotations
+
+import json as json_module
+import shlex
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenctl.cli.cloud.create import create, release
+from qwenctl.cli.common.context import (
+    ConfigOption,
+    DryRunOption,
+    GpuOption,
+    JsonOption,
+    load,
+    print_json,
+    use_config,
+)
+from qwenctl.cli.common.terminal import paint
+
+if TYPE_CHECKING:
+    from qwenctl.clouds.plan import Change, Plan
+    from qwenctl.config.deployment import Config
+
+__all__ = ["app"]
+
+app = typer.Typer(invoke_without_command=True)
+app.command()(create)
+app.command()(release)
+
+
+class Part(str, Enum):
+    """What to print alone."""
+
+    rules = "rules"
+    role = "role"
+    user_data = "user-data"
+    script = "script"
+
+
+@app.callback()
+def prepare(
+    context: typer.Context,
+    gpu: GpuOption = None,
+    fallback: Annotated[
+        str,
+        typer.Option(
+            "--fallback",
+            metavar="NAME",
+            help="Prepare this fallback instance, not the GPU's own.",
+            show_default=False,
+        ),
+    ] = "",
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="NETWORK",
+            help="Where the proxy's requests come from: 10.0.0.5/32, or a security group's id. "
+            "Default: the addresses in proxy.node_urls.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        Part | None, typer.Option("--only", help="Print one part alone.", show_default=False)
+    ] = None,
+    user: Annotated[
+        str, typer.Option("--user", metavar="NAME", help="Who the agent runs as on the instance.")
+    ] = "qwenctl",
+    package: Annotated[
+        str,
+        typer.Option(
+            "--package",
+            metavar="SPEC",
+            help="What pip installs there. Default: this version of qwenctl.",
+            show_default=False,
+        ),
+    ] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the part to a file that only you can read.",
+            show_default=False,
+        ),
+    ] = None,
+    with_secret: Annotated[
+        bool,
+        typer.Option("--with-secret", help="Put the node secret in as well; needs --output."),
+    ] = False,
+    apply: Annotated[
+        bool,
+        typer.Option(
+            "--apply",
+            help="Do it: add the missing security group rules; on Alibaba Cloud, make and attach "
+            "the instance's role; on EC2, let an OS shutdown only stop the instance.",
+        ),
+    ] = False,
+    dry_run: DryRunOption = False,
+    security_group: Annotated[
+        str,
+        typer.Option(
+            "--security-group",
+            metavar="ID",
+            help="Which of the instance's groups gets the rules, if it has several.",
+            show_default=False,
+        ),
+    ] = "",
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print what a GPU's instance needs: rules, role, and the agent as a systemd service.
+
+    Changes nothing without --apply, which takes nothing away and may be run again. User data runs
+    at the first boot of a new instance; --only script is the same for one that exists. `create`
+    makes a new instance from a template in the configuration, `release` deletes it.
+
+    \b
+    Examples:
+      qwenctl provision
+      qwenctl provision --only user-data > user-data.yaml
+      qwenctl provision --only script | ssh root@10.0.0.7 sh
+      qwenctl provision --only user-data --with-secret -o user-data.yaml
+      qwenctl provision --apply --dry-run
+      qwenctl provision --apply --from 10.0.0.5/32
+      qwenctl provision create --dry-run
+    """
+    if context.invoked_subcommand is not None:
+        _only_config_before(context)
+        if config is not None:
+            use_config(config)
+        return
+    from qwenctl.admin.plan import make_plan
+    from qwenctl.errors import ConfigError
+
+    loaded = load(config)
+    name = loaded.gpu_name(gpu)
+    if fallback:
+        loaded = _with_fallback(loaded, name, fallback)
+    plan = make_plan(loaded, name, sources=source or (), user=user, package=package)
+    if not plan.agent and (only not in (None, Part.rules) or with_secret):
+        raise ConfigError(f"gpu.{name} has agent = false: its instance needs the rules only")
+    if with_secret and (output is None or only not in (Part.user_data, Part.script)):
+        raise ConfigError(
+            "--with-secret needs --output FILE and --only user-data or --only script: "
+            "the secret is not printed"
+        )
+    if apply:
+        _apply(loaded, plan, security_group, dry_run=dry_run, json=json)
+        return
+    if dry_run:
+        raise ConfigError("--dry-run goes with --apply; without it nothing is changed anyway")
+    if only is not None or output is not None:
+        text = _part(plan, only, loaded.read_node_secret() if with_secret else "")
+        _write(output, text) if output else print(text, end="")
+        return
+    if json:
+        print_json(_as_json(plan))
+        return
+    _print_all(loaded, plan)
+
+
+def _only_config_before(context: typer.Context) -> None:
+    """Options before `create` or `release` would have no effect: refuse them."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name != "config" and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"options of {context.invoked_subcommand} go after that word", context
+            )
+
+
+def _part(plan: Plan, part: Part | None, secret: str) -> str:
+    if part is Part.script:
+        return plan.script(secret)
+    if part is Part.user_data:
+        return plan.user_data(secret)
+    found = _as_json(plan)
+    return json_module.dumps(found[part.value] if part else found, indent=2) + "\n"
+
+
+def _as_json(plan: Plan) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from qwenctl.clouds.permissions import node_policy, node_role_name, node_trust
+
+    role = None
+    if plan.instance is not None:
+        role = {
+            "name": node_role_name(plan.instance),
+            "trust": node_trust(plan.cloud, plan.instance.region),
+            "policy": node_policy([plan.instance]),
+            "needed": plan.cloud == "aliyun",
+            "commands": plan.role_commands(),
+        }
+    return {
+        "gpu": plan.gpu,
+        "cloud": plan.cloud,
+        "rules": [asdict(rule) for rule in plan.rules],
+        "role": role,
+        "user-data": plan.user_data(),
+        "script": plan.script(),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    from qwenctl.errors import ConfigError
+    from qwenctl.lib.private_file import write_private
+
+    try:
+        write_private(path, text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+    print(f"Wrote {path}, readable by you only.")
+
+
+def _print_all(config: Config, plan: Plan) -> None:
+    from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS
+
+    found = _as_json(plan)
+    _heading(f"1. Inbound rules of the security group of gpu.{plan.gpu}")
+    if plan.rules:
+        for rule in plan.rules:
+            print(f"allow tcp {rule.port} from {rule.source}    # {rule.description}")
+    else:
+        print("proxy.node_urls has no address in it; say where the proxy's requests come from:")
+        print("  qwenctl provision --from 10.0.0.5/32")
+    print("No other inbound rule is needed. `qwenctl provision --apply` adds what is missing.")
+    if not plan.agent:
+        print("\nagent = false: no role, no agent and no secret are needed. See docs/agentless.md.")
+        return
+    _heading("2. Role of the instance")
+    if plan.cloud == "aws":
+        print("None is needed, and --apply makes none: the node powers itself off when no proxy is")
+        print("heard for too long, and asks AWS for nothing else than its own metadata.")
+        print("InstanceInitiatedShutdownBehavior must be `stop`; --apply sees to that.")
+    elif found["role"] is None:
+        print(f"First set instance_id in [gpu.{plan.gpu}.aliyun]: the policy names the instance.")
+    else:
+        print("An instance role for ECS, so that the node can stop itself and end its billing.")
+        print("`qwenctl provision --apply` makes and attaches it. Trust policy:")
+        print(json_module.dumps(found["role"]["trust"], indent=2))
+        print("Permissions (also `qwenctl policy aliyun --node`):")
+        print(json_module.dumps(found["role"]["policy"], indent=2))
+        print(
+            "By hand, with Alibaba Cloud's own command line. An instance has one role at most: if"
+        )
+        print("it has one, attach the policy to that one (third command) and leave the last out.")
+        for command in found["role"]["commands"]:
+            print(f"  {command}")
+    _heading("3. User data of a new instance (--only user-data; --only script for an existing one)")
+    if plan.containers:
+        print(f"Its services are containers: it needs {IMAGE_FOR_CONTAINERS}.\n")
+    print(plan.user_data(), end="")
+    _heading("4. The node secret")
+    for line in _secret_words(config, plan):
+        print(line)
+
+
+def _secret_words(config: Config, plan: Plan) -> list[str]:
+    """How the secret gets to the node; it is not shown."""
+    from qwenctl.clouds.plan import SECRET_FILE, UNIT
+
+    if config.node_secret.get_secret_value():
+        return [
+            "It is in the configuration or in QWENCTL_NODE_SECRET. To have it in the user data:",
+            f"  qwenctl provision --gpu {plan.gpu} --only user-data --with-secret -o FILE",
+        ]
+    path = (
+        Path(config.node_secret_file).expanduser()
+        if config.node_secret_file
+        else config.state_path / "node.secret"
+    )
+    install = f"install -m 600 -o {plan.user} /dev/stdin {SECRET_FILE}"
+    lines = [
+        "Copy it once the instance is up, then start the service:",
+        f"  ssh root@NODE '{install} && systemctl start {UNIT}' < {shlex.quote(str(path))}",
+        "Without it the instance stops itself some minutes after each boot (see docs/node-install.md).",
+    ]
+    if not path.is_file():
+        lines.insert(0, "`qwenctl serve` makes it at its first start.")
+    return lines
+
+
+def _with_fallback(config: Config, name: str, fallback: str) -> Config:
+    """The configuration as if that fallback were the GPU's own instance."""
+    from qwenctl.errors import ConfigError
+
+    others = dict(config.gpu[name].candidates()[1:])
+    if fallback not in others:
+        known = ", ".join(others) or "none"
+        raise ConfigError(f"gpu.{name} has no fallback {fallback!r}; known: {known}")
+    return config.model_copy(update={"gpu": {**config.gpu, name: others[fallback]}})
+
+
+def _heading(text: str) -> None:
+    print(f"\n{paint(text, bold=True)}\n" if sys.stdout.isatty() else f"\n{text}\n")
+
+
+def _apply(config: Config, plan: Plan, group: str, *, dry_run: bool, json: bool) -> None:
+    from dataclasses import asdict
+
+    from qwenctl.cli.cloud.errors import raising_user_errors
+    from qwenctl.errors import UserError
+
+    found: dict[str, Any] = {"gpu": plan.gpu, "dry_run": dry_run, "changes": []}
+    try:
+        with raising_user_errors():
+            for change in _changes(config, plan, group, dry_run):
+                found["changes"].append(asdict(change))
+                if not json:  # at once: what comes next may be refused
+                    print(f"{change.done}: {change.what}", flush=True)
+    except UserError as error:
+        found["error"] = str(error)
+        raise
+    finally:
+        if json and found["changes"]:
+            print_json(found)
+    if json:
+        return
+    if dry_run:
+        print("Nothing was changed.")
+    elif plan.agent:
+        print("Not done: agent and node secret; `qwenctl provision` prints what to do.")
+
+
+def _changes(config: Config, plan: Plan, group: str, dry_run: bool) -> Iterator[Change]:
+    from qwenctl.clouds.aliyun.security_group import apply_aliyun
+    from qwenctl.clouds.aws.security_group import apply_aws
+
+    gpu = config.gpu[plan.gpu]
+    if plan.cloud == "aws":
+        from qwenctl.clouds.aws.api import account_of
+
+        account = account_of(gpu.aws, f"gpu.{plan.gpu}.aws")
+        yield from apply_aws(account, plan, group, dry_run=dry_run)
+        return
+    from qwenctl.clouds.aliyun.api import Ecs, default_credentials
+    from qwenctl.clouds.aliyun.provider import AliyunProvider
+    from qwenctl.clouds.aliyun.ram_role import Ram, apply_role
+
+    AliyunProvider.from_config(plan.gpu, gpu, config)  # its checks, as of the endpoints
+    credentials = default_credentials()
+    ecs = Ecs(gpu.aliyun, credentials)
+    yield from apply_aliyun(ecs, plan, group, dry_run=dry_run)
+    if plan.instance is not None and plan.agent:
+        ram = Ram(gpu.aliyun, credentials)
+        yield from apply_role(ecs, ram, plan.instance, dry_run=dry_run)

@@ -1,0 +1,145 @@
+"""What most commands begin with: the options that they share, the config, the store, the GPU."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from qwenctl.config.deployment import Config
+    from qwenctl.config.gpu import GpuConfig
+    from qwenctl.store.store import Store
+
+__all__ = [
+    "BecauseOption",
+    "ConfigOption",
+    "DryRunOption",
+    "GpuOption",
+    "JsonOption",
+    "Target",
+    "config_file",
+    "duration_option",
+    "heed_interrupt",
+    "load",
+    "open_store",
+    "print_json",
+    "use_config",
+    "user",
+]
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", "-c", metavar="FILE", help="Config file to use.", show_default=False),
+]
+GpuOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu", "-g", metavar="NAME", help="Which GPU, if there are several.", show_default=False
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+BecauseOption = Annotated[
+    str,
+    typer.Option("--because", metavar="TEXT", help="Reason, shown in `why`.", show_default=False),
+]
+
+_config_file: str | None = None
+
+
+def use_config(path: str | None) -> None:
+    """Remember the file given by ``--config`` before the command."""
+    global _config_file
+    _config_file = path
+
+
+def config_file() -> str | None:
+    """The file given by ``--config`` before the command."""
+    return _config_file
+
+
+_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
+
+
+def load(given: str | None = None) -> Config:
+    """The configuration; ``given`` is the ``--config`` after the command, which goes first."""
+    import os
+
+    from qwenctl.config.loading import load_config
+
+    # Pydantic would search every installed package for plugins: a twentieth of `qwenctl status`.
+    # Not for our children: what a service does with Pydantic is its own business.
+    ours = _PLUGINS not in os.environ
+    os.environ.setdefault(_PLUGINS, "__all__")
+    try:
+        return load_config(given or _config_file)
+    finally:
+        if ours:
+            del os.environ[_PLUGINS]
+
+
+class Target:
+    """One GPU of the configuration with its store."""
+
+    def __init__(self, config: Config, name: str, store: Store) -> None:
+        self.config, self.name, self.store = config, name, store
+
+    @classmethod
+    def find(cls, gpu: str | None, config_file: str | None = None) -> Target:
+        """The GPU that the options name."""
+        config = load(config_file)
+        name = config.gpu_name(gpu)
+        return cls(config, name, open_store(config))
+
+    @property
+    def gpu(self) -> GpuConfig:
+        return self.config.gpu[self.name]
+
+    def command(self, verb: str) -> str:
+        """A command on this GPU as it is typed, in backticks: among several it must be named."""
+        return f"`qwenctl {verb}{f' --gpu {self.name}' if len(self.config.gpu) > 1 else ''}`"
+
+
+def open_store(config: Config) -> Store:
+    from qwenctl.store.store import open_store
+
+    return open_store(config)
+
+
+def duration_option(*names: str, help: str) -> Any:  # noqa: A002
+    """An option that takes a duration such as 90, 90s, 10m or 1h30m."""
+
+    def parse(text: str) -> float:
+        from qwenctl.lib.settings_types import parse_duration
+
+        try:
+            return parse_duration(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"{text!r}: {error}") from None
+
+    return typer.Option(*names, metavar="DURATION", parser=parse, help=help, show_default=False)
+
+
+def heed_interrupt() -> None:
+    """Have SIGINT end us although a shell script that started us with ``&`` had it ignored."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def user() -> str:
+    """Who runs this, for the history: SUDO_USER, or the login name."""
+    import getpass
+    import os
+
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # no such user, as in some containers
+        return f"uid{os.getuid()}"
+
+
+def print_json(value: object, *, compact: bool = False) -> None:
+    """JSON on stdout; ``compact``: on one line."""
+    print(json.dumps(value, ensure_ascii=False, indent=None if compact else 2), flush=compact)

@@ -1,0 +1,1 @@
+"""`qwenctl demo`."""

@@ -1,0 +1,211 @@
+"""`qwenctl init`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwenctl.cli.common.context import ConfigOption, JsonOption, config_file, print_json
+from qwenctl.config.toml import toml_list
+
+__all__ = ["init", "sample_webui"]
+
+_HEAD = """\
+# qwenctl: a GPU in the cloud that sleeps until somebody needs it.
+# Check this file with `qwenctl config validate`; all keys: `qwenctl config show`.
+# Durations are seconds or text such as "90s", "10m", "1h30m".
+
+[proxy]
+listen = "127.0.0.1:8080"
+# Where people and nodes reach the proxy, if not under the address above:
+# public_url = "https://gpu.example.com"
+{node_urls}
+[access]
+# "none" is for this machine only. For others: mode = "password", and
+# password_hash from `qwenctl access hash-password`.
+mode = "none"
+
+[gpu.{name}]
+provider = "{provider}"
+# How long after its last use the GPU stays on:
+idle_timeout = "10m"
+# What to tell the first visitor, before there are boots to learn from:
+boot_estimate = "{boot_estimate}"
+{runs}# "visit": a visible waiting page wakes it; "click": only its button; "never".
+wake_on = "visit"
+# For `qwenctl status`, in your currency:
+# price_per_hour = 1.20
+
+"""
+
+_LOCAL = """\
+# The local provider: an "instance" that is a group of processes on this machine.
+[gpu.{name}.local]
+boot_seconds = 3
+
+# What the instance runs. Replace this sample, a single page, with your WebUI and its port.
+[[gpu.{name}.service]]
+name = "webui"
+command = {command}
+port = 7860
+
+# For example the WebUI of Qwen3-VL (with preset = "gradio"):
+# command = ["python3", "web_demo_mm.py", "--server-port", "7860"]
+
+# Or vLLM's OpenAI-compatible API (with preset = "openai"):
+# command = ["vllm", "serve", "Qwen/Qwen3-VL-8B-Instruct", "--port", "8000"]
+# port = 8000
+# readiness = {{ path = "/health" }}
+# activity = {{ path = "/metrics", metrics = ["vllm:num_requests_running"] }}
+"""
+
+_NODE_URLS = """\
+# Where the GPU instance reaches this machine, best its private address in the same VPC:
+# node_urls = ["http://10.0.0.5:8080"]
+"""
+
+_ALIYUN = """\
+# An instance that exists: `qwenctl import aliyun INSTANCE_ID --region REGION` prints this table.
+[gpu.{name}.aliyun]
+region = ""       # fill in, such as "cn-hangzhou"
+instance_id = ""  # fill in, such as "i-bp1abcdefgh"; pay-as-you-go or spot, no local disks
+
+# Or let `qwenctl provision create` make one from this and fill in instance_id:
+# [gpu.{name}.aliyun.template]
+# image_id = "ubuntu_22_04_x64_20G_alibase_20250722.vhd"
+# instance_type = "ecs.gn7i-c8g1.2xlarge"
+# vswitch_id = "vsw-bp1abcdefgh"
+# security_group_id = "sg-bp1abcdefgh"
+# system_disk_gb = 100
+# ram_role_name = "qwenctl-node"  # lets the node stop itself: `qwenctl policy aliyun --node`
+"""
+
+_AWS = """\
+# An instance that exists: `qwenctl import aws INSTANCE_ID --region REGION` prints this table.
+[gpu.{name}.aws]
+region = ""       # fill in, such as "us-east-1"
+instance_id = ""  # fill in, such as "i-0123456789abcdef0"; its root volume on EBS
+
+# Or let `qwenctl provision create` make one from this and fill in instance_id:
+# [gpu.{name}.aws.template]
+# image_id = "ami-0123456789abcdef0"
+# instance_type = "g5.xlarge"
+# subnet_id = "subnet-0123456789abcdef0"
+# security_group_ids = ["sg-0123456789abcdef0"]
+# root_volume_gb = 100
+"""
+
+_CLOUD_SERVICE = """
+# Anything else is a [[gpu.{name}.service]] table of your own: a container with an image, or a
+# command; see docs/node.md.
+"""
+
+_RUNS_SAMPLE = """\
+# What counts as use: "gradio", "open-webui", "openai" or "generic".
+preset = "generic"
+"""
+
+_RUNS_WORKLOAD = """\
+# What the instance runs: "qwen3-vl-webui", "vllm-openai" or "open-webui+vllm". They need an image
+# with Docker and nvidia-container-toolkit.
+workload = "qwen3-vl-webui"
+# A name on Hugging Face, or a directory on the instance. It must fit into the GPU's memory.
+model = "Qwen/Qwen3-VL-8B-Instruct"
+"""
+
+_TEMPLATES = {
+    "local": _HEAD + _LOCAL,
+    "aliyun": _HEAD + _ALIYUN + _CLOUD_SERVICE,
+    "aws": _HEAD + _AWS + _CLOUD_SERVICE,
+}
+
+
+def sample_webui() -> Path | None:
+    """The sample WebUI: of the checkout, or of the installed package."""
+    package = Path(__file__).resolve().parents[2]
+    for path in (
+        package.parent / "examples" / "webui" / "app.py",
+        package / "demo_webui" / "app.py",
+    ):
+        if path.is_file():
+            return path
+    return None
+
+
+def init(
+    here: Annotated[
+        bool, typer.Option("--here", help="Write ./qwenctl.toml instead of the one of the user.")
+    ] = False,
+    gpu: Annotated[str, typer.Option("--gpu", metavar="NAME", help="Name of the GPU.")] = "main",
+    provider: Annotated[
+        str,
+        typer.Option(
+            "--provider", metavar="NAME", help="Who runs the instance: local, aliyun or aws."
+        ),
+    ] = "local",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a commented config file to start from.
+
+    \b
+    Examples:
+      qwenctl init
+      qwenctl init --here --gpu main --provider aliyun
+    """
+    import os
+    import re
+
+    from qwenctl.errors import ConfigError
+
+    if provider not in _TEMPLATES:
+        known = ", ".join(_TEMPLATES)
+        raise ConfigError(f"no template for the provider {provider!r}; there is one for: {known}")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", gpu):
+        raise ConfigError(
+            f"--gpu {gpu!r}: a name is made of lower-case letters, digits and hyphens, at most 32"
+        )
+    base = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    path = base / "qwenctl" / "qwenctl.toml"
+    if here:
+        path = Path("qwenctl.toml")
+    elif given := config or config_file() or os.environ.get("QWENCTL_CONFIG"):
+        path = Path(given).expanduser()  # never another one than meant
+    command = [sys.executable, "-m", "qwenctl.cli.demo.sample", "7860"]
+    local = provider == "local"
+    text = _TEMPLATES[provider].format(
+        name=gpu,
+        provider=provider,
+        command=toml_list(command),
+        boot_estimate="30s" if local else "3m",
+        runs=_RUNS_SAMPLE if local else _RUNS_WORKLOAD,
+        node_urls="" if local else _NODE_URLS,
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists already; --force overwrites it") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+    if json:
+        print_json({"file": str(path.resolve()), "gpu": gpu})
+        return
+    if not local:
+        print(f"Wrote {path.resolve()}. Fill in, or have printed by `qwenctl import {provider}`:")
+        print(f"  [gpu.{gpu}.{provider}]      `region` and `instance_id`")
+        print("  [proxy]                `node_urls`: where the instance reaches this machine")
+        print(f"  [gpu.{gpu}]             `workload` and `model`: what the instance runs")
+        print("Then: `qwenctl config validate`, `qwenctl provision`, `qwenctl doctor`.")
+        return
+    print(f"Wrote {path.resolve()}. It runs as it is, with a sample page for a WebUI; try:")
+    print("  qwenctl serve              run the proxy; open the address that it prints")
+    print("  qwenctl up                 wake the GPU from another terminal")
+    print("  qwenctl why                who keeps it on or off")
+    print(f"Then edit it: in [[gpu.{gpu}.service]] put your WebUI's `command` and `port`, in")
+    print(f"[gpu.{gpu}] its `preset`. `qwenctl config validate` checks it.")

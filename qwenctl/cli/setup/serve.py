@@ -1,0 +1,84 @@
+"""`qwenctl serve`: become the proxy process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwenctl.cli import missing
+from qwenctl.cli.common.context import ConfigOption, load
+
+__all__ = ["proxy_command", "serve"]
+
+
+def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of the proxy for this config file (empty: none).
+
+    The wheel installs it as ``qwenctl_proxy``; in a checkout it is the folder ``proxy``, which must
+    win over any other package of that name (docs/decisions/0001-the-name-proxy.md): the checkout
+    goes first on PYTHONPATH, and ``-P`` keeps the working directory out.
+
+    Raises:
+        UserError: it is not installed, or one of its packages is not.
+    """
+    from qwenctl.errors import UserError
+
+    for module in ("uvicorn", "aiohttp", "flask", "a2wsgi", "redis"):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(missing(module))
+    env = dict(os.environ)
+    command = [sys.executable]
+    if importlib.util.find_spec("qwenctl_proxy") is not None:
+        command += ["-m", "qwenctl_proxy"]
+    else:
+        checkout = Path(__file__).resolve().parents[3]
+        if not (checkout / "proxy" / "__main__.py").is_file():
+            raise UserError(
+                "the proxy is not installed: pip install 'qwenctl[proxy]', or run from a checkout"
+            )
+        before = env.get("PYTHONPATH")
+        env["PYTHONPATH"] = str(checkout) + (os.pathsep + before if before else "")
+        if sys.version_info >= (3, 11):
+            command.append("-P")
+        command += ["-m", "proxy"]
+    if config_path:
+        command += ["--config", config_path]
+    return command, env
+
+
+def serve(
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen", metavar="HOST:PORT", help="Address to listen on.", show_default=False
+        ),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Run the proxy that wakes, forwards and stops.
+
+    It serves waiting pages, forwards to the GPU, and runs the controller that starts and stops it.
+
+    \b
+    Examples:
+      qwenctl serve
+      qwenctl serve --listen 127.0.0.1:9000
+      qwenctl serve --config /etc/qwenctl/qwenctl.toml
+    """
+    from qwenctl.cli.setup.config import check_password
+
+    if listen:
+        os.environ["QWENCTL_PROXY__LISTEN"] = listen
+    loaded = load(config)  # so that a mistake in it is told here, in one sentence
+    if not loaded.gpu:
+        loaded.gpu_name(None)  # raises the sentence on that
+    loaded.check_listen()
+    check_password(loaded)
+    command, env = proxy_command(loaded.source)
+    sys.stdout.flush()
+    os.execve(command[0], command, env)  # noqa: S606

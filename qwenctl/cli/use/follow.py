@@ -1,0 +1,306 @@
+"""Waiting for a GPU: the reconciler run inline, changes followed as they come, live steps."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from qwenctl.cli.common.context import Target
+from qwenctl.cli.common.terminal import coloured, live, paint, warn
+
+if TYPE_CHECKING:
+    from qwenctl.clouds.base import Provider
+    from qwenctl.core.snapshot import Event, Snapshot
+
+__all__ = ["STEP_WORDS", "Follower", "Reconciling", "StepLines", "step_display"]
+
+STEP_WORDS = {
+    "request": "Request",
+    "start": "Starting the instance",
+    "boot": "Booting",
+    "load": "Loading",
+    "ready": "Ready",
+}
+
+JOIN_SECONDS = 10.0
+"""How long to wait at the end for a cloud call under way."""
+
+
+class Reconciling:
+    """The reconciler in a thread, for as long as the ``with`` block lasts.
+
+    It hears of changes through the follower. Where a proxy's controller holds the lock, ours only
+    waits its turn and changes nothing. ``owner`` is its name as the snapshot's leader.
+    ``provider``: one made before. ``keep_found=False``: what it finds running and nobody needs is
+    stopped and not adopted; one that is to be ignored is ignored all the same.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        follower: Follower,
+        *,
+        provider: Provider | None = None,
+        keep_found: bool = True,
+    ) -> None:
+        from qwenctl.clouds.registry import make_provider
+        from qwenctl.control.controller import Controller, owner_name
+
+        self._stop = threading.Event()
+        provider = provider or make_provider(target.name, target.gpu, target.config)
+        self.owner = owner_name()
+        gpu = target.gpu
+        if not keep_found and gpu.found_running == "adopt":
+            gpu = gpu.model_copy(update={"found_running": "stop"})
+        self._controller = Controller(
+            target.name, gpu, target.store, provider, owner=self.owner, probe=True
+        )
+        self._thread = threading.Thread(
+            target=self._controller.run,
+            args=(self._stop,),
+            kwargs={"watch": False},
+            name="reconciler",
+            daemon=True,
+        )
+        follower.listeners.append(self._controller.wake)
+
+    def __enter__(self) -> Reconciling:
+        _log_to_terminal()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._controller.wake()
+        self._thread.join(JOIN_SECONDS)
+
+
+class _OneLine(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if os.environ.get("QWENCTL_DEBUG"):
+            text = logging.Formatter("%(name)s: %(message)s").format(record)
+        else:
+            text = record.getMessage()
+            if record.exc_info and record.exc_info[1]:
+                text += f" ({record.exc_info[1]}; QWENCTL_DEBUG=1 shows the traceback)"
+        # What fails the wake, the command itself tells; what stays as it is, one line tells.
+        same = re.sub(r"request [\w-]+", "request", text)
+        if same not in self._said and not getattr(record, "fails_wake", False):
+            self._said.add(same)
+            warn(f"warning: {text}")
+
+
+def _log_to_terminal() -> None:
+    logger = logging.getLogger("qwenctl")
+    if not any(isinstance(handler, _OneLine) for handler in logger.handlers):
+        logger.addHandler(_OneLine())
+        logger.propagate = False
+        logger.setLevel(logging.INFO if os.environ.get("QWENCTL_DEBUG") else logging.WARNING)
+
+
+class Follower:
+    """The snapshots of one GPU, a new one at each change. A context manager."""
+
+    def __init__(self, target: Target) -> None:
+        from qwenctl.core.status import HISTORY
+
+        self._store, self._name = target.store, target.name
+        self.events: list[Event] = self._store.events(self._name, HISTORY)
+        self._changed = threading.Event()
+        self.listeners: list[Callable[[], None]] = [self._changed.set]
+        self._watcher = self._store.watch([self._name], self._tell)
+
+    def _tell(self, *_: str) -> None:
+        for listener in self.listeners:
+            listener()
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # It may be in the middle of a read of a second; nobody needs to wait for that.
+        threading.Thread(target=self._watcher.stop, daemon=True).start()
+
+    def snapshots(self, *, every: float, deadline: float | None = None) -> Iterator[Snapshot]:
+        """A snapshot now, at each change, and at least ``every`` seconds; `events` goes along.
+
+        Ends at the deadline (monotonic), after one last snapshot.
+        """
+        while True:
+            self._changed.clear()
+            last = self.events[-1].id if self.events else "0"
+            self.events += self._store.events(self._name, 1000, after=last)
+            yield self._store.snapshot(self._name)
+            pause = every
+            if deadline is not None:
+                pause = min(every, deadline - time.monotonic())
+                if pause <= 0:
+                    return
+            self._changed.wait(pause)
+
+
+class StepLines:
+    """The steps of a wake, a line for each change; for logs and pipes."""
+
+    every = 10.0
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __enter__(self) -> StepLines:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, page: dict[str, Any], *, known: bool) -> None:
+        """``known``: the expected durations are learned, not merely estimated."""
+        for text in _lines(page, "usually" if known else "estimated"):
+            if text not in self._said:
+                self._said.add(text)
+                print(text, file=sys.stderr, flush=True)
+
+
+def _lines(page: dict[str, Any], usual_word: str) -> Iterator[str]:
+    from qwenctl.core.words import cause_words, duration
+
+    for step in page["steps"][:-1]:
+        word = STEP_WORDS[step["key"]]
+        if step["state"] == "done" and step["seconds"] is not None:
+            yield f"  {word}: done in {duration(step['seconds'])}"
+        elif step["state"] == "active" and step["key"] != "request":
+            usual = (
+                f", {usual_word} {duration(step['expected'])}"
+                if (step["expected"] or 0) >= 0.5
+                else ""
+            )
+            yield f"  {word}{usual}"
+    progress = page["progress"]
+    if progress and progress["phase"]:
+        # Not each percent: a log wants the phases.
+        yield f"  … {progress['phase']}"
+    if page["problem"]:
+        yield f"  {page['problem']}"
+    failure = page["failure"]
+    if failure and page["phase"] == "failed":
+        why = f"{cause_words(failure['code'])}: {failure['message']}"
+        yield f"  attempt {failure['attempts']} failed, {why}"
+
+
+class _StepScreen:
+    """The steps of a wake, drawn anew several times a second; for terminals."""
+
+    every = 0.5
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._page: dict[str, Any] | None = None
+        self._at = 0.0
+        # Without a colour system Rich writes no bold and no dim either.
+        console = Console(stderr=True, color_system="auto" if coloured(sys.stderr) else None)
+        self._live = Live(
+            get_renderable=self._render, console=console, refresh_per_second=8, transient=False
+        )
+
+    def __enter__(self) -> _StepScreen:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._live.refresh()
+        self._live.__exit__(*exception)
+
+    def show(self, page: dict[str, Any], *, known: bool) -> None:
+        self._page, self._at = page, time.monotonic()
+        self._word = "about" if known else "estimated"
+
+    def _render(self) -> Any:
+        from rich.spinner import Spinner
+        from rich.table import Table
+        from rich.text import Text
+
+        from qwenctl.core.words import duration
+
+        page = self._page
+        if page is None:
+            return Text("")
+        age = time.monotonic() - self._at
+        grid = Table.grid(padding=(0, 1))
+        marks = {"done": Text("✓", "green"), "todo": Text("·", "dim"), "failed": Text("✗", "red")}
+        for step in page["steps"]:
+            active = step["state"] == "active" and page["phase"] != "ready"
+            if not hasattr(self, "_spinner"):
+                self._spinner = Spinner("dots", style="yellow")
+            seconds = step["seconds"]
+            if seconds is not None and active:
+                seconds += age
+            took = "" if seconds is None else duration(seconds)
+            if active and step["expected"]:
+                took += f" of {self._word} {duration(step['expected'])}"
+            elif step["state"] == "todo" and step["expected"]:
+                took = f"{self._word} {duration(step['expected'])}"
+            style = "bold" if active else "dim" if step["state"] == "todo" else ""
+            mark = self._spinner if active else marks.get(step["state"], Text(" "))
+            grid.add_row(mark, Text(STEP_WORDS[step["key"]], style), Text(took, "dim"))
+        grid.add_row("", Text(_footer(page, age), "cyan"), "")
+        return grid
+
+
+def _footer(page: dict[str, Any], age: float) -> str:
+    from qwenctl.core.words import cause_words, duration
+
+    failure, progress = page["failure"], page["progress"]
+    if failure and page["phase"] == "failed":
+        again = failure["retry_in_seconds"]
+        retry = "" if again is None else f"; next attempt in {duration(max(0.0, again - age))}"
+        return f"{cause_words(failure['code'])}: {failure['message']}{retry}"
+    parts = []
+    if progress:
+        percent = "" if progress["percent"] is None else f" {progress['percent']:.0f} %"
+        remains = (progress.get("eta") or 0.0) - age
+        left = f" ({duration(remains)} left)" if remains >= 1 else ""
+        parts.append(f"{progress['phase']}{percent}{left} {progress['text']}".strip())
+    if page["problem"]:
+        parts.append(page["problem"])
+    if page["phase"] == "stopping":
+        parts.append("it is just being stopped and starts again after that")
+    eta = page["eta_seconds"]
+    if eta is not None and page["phase"] != "ready":
+        left = eta - age
+        parts.append(f"about {duration(left)} left" if left > 1 else "any moment now")
+    return ", ".join(parts)
+
+
+def step_display(*, quiet: bool = False) -> Any:
+    """What shows the steps on stderr; with ``quiet`` nothing does."""
+    if quiet:
+        return _Silence()
+    return _StepScreen() if live(sys.stderr) else StepLines()
+
+
+class _Silence(StepLines):
+    def show(self, page: dict[str, Any], *, known: bool) -> None:
+        """Nothing."""
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """A line on stderr about what goes on."""
+    if not quiet:
+        print(paint(text, dim=True, stream=sys.stderr), file=sys.stderr, flush=True)

@@ -1,0 +1,516 @@
+"""`qwenctl prewarm`: schedules that keep a GPU ready (prewarm) or off (off-hours)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenctl.cli.common.context import (
+    ConfigOption,
+    DryRunOption,
+    GpuOption,
+    JsonOption,
+    Target,
+    duration_option,
+    heed_interrupt,
+    load,
+    open_store,
+    print_json,
+)
+from qwenctl.cli.common.terminal import warn
+from qwenctl.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from qwenctl.config.deployment import Config
+    from qwenctl.core.schedule import Schedule, Window
+    from qwenctl.core.snapshot import Snapshot
+    from qwenctl.store.store import Store
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Keep a GPU ready, or off, by schedule.")
+
+EARLY_SECONDS = 90.0
+"""How much too early `run` may come: cron starts by the minute, and by another clock than the
+store's."""
+
+NameArgument = Annotated[str, typer.Argument(help="Name of the schedule.")]
+SomeNameArgument = Annotated[
+    str | None, typer.Argument(help="Name of the schedule; default: all.", show_default=False)
+]
+
+
+def _plans(config: Config, gpu: str | None) -> Iterator[tuple[str, Schedule]]:
+    """The schedules of the GPU, or of all."""
+    from qwenctl.config.read_schedules import schedules
+
+    for name in [config.gpu_name(gpu)] if gpu or not config.gpu else config.gpu:
+        for schedule in schedules(config, name):
+            yield name, schedule
+
+
+def _named(config: Config, gpu: str | None, name: str | None) -> list[tuple[str, Schedule]]:
+    plans = list(_plans(config, gpu))
+    found = [(at, schedule) for at, schedule in plans if name in (None, schedule.name)]
+    if name is not None and not found:
+        known = ", ".join(dict.fromkeys(schedule.name for _, schedule in plans))
+        raise ConfigError(f"no schedule named {name!r}; configured: {known or 'none'}")
+    return found
+
+
+class _Leads:
+    """How long before its opening each schedule begins."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self._config, self._store = config, store
+        self._usual: dict[str, float] = {}
+
+    def of(self, gpu: str, schedule: Schedule) -> float:
+        from qwenctl.control.holders import usual_lead
+
+        if schedule.lead is not None:
+            return schedule.lead
+        if gpu not in self._usual:
+            estimate = self._config.gpu[gpu].boot_estimate
+            self._usual[gpu] = usual_lead(self._store, gpu, estimate)
+        return self._usual[gpu]
+
+
+@app.command("list")
+def list_(
+    gpu: GpuOption = None,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=100, help="How many windows of each.")
+    ] = 3,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show the schedules with their next windows, and what they cost.
+
+    Times are local ones of the schedule's time zone. The cost counts the lead
+    and the whole window, at `price_per_hour`.
+
+    \b
+    Examples:
+      qwenctl prewarm list
+      qwenctl prewarm list -n 10 --json
+    """
+    loaded = load(config)
+    plans = list(_plans(loaded, gpu))
+    if not plans and not json:
+        print("no schedules; `qwenctl prewarm add --help` shows how to add one")
+        return
+    rows = []
+    if plans:
+        store = open_store(loaded)
+        leads = _Leads(loaded, store)
+        snapshots = {name: store.snapshot(name) for name in dict.fromkeys(at for at, _ in plans)}
+        for at, schedule in plans:
+            price = loaded.gpu[at].price_per_hour
+            lead = leads.of(at, schedule)
+            rows.append(_row(at, schedule, snapshots[at], lead, count, price))
+    if json:
+        print_json({"schedules": rows})
+        return
+    print("\n\n".join("\n".join(_row_lines(row)) for row in rows))
+
+
+def _row(
+    gpu: str, schedule: Schedule, snapshot: Snapshot, lead: float, count: int, price: float
+) -> dict[str, Any]:
+    now = snapshot.now
+    present = schedule.window(now, lead)
+
+    def about(window: Window) -> dict[str, Any]:
+        hours = (window.ends - window.starts) / 3600
+        return {
+            "opens": window.opens,
+            "ends": window.ends,
+            "starts": window.starts,
+            "local": {
+                key: schedule.at(getattr(window, key)).isoformat(timespec="seconds")
+                for key in ("opens", "ends", "starts")
+            },
+            "cost": round(hours * price, 2) if price and schedule.kind == "prewarm" else None,
+        }
+
+    return {
+        "gpu": gpu,
+        "name": schedule.name,
+        "kind": schedule.kind,
+        "cron": schedule.cron.text,
+        "timezone": str(schedule.zone),
+        "duration_seconds": schedule.duration,
+        "lead_seconds": round(lead, 1),
+        "lead_auto": schedule.lead is None,
+        "now": about(present) if present else None,
+        "given_up": bool(present and snapshot.given_up(schedule.lease, present.opens)),
+        "next": [about(window) for window in schedule.upcoming(now, count, lead)],
+    }
+
+
+def _row_lines(row: dict[str, Any]) -> Iterator[str]:
+    from datetime import datetime
+
+    from qwenctl.cli.common.terminal import paint
+    from qwenctl.core.words import duration
+
+    prewarm = row["kind"] == "prewarm"
+    what = "ready" if prewarm else "off"
+    head = f"{row['gpu']}: {paint(row['name'], bold=True)} keeps it {what} for "
+    head += f"{duration(row['duration_seconds'])} at {row['cron']} ({row['timezone']})"
+    if prewarm:
+        usual = ", as long as starts usually take" if row["lead_auto"] else ""
+        head += f", started {duration(row['lead_seconds'])} before{usual}"
+    yield head
+    lines = [("now ", row["now"])] if row["now"] else []
+    for label, window in lines + [
+        ("next" if i == 0 else "    ", w) for i, w in enumerate(row["next"])
+    ]:
+        opens, ends, starts = (
+            datetime.fromisoformat(window["local"][key]) for key in ("opens", "ends", "starts")
+        )
+        form = "%H:%M" if ends.date() == opens.date() else "%a %Y-%m-%d %H:%M"
+        text = f"  {label}  {opens:%a %Y-%m-%d %H:%M} to {ends:{form}}"
+        if prewarm:
+            text += f", starts {starts:%H:%M:%S}"
+        if window["cost"] is not None:
+            text += f", about {window['cost']:.2f}"
+        if label == "now " and row["given_up"]:
+            by = "down" if prewarm else "unblock"
+            text += f"; given up by `qwenctl {by}` until the next one"
+        yield text
+    if not row["next"]:
+        yield "  it never opens again"
+
+
+@app.command()
+def run(
+    name: SomeNameArgument = None,
+    gpu: GpuOption = None,
+    lead: Annotated[
+        float | None,
+        duration_option("--lead", help="Begin this long before; default: as configured."),
+    ] = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Do what the schedules want now, for cron; silent unless something is wrong.
+
+    The proxy does the same by itself: this is for machines without one, or to
+    be safe. It may run at any time, twice at once, and as often as you like:
+    it looks which windows are open now and holds their lease, or block, until
+    they end. What somebody gave up by `qwenctl down` or `unblock` stays given up
+    until the next window. Where no proxy runs, it starts the instance, too.
+
+    \b
+    Examples:
+      qwenctl prewarm run
+      qwenctl prewarm run morning --gpu main
+      */5 * * * *  qwenctl prewarm run        (in a crontab)
+
+    \b
+    Exit codes: 0 done or nothing to do, 2 no such schedule, 3 no capacity, 4 denied,
+    5 the call was not made within a minute, 6 failed to come up, 8 Redis unreachable.
+    """
+    heed_interrupt()
+    loaded = load(config)
+    plans = _named(loaded, gpu, name)
+    store = open_store(loaded) if plans else None
+    done = [] if store is None else list(_run(loaded, store, plans, lead, dry_run=dry_run))
+    if json:
+        print_json({"dry_run": dry_run, "windows": done})
+    elif dry_run:
+        for entry in done:
+            print(f"would hold {entry['lease']} on {entry['gpu']} until {entry['until']}")
+        if not done:
+            print("nothing is due")
+    if store is None or dry_run:
+        return
+    from qwenctl.cli.use.without_proxy import make_due_call
+
+    problems: list[UserError] = []
+    for at in dict.fromkeys(e["gpu"] for e in done if e["outcome"] in ("new", "held")):
+        try:
+            make_due_call(Target(loaded, at, store))
+        except UserError as error:  # the other GPUs get what they are due all the same
+            problems.append(error)
+    for problem in problems[1:]:
+        warn(str(problem))
+    if problems:
+        raise problems[0]
+
+
+def _run(
+    config: Config,
+    store: Store,
+    plans: list[tuple[str, Schedule]],
+    lead: float | None,
+    *,
+    dry_run: bool,
+) -> Iterator[dict[str, Any]]:
+    """What is due, done."""
+    from qwenctl.control.holders import apply
+
+    leads = _Leads(config, store)
+    for gpu, schedule in plans:
+        before = leads.of(gpu, schedule)
+        if lead is not None and schedule.kind == "prewarm":
+            before = lead
+        snapshot = store.snapshot(gpu)
+        window = schedule.window(snapshot.now, before + EARLY_SECONDS)
+        if window is None:
+            continue
+        if dry_run:
+            if snapshot.given_up(schedule.lease, window.opens):
+                continue
+            outcome = "due"
+        else:
+            outcome = apply(store, gpu, schedule, window)
+        yield {
+            "gpu": gpu,
+            "name": schedule.name,
+            "kind": schedule.kind,
+            "lease": schedule.lease,
+            "outcome": outcome,
+            "until": schedule.at(window.ends).isoformat(timespec="seconds"),
+        }
+
+
+@app.command()
+def add(
+    name: NameArgument,
+    cron: Annotated[
+        str, typer.Option("--cron", metavar="CRON", help='When, such as "0 9 * * mon-fri".')
+    ],
+    for_: Annotated[str, typer.Option("--for", metavar="DURATION", help="How long each time.")],
+    timezone: Annotated[
+        str, typer.Option("--timezone", metavar="ZONE", help="Default: this machine's.")
+    ] = "",
+    lead: Annotated[
+        str,
+        typer.Option(
+            "--lead", metavar="DURATION", help="Start this long before; default: as starts took."
+        ),
+    ] = "",
+    exceptions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--except", metavar="DATE|FILE", help="A date, or an .ics file; may be given often."
+        ),
+    ] = None,
+    off_hours: Annotated[
+        bool, typer.Option("--off-hours", help="Keep it off in that time, not ready.")
+    ] = False,
+    gpu: GpuOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Add a schedule to the config file; all else in it stays as it is.
+
+    A running proxy knows of it after its next start.
+
+    \b
+    Examples:
+      qwenctl prewarm add morning --cron "0 9 * * mon-fri" --for 3h
+      qwenctl prewarm add night --off-hours --cron "0 20 * * *" --for 11h --except 2026-12-31
+    """
+    from qwenctl.config.edit import with_table
+    from qwenctl.config.toml import to_toml
+
+    loaded, path = _with_file(config)
+    at = loaded.gpu_name(gpu)
+    if off_hours and lead:
+        raise typer.BadParameter("off-hours begin when they begin", param_hint="--lead")
+    values = {
+        "name": name,
+        "cron": cron,
+        # Said in the file, it means the same on every machine that reads it.
+        "timezone": timezone or _zone_name(),
+        "duration": for_,
+        **({"lead": lead} if lead else {}),
+        **({"exceptions": exceptions} if exceptions else {}),
+    }
+    place = ("gpu", at, "off_hours" if off_hours else "prewarm")
+    table = to_toml(values)
+    shown = f"[[{'.'.join(place)}]]\n{table}"
+
+    def change(text: str) -> str:
+        return with_table(text, place, table, values)
+
+    _put(path, change, f"added {name} to", shown, dry_run=dry_run, json=json, about=(at, name))
+
+
+def _zone_name() -> str:
+    """Of this machine.
+
+    Raises:
+        ConfigError: it cannot be told.
+    """
+    from zoneinfo import ZoneInfo
+
+    from qwenctl.config.read_schedules import machine_zone
+
+    try:
+        return str(ZoneInfo(str(machine_zone())))
+    except (ConfigError, ValueError, KeyError, OSError):
+        raise ConfigError(
+            "the name of this machine's time zone cannot be told; use --timezone, such as "
+            "--timezone Europe/Berlin"
+        ) from None
+
+
+@app.command()
+def remove(
+    name: NameArgument,
+    gpu: GpuOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Remove a schedule from the config file; all else in it stays as it is.
+
+    A window that is open now lasts until its end, unless `qwenctl down` (or
+    `unblock`) ends it before. A running proxy knows of it after its next start.
+
+    \b
+    Example:
+      qwenctl prewarm remove morning
+    """
+    from qwenctl.config.edit import names_in, without_table
+
+    loaded, path = _with_file(config)
+    at = loaded.gpu_name(gpu)
+
+    def change(text: str) -> str:
+        for key in ("prewarm", "off_hours"):
+            names = names_in(text, place := ("gpu", at, key))
+            if name in names:
+                return without_table(text, place, names.index(name))
+        _named(loaded, at, name)  # raises if there is none at all, and names those that there are
+        raise ConfigError(
+            f"the schedule {name!r} is not in {path}: it comes from a QWENCTL_GPU__* variable of "
+            "the environment; remove it there"
+        )
+
+    _put(path, change, f"removed {name} from", "", dry_run=dry_run, json=json, about=(at, name))
+
+
+def _with_file(given: str | None) -> tuple[Config, Path]:
+    loaded = load(given)
+    if not loaded.source:
+        raise ConfigError("no config file; `qwenctl init` writes one")
+    return loaded, Path(loaded.source)
+
+
+def _put(
+    path: Path,
+    change: Callable[[str], str],
+    verb: str,
+    shown: str,
+    *,
+    dry_run: bool,
+    json: bool,
+    about: tuple[str, str],
+) -> None:
+    from qwenctl.config.edit import check, edit, read
+
+    if dry_run:
+        check(path, change(read(path)))
+    else:
+        edit(path, change)
+    if json:
+        print_json({"gpu": about[0], "name": about[1], "file": str(path), "dry_run": dry_run})
+        return
+    if dry_run:
+        print(f"would have {verb} {path}" + (f":\n{shown}" if shown else ""))
+        return
+    print(f"{verb} {path}; a proxy that runs must be started anew to know it")
+
+
+MOST_TIMES = 6
+"""Times of day that `crontab` writes as lines of their own; with more, one line comes often."""
+
+
+@app.command()
+def crontab(
+    name: SomeNameArgument = None, gpu: GpuOption = None, config: ConfigOption = None
+) -> None:
+    """Print crontab lines that do without a proxy what the schedules say.
+
+    Times are those of this machine, also where a schedule has another time
+    zone: each time of day at which it begins within a year gets a line, and a
+    line that comes when nothing is due does nothing. No CRON_TZ is used, which
+    Debian's cron and busybox do not know.
+
+    \b
+    Examples:
+      qwenctl prewarm crontab
+      (crontab -l; qwenctl prewarm crontab) | crontab -
+    """
+    from qwenctl.config.read_schedules import machine_zone
+    from qwenctl.core.words import duration
+
+    loaded = load(config)
+    plans = _named(loaded, gpu, name)
+    if not plans:
+        return
+    store = open_store(loaded)
+    leads = _Leads(loaded, store)
+    zone = machine_zone()
+    print(f"# qwenctl schedules; times of {zone}. Printed anew by `qwenctl prewarm crontab`.")
+    for at, schedule in plans:
+        # Whole minutes, as cron's; said in the line, for a start may take longer or shorter by then.
+        lead = -(-leads.of(at, schedule) // 60) * 60
+        now = store.snapshot(at).now
+        about = f"{schedule.cron.text} {schedule.zone}"
+        if schedule.kind == "prewarm":
+            about += f", started {duration(lead)} before"
+        print(f"# {at}: {schedule.lease}: {about}")
+        fields = _cron_fields(schedule, now, lead, zone)
+        if fields is None:
+            fields, lead = ["*/5 * * * *"], lead + 300.0
+        for text in fields or ["# it never opens again"]:
+            comment = text.startswith("#")
+            print(text if comment else f"{text} {_command(loaded, at, schedule, lead)}")
+
+
+def _cron_fields(schedule: Schedule, now: float, lead: float, zone: Any) -> list[str] | None:
+    """The five fields of every line that is needed within a year; None: too many."""
+    from datetime import datetime, timezone
+
+    day = 86400.0
+    if len(schedule.openings(now, now + 8 * day)) > 8 * MOST_TIMES:
+        return None
+    days: dict[tuple[int, int], set[int]] = {}
+    openings = schedule.openings(now, now + 366 * day)
+    for opening in openings or [w.opens for w in schedule.upcoming(now, 1, lead)]:
+        at = datetime.fromtimestamp(opening - lead, timezone.utc).astimezone(zone)
+        days.setdefault((at.hour, at.minute), set()).add(at.isoweekday() % 7)
+    if len(days) > MOST_TIMES:
+        return None
+    return [
+        f"{minute} {hour} * * {','.join(map(str, sorted(week))) if len(week) < 7 else '*'}"
+        for (hour, minute), week in sorted(days.items())
+    ]
+
+
+def _command(config: Config, gpu: str, schedule: Schedule, lead: float) -> str:
+    """The command for a crontab: cron's PATH is short, its directory is home, its % a line end."""
+    import shlex
+    import shutil
+
+    program = shutil.which(sys.argv[0]) or shutil.which("qwenctl") or "qwenctl"
+    words = [str(Path(program).absolute())]
+    if config.source:
+        words += ["--config", config.source]
+    words += ["prewarm", "run", schedule.name, "--gpu", gpu]
+    if schedule.kind == "prewarm":
+        words += ["--lead", f"{lead:.0f}s"]
+    return shlex.join(words).replace("%", "\\%")

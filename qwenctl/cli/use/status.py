@@ -1,0 +1,517 @@
+"""`qwenctl status`, `why`, `events` and `logs`: they read and change nothing."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenctl.cli.common.context import (
+    ConfigOption,
+    GpuOption,
+    JsonOption,
+    Target,
+    heed_interrupt,
+    load,
+    open_store,
+    print_json,
+)
+from qwenctl.cli.common.terminal import clock, live, paint, phase_style, shorten, stamp
+from qwenctl.cli.use.gpu_stats import figure_lines
+
+if TYPE_CHECKING:
+    from qwenctl.config.deployment import Config
+    from qwenctl.core.explain import Reason
+    from qwenctl.core.snapshot import Event, Snapshot
+    from qwenctl.store.store import Store
+
+__all__ = ["event_words", "events", "logs", "status", "why"]
+
+FOLLOW_SECONDS = 2.0
+"""How long one blocking read of the stream lasts; less than the client's socket timeout."""
+
+
+def status(
+    gpu: GpuOption = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show changes until Ctrl-C.")
+    ] = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show what each GPU is doing and who uses it.
+
+    \b
+    Examples:
+      qwenctl status
+      qwenctl status --watch
+      qwenctl status --json | jq -r .gpus.main.phase
+    """
+    loaded = load(config)
+    names = _names(loaded, gpu)
+    store = open_store(loaded)
+    if not watch:
+        data = _read(loaded, store, names)
+        if json:
+            print_json(data)
+        else:
+            print(_status_text(data))
+        return
+    heed_interrupt()
+    changed = threading.Event()
+    changed.set()
+    watcher = store.watch(names, lambda *_: changed.set())
+    try:
+        if json or not live(sys.stdout):
+            _watch_lines(loaded, store, names, changed, json=json)
+        else:
+            _watch_live(loaded, store, names, changed)
+    finally:
+        watcher.stop()
+
+
+def _read(config: Config, store: Store, names: list[str]) -> dict[str, Any]:
+    from qwenctl.core.status import HISTORY, full_status
+
+    gpus = {
+        name: full_status(
+            store.snapshot(name), store.events(name, HISTORY), config.gpu[name], url=config.url
+        )
+        for name in names
+    }
+    return {"deployment": config.deployment, "url": config.url, "gpus": gpus}
+
+
+def _watch_lines(
+    config: Config, store: Store, names: list[str], changed: threading.Event, *, json: bool
+) -> None:
+    """One line for each change: JSON, or the first line of the status."""
+    last = ""
+    while True:
+        changed.wait()
+        changed.clear()
+        data = _read(config, store, names)
+        key = repr(
+            [
+                (
+                    g["phase"],
+                    g["since"],
+                    g["cloud"]["state"] is None,
+                    g["failure"],
+                    g["blocked"],
+                    [x["name"] for x in g["leases"]],
+                )
+                for g in data["gpus"].values()
+            ]
+        )
+        if key == last:
+            continue
+        last = key
+        if json:
+            print_json(data, compact=True)
+        else:
+            for state in data["gpus"].values():
+                print(f"{stamp(state['now'])}  {_headline(state)}", flush=True)
+
+
+def _watch_live(config: Config, store: Store, names: list[str], changed: threading.Event) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False, screen=False) as screen:
+        while True:
+            text = _status_text(_read(config, store, names))
+            screen.update(Text.from_ansi(text), refresh=True)
+            changed.wait(timeout=1.0)  # the seconds shown go on without a change
+            changed.clear()
+
+
+def _status_text(data: Mapping[str, Any]) -> str:
+    blocks = ["\n".join(_gpu_lines(state)) for state in data["gpus"].values()]
+    return "\n\n".join(blocks)
+
+
+def _headline(state: Mapping[str, Any]) -> str:
+    from qwenctl.core.words import NOT_ASKED, duration
+
+    phase = state["phase"]
+    failed = phase == "failed"
+    if phase == "off" and state["cloud"]["state"] is None:
+        return f"{paint(state['gpu'], bold=True)}'s state is {NOT_ASKED}"
+    text = paint(phase, phase_style(phase), bold=True)
+    text = f"{paint(state['gpu'], bold=True)} {'' if failed else 'is '}{text}"
+    if state["since"]:
+        ago = duration(state["now"] - state["since"])
+        text += f" {ago} ago" if failed else f" for {ago}"
+        if state["cause_text"]:
+            text += paint(f": {state['cause_text']}", dim=True)
+    if state["as_of"] is not None:
+        ago = duration(state["now"] - state["as_of"])
+        text += f" (as of {ago} ago, not verified: no proxy runs)"
+    if state["eta_seconds"] is not None and phase == "off":
+        text += f", ready about {duration(state['eta_seconds'])} after its start"
+    elif state["eta_seconds"] is not None and phase != "ready":
+        text += f", about {duration(state['eta_seconds'])} left"
+    return text
+
+
+def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
+    from qwenctl.core.words import cause_words, duration, one_line
+
+    def row(label: str, text: str, colour: str | None = None) -> str:
+        return f"  {paint(f'{label:<11}', dim=True)}{paint(text, colour) if colour else text}"
+
+    yield _headline(state)
+    if state["phase"] == "ready":
+        alone = f"{state['node_url']} (the node's own address: no proxy runs)"
+        yield row("open", state["url"] if state["leader"] else alone)
+    for block in state["blocks"]:
+        left = block["seconds_left"]
+        until = "until unblocked" if left is None else f"for another {duration(left)}"
+        yield row("blocked", f"by {block['text']}, {until}", "red")
+    if failure := state["failure"]:
+        again = failure["retry_in_seconds"]
+        text = f"{cause_words(failure['code'])}: {failure['message']}"
+        text += f" (attempt {failure['attempts']}"
+        yield row(
+            "failure", text + (f", next in {duration(again)})" if again is not None else ")"), "red"
+        )
+    if state["phase"] in ("starting", "booting", "loading"):
+        yield row("steps", _steps_line(state["steps"]))
+    if progress := state["progress"]:
+        percent = "" if progress["percent"] is None else f" {progress['percent']:.0f} %"
+        yield row("progress", f"{progress['phase']}{percent} {progress['text']}".strip())
+    for index, lease in enumerate(state["leases"]):
+        left = (
+            ""
+            if lease["kind"] in ("inflight", "busy")
+            else f", {duration(lease['seconds_left'])} left"
+        )
+        yield row("used by" if index == 0 else "", lease["text"] + left)
+    if state["idle_seconds_left"] is not None:
+        text = f"goes off in {duration(state['idle_seconds_left'])} unless it is used"
+        yield row("idle", text if state["verified"] else "nobody stops it: no proxy runs")
+    yield from (row("node" if i == 0 else "", text) for i, text in enumerate(_node_lines(state)))
+    yield row("cloud", _cloud_line(state))
+    if state["cloud"]["note"]:
+        yield row("", one_line(state["cloud"]["note"]))
+    if wake := state["last_wake"]:
+        yield row("last wake", _wake_line(wake))
+    yield row("controller", state["leader"] or "none: `qwenctl serve` runs one")
+    if state["price_per_hour"]:
+        price = f"{state['price_per_hour']:g} an hour while on"
+        if state["cost_so_far"] is not None:
+            price += f", {state['cost_so_far']:.2f} since it booted"
+        yield row("price", price)
+
+
+def _steps_line(steps: list[dict[str, Any]]) -> str:
+    from qwenctl.core.words import duration
+
+    marks = {"done": "✓", "active": "…", "todo": "·", "failed": "✗"}
+    return "  ".join(
+        f"{marks[step['state']]} {step['key']}"
+        + (f" {duration(step['seconds'])}" if step["seconds"] is not None else "")
+        for step in steps
+    )
+
+
+def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
+    from qwenctl.core.words import duration, one_line
+
+    node = state["node"]
+    if not node:
+        return
+    text = one_line(f"agent {node['version']}") if state["agent"] else "no agent"
+    if node["heartbeat_age_seconds"] is not None:
+        verb = "heard of" if state["agent"] else "its service asked"
+        text += f", {verb} {duration(node['heartbeat_age_seconds'])} ago"
+    if node["active"]:
+        text += f", {node['active']} generation{'s' if node['active'] != 1 else ''} running"
+    said = {one_line(state["failure"]["message"])} if state["failure"] else set()
+
+    def new(error: str) -> str:
+        """The error in one line; empty if it has been said: service, node and GPU have the same."""
+        first = one_line((error.splitlines() or [""])[0])
+        if any(first in before for before in said):
+            return ""
+        said.add(first)
+        return one_line(error)
+
+    error = new(node["error"])
+    yield text + (f", {error}" if error else "")
+    for service in node["services"]:
+        restarts = f", restarted {service['restarts']} ×" if service["restarts"] else ""
+        error = new(service["error"])
+        error = f": {shorten(error)}" if error else ""
+        yield f"{service['name']} {service['state']} on port {service['port']}{restarts}{error}"
+        if service["detail"]:
+            yield f"  {one_line(service['detail'])}"
+    yield from figure_lines(node["resources"] or {})
+
+
+def _cloud_line(state: Mapping[str, Any]) -> str:
+    from qwenctl.core.words import duration, one_line
+
+    cloud = state["cloud"]
+    if cloud["called"] and not cloud["error"]:
+        return f"{state['provider']} has accepted the {cloud['called']} call, not asked since"
+    if cloud["error"]:
+        return paint(f"cannot be asked: {one_line(cloud['error'])}", "red")
+    if cloud["state"] is None:
+        other = f" (on record is another instance: {cloud['other']})" if cloud["other"] else ""
+        return f"{state['provider']}, not asked yet{other}"
+    text = f"{state['provider']} says {cloud['state']}"
+    if cloud["instance_id"]:
+        text += f", instance {cloud['instance_id']}"
+    if state["address"] and cloud["state"] == "running":
+        text += f" at {state['address']}"
+    return text + f", asked {duration(cloud['age_seconds'])} ago"
+
+
+def _wake_line(wake: Mapping[str, Any]) -> str:
+    from qwenctl.core.words import cause_words, duration
+
+    if wake["outcome"] == "ready":
+        text = f"ready after {duration(wake['seconds'])}"
+    else:
+        text = wake["outcome"].replace("_", " ")
+        text += f" ({cause_words(wake['code'])})" if wake["code"] else ""
+    steps = ", ".join(
+        f"{'first answer' if name == 'first_byte' else name} {duration(s)}"
+        for name, s in wake["durations"].items()
+    )
+    return f"{text}{': ' if steps else ''}{steps}"
+
+
+def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = None) -> None:
+    """Say who keeps the GPU on or off, and what happens next.
+
+    With several GPUs and no --gpu it says so of each, and --json prints them
+    in an object "gpus".
+
+    \b
+    Examples:
+      qwenctl why
+      qwenctl why --json | jq -r '.reasons[].text'
+    """
+    from qwenctl.core.explain import explain
+    from qwenctl.core.status import HISTORY, own_record
+
+    loaded = load(config)
+    names = _names(loaded, gpu)
+    store = open_store(loaded)
+    told = {}
+    for index, name in enumerate(names):
+        snapshot = store.snapshot(name)
+        events: Sequence[Event] = store.events(name, HISTORY)
+        snapshot, events, _ = own_record(snapshot, events, loaded.gpu[name])
+        drain = loaded.gpu[name].timing.drain
+        reasons = explain(snapshot, events, snapshot.now, drain=drain)
+        if json:
+            told[name] = {
+                "gpu": name,
+                "phase": snapshot.phase.value,
+                "now": snapshot.now,
+                "verified": bool(snapshot.leader),
+                "reasons": [vars(reason) for reason in reasons],
+            }
+        else:
+            print("\n" * (index > 0) + "\n".join(_reason_lines(snapshot, reasons)))
+    if json:
+        print_json(told[names[0]] if len(names) == 1 else {"gpus": told})
+
+
+def _names(config: Config, gpu: str | None) -> list[str]:
+    """The GPU that is named, or all."""
+    return [config.gpu_name(gpu)] if gpu or not config.gpu else list(config.gpu)
+
+
+def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
+    from qwenctl.core.words import NOT_ASKED
+
+    first, *rest = reasons
+    phase = snapshot.phase.value
+    text = first.text.replace(phase, paint(phase, phase_style(phase), bold=True), 1)
+    verb = "'s state is " if text == NOT_ASKED else " " if phase == "failed" else " is "
+    yield f"{paint(snapshot.gpu, bold=True)}{verb}{text}"
+    for reason in rest:
+        times = []
+        if reason.since is not None and reason.topic != "state":
+            times.append(
+                f"since {clock(reason.since, snapshot.now)}"
+                if reason.topic in ("on", "off")
+                else clock(reason.since, snapshot.now)
+            )
+        if reason.until is not None:
+            times.append(
+                f"until {clock(reason.until, snapshot.now)}"
+                if reason.topic in ("on", "off")
+                else clock(reason.until, snapshot.now)
+            )
+        suffix = paint(f"  ({', '.join(times)})", dim=True) if times else ""
+        mark = paint("→" if reason.topic == "next" else "•", dim=True)
+        body = paint(reason.text, "red") if reason.topic in ("failure", "cloud") else reason.text
+        yield f"  {mark} {body}{suffix}"
+
+
+def events(
+    gpu: GpuOption = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many of the last.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Print the history: every transition, demand, block and cloud call.
+
+    With --json one object on each line. With several GPUs and no --gpu it is
+    the history of all, and each line names its GPU.
+
+    \b
+    Examples:
+      qwenctl events -n 50
+      qwenctl events --follow
+      qwenctl events --json | jq -r 'select(.kind == "transition") | .to'
+    """
+    if follow:
+        heed_interrupt()
+    loaded = load(config)
+    names = _names(loaded, gpu)
+    store = open_store(loaded)
+    width = max(map(len, names)) if len(names) > 1 else 0
+
+    def show(found: dict[str, list[Event]], most: int | None = None) -> None:
+        rows = [(event.time, name, event) for name in names for event in found[name]]
+        rows.sort(key=lambda row: row[0])  # those of one GPU stay in their order
+        for _, name, event in rows[-most:] if most else rows:
+            _print_event(event, name, json, width)
+        for name in names:
+            if found[name]:
+                last[name] = found[name][-1].id
+
+    last = dict.fromkeys(names, "")
+    show({name: store.events(name, count) for name in names}, count)
+    while follow:
+        pause = FOLLOW_SECONDS / len(names)
+        show({name: store.follow(name, last[name], pause) for name in names})
+
+
+def _print_event(event: Event, gpu: str, as_json: bool, width: int) -> None:
+    """``width``: of the column that names the GPU; 0: there is none."""
+    if as_json:
+        about = {"id": event.id, "time": event.time, "kind": event.kind, "gpu": gpu}
+        print_json({**event.fields, **about}, compact=True)
+    else:
+        time = paint(stamp(event.time), dim=True)
+        column = f"{paint(f'{gpu:<{width}}', bold=True)}  " if width else ""
+        print(f"{time}  {column}{event_words(event)}", flush=True)
+
+
+def event_words(event: Event) -> str:
+    """An event in plain words, with colours for the terminal."""
+    from qwenctl.core.words import event_cause, name_words, one_line
+
+    f = event.fields
+    actor = f.get("actor", "")
+    cause = one_line(f.get("cause", ""))
+    if event.kind == "transition":
+        before, to = f.get("from", "?"), f.get("to", "?")
+        return f"{before} → {paint(to, phase_style(to), bold=True)}  {event_cause(event)}"
+    if event.kind == "call":
+        result = paint(f"failed: {one_line(f['error'])}", "red") if f.get("error") else "accepted"
+        request = f" (request {f['request_id']})" if f.get("request_id") else ""
+        note = f"; {one_line(f['note'])}" if f.get("note") else ""
+        return f"{f.get('verb', '?')} call {result}{request}{note}"
+    if event.kind == "lease":
+        return f"needed by {name_words(f.get('name', '?'), actor, cause)}"
+    if event.kind in ("block", "unblock"):
+        text = f"{event.kind}ed by {actor}" if actor else f"{event.kind}ed"
+        return text + (f": {cause}" if cause else "")
+    if event.kind == "down":
+        now = " --now" if f.get("cut") == "1" else ""
+        return f"down{now} by {actor}" + (f": {cause}" if cause else "")
+    if event.kind == "node":
+        parts = (f.get("state", ""), f.get("progress", ""), one_line(f.get("error", "")))
+        return f"node: {', '.join(part for part in parts if part)}"
+    if event.kind == "hello":
+        return f"node: hello, boot {f.get('boot_id', '?')}"
+    if event.kind == "interruption":
+        return f"node: the cloud takes the instance back ({f.get('action', '?')})"
+    if event.kind == "first-byte":
+        return "first answer to a visitor"
+    rest = " ".join(f"{key}={value}" for key, value in f.items())
+    return f"{event.kind} {rest}".strip()
+
+
+def logs(
+    gpu: GpuOption = None,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=2000, help="How many of the last lines.")
+    ] = 200,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Print what the node's agent and service wrote: the boot log.
+
+    \b
+    Examples:
+      qwenctl logs -n 50
+      qwenctl logs --follow
+    """
+    if follow:
+        heed_interrupt()
+    target = Target.find(gpu, config)
+
+    def show(lines: list[str]) -> None:
+        for line in lines:
+            if json:
+                print_json({"line": line}, compact=True)
+            else:
+                print(line, flush=follow)
+
+    if not follow:
+        lines = target.store.log_lines(target.name, count)
+        show(lines)
+        if not lines and not json:
+            print(_why_no_lines(target), file=sys.stderr)
+        return
+    changed = threading.Event()
+    watcher = target.store.watch([target.name], lambda *_: changed.set())
+    try:
+        before = target.store.log_lines(target.name, 2000)
+        show(before[-count:])
+        while True:
+            changed.wait()
+            changed.clear()
+            lines = target.store.log_lines(target.name, 2000)
+            show(lines[_overlap(before, lines) :])
+            before = lines
+    finally:
+        watcher.stop()
+
+
+def _why_no_lines(target: Target) -> str:
+    from qwenctl.core.lifecycle import Phase
+
+    snapshot = target.store.snapshot(target.name)
+    if not target.gpu.agent:
+        return f"no log lines: {target.name} has no agent (agent = false) to send them"
+    if not snapshot.leader:
+        return "no log lines: no proxy runs that the node could send them to (`qwenctl serve`)"
+    if snapshot.phase in (Phase.OFF, Phase.STARTING, Phase.BOOTING):
+        return "no log lines yet: the node sends them once its agent runs"
+    if snapshot.phase is Phase.FAILED and not snapshot.node_view.hello:
+        return "no log lines: its agent has not been heard of; `qwenctl why` says what failed"
+    return "no log lines: the service has written nothing"
+
+
+def _overlap(before: list[str], lines: list[str]) -> int:
+    """How many of the first lines were there before. The list loses its oldest lines as it grows."""
+    for start in range(max(0, len(before) - len(lines)), len(before)):
+        if before[start:] == lines[: len(before) - start]:
+            return len(before) - start
+    return 0

@@ -1,0 +1,1 @@
+"""Where instances live; one folder a cloud."""

@@ -1,0 +1,428 @@
+"""Alibaba Cloud ECS: one instance, started and stopped in economical mode.
+
+What decides correctness here (the cloud's reference says so, tests/support/fake_ecs plays it):
+
+- Only ``StoppedMode=StopCharging`` ends billing, and the API does **not** refuse it where it has no
+  effect (subscriptions, local disks): it stops the instance and goes on billing. So an instance
+  that cannot be stopped for free is not *started* unless ``keep_charging`` says so. One that is
+  found running all the same is stopped, because running on would cost no less, and what
+  `describe` then reads back (``StoppedMode``) is explained in `Observation.reason`.
+- A stopped instance holds no machine: a start may fail for lack of stock.
+- ``StartInstance`` has no client token. A start that was not answered may have been accepted: it is
+  never repeated here but reported as `Transient`, and the controller looks again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from qwenctl.clouds.aliyun.errors import error_of, network_error
+from qwenctl.clouds.base import Denied, Observation, Transient
+from qwenctl.clouds.batch import MAX_IDS, Batch
+from qwenctl.clouds.deadline import punctual
+from qwenctl.core.lifecycle import Observed
+
+if TYPE_CHECKING:
+    from qwenctl.clouds.aliyun.settings import AliyunConfig
+
+__all__ = [
+    "Credentials",
+    "Ecs",
+    "Instance",
+    "arn_of",
+    "ecs_of",
+]
+
+TRIES = 3
+"""How often a look is tried while the cloud does not answer."""
+
+T = TypeVar("T")
+
+
+# Credentials
+
+
+class Credentials(Protocol):
+    """Where AccessKeys come from; `alibabacloud_credentials` has the implementations."""
+
+    def get_credentials(self) -> Any: ...
+
+
+def default_credentials() -> Credentials:
+    """Alibaba Cloud's own chain, in its order: environment (AccessKey, STS token), OIDC (ACK), CLI
+    profile (``~/.aliyun/config.json``), profile file (``~/.alibabacloud/credentials.ini``), and the
+    RAM role of the ECS instance that this runs on."""
+    from alibabacloud_credentials.provider import DefaultCredentialsProvider
+
+    # It reports each miss with a traceback on standard error; we say it in one sentence.
+    logging.getLogger("credentials").disabled = True
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # its timers for roles, at each start
+    chain: Credentials = DefaultCredentialsProvider()
+    return chain
+
+
+_NO_CREDENTIALS = (
+    "no Alibaba Cloud credentials: set ALIBABA_CLOUD_ACCESS_KEY_ID and "
+    "ALIBABA_CLOUD_ACCESS_KEY_SECRET, run `aliyun configure`, or attach a RAM role to the ECS "
+    "instance that the proxy runs on"
+)
+
+
+# What the API says of an instance
+
+_STATES = {
+    "Pending": Observed.STARTING,
+    "Starting": Observed.STARTING,
+    "Running": Observed.RUNNING,
+    "Stopping": Observed.STOPPING,
+    "Stopped": Observed.STOPPED,
+}
+
+_LOCKS = {
+    "recycling": "Alibaba Cloud is reclaiming this spot instance",
+    "financial": "the instance is locked for overdue payment: top up the account",
+    "dedicatedhostfinancial": "the dedicated host is locked for overdue payment: renew it",
+    "security": "the instance is locked for security reasons: see its notices in the console",
+    "refunded": "the instance has been refunded and is being released",
+}
+
+_KEEPS_CHARGING_FAMILIES = ("gn5", "re6p", "re6p-redis", "ebmre6p")
+"""Families with local disks or persistent memory, beyond all of the i and d series."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The fields of DescribeInstances that matter here."""
+
+    id: str
+    status: str
+    type: str = ""
+    charge_type: str = "PostPaid"
+    stopped_mode: str = ""
+    vpc: bool = True
+    local_disks: int = 0
+    private_ip: str = ""
+    public_ip: str = ""
+    eip: str = ""
+    locks: tuple[str, ...] = ()
+
+    @classmethod
+    def from_api(cls, data: Mapping[str, Any]) -> Instance:
+        """Raises KeyError, TypeError or AttributeError if it is not an instance of the API."""
+        inside = _first(data.get("VpcAttributes"), "PrivateIpAddress", "IpAddress")
+        locks = (data.get("OperationLocks") or {}).get("LockReason") or ()
+        return cls(
+            id=data["InstanceId"],
+            status=data["Status"],
+            type=data.get("InstanceType") or "",
+            charge_type=data.get("InstanceChargeType") or "PostPaid",
+            stopped_mode=data.get("StoppedMode") or "",
+            vpc=(data.get("InstanceNetworkType") or "vpc") == "vpc",
+            local_disks=data.get("LocalStorageAmount") or 0,
+            private_ip=inside or _first(data.get("InnerIpAddress"), "IpAddress"),
+            public_ip=_first(data.get("PublicIpAddress"), "IpAddress"),
+            eip=(data.get("EipAddress") or {}).get("IpAddress") or "",
+            locks=tuple(lock.get("LockReason") or "" for lock in locks),
+        )
+
+    @property
+    def state(self) -> Observed:
+        return _STATES.get(self.status, Observed.UNKNOWN)
+
+    @property
+    def keeps_charging(self) -> str:
+        """Why stopping this instance does not end its billing; empty if it does."""
+        if self.charge_type == "PrePaid":
+            return "it is a subscription, paid for whether it runs or not"
+        if not self.vpc:
+            return "it is in the classic network, which knows no economical mode"
+        # ecs.gn7i-c8g1.2xlarge -> gn7i-c8g1, gn7i
+        family = self.type.removeprefix("ecs.").partition(".")[0]
+        series = family.partition("-")[0]
+        if (
+            self.local_disks
+            or {family, series} & set(_KEEPS_CHARGING_FAMILIES)
+            or (series[:1] in ("i", "d") and series[1:2].isdigit())
+        ):
+            return f"{self.type} has local disks or persistent memory, which only run billed"
+        return ""
+
+    def address(self, choice: str) -> str:
+        """The address that ``AliyunConfig.address`` asks for; empty if there is none."""
+        if choice == "private":
+            return self.private_ip
+        if choice == "eip":
+            return self.eip
+        if choice == "public":
+            return self.public_ip or self.eip
+        return self.private_ip or self.eip or self.public_ip
+
+    def observation(self, choice: str, *, keep_charging: bool = False) -> Observation:
+        """What to tell the controller."""
+        reasons = [
+            _LOCKS.get(lock.lower(), f"the instance is locked: {lock}") for lock in self.locks
+        ]
+        address = self.address(choice) if self.state is Observed.RUNNING else ""
+        if self.state is Observed.RUNNING and not address:
+            reasons.append(f"the instance has no {choice if choice != 'auto' else 'IP'} address")
+        if self.state is Observed.UNKNOWN:
+            reasons.append(f"the instance is in the unknown state {self.status!r}")
+        # While it is not stopped, the mode says nothing ("Not-applicable").
+        billed = self.stopped_mode not in ("", "StopCharging")
+        if self.state is Observed.STOPPED and billed and not keep_charging:
+            why = self.keeps_charging or "it was stopped in standard mode (KeepCharging)"
+            reasons.append(f"the instance is stopped and billed on: {why}")
+        return Observation(self.state, self.id, address, "; ".join(reasons))
+
+
+def _first(data: Any, *path: str) -> str:
+    """The first entry of the list at that path, or an empty text."""
+    for key in path:
+        data = (data or {}).get(key)
+    return data[0] if data else ""
+
+
+# The API
+
+
+class Ecs:
+    """The ECS API of one region, by the SDK, with errors of ours and bounded calls.
+
+    Thread-safe. A call ends at its deadline whatever the network does: it runs in a thread of its
+    own, because a name server, or a server that sends byte by byte, outlasts every socket timeout.
+    After its deadline no request is sent.
+    """
+
+    api = "ECS"
+    """What it is called in sentences, and in small letters in the names of rights."""
+
+    def __init__(self, config: AliyunConfig, credentials: Credentials | None = None) -> None:
+        """Raises ModuleNotFoundError if the SDK is not installed."""
+        import alibabacloud_credentials  # noqa: F401  # needed later; better missed now
+        from aliyunsdkcore.http import http_response  # has a logger with a level of its own
+
+        # The SDK logs what we raise, and signed URLs with AccessKey id and signature.
+        logging.getLogger("aliyunsdkcore").setLevel(logging.CRITICAL + 1)
+        http_response.logger.disabled = True
+        self._config = config
+        self._credentials = credentials
+        self._client: tuple[tuple[str, str], Any] | None = None
+        self._call = threading.local()
+        self.region = config.region
+        self.host = config.endpoint or _endpoint(config.region)
+        self.protocol: str = config.protocol
+        self.patience = config.connect_timeout + config.read_timeout
+        """Seconds that one request may take."""
+        self.looks = Batch(self._look)
+        """Looks that are shared: ``looks.get(instance_id)``."""
+
+    def describe(self, ids: Sequence[str], deadline: float) -> dict[str, Instance]:
+        """The instances that exist, by id; `MAX_IDS` a call."""
+        found = {}
+        for start in range(0, len(ids), MAX_IDS):
+            some = list(ids[start : start + MAX_IDS])
+            answer = self.call(
+                "DescribeInstances",
+                deadline,
+                resource=arn_of(self.region, *some),
+                InstanceIds=json.dumps(some),
+                PageSize=MAX_IDS,
+            )
+            try:
+                seen = [Instance.from_api(data) for data in answer["Instances"]["Instance"]]
+            except (KeyError, TypeError, AttributeError):
+                raise self._garbage("DescribeInstances") from None
+            found.update({instance.id: instance for instance in seen})
+        return found
+
+    def _look(self, ids: Sequence[str]) -> dict[str, Instance]:
+        """`describe`, tried again while the cloud does not answer."""
+        deadline = time.monotonic() + 2 * self.patience
+        for _ in range(TRIES - 1):
+            try:
+                return self.describe(ids, min(deadline, time.monotonic() + self.patience))
+            except Transient:
+                pause = random.uniform(0.1, 0.6)  # apart from others who failed at this moment
+                if time.monotonic() + pause >= deadline:
+                    raise
+            time.sleep(pause)
+        return self.describe(ids, min(deadline, time.monotonic() + self.patience))
+
+    def call(
+        self, action: str, deadline: float, *, resource: str, **parameters: object
+    ) -> dict[str, Any]:
+        """The answer to one request, made once, before ``deadline`` (monotonic).
+
+        Raises:
+            ProviderError: as `aliyun_errors` says; `Transient` when no answer came in time.
+        """
+        request = self._request(action, parameters)
+        request.set_endpoint(self.host)
+        request.set_protocol_type(self.protocol)
+        request.set_accept_format("JSON")
+        return _by(
+            deadline, lambda: self._send(request, action, resource, deadline), self._no_answer
+        )
+
+    def _request(self, action: str, parameters: Mapping[str, object]) -> Any:
+        """The SDK's request, without where it goes."""
+        module = import_module(f"aliyunsdkecs.request.v20140526.{action}Request")
+        request = getattr(module, f"{action}Request")()
+        for key, value in parameters.items():
+            getattr(request, f"set_{key}")(value)
+        return request
+
+    def _send(self, request: Any, action: str, resource: str, deadline: float) -> dict[str, Any]:
+        from aliyunsdkcore.acs_exception.exceptions import ClientException, ServerException
+
+        self._call.deadline = deadline
+        key, secret, token = self._keys()
+        client = self._client_for(key, secret)
+        if token:
+            request.add_query_param("SecurityToken", token)
+        left = self._left()
+        request.set_connect_timeout(min(self._config.connect_timeout, left))
+        request.set_read_timeout(min(self._config.read_timeout, left))
+        try:
+            body = client.do_action_with_exception(request)
+            answer = json.loads(body)
+        except ServerException as error:
+            raise error_of(
+                str(error.get_error_code()),
+                message=str(error.get_error_msg()),
+                status=error.get_http_status() or 0,
+                request_id=str(error.get_request_id() or ""),
+                action=action,
+                region=self.region,
+                resource=resource,
+                secrets=(key, secret, token),
+                api=self.api,
+            ) from None
+        except ClientException as error:
+            raise self._no_answer(str(error)) from None
+        except (ValueError, LookupError, AttributeError, TypeError):  # what the SDK trips over
+            raise self._garbage(action) from None
+        if not isinstance(answer, dict) or "RequestId" not in answer:
+            raise self._garbage(action)
+        return answer
+
+    def _no_answer(self, text: str) -> Transient:
+        return network_error(text, self.host, self.api)
+
+    def _garbage(self, action: str) -> Transient:
+        return Transient(
+            f"the answer to {action} is not one of the {self.api} API; is a proxy in between?"
+        )
+
+    def _left(self) -> float:
+        """The seconds that are left to the call of this thread.
+
+        Raises:
+            Transient: none. Nobody waits any more: of what it would start, nobody would know.
+        """
+        left = float(self._call.deadline) - time.monotonic()
+        if left <= 0:
+            raise self._no_answer("timed out")
+        return left
+
+    def _keys(self) -> tuple[str, str, str]:
+        try:
+            if self._credentials is None:
+                self._credentials = default_credentials()
+            found = self._credentials.get_credentials()
+        except ImportError:
+            raise
+        except Exception:
+            # Its text names files and addresses that were tried; none of it is ours to vouch for.
+            raise Denied(_NO_CREDENTIALS) from None
+        return (
+            found.get_access_key_id() or "",
+            found.get_access_key_secret() or "",
+            found.get_security_token() or "",
+        )
+
+    def _client_for(self, key: str, secret: str) -> Any:
+        """A client, with its connections, is kept until the AccessKey changes."""
+        from aliyunsdkcore.client import AcsClient
+
+        if self._client is None or self._client[0] != (key, secret):
+            # Two layers of retries would multiply, and a start must not be repeated at all.
+            client = AcsClient(key, secret, self.region, auto_retry=False, max_retry_time=0)
+            for scheme in ("https://", "http://"):
+                client.session.mount(scheme, _adapter(self._left))
+            self._client = ((key, secret), client)
+        return self._client[1]
+
+
+def _adapter(check: Callable[[], object]) -> Any:
+    """An adapter of the SDK's own requests that calls ``check`` before anything is sent."""
+    from aliyunsdkcore.vendored.requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):  # type: ignore[misc]
+        def get_connection(self, url: str, proxies: Any = None) -> Any:
+            pool = super().get_connection(url, proxies)
+            if "ConnectionCls" not in vars(pool):
+                pool.ConnectionCls = punctual(pool.ConnectionCls, check)
+            return pool
+
+    return Adapter()
+
+
+def _endpoint(region: str) -> str:
+    """The region's endpoint without asking the location service."""
+    from aliyunsdkecs.endpoint import endpoint_data
+
+    known: dict[str, str] = endpoint_data.getEndpointMap()
+    return known.get(region, f"ecs.{region}.aliyuncs.com")
+
+
+def arn_of(region: str, *ids: str) -> str:
+    """How RAM names the instances."""
+    return f"acs:ecs:{region}:*:instance/{ids[0] if len(ids) == 1 else '*'}"
+
+
+def _by(deadline: float, work: Callable[[], T], no_answer: Callable[[str], Transient]) -> T:
+    """The result of ``work``, or `Transient` at the deadline."""
+    done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((work(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    threading.Thread(target=run, name="aliyun-call", daemon=True).start()
+    try:
+        value, error = done.get(timeout=max(0.0, deadline - time.monotonic()))
+    except queue.Empty:
+        raise no_answer("timed out") from None
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def ecs_of(config: AliyunConfig) -> Ecs:
+    """The API for an instance; the same one for all instances with the same settings."""
+    own = {
+        "instance_id": "",
+        "address": "auto",
+        "keep_charging": False,
+        "ram_endpoint": "",
+        "template": type(config.template)(),
+    }
+    return _shared_ecs(config.model_copy(update=own))
+
+
+@cache
+def _shared_ecs(config: AliyunConfig) -> Ecs:
+    return Ecs(config)

@@ -1,0 +1,251 @@
+"""Checks of a GPU on Alibaba Cloud."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from qwenctl.clouds.aliyun.errors import DRY_RUN_PASSED
+from qwenctl.clouds.base import Conflict, NoCapacity, Observation, ProviderError
+from qwenctl.clouds.clock import clock_with_cloud
+from qwenctl.core.lifecycle import Observed
+from qwenctl.errors import ConfigError
+from qwenctl.lib.findings import Check, Finding, Level, Stop, fail, ok, refusal, warn
+
+if TYPE_CHECKING:
+    from qwenctl.clouds.aliyun.api import Credentials, Ecs, Instance
+    from qwenctl.config.deployment import Config
+    from qwenctl.config.gpu import GpuConfig
+
+__all__ = ["checks"]
+
+POLICY = "Attach what `qwenctl policy aliyun` prints to the RAM user or role that the proxy uses."
+
+
+def checks(
+    name: str, gpu: GpuConfig, config: Config
+) -> tuple[list[Check], Callable[[], Observation]]:
+    """The checks in order (each needs what the one before it has found), and what they saw."""
+    patient = _Patient(name, gpu, config)
+    found: list[Check] = [
+        patient.table,
+        patient.endpoint,
+        patient.credentials,
+        patient.instance,
+        lambda: patient.permission("start", "StartInstance"),
+        lambda: patient.permission("stop", "StopInstance", StoppedMode="StopCharging"),
+        *([patient.role] if gpu.agent else []),  # what an agent needs to stop the instance
+        patient.billing,
+        patient.spot,
+        patient.address,
+    ]
+    return found, patient.observation
+
+
+class _Patient:
+    def __init__(self, name: str, gpu: GpuConfig, config: Config) -> None:
+        self._whole = config
+        self._name = name
+        self._gpu = gpu
+        self._config = self._gpu.aliyun
+        self._ecs: Ecs
+        self._credentials: Credentials
+        self._raw: dict[str, Any] = {}
+        self._seen: Instance
+
+    def table(self) -> Iterable[Finding]:
+        try:
+            from qwenctl.clouds.aliyun.api import Ecs, default_credentials
+            from qwenctl.clouds.aliyun.provider import AliyunProvider
+
+            AliyunProvider.from_config(self._name, self._gpu, self._whole)
+            self._credentials = default_credentials()
+            self._ecs = Ecs(self._config, self._credentials)
+        except ConfigError as error:
+            raise Stop(
+                fail(
+                    "provider",
+                    str(error),
+                    "`qwenctl import aliyun INSTANCE_ID --region REGION` prints the whole section.",
+                )
+            ) from None
+        except ModuleNotFoundError as error:
+            raise Stop(
+                fail(
+                    "provider",
+                    f"the package {error.name} is not installed",
+                    "Run `pip install 'qwenctl[aliyun]'`.",
+                )
+            ) from None
+        return [ok("provider", f"Alibaba Cloud, {self._config.region}")]
+
+    def endpoint(self) -> Iterable[Finding]:
+        return clock_with_cloud(f"{self._config.protocol}://{self._ecs.host}/")
+
+    def credentials(self) -> Iterable[Finding]:
+        from qwenctl.clouds.aliyun.calls import aliyun_source
+
+        try:
+            source = aliyun_source(self._credentials)
+        except Exception:  # whatever the SDK raises: its text is not fit to show
+            raise Stop(
+                fail(
+                    "credentials",
+                    "none found",
+                    "Attach a RAM role to the ECS instance that the proxy runs on, or set "
+                    "ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET, or run "
+                    "`aliyun configure`.",
+                )
+            ) from None
+        return [ok("credentials", f"from {source}")]
+
+    def instance(self) -> Iterable[Finding]:
+        from qwenctl.clouds.aliyun.api import Instance
+        from qwenctl.clouds.aliyun.calls import ecs_instance
+
+        try:
+            self._raw = ecs_instance(self._ecs, self._config.instance_id)
+        except ProviderError as error:
+            raise Stop(_refused("instance", error)) from None
+        if not self._raw:
+            raise Stop(
+                fail(
+                    "instance",
+                    f"there is no {self._config.instance_id} in {self._config.region}, or it may "
+                    "not be seen",
+                    f"Check instance_id and region in [gpu.{self._name}.aliyun]. {POLICY}",
+                )
+            )
+        try:
+            self._seen = Instance.from_api(self._raw)
+        except (KeyError, TypeError, AttributeError):
+            raise Stop(
+                fail(
+                    "instance",
+                    "the answer to DescribeInstances is not one of the ECS API",
+                    "See whether a web proxy answers in its place.",
+                )
+            ) from None
+        yield ok("instance", f"{self._seen.type}, {self._seen.status.lower()}")
+        reason = self._seen.observation(self._config.address).reason
+        if self._seen.locks:
+            yield fail("lock", reason, "Nothing can start it before that is settled.")
+
+    def permission(self, verb: str, action: str, **parameters: object) -> Iterable[Finding]:
+        """By a dry run. What it says of the instance's state comes after the check of rights."""
+        # "true" as the API spells it: the SDK would write Python's True, and what if that was not
+        # understood?
+        from qwenctl.clouds.aliyun.calls import ecs_call
+
+        id_ = self._config.instance_id
+        resource = f"acs:ecs:{self._config.region}:*:instance/{id_}"
+        try:
+            ecs_call(self._ecs, action, resource, InstanceId=id_, DryRun="true", **parameters)
+        except Conflict:
+            pass
+        except NoCapacity as error:
+            yield warn(
+                f"may {verb}",
+                f"yes; but a start would fail now: {error.args[0].partition(';')[0]}",
+                "Wait, or use another instance type or zone; one stopped in economical mode has no "
+                "machine kept for it.",
+            )
+            return
+        except ProviderError as error:
+            if error.cloud_code != DRY_RUN_PASSED:
+                yield _refused(f"may {verb}", error)
+                return
+        yield ok(f"may {verb}", f"ecs:{action} is allowed")
+
+    def role(self) -> Iterable[Finding]:
+        """The node's: without it the dead-man's switch ends no billing."""
+        from qwenctl.clouds.aliyun.calls import ecs_instance_role
+
+        try:
+            name = ecs_instance_role(self._ecs, self._config.instance_id)
+        except ProviderError as error:
+            yield replace(_refused("role", error), level=Level.WARN)
+            return
+        if name:
+            yield ok("role", f"{name}; whether it may stop the instance cannot be seen from here")
+            return
+        yield warn(
+            "role",
+            "the instance has none: when its node hears no proxy any more, it cannot stop itself "
+            "and goes on costing",
+            "Run `qwenctl provision --apply` as an administrator.",
+        )
+
+    def billing(self) -> Iterable[Finding]:
+        seen, config = self._seen, self._config
+        if why := seen.keeps_charging:
+            found = f"stopping it does not end billing: {why}"
+            if config.keep_charging:
+                yield warn("billing", found, "keep_charging = true says that this is meant.")
+            else:
+                yield fail(
+                    "billing",
+                    found,
+                    "qwenctl does not start it. Use a pay-as-you-go instance in a VPC, of a family "
+                    "without local disks, or set aliyun.keep_charging = true.",
+                )
+            return
+        if seen.state is Observed.STOPPED and seen.stopped_mode not in ("", "StopCharging"):
+            yield warn(
+                "billing",
+                "it is stopped and billed all the same (standard mode)",
+                "Run `qwenctl up` and `qwenctl down`, or stop it in economical mode in the console.",
+            )
+            return
+        kind = "pay-as-you-go" if seen.charge_type == "PostPaid" else seen.charge_type
+        yield ok("billing", f"{kind}; a stop ends it (economical mode), disks and EIP aside")
+
+    def spot(self) -> Iterable[Finding]:
+        strategy = self._raw.get("SpotStrategy") or "NoSpot"
+        if strategy == "NoSpot":
+            return
+        if self._raw.get("SpotInterruptionBehavior") == "Terminate":
+            yield warn(
+                "spot",
+                "when it is reclaimed it is released, and its system disk with it",
+                "Make the instance with SpotInterruptionBehavior=Stop, or keep models and data on a "
+                "disk of their own.",
+            )
+            return
+        limit = " with a price limit" if strategy == "SpotWithPriceLimit" else ""
+        yield ok("spot", f"a spot instance{limit}: it may be reclaimed at any time")
+
+    def address(self) -> Iterable[Finding]:
+        if self._gpu.address:
+            yield ok("address", f"{self._gpu.address} (gpu.{self._name}.address)")
+            return
+        choice, seen = self._config.address, self._seen
+        address = seen.address(choice)
+        if address and address == seen.public_ip:
+            yield warn(
+                "address",
+                f"{address}, which changes with each start",
+                "Use the private address from within the VPC, or an EIP: the security group can "
+                "then name the proxy.",
+            )
+        elif address:
+            yield ok("address", address)
+        elif choice == "public" and seen.state is not Observed.RUNNING:
+            yield ok("address", "a public one, which it gets when it starts")
+        else:
+            what = "IP" if choice == "auto" else choice
+            yield fail(
+                "address",
+                f"the instance has no {what} address",
+                'Bind an EIP to it, or set aliyun.address = "private" and run the proxy in its VPC.',
+            )
+
+    def observation(self) -> Observation:
+        return self._seen.observation(self._config.address)
+
+
+def _refused(check: str, error: ProviderError) -> Finding:
+    if error.cloud_code.startswith(("Forbidden", "NoPermission")):
+        return refusal(check, error, POLICY)
+    return refusal(check, error)

@@ -1,0 +1,151 @@
+"""One ECS instance as a `qwenctl.clouds.base.Provider`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from qwenctl.clouds.aliyun.api import Ecs, Instance, arn_of, ecs_of
+from qwenctl.clouds.base import Accepted, Conflict, Denied, NotFound, Observation
+from qwenctl.core.lifecycle import Observed
+from qwenctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qwenctl.clouds.aliyun.settings import AliyunConfig
+    from qwenctl.config.deployment import Config
+    from qwenctl.config.gpu import GpuConfig
+
+
+__all__ = [
+    "AliyunProvider",
+]
+
+
+# The provider
+
+
+class AliyunProvider:
+    """One ECS instance: a `qwenctl.clouds.base.Provider`.
+
+    ``start`` and ``stop`` look first; two starts at once end with one that the cloud accepts, for
+    it refuses the second, and a second look tells why.
+    """
+
+    observe_interval: float = 10.0  # the agent's hello brings a look at once
+
+    def __init__(self, config: AliyunConfig, *, ecs: Ecs | None = None) -> None:
+        """``ecs``: an API shared with other instances of the same account and region."""
+        self._config = config
+        self._id = config.instance_id
+        self._ecs = ecs or ecs_of(config)
+        # A look and a call, each with all its patience; what comes after them gets what is left.
+        self.call_timeout = 2 * self._ecs.patience
+
+    @classmethod
+    def from_config(cls, name: str, gpu: GpuConfig, config: Config) -> AliyunProvider:  # noqa: ARG003
+        """The instance of the GPU called ``name``.
+
+        Raises:
+            ConfigError: a setting is missing, or requests would travel unprotected.
+            ModuleNotFoundError: the SDK is not installed.
+        """
+        from qwenctl.lib.settings_types import is_loopback
+
+        for key in ("region", "instance_id"):
+            if not getattr(gpu.aliyun, key):
+                raise ConfigError(f'gpu.{name}.aliyun.{key} is missing (provider = "aliyun")')
+        endpoints = [gpu.aliyun.endpoint]
+        if gpu.aliyun.ram_endpoint:  # without one, RAM is asked by https
+            endpoints.append(gpu.aliyun.ram_endpoint)
+        if gpu.aliyun.protocol == "http" and not all(
+            is_loopback(endpoint.rpartition(":")[0] or endpoint) for endpoint in endpoints
+        ):
+            raise ConfigError(
+                f'gpu.{name}.aliyun.protocol: "http" is only for an endpoint on this machine; '
+                "VPC endpoints speak https too"
+            )
+        return cls(gpu.aliyun)
+
+    def describe(self) -> Observation:
+        """What DescribeInstances says; a call that it shares with others who look at this moment.
+
+        Raises:
+            Denied, Throttled, Transient, ProviderError: the cloud could not be asked.
+        """
+        try:
+            instance = self._ecs.looks.get(self._id)
+        except NotFound:
+            instance = None
+        if instance is None:
+            absent = (
+                f"there is no such instance in {self._ecs.region}, or the RAM user or role may not "
+                "do ecs:DescribeInstances on it"
+            )
+            return Observation(Observed.ABSENT, self._id, reason=absent)
+        config = self._config
+        return instance.observation(config.address, keep_charging=config.keep_charging)
+
+    def start(self) -> Accepted:
+        """Start the instance, unless it starts or runs already.
+
+        An instance whose stop would not end its billing is refused here, before it costs anything:
+        see the module's docstring.
+
+        Raises:
+            Conflict: it is being stopped.
+            NoCapacity: no stock, or a spot price above the limit.
+            NotFound, Denied, Throttled, ProviderError: the cloud refuses.
+            Transient: not answered; it may have been accepted.
+        """
+        deadline = time.monotonic() + self.call_timeout
+        instance = self._read(deadline)
+        if instance.state in (Observed.STARTING, Observed.RUNNING):
+            return Accepted()
+        if instance.state is Observed.STOPPING:
+            raise Conflict("the instance is being stopped", cloud_code="IncorrectInstanceStatus")
+        if not self._config.keep_charging and (why := instance.keeps_charging):
+            raise Denied(
+                f"{self._id} is not started because stopping it would not end its billing: {why}; "
+                "use a pay-as-you-go instance of another family, or set aliyun.keep_charging = true"
+            )
+        return self._act("StartInstance", deadline, (Observed.STARTING, Observed.RUNNING))
+
+    def stop(self) -> Accepted:
+        """Stop the instance in economical mode, unless it stops already.
+
+        Raises:
+            Conflict: it is still starting.
+            NotFound, Denied, Throttled, ProviderError: the cloud refuses.
+            Transient: not answered; it may have been accepted.
+        """
+        deadline = time.monotonic() + self.call_timeout
+        over = (Observed.STOPPING, Observed.STOPPED)
+        if self._read(deadline).state in over:
+            return Accepted()
+        return self._act("StopInstance", deadline, over, StoppedMode="StopCharging")
+
+    def _act(
+        self, action: str, deadline: float, goal: tuple[Observed, ...], **parameters: object
+    ) -> Accepted:
+        """Make the call once. Refused for the state: success if that is what the call is for."""
+        try:
+            answer = self._ecs.call(
+                action,
+                deadline,
+                resource=arn_of(self._ecs.region, self._id),
+                InstanceId=self._id,
+                **parameters,
+            )
+        except Conflict:
+            if self._read(deadline).state in goal:
+                return Accepted()
+            raise
+        return Accepted(str(answer["RequestId"]))
+
+    def _read(self, deadline: float) -> Instance:
+        """The instance as it is now, in one try, which leaves time for the call that follows."""
+        soon = min(deadline, time.monotonic() + self._ecs.patience)
+        found = self._ecs.describe([self._id], soon)
+        if self._id not in found:
+            raise NotFound(f"there is no instance {self._id} in {self._ecs.region}")
+        return found[self._id]

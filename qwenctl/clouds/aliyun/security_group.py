@@ -1,0 +1,83 @@
+"""Add a plan's rules to an ECS security group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from qwenctl.clouds.aliyun.api import Ecs
+from qwenctl.clouds.aliyun.calls import ecs_call, ecs_instance
+from qwenctl.clouds.plan import Change, Plan
+from qwenctl.clouds.security import Permit, change_of, covered, group_of, instance_of, notes_of
+
+__all__ = [
+    "apply_aliyun",
+]
+
+
+def apply_aliyun(
+    ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False
+) -> Iterator[Change]:
+    """The rules, in the instance's security group on Alibaba Cloud; yields each once it is there.
+
+    Args:
+        ecs: where and as whom.
+        plan: what is needed.
+        group: which group, if the instance has several.
+        dry_run: look, and change nothing.
+
+    Raises:
+        ConfigError: it is not clear which group, or the plan has no rule.
+        ProviderError: the cloud refuses. What was yielded before is done.
+    """
+    instance = instance_of(plan)
+    raw = ecs_instance(ecs, instance.instance_id)
+    group = group_of(
+        (raw.get("SecurityGroupIds") or {}).get("SecurityGroupId") or (), raw, plan, group
+    )
+    resource = f"acs:ecs:{ecs.region}:*:securitygroup/{group}"
+    answer = ecs_call(
+        ecs,
+        "DescribeSecurityGroupAttribute",
+        resource,
+        SecurityGroupId=group,
+        Direction="ingress",
+        MaxResults=1000,
+    )
+    there = list(_aliyun_permits((answer.get("Permissions") or {}).get("Permission") or ()))
+    for rule in plan.rules:
+        if not dry_run and not covered(rule, there):
+            v6 = ":" in rule.source
+            source = (
+                "SourceGroupId" if rule.is_group else "Ipv6SourceCidrIp" if v6 else "SourceCidrIp"
+            )
+            ecs_call(
+                ecs,
+                "AuthorizeSecurityGroup",
+                resource,
+                SecurityGroupId=group,
+                IpProtocol="tcp",
+                PortRange=f"{rule.port}/{rule.port}",
+                NicType="intranet",
+                Policy="accept",
+                Description=rule.description,
+                **{source: rule.source},
+            )
+        yield change_of(rule, group, there, dry_run)
+    yield from notes_of(plan, group, there)
+
+
+def _aliyun_permits(permissions: Iterable[Any]) -> Iterable[Permit]:
+    for one in permissions:
+        protocol = str(one.get("IpProtocol", "")).lower()
+        if protocol not in ("tcp", "all") or str(one.get("Policy", "")).lower() != "accept":
+            continue
+        low, _, high = str(one.get("PortRange", "")).partition("/")
+        try:
+            ports = (int(low), int(high))
+        except ValueError:
+            continue
+        source = (
+            one.get("SourceCidrIp") or one.get("Ipv6SourceCidrIp") or one.get("SourceGroupId") or ""
+        )
+        yield Permit(source, *((1, 65535) if ports == (-1, -1) else ports))

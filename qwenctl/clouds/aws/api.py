@@ -1,0 +1,375 @@
+"""The AWS provider: one EC2 instance, through boto3.
+
+EC2 itself makes `start` and `stop` idempotent: one that is already there is a success without
+effect, at whatever time two callers come. So nothing is read first, which could only be out of date.
+boto3's waiters are not used: the controller observes.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from qwenctl.clouds.aws.errors import quote, translate
+from qwenctl.clouds.aws.settings import AwsConfig
+from qwenctl.clouds.base import NoCapacity, Observation, ProviderError, Transient
+from qwenctl.clouds.batch import MAX_IDS, Batch
+from qwenctl.clouds.deadline import punctual
+from qwenctl.core.lifecycle import Observed
+from qwenctl.errors import ConfigError
+from qwenctl.lib.settings_types import is_loopback
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "Account",
+    "account_of",
+    "observation",
+]
+
+Verb = Literal["start", "stop"]
+T = TypeVar("T")
+
+SETUP_SECONDS = 5.0
+"""What a call may spend before its request: building the client, fetching credentials, retries."""
+
+
+class Account:
+    """EC2 in one region, seen with one set of credentials. Threads may share it.
+
+    boto3's client takes a quarter of a second and some 30 MB to build: it is built at the first
+    call, and all instances of an account share it (`account_of`).
+
+    Every call lasts at most `call_timeout` seconds, whatever hangs: name lookup, the fetching of
+    credentials, an answer that drips. A request for which there is no longer time enough is not
+    sent, so that none is sent after the controller has been told that the call is over.
+
+    Each call raises a `ProviderError` subclass.
+    """
+
+    def __init__(self, settings: AwsConfig) -> None:
+        self._settings = settings
+        self._request_seconds = settings.connect_timeout + settings.read_timeout
+        self.call_timeout: float = SETUP_SECONDS + self._request_seconds
+        self._building = threading.Lock()
+        self._built: Any = None
+        self._call = threading.local()
+        self.looks = Batch(self.describe)
+        """Looks that are shared: ``looks.get(instance_id)``."""
+
+    def describe(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """What EC2 says about these instances, by id; those that it does not know are missing.
+
+        One request for each hundred, and each within `call_timeout`. Only quick failures are tried
+        again.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for first in range(0, len(ids), MAX_IDS):
+            part = list(ids[first : first + MAX_IDS])
+            found.update(self._bounded(part[0], partial(self._describe, part)))
+        return found
+
+    def start(self, instance_id: str) -> str:
+        """StartInstances; the request id.
+
+        Raises:
+            NoCapacity: no such machine is free, or EC2 has taken the spot instance back.
+            Conflict: it is being stopped.
+        """
+        return self._bounded(instance_id, lambda: self._start(instance_id))
+
+    def stop(self, instance_id: str) -> str:
+        """StopInstances; the request id.
+
+        Raises:
+            Conflict: EC2 does not stop an instance in this state, such as one that is starting.
+        """
+        return self._bounded(instance_id, lambda: self._change("stop", instance_id))
+
+    def dry_run(self, verb: Verb, instance_id: str) -> None:
+        """Ask EC2 whether the call would be allowed; returns if so.
+
+        Raises:
+            Denied: it would not.
+        """
+        try:
+            self._bounded(instance_id, lambda: self._change(verb, instance_id, DryRun=True))
+        except ProviderError as error:
+            if error.cloud_code != "DryRunOperation":
+                raise
+
+    def shutdown_behavior(self, instance_id: str) -> str:
+        """``stop`` or ``terminate``: what a shutdown from inside does to the instance.
+
+        Only with ``stop`` does the agent's dead-man's switch leave the disk alone.
+        """
+
+        def ask(client: Any) -> str:
+            answer = client.describe_instance_attribute(
+                InstanceId=instance_id, Attribute="instanceInitiatedShutdownBehavior"
+            )
+            return str(answer["InstanceInitiatedShutdownBehavior"]["Value"])
+
+        return self.call(instance_id, ask)
+
+    def call(self, instance_id: str, work: Callable[[Any], T]) -> T:
+        """``work(client)``, with boto3's client, bounded and with errors translated as all else.
+
+        Args:
+            instance_id: what it is about, for the sentence of a refusal.
+            work: makes one request; it is not tried again.
+        """
+        return self._bounded(instance_id, lambda: work(self._client()))
+
+    def _describe(self, ids: list[str]) -> dict[str, dict[str, Any]]:
+        # By filter, not by InstanceIds: one unknown id among those makes the whole call fail.
+        pages = self._client().get_paginator("describe_instances")
+        attempt = 0
+        while True:
+            try:
+                answers = pages.paginate(Filters=[{"Name": "instance-id", "Values": ids}])
+                return {
+                    instance["InstanceId"]: instance
+                    for answer in answers
+                    for reservation in _expect(answer, "Reservations")
+                    for instance in reservation.get("Instances", ())
+                }
+            except Exception as error:
+                problem = translate(error, instance=ids[0], region=self._region())
+                attempt += 1
+                pause = random.uniform(0.2, 0.4) * 2**attempt
+                if not isinstance(problem, Transient) or not self._time_for_request(pause):
+                    raise problem from None
+                time.sleep(pause)
+
+    def _start(self, instance_id: str) -> str:
+        try:
+            return self._change("start", instance_id)
+        except Exception as error:
+            refused = translate(error, instance=instance_id, region=self._region())
+            if refused.cloud_code != "IncorrectSpotRequestState":
+                raise refused from None
+        # EC2 says the same of one that was stopped a moment ago, which it will start soon.
+        instance = self._describe([instance_id]).get(instance_id, {})
+        if _code(instance) != "Server.SpotInstanceShutdown":
+            raise refused
+        raise NoCapacity(
+            "EC2 has taken the spot instance back and starts it by itself when there is capacity "
+            "again; use an on-demand instance where that is too long",
+            cloud_code=refused.cloud_code,
+            request_id=refused.request_id,
+        )
+
+    def _change(self, verb: Verb, instance_id: str, **more: Any) -> str:
+        answer = getattr(self._client(), f"{verb}_instances")(InstanceIds=[instance_id], **more)
+        _expect(answer, "StartingInstances" if verb == "start" else "StoppingInstances")
+        return str(answer.get("ResponseMetadata", {}).get("RequestId", ""))
+
+    def _client(self) -> Any:
+        with self._building:
+            if self._built is None:
+                self._built = self._build()
+            return self._built
+
+    def _build(self) -> Any:
+        import boto3
+        from botocore.config import Config as BotoConfig
+
+        settings = self._settings
+        session = boto3.session.Session(
+            region_name=settings.region or None, profile_name=settings.profile or None
+        )
+        client = session.client(
+            "ec2",
+            endpoint_url=settings.endpoint_url or None,
+            config=BotoConfig(
+                connect_timeout=settings.connect_timeout,
+                read_timeout=settings.read_timeout,
+                # A start must not be sent twice, and two layers of retries would multiply.
+                retries={"mode": "standard", "total_max_attempts": 1},
+                user_agent_extra="qwenctl",
+            ),
+        )
+        client.meta.events.register("before-send.ec2", self._before_send)
+        # boto3 has no public way to look at the clock once more when the connection stands.
+        pools = client._endpoint.http_session._pool_classes_by_scheme
+        for scheme, pool in pools.items():
+            own = punctual(pool.ConnectionCls, self._before_bytes)
+            pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": own})
+        return client
+
+    def _region(self) -> str:
+        if self._settings.region or self._built is None:
+            return self._settings.region
+        return str(self._built.meta.region_name)
+
+    def _bounded(self, instance_id: str, work: Callable[[], T]) -> T:
+        """``work()``, in a thread of its own, waited for no longer than `call_timeout`."""
+        deadline = time.monotonic() + self.call_timeout
+        future: Future[T] = Future()
+
+        def run() -> None:
+            self._call.deadline = deadline
+            try:
+                future.set_result(work())
+            except BaseException as error:  # whatever it is, the caller gets it
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="ec2", daemon=True).start()
+        if not wait([future], max(0.0, deadline - time.monotonic())).done:
+            raise Transient(
+                f"EC2 has not answered within {self.call_timeout:.0f} s; the call may have been "
+                "accepted"
+            )
+        try:
+            return future.result()
+        except Exception as error:
+            raise translate(error, instance=instance_id, region=self._region()) from None
+
+    def _time_for_request(self, pause: float = 0.0) -> bool:
+        return self._time_for(pause + self._request_seconds)
+
+    def _time_for(self, seconds: float) -> bool:
+        return time.monotonic() + seconds <= float(self._call.deadline)
+
+    def _before_send(self, **_: object) -> None:
+        if not self._time_for_request():
+            raise _not_sent()
+
+    def _before_bytes(self) -> None:
+        """On the connection, as it may have taken long: a name lookup has no time limit."""
+        if not self._time_for(self._settings.read_timeout):
+            raise _not_sent()
+
+
+def _not_sent() -> Transient:
+    return Transient(
+        "the call to EC2 was not sent: name lookup, credentials or this machine were too slow"
+    )
+
+
+def _expect(answer: Mapping[str, Any], key: str) -> Any:
+    """That part of EC2's answer. boto3 takes any XML for one; a sign-in page must not mean that the
+    instance is gone, or that it was started."""
+    if key not in answer:
+        raise Transient("something that is not EC2 has answered; check aws.endpoint_url")
+    return answer[key]
+
+
+def account_of(settings: AwsConfig, table: str = "aws") -> Account:
+    """The account of an instance; the same one for all instances with the same settings.
+
+    Args:
+        settings: the instance's.
+        table: what the settings are called where one of them is wrong.
+
+    Raises:
+        ConfigError: the endpoint is no URL, or requests would travel unprotected.
+    """
+    _check_endpoint(settings.endpoint_url, f"{table}.endpoint_url")
+    own = {"instance_id": "", "address": "auto", "template": type(settings.template)()}
+    return _shared_account(settings.model_copy(update=own))
+
+
+def _check_endpoint(url: str, key: str) -> None:
+    from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
+
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        good = parts.port != 0 and (is_valid_endpoint_url(url) or is_valid_ipv6_endpoint_url(url))
+    except ValueError:  # from urlsplit
+        good = False
+    if not good:
+        # It is not shown: there may be a password in it.
+        raise ConfigError(f"{key}: that is no URL of a host; give one such as https://HOST:PORT")
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise ConfigError(
+            f'{key}: "http" is only for an endpoint on this machine; VPC endpoints speak https too'
+        )
+
+
+@cache
+def _shared_account(settings: AwsConfig) -> Account:
+    return Account(settings)
+
+
+_STATES = {
+    "pending": Observed.STARTING,
+    "running": Observed.RUNNING,
+    "stopping": Observed.STOPPING,
+    "stopped": Observed.STOPPED,
+    "shutting-down": Observed.ABSENT,
+    "terminated": Observed.ABSENT,
+}
+
+_REASONS = {
+    "Client.InstanceInitiatedShutdown": "its own operating system shut it down",
+    "Client.InstanceTerminated": "it was terminated or rebooted while an image was made of it",
+    "Client.InternalError": "EC2 could not start it; often a disk is encrypted with a KMS key that "
+    "these credentials or EC2 may not use",
+    "Client.InvalidSnapshot.NotFound": "a snapshot that it needs is gone",
+    "Client.UserInitiatedHibernate": "somebody had it hibernate",
+    "Client.UserInitiatedShutdown": "it was stopped by a call of the EC2 API",
+    "Client.VolumeLimitExceeded": "the account's quota of EBS volumes is used up; ask for more in "
+    "Service Quotas",
+    "Server.InsufficientInstanceCapacity": "EC2 had no such machine free; if it lasts, use another "
+    "zone or instance type",
+    "Server.InternalError": "EC2 had a fault of its own when it started it",
+    "Server.ScheduledStop": "EC2 retired the hardware under it; a start moves it elsewhere",
+    "Server.SpotInstanceShutdown": "EC2 took the spot instance back, for capacity or price",
+    "Server.SpotInstanceTermination": "EC2 took the spot instance back, for capacity or price",
+}
+"""EC2's `StateReason` codes in plain words."""
+
+
+def observation(
+    instance_id: str,
+    instance: Mapping[str, Any] | None,
+    address: Literal["auto", "private", "public"] = "auto",
+) -> Observation:
+    """What `Account.describe` found of one instance (None: nothing), as the controller wants it."""
+    if instance is None:
+        return Observation(
+            Observed.ABSENT,
+            instance_id,
+            reason=f"EC2 knows no instance {instance_id} in this region and account; check "
+            "aws.instance_id and aws.region",
+        )
+    name = str(instance.get("State", {}).get("Name", ""))
+    state = _STATES.get(name, Observed.UNKNOWN)
+    reason = f"EC2 calls its state {quote(name)!r}" if state is Observed.UNKNOWN else ""
+    if state in (Observed.STOPPED, Observed.STOPPING, Observed.ABSENT):
+        reason = _reason(instance)
+    if state is Observed.ABSENT:
+        reason = f"the instance has been terminated and cannot come back{reason and f': {reason}'}"
+    where = _choose(instance, address) if state is Observed.RUNNING else ""
+    return Observation(state, instance_id, where, reason)
+
+
+def _choose(instance: Mapping[str, Any], address: str) -> str:
+    private = str(instance.get("PrivateIpAddress") or "")
+    public = str(instance.get("PublicIpAddress") or "")
+    return {"private": private, "public": public}.get(address, private or public)
+
+
+def _code(instance: Mapping[str, Any]) -> str:
+    return str(instance.get("StateReason", {}).get("Code", ""))
+
+
+def _reason(instance: Mapping[str, Any]) -> str:
+    """Why the instance is off, with the code and the time that EC2 gives."""
+    code = _code(instance)
+    words = _REASONS.get(code) or quote(str(instance.get("StateReason", {}).get("Message", "")))
+    when = re.search(r"\(([^()]+)\)", str(instance.get("StateTransitionReason", "")))
+    notes = ", ".join(part for part in (when.group(1) if when else "", code) if part)
+    return f"{words} ({notes})" if words and notes else words

@@ -1,0 +1,249 @@
+"""Checks of a GPU on AWS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from qwenctl.clouds.base import Observation, ProviderError
+from qwenctl.clouds.clock import clock_with_cloud
+from qwenctl.core.lifecycle import Observed
+from qwenctl.errors import ConfigError
+from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, warn
+
+if TYPE_CHECKING:
+    from qwenctl.clouds.aws.api import Account, Verb
+    from qwenctl.config.deployment import Config
+    from qwenctl.config.gpu import GpuConfig
+
+__all__ = ["checks"]
+
+POLICY = "Attach what `qwenctl policy aws` prints to the IAM user or role that the proxy uses."
+
+
+def checks(
+    name: str, gpu: GpuConfig, config: Config
+) -> tuple[list[Check], Callable[[], Observation]]:
+    """The checks in order (each needs what the one before it has found), and what they saw."""
+    patient = _Patient(name, gpu, config)
+    found: list[Check] = [
+        patient.table,
+        patient.credentials,
+        patient.endpoint,
+        patient.instance,
+        lambda: patient.permission("start"),
+        lambda: patient.permission("stop"),
+        patient.shutdown,
+        patient.billing,
+        patient.spot,
+        patient.address,
+    ]
+    return found, patient.observation
+
+
+class _Patient:
+    def __init__(self, name: str, gpu: GpuConfig, config: Config) -> None:
+        self._whole = config
+        self._name = name
+        self._gpu = gpu
+        self._config = self._gpu.aws
+        self._account: Account
+        self._raw: dict[str, Any] = {}
+
+    def table(self) -> Iterable[Finding]:
+        try:
+            from qwenctl.clouds.aws.provider import AwsProvider
+
+            provider = AwsProvider.from_config(self._name, self._gpu, self._whole)
+            self._account = provider.account
+        except ConfigError as error:
+            raise Stop(
+                fail(
+                    "provider",
+                    str(error),
+                    "`qwenctl import aws INSTANCE_ID --region REGION` prints the whole section.",
+                )
+            ) from None
+        except ModuleNotFoundError as error:
+            raise Stop(
+                fail(
+                    "provider",
+                    f"the package {error.name} is not installed",
+                    "Run `pip install 'qwenctl[aws]'`.",
+                )
+            ) from None
+        return [ok("provider", f"AWS, {self._config.region or 'region by boto3'}")]
+
+    def credentials(self) -> Iterable[Finding]:
+        from qwenctl.clouds.aws.calls import aws_source
+
+        try:
+            source = aws_source(self._account)
+        except ProviderError as error:
+            raise Stop(refusal("credentials", error)) from None
+        if not source:
+            raise Stop(
+                fail(
+                    "credentials",
+                    "none found",
+                    "Give the machine that the proxy runs on an instance profile, or set "
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile in aws.profile.",
+                )
+            )
+        return [ok("credentials", f"from {source}")]
+
+    def endpoint(self) -> Iterable[Finding]:
+        from qwenctl.clouds.aws.calls import aws_endpoint
+
+        return clock_with_cloud(aws_endpoint(self._account))
+
+    def instance(self) -> Iterable[Finding]:
+        from qwenctl.clouds.aws.calls import ec2_instance
+
+        try:
+            self._raw = ec2_instance(self._account, self._config.instance_id)
+        except ProviderError as error:
+            raise Stop(_refused("instance", error)) from None
+        seen = self.observation()
+        if seen.state is Observed.ABSENT:
+            raise Stop(
+                fail(
+                    "instance",
+                    seen.reason.partition("; ")[0],
+                    f"Check instance_id and region in [gpu.{self._name}.aws], and that the "
+                    "credentials are of that account.",
+                )
+            )
+        yield ok("instance", f"{self._raw.get('InstanceType', '?')}, {seen.state.value}")
+
+    def permission(self, verb: Verb) -> Iterable[Finding]:
+        try:
+            self._account.dry_run(verb, self._config.instance_id)
+        except ProviderError as error:
+            yield _refused(f"may {verb}", error)
+            return
+        yield ok(f"may {verb}", f"ec2:{verb.capitalize()}Instances is allowed")
+
+    def shutdown(self) -> Iterable[Finding]:
+        """A node that powers itself off must only stop, not vanish."""
+        try:
+            behavior = self._account.shutdown_behavior(self._config.instance_id)
+        except ProviderError as error:
+            yield _refused("shutdown", error)
+            return
+        if behavior == "stop":
+            yield ok("shutdown", "a shutdown from inside stops the instance and its billing")
+        else:
+            yield fail(
+                "shutdown",
+                f"a shutdown from inside would {behavior} the instance, disk included",
+                "Run `qwenctl provision --apply`, or `aws ec2 modify-instance-attribute "
+                f"--instance-id {self._config.instance_id} "
+                "--instance-initiated-shutdown-behavior stop`.",
+            )
+
+    def billing(self) -> Iterable[Finding]:
+        raw = self._raw
+        if raw.get("RootDeviceType") == "instance-store":
+            yield fail(
+                "billing",
+                "its root volume is an instance store: it cannot be stopped",
+                "Make an instance from an image with an EBS root volume.",
+            )
+        elif raw.get("InstanceLifecycle") == "capacity-block":
+            yield warn(
+                "billing",
+                "it is in a Capacity Block, paid for in advance",
+                "Stopping it saves nothing; use an on-demand or spot instance instead.",
+            )
+        elif (raw.get("Placement") or {}).get("Tenancy") == "host":
+            yield warn(
+                "billing",
+                "it is on a Dedicated Host, which is billed while it is allocated",
+                "Stopping the instance saves nothing; use shared tenancy, or release the host.",
+            )
+        elif raw.get("CapacityReservationId"):
+            yield warn(
+                "billing",
+                "it uses a capacity reservation, which is billed whether it runs or not",
+                "That keeps a machine for it. To save money, cancel the reservation.",
+            )
+        else:
+            yield ok("billing", "a stop ends it, disks and Elastic IP aside")
+
+    def spot(self) -> Iterable[Finding]:
+        from qwenctl.clouds.aws.calls import ec2_call
+
+        request_id = self._raw.get("SpotInstanceRequestId")
+        if not request_id:
+            return
+        try:
+            answer = ec2_call(
+                self._account,
+                "describe_spot_instance_requests",
+                self._config.instance_id,
+                SpotInstanceRequestIds=[request_id],
+            )
+        except ProviderError as error:
+            yield _refused("spot", error)
+            return
+        request: dict[str, Any] = next(iter(answer.get("SpotInstanceRequests") or ()), {})
+        kind = request.get("Type", "one-time")
+        behavior = request.get("InstanceInterruptionBehavior", "terminate")
+        if (kind, behavior) == ("persistent", "stop"):
+            yield ok("spot", "persistent request, stopped when interrupted: it can start again")
+        else:
+            yield fail(
+                "spot",
+                f"a {kind} spot request, {behavior} when interrupted: it cannot be stopped and "
+                "started",
+                "Make the instance with a persistent spot request and interruption behaviour stop, "
+                "or use an on-demand one.",
+            )
+
+    def address(self) -> Iterable[Finding]:
+        if self._gpu.address:
+            yield ok("address", f"{self._gpu.address} (gpu.{self._name}.address)")
+            return
+        private = self._raw.get("PrivateIpAddress")
+        public = self._raw.get("PublicIpAddress")
+        choice = self._config.address
+        if private and choice != "public":
+            yield ok("address", str(private))
+        elif choice == "private" or not (
+            public or self.observation().state is not Observed.RUNNING
+        ):
+            yield fail(
+                "address",
+                f"the instance has no {choice if choice != 'auto' else 'IP'} address",
+                "Put it into a VPC with the proxy, or give it an Elastic IP and set "
+                'aws.address = "public".',
+            )
+        elif _elastic(self._raw):
+            yield ok("address", f"{public} (Elastic IP)")
+        else:
+            yield warn(
+                "address",
+                f"{public or 'a public one'}, which changes with each start",
+                "Use the private address from within the VPC, or an Elastic IP.",
+            )
+
+    def observation(self) -> Observation:
+        from qwenctl.clouds.aws.api import observation
+
+        return observation(self._config.instance_id, self._raw or None, self._config.address)
+
+
+def _elastic(raw: dict[str, Any]) -> bool:
+    """Whether the public address is an Elastic IP: the owner of another is Amazon."""
+    owners = [
+        (interface.get("Association") or {}).get("IpOwnerId", "amazon")
+        for interface in raw.get("NetworkInterfaces") or ()
+    ]
+    return any(owner != "amazon" for owner in owners)
+
+
+def _refused(check: str, error: ProviderError) -> Finding:
+    if error.cloud_code in ("UnauthorizedOperation", "AccessDenied", "AccessDeniedException"):
+        return refusal(check, error, POLICY)
+    return refusal(check, error)

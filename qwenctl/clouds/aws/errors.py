@@ -1,0 +1,327 @@
+"""What EC2 and boto3 say when they refuse, and what a person should do about it.
+
+`TABLE` is the whole mapping, code by code, checked against EC2's list of error codes. A code that is
+not in it is shown as it is. EC2's own words are quoted only where they add something, and never
+whole: they may hold an encoded authorization message, or the request that was signed.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from qwenctl.clouds.base import (
+    Conflict,
+    Denied,
+    NoCapacity,
+    NotFound,
+    ProviderError,
+    Throttled,
+    Transient,
+)
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+
+__all__ = ["CLOCK_CODES", "TABLE", "quote", "translate"]
+
+CLOCK_SKEW = 240.0
+"""Seconds by which the clock may be wrong before it is blamed; EC2 allows 300."""
+
+CLOCK_CODES = frozenset(
+    {
+        "AuthFailure",
+        "InvalidSignatureException",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+    }
+)
+"""What EC2 says of a request with the wrong time, and of others too: its answer's date decides."""
+
+_QUOTED = "{words}"
+
+
+def _row(
+    kind: type[ProviderError], text: str, *codes: str
+) -> dict[str, tuple[type[ProviderError], str]]:
+    return dict.fromkeys(codes, (kind, text))
+
+
+TABLE: dict[str, tuple[type[ProviderError], str]] = {
+    **_row(
+        NoCapacity,
+        "EC2 has no such machine free in this zone now; if it lasts, use another zone or instance "
+        "type, or a capacity reservation",
+        "InsufficientCapacity",
+        "InsufficientCapacityOnHost",
+        "InsufficientHostCapacity",
+        "InsufficientInstanceCapacity",
+        "InsufficientReservedInstanceCapacity",
+        "InsufficientReservedInstancesCapacity",
+        "ReservationCapacityExceeded",
+        "UnavailableHostRequirements",
+    ),
+    **_row(
+        NoCapacity,
+        "the spot price is above this instance's maximum; raise it, or use an on-demand instance",
+        "SpotMaxPriceTooLow",
+    ),
+    **_row(
+        NoCapacity,
+        "EC2 does not offer this instance type here; use another type or zone" + _QUOTED,
+        "Unsupported",
+    ),
+    **_row(
+        Conflict,
+        "the instance is not in a state in which EC2 does this",
+        "IncorrectInstanceState",
+        "IncorrectState",
+        "InvalidInstanceState",
+        "InvalidState",
+    ),
+    **_row(
+        Conflict,
+        "the spot request does not let the instance start now: EC2 needs a moment after a stop, and "
+        "the request must be persistent, with interruption behaviour stop, and not cancelled",
+        "IncorrectSpotRequestState",
+    ),
+    **_row(
+        Throttled,
+        "EC2 takes no more calls from this account for now; look for other programs that ask often",
+        "BandwidthLimitExceeded",
+        "EC2ThrottledException",
+        "LimitExceededException",
+        "PriorRequestNotComplete",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    ),
+    **_row(
+        Denied,
+        "these credentials may not do this; attach the policy that `qwenctl policy aws` prints"
+        + _QUOTED,
+        "AccessDenied",
+        "AccessDeniedException",
+        "UnauthorizedOperation",
+    ),
+    **_row(
+        Denied,
+        "EC2 does not accept these credentials; check the access key, the profile or the instance "
+        "profile with `aws sts get-caller-identity`",
+        "AuthFailure",
+        "IncompleteSignature",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "MissingAuthenticationToken",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    ),
+    **_row(
+        Denied,
+        "the temporary credentials have expired; get new ones (such as `aws sso login`), or use an "
+        "instance profile, which renews itself",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "RequestExpired",
+        "TokenRefreshRequired",
+    ),
+    **_row(
+        Denied,
+        "this machine's clock is wrong; set it, best with NTP (chrony, systemd-timesyncd)",
+        "RequestTimeTooSkewed",
+    ),
+    **_row(
+        Denied,
+        "AWS does not let this account use EC2 now; see its billing and verification pages, or ask "
+        "AWS Support" + _QUOTED,
+        "AccountDisabled",
+        "Blocked",
+        "OptInRequired",
+        "PendingVerification",
+    ),
+    **_row(
+        Denied,
+        "the account's EC2 quota is used up; stop other instances, or ask for more in Service Quotas "
+        "(GPU families and spot have quotas of their own)" + _QUOTED,
+        "HostLimitExceeded",
+        "InstanceLimitExceeded",
+        "MaxIOPSLimitExceeded",
+        "MaxSpotInstanceCountExceeded",
+        "VcpuLimitExceeded",
+        "VolumeIOPSLimit",
+        "VolumeLimitExceeded",
+    ),
+    **_row(
+        Denied,
+        "EC2 does not permit this for this instance; if it has stop protection, switch that off "
+        "(`aws ec2 modify-instance-attribute --no-disable-api-stop`)" + _QUOTED,
+        "OperationNotPermitted",
+    ),
+    **_row(
+        Denied,
+        "this instance cannot be stopped and started; it needs an EBS root volume, and as a spot "
+        "instance a persistent request with interruption behaviour stop" + _QUOTED,
+        "UnsupportedOperation",
+    ),
+    **_row(
+        NotFound,
+        "EC2 knows no instance {instance} in {region}; check aws.instance_id and aws.region",
+        "InvalidInstanceID",
+        "InvalidInstanceID.Malformed",
+        "InvalidInstanceID.NotFound",
+    ),
+    **_row(
+        Transient,
+        "EC2 has a fault of its own; it is asked again",
+        "InternalError",
+        "InternalFailure",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ServiceUnavailable",
+        "Unavailable",
+    ),
+    **_row(
+        ProviderError,
+        "it was only a dry run; the call itself would be allowed",
+        "DryRunOperation",
+    ),
+}
+"""EC2's error code → our class, and what has happened and what to do. Quotas are `Denied`: nothing
+that qwenctl can do gets round them, a person has to act."""
+
+_SIGN_IN = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile (aws.profile, AWS_PROFILE), "
+    "or give this machine an instance profile"
+)
+
+MAX_QUOTE = 300
+"""Characters of EC2's own words that are quoted at most."""
+
+
+def translate(error: Exception, *, instance: str, region: str) -> ProviderError:
+    """The `ProviderError` for whatever boto3 raised; one sentence, without secrets.
+
+    Args:
+        error: what boto3 raised.
+        instance: the id of the instance that it was about.
+        region: where it was asked for.
+    """
+    from botocore import exceptions as boto
+
+    # What we raise on its connection, boto3 wraps.
+    own = error.kwargs.get("error") if isinstance(error, boto.HTTPClientError) else error
+    if isinstance(own, ProviderError):
+        return own
+    if isinstance(error, boto.ClientError):
+        return _refused(error, instance, region)
+    if isinstance(error, boto.ProfileNotFound):
+        return Denied(f"the AWS configuration files have no such profile; {_SIGN_IN}")
+    if isinstance(error, boto.NoCredentialsError):
+        return Denied(f"no AWS credentials were found; {_SIGN_IN}")
+    if isinstance(error, boto.PartialCredentialsError):
+        return Denied(f"the AWS credentials are incomplete; {_SIGN_IN}")
+    if isinstance(error, (boto.TokenRetrievalError, boto.NoAuthTokenError)) or type(
+        error
+    ).__name__ in ("SSOTokenLoadError", "UnauthorizedSSOTokenError"):
+        return Denied("the AWS sign-in has expired; run `aws sso login`")
+    if isinstance(error, (boto.CredentialRetrievalError, boto.MetadataRetrievalError)):
+        return Denied(
+            "the AWS credentials could not be fetched; try `aws sts get-caller-identity` on this "
+            "machine as this user"
+        )
+    if isinstance(error, (boto.NoRegionError, boto.InvalidRegionError)):
+        return Denied("no AWS region is known; set aws.region, such as us-east-1")
+    if isinstance(error, (boto.ConfigParseError, boto.ConfigNotFound, boto.InvalidConfigError)):
+        return Denied("the AWS configuration files cannot be used; check them with `aws configure`")
+    if isinstance(error, boto.SSLError):
+        return _no_trust(error)
+    if isinstance(error, (boto.EndpointConnectionError, boto.ConnectTimeoutError)):
+        return Transient(
+            f"cannot connect to EC2{_host(error)}; check the network and the name of the region"
+        )
+    if isinstance(error, boto.ProxyConnectionError):
+        return Transient("cannot reach EC2 through the HTTP proxy; check HTTPS_PROXY")
+    if isinstance(error, boto.ReadTimeoutError):
+        return Transient(f"EC2{_host(error)} did not answer in time")
+    if isinstance(error, (boto.HTTPClientError, boto.IncompleteReadError)):
+        return Transient("the connection to EC2 was cut before it answered")
+    if type(error).__name__ == "ResponseParserError":
+        return Transient("something that is not EC2 has answered; check aws.endpoint_url")
+    if isinstance(error, boto.BotoCoreError):
+        return ProviderError(f"boto3 cannot make the call: {quote(str(error))}")
+    raise error
+
+
+def _refused(error: ClientError, instance: str, region: str) -> ProviderError:
+    about: Any = error.response
+    code = str(about.get("Error", {}).get("Code", ""))
+    words = quote(str(about.get("Error", {}).get("Message", "")))
+    metadata = about.get("ResponseMetadata", {})
+    status = int(metadata.get("HTTPStatusCode", 0))
+    known = TABLE.get(code)
+    if known is not None:
+        kind, text = known
+        text = text.replace(_QUOTED, f"; EC2 says: {words}" if words else "")
+        text = text.replace("{instance}", instance).replace("{region}", region or "this region")
+    elif status >= 500:
+        kind, text = Transient, f"EC2 has a fault of its own; it says: {words}"
+    elif status == 429:
+        kind, text = TABLE["RequestLimitExceeded"]
+    else:
+        kind, text = ProviderError, f"EC2 refuses: {words}"
+    if code in CLOCK_CODES and (wrong := _clock_error(metadata)):
+        kind, text = Denied, wrong
+    return kind(text, cloud_code=code, request_id=str(metadata.get("RequestId", "")))
+
+
+def _clock_error(metadata: Any) -> str:
+    """What is wrong with this machine's clock, judged by the answer's date; empty if nothing."""
+    try:
+        theirs = parsedate_to_datetime(metadata["HTTPHeaders"]["date"])
+        ahead = (datetime.now(timezone.utc) - theirs).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return ""
+    if abs(ahead) < CLOCK_SKEW:
+        return ""
+    return (
+        f"this machine's clock is {abs(ahead) / 60:.0f} minutes {'fast' if ahead > 0 else 'slow'}; "
+        "set it, best with NTP (chrony, systemd-timesyncd)"
+    )
+
+
+def _no_trust(error: Exception) -> ProviderError:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return Denied(
+            f"the certificate of EC2{_host(error)} is not trusted; if a proxy opens TLS here, set "
+            "AWS_CA_BUNDLE to its certificate"
+        )
+    return Transient(f"the secure connection to EC2{_host(error)} failed")
+
+
+def _host(error: Any) -> str:
+    """`` at HOST``, without anything else that the URL may hold."""
+    url = getattr(error, "kwargs", {}).get("endpoint_url") or ""
+    host = urlsplit(str(url)).hostname
+    return f" at {host}" if host else ""
+
+
+def quote(words: str) -> str:
+    """EC2's own words on one short line, without what may be a secret or is not for reading."""
+    encoded = "Encoded authorization failure message:"
+    before, found, _ = words.partition(encoded)
+    if found:
+        before = before.rstrip() + " (`aws sts decode-authorization-message` opens the rest)"
+    line = " ".join("".join(c if c.isprintable() else " " for c in before).split())
+    line = re.sub(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}", "…", line)
+    line = re.sub(r"[A-Za-z0-9+/=_-]{40,}", "…", line)
+    return line if len(line) <= MAX_QUOTE else line[: MAX_QUOTE - 1] + "…"

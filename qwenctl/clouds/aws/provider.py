@@ -1,0 +1,71 @@
+"""One EC2 instance as a `qwenctl.clouds.base.Provider`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from qwenctl.clouds.aws.api import Account, account_of, observation
+from qwenctl.clouds.base import Accepted, Observation
+from qwenctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qwenctl.config.deployment import Config
+    from qwenctl.config.gpu import GpuConfig
+
+
+__all__ = [
+    "AwsProvider",
+]
+
+
+class AwsProvider:
+    """One EC2 instance: a `qwenctl.clouds.base.Provider`.
+
+    Args:
+        account: where the instance is.
+        instance_id: its id.
+        address: which of its addresses the proxy uses.
+    """
+
+    observe_interval: float = 10.0  # the agent's hello brings a look at once
+
+    def __init__(
+        self,
+        account: Account,
+        instance_id: str,
+        address: Literal["auto", "private", "public"] = "auto",
+    ) -> None:
+        self.account = account
+        self.instance_id = instance_id
+        self.call_timeout: float = account.call_timeout
+        self._address = address
+
+    @classmethod
+    def from_config(cls, name: str, gpu: GpuConfig, config: Config) -> AwsProvider:  # noqa: ARG003
+        """The instance of the GPU called ``name``.
+
+        Raises:
+            ConfigError: no instance is named, or requests would travel unprotected.
+            ModuleNotFoundError: boto3 is not installed.
+        """
+        import botocore  # noqa: F401  (missing: it shows now, and not in the controller's thread)
+
+        if not gpu.aws.instance_id:
+            raise ConfigError(
+                f"gpu.{name}.aws.instance_id is not set: name the EC2 instance to start and stop"
+            )
+        account = account_of(gpu.aws, f"gpu.{name}.aws")
+        return cls(account, gpu.aws.instance_id, gpu.aws.address)
+
+    def describe(self) -> Observation:
+        """DescribeInstances, shared with others who look at this moment. Status checks are not asked for: the agent's hello says more."""
+        found = self.account.looks.get(self.instance_id)
+        return observation(self.instance_id, found, self._address)
+
+    def start(self) -> Accepted:
+        """StartInstances. See `Account.start`."""
+        return Accepted(self.account.start(self.instance_id))
+
+    def stop(self) -> Accepted:
+        """StopInstances. See `Account.stop`."""
+        return Accepted(self.account.stop(self.instance_id))

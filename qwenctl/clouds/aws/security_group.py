@@ -1,0 +1,94 @@
+"""Add a plan's rules to an EC2 security group, and set the instance's shutdown behavior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from qwenctl.clouds.aws.api import Account
+from qwenctl.clouds.aws.calls import ec2_call, ec2_instance
+from qwenctl.clouds.base import ProviderError
+from qwenctl.clouds.plan import Change, Plan, Rule
+from qwenctl.clouds.security import Permit, change_of, covered, group_of, instance_of, notes_of
+
+__all__ = [
+    "apply_aws",
+]
+
+
+def apply_aws(
+    account: Account, plan: Plan, group: str = "", *, dry_run: bool = False
+) -> Iterator[Change]:
+    """The rules, in the instance's security group on EC2, and `stop` as its shutdown behaviour;
+    yields each once it is done.
+
+    Raises:
+        ConfigError: it is not clear which group, or the plan has no rule.
+        ProviderError: the cloud refuses. What was yielded before is done.
+    """
+    instance = instance_of(plan)
+    id_ = instance.instance_id
+    raw = ec2_instance(account, id_)
+    group = group_of([one["GroupId"] for one in raw.get("SecurityGroups") or ()], raw, plan, group)
+    answer = ec2_call(account, "describe_security_groups", id_, GroupIds=[group])
+    there = list(_aws_permits(answer["SecurityGroups"][0].get("IpPermissions") or ()))
+    for rule in plan.rules:
+        if not dry_run and not covered(rule, there):
+            try:
+                ec2_call(
+                    account,
+                    "authorize_security_group_ingress",
+                    id_,
+                    GroupId=group,
+                    IpPermissions=[_aws_rule(rule)],
+                )
+            except ProviderError as error:
+                if error.cloud_code != "InvalidPermission.Duplicate":  # somebody was quicker
+                    raise
+        yield change_of(rule, group, there, dry_run)
+    yield _stop_on_shutdown(account, id_, dry_run)
+    yield from notes_of(plan, group, there)
+
+
+def _stop_on_shutdown(account: Account, instance_id: str, dry_run: bool) -> Change:
+    what = "InstanceInitiatedShutdownBehavior = stop"
+    if account.shutdown_behavior(instance_id) == "stop":
+        return Change(what, "already there")
+    if dry_run:
+        return Change.by("change", what, dry_run=True)
+    ec2_call(
+        account,
+        "modify_instance_attribute",
+        instance_id,
+        InstanceId=instance_id,
+        Attribute="instanceInitiatedShutdownBehavior",
+        Value="stop",
+    )
+    if (behavior := account.shutdown_behavior(instance_id)) != "stop":
+        return Change(f"a shutdown from inside would still {behavior} the instance", "note")
+    return Change.by("change", what, dry_run=False)
+
+
+def _aws_permits(permissions: Iterable[Any]) -> Iterable[Permit]:
+    for one in permissions:
+        if one.get("IpProtocol") not in ("tcp", "6", "-1"):
+            continue
+        low, high = one.get("FromPort", 0), one.get("ToPort", 65535)
+        sources = [
+            *(source["CidrIp"] for source in one.get("IpRanges") or ()),
+            *(source["CidrIpv6"] for source in one.get("Ipv6Ranges") or ()),
+            *(source.get("GroupId", "") for source in one.get("UserIdGroupPairs") or ()),
+        ]
+        for source in sources:
+            yield Permit(source, low, high)
+
+
+def _aws_rule(rule: Rule) -> dict[str, Any]:
+    about: dict[str, Any] = {"IpProtocol": "tcp", "FromPort": rule.port, "ToPort": rule.port}
+    if rule.is_group:
+        about["UserIdGroupPairs"] = [{"GroupId": rule.source, "Description": rule.description}]
+    elif ":" in rule.source:
+        about["Ipv6Ranges"] = [{"CidrIpv6": rule.source, "Description": rule.description}]
+    else:
+        about["IpRanges"] = [{"CidrIp": rule.source, "Description": rule.description}]
+    return about

@@ -1,0 +1,162 @@
+"""What every provider does, in the same verbs, and how a cloud may say no.
+
+A provider is one instance in one cloud account. It performs and reports; it decides nothing
+(`qwenctl.core.lifecycle` does) and remembers nothing between two calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+from qwenctl.core.lifecycle import Observed
+
+__all__ = [
+    "Accepted",
+    "Conflict",
+    "Denied",
+    "NoCapacity",
+    "NotFound",
+    "Observation",
+    "Provider",
+    "ProviderError",
+    "Several",
+    "Throttled",
+    "Transient",
+]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the cloud says about the instance at this moment."""
+
+    state: Observed
+    instance_id: str = ""
+    address: str = ""
+    """Where the proxy reaches the node, a host name or IP; empty while there is none."""
+    reason: str = ""
+    """The cloud's own words on why the instance is in this state, if it gives any."""
+    surplus: bool = False
+    """Another instance of the same GPU is on as well; see `Several`."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The cloud has accepted a call, or there was nothing to do."""
+
+    request_id: str = ""
+    """The cloud's own; empty if no call was made."""
+    note: str = ""
+    """What a person should know about it, such as that another candidate was started, and why."""
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """One instance that can be looked at, started and stopped.
+
+    ``call_timeout`` bounds one call in seconds, the SDK's retries included: the controller makes a
+    call only while its lock is sure to outlive it (DESIGN §4). ``observe_interval`` is how often, in
+    seconds, it makes sense to look while the instance is changing.
+
+    ==========  ==================================  ==========================================
+    call        in state stopped                    in any other state
+    ==========  ==================================  ==========================================
+    describe    reads, never changes                reads; ``absent`` when there is no instance
+    start       accepted: starting, then running    starting, running: success, nothing is
+                                                    done; stopping: raises `Conflict`
+    stop        success, nothing is done            running: accepted; starting: may raise
+                                                    `Conflict`; stopping: success
+    ==========  ==================================  ==========================================
+
+    `start` and `stop` return as soon as the cloud has accepted; they do not wait for the new state.
+    Each raises a `ProviderError` subclass.
+    """
+
+    call_timeout: float
+    observe_interval: float
+
+    def describe(self) -> Observation: ...
+
+    def start(self) -> Accepted: ...
+
+    def stop(self) -> Accepted: ...
+
+
+@runtime_checkable
+class Several(Protocol):
+    """A provider of several instances for one GPU, of which one serves."""
+
+    def serving(self, instance_id: str) -> None:
+        """Which one served when somebody looked last; said before each `Provider.describe`."""
+
+    def avoid(self) -> None:
+        """Try the one that served last after the others, for a while: the cloud takes it back each
+        time."""
+
+    def stop_surplus(self) -> None:
+        """Stop the others that are on.
+
+        Raises:
+            Conflict: one is starting, and can be stopped once it runs.
+            ProviderError: one could not be stopped.
+        """
+
+
+class ProviderError(Exception):
+    """The cloud said no. The text is one sentence for a person, without secrets.
+
+    ``code`` is ours and stable (it becomes the failure code), ``cloud_code`` and ``request_id``
+    are the cloud's own, kept for the user who has to ask the cloud's support.
+    """
+
+    code: ClassVar[str] = "provider_error"
+
+    def __init__(self, message: str, *, cloud_code: str = "", request_id: str = "") -> None:
+        super().__init__(message)
+        self.cloud_code = cloud_code
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        extra = ", ".join(
+            part
+            for part in (self.cloud_code, f"request {self.request_id}" if self.request_id else "")
+            if part
+        )
+        text = super().__str__()
+        return f"{text} ({extra})" if extra else text
+
+
+class NoCapacity(ProviderError):
+    """Raised by `start`: the cloud has no such machine free. Retried with backoff while wanted."""
+
+    code = "no_capacity"
+
+
+class Throttled(ProviderError):
+    """Raised by any call: too many calls. Retried with backoff; never at once."""
+
+    code = "throttled"
+
+
+class Denied(ProviderError):
+    """Raised by any call: permission, credentials or account standing. A person has to act."""
+
+    code = "denied"
+
+
+class NotFound(ProviderError):
+    """Raised by `start` and `stop`: no such instance (`describe` returns ``absent`` instead)."""
+
+    code = "not_found"
+
+
+class Conflict(ProviderError):
+    """Raised by `start` and `stop`: not in this state. The controller looks again and decides."""
+
+    code = "conflict"
+
+
+class Transient(ProviderError):
+    """Raised by any call: time-out, connection cut, 5xx. The call may have been accepted."""
+
+    code = "transient"

@@ -1,0 +1,333 @@
+"""The program that plays a virtual machine for the local provider.
+
+It takes its time to boot, runs the GPU's agent, or what an image without one would run, and takes
+its time to stop. Standard library only: it stays small, and starts in a moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["Record", "locked", "main"]
+
+EXIT_POWER_OFF = 70
+"""The agent's exit code for "switch this machine off" (`gpu_node.selfstop.deadman`)."""
+
+AGENT_PAUSE = 1.0
+"""Seconds from the agent's crash to its next start."""
+
+RECORD_CHECK = 5.0
+"""Seconds between two looks at whether this machine's record is still there."""
+
+AGENT_STOP = 60.0
+"""Seconds the agent has to stop its services before it is killed."""
+
+# Kills this machine's process group once the pipe's other end is gone, that is, once this process
+# has been killed. A word on the pipe beforehand calls it off.
+_GUARD = """
+trap '' HUP INT TERM
+read -r word && exit
+kill -s KILL -- "-$1"
+"""
+
+State = Literal["starting", "running", "stopping", "stopped"]
+
+
+@contextlib.contextmanager
+def locked(directory: Path, patience: float = math.inf) -> Iterator[None]:
+    """Hold the instance's lock; whoever writes its record does so inside.
+
+    Raises:
+        BlockingIOError: somebody has held it for ``patience`` seconds; frozen, perhaps.
+    """
+    with (directory / "lock").open("a") as file:
+        give_up = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(0.01)
+        yield
+
+
+class Record:
+    """What the "cloud" knows about the instance: one small JSON file, replaced as a whole."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "status.json"
+
+    def read(self) -> dict[str, Any]:
+        """The record; empty if there is none yet."""
+        try:
+            record = json.loads(self._file.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def write(self, *, boot_id: str, state: State, pid: int, reason: str = "") -> None:
+        """Replace the record; under the lock."""
+        record = {
+            "state": state,
+            "boot_id": boot_id,
+            "pid": pid,
+            "born": _born(pid),
+            "since": time.time(),
+            "reason": reason,
+        }
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(json.dumps(record))
+        fresh.replace(self._file)
+
+    def alive(self, record: Mapping[str, Any]) -> bool:
+        """Whether the recorded process lives. Its id alone would not do: ids are used again."""
+        born = _born(int(record.get("pid", 0)))
+        return born != "" and born == record.get("born")
+
+
+def _born(pid: int) -> str:
+    """When a living process was started, as text that no other process has; empty if it is dead."""
+    if pid <= 0:
+        return ""
+    if not sys.platform.startswith("linux"):
+        import psutil
+
+        try:
+            process = psutil.Process(pid)
+            return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time()}"
+        except psutil.Error:
+            return ""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        return ""
+    # The name, in parentheses, may hold anything; the state and the start time come after it.
+    fields = stat.rpartition(b")")[2].split()
+    return "" if fields[0] in (b"Z", b"X") else f"{boot}:{int(fields[19])}"
+
+
+class Machine:
+    """One boot of the machine."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._directory: Path = options.directory
+        self._record = Record(self._directory)
+        self._booted_at = time.monotonic()
+        # What happens to the machine. Unlike other queues this one may be used in a signal handler.
+        self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._agent: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """Boot, run until stopped, stop; the exit code."""
+        with contextlib.suppress(PermissionError):  # we are the leader already
+            os.setsid()
+        signal.signal(signal.SIGTERM, lambda *_: self._events.put("stop"))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if not self._claim():
+            return 1
+        guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "sh", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        reason = ""
+        if self._boot():
+            reason = self._work()
+        self._shut_down(reason)
+        with contextlib.suppress(OSError):
+            guard.communicate(b"over\n")
+        return 0
+
+    def _claim(self) -> bool:
+        """Make sure that the record is of this boot; False if another machine has it.
+
+        Whoever started us writes the record while it holds the lock. Should it have been killed
+        before that, we do it.
+        """
+        with locked(self._directory):
+            record = self._record.read()
+            if record.get("boot_id") == self._options.boot_id:
+                return True
+            if record.get("state", "stopped") != "stopped" and self._record.alive(record):
+                _say("another machine has been started meanwhile")
+                return False
+            self._enter("starting")
+            return True
+
+    def _boot(self) -> bool:
+        """Take the time that booting takes; False if stopped meanwhile."""
+        pause = None if self._options.boot_hangs else self._options.boot_seconds
+        if self._next(pause) is not None:
+            return False
+        with locked(self._directory):
+            if self._record.read().get("state") == "stopping":
+                return False
+            self._enter("running")
+        return True
+
+    def _work(self) -> str:
+        """Keep the agent running until the machine is to stop; why, if nobody asked for it."""
+        dies_at = self._booted_at + self._options.boot_seconds + (self._options.dies_after or 0.0)
+        agent_due: float | None = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if self._options.dies_after is not None and now >= dies_at:
+                os.killpg(0, signal.SIGKILL)
+            if agent_due is not None and now >= agent_due:
+                self._start_program()
+                agent_due = None
+            if self._record.read().get("boot_id") != self._options.boot_id:
+                _say("this machine's directory has been removed: nobody could find and stop it")
+                os.killpg(0, signal.SIGKILL)
+            times = [now + RECORD_CHECK] if agent_due is None else [agent_due]
+            if self._options.dies_after is not None:
+                times.append(dies_at)
+            event = self._next(max(0.0, min(times) - now))
+            if event == "stop":
+                return ""
+            if event == "agent ended" and self._agent is not None:
+                if self._agent.returncode == EXIT_POWER_OFF and not self._options.no_agent:
+                    return "switched itself off: no contact to any proxy and nothing running"
+                what = "program" if self._options.no_agent else "agent"
+                _say(f"the {what} ended with code {self._agent.returncode}; starting it again")
+                agent_due = time.monotonic() + AGENT_PAUSE
+
+    def _shut_down(self, reason: str) -> None:
+        with locked(self._directory):
+            self._enter("stopping", reason)
+        if self._agent is not None and self._agent.poll() is None:
+            self._agent.terminate()
+            try:
+                self._agent.wait(AGENT_STOP)
+            except subprocess.TimeoutExpired:
+                self._agent.kill()
+                self._agent.wait()
+        time.sleep(self._options.stop_seconds)
+        with locked(self._directory):
+            self._enter("stopped", reason)
+
+    def _next(self, timeout: float | None) -> str | None:
+        """The next event, or None after ``timeout`` seconds."""
+        try:
+            return self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def _enter(self, state: State, reason: str = "") -> None:
+        _say(state + (f": {reason}" if reason else ""))
+        self._record.write(
+            boot_id=self._options.boot_id, state=state, pid=os.getpid(), reason=reason
+        )
+
+    def _start_program(self) -> None:
+        if not self._options.no_agent:
+            self._start_agent()
+        elif self._options.program:
+            log = self._directory / "logs" / "program.log"
+            try:
+                self._start(self._options.program, os.environ, log)
+            except OSError as error:
+                _say(f"cannot run {self._options.program[0]}: {error.strerror}")
+
+    def _start_agent(self) -> None:
+        settings = {
+            "GPU": self._options.gpu,
+            "BOOT_ID": self._options.boot_id,
+            "BOOTED_AT": str(self._booted_at),
+            "PROXY_URLS": json.dumps(self._options.proxy_url),
+            "STATE_DIR": str(self._directory / "agent"),
+            "LOG_DIR": str(self._directory / "logs"),
+            "DEAD_MAN": str(self._options.dead_man),
+            "KEEP_CONTAINERS": "false",  # a machine that is off runs nothing
+        }
+        if self._options.node_secret_file:
+            settings["NODE_SECRET_FILE"] = self._options.node_secret_file
+        env = {f"QWENCTL_NODE__{key}": value for key, value in settings.items()}
+        # Further settings, for whoever tries them out: what is set above comes first.
+        more = self._directory / "node.toml"
+        config = ["--config", str(more)] if more.exists() else []
+        command = [sys.executable, "-m", "gpu_node", *config]
+        self._start(command, {**os.environ, **env}, self._directory / "logs" / "agent.log")
+
+    def _start(self, command: Sequence[str], env: Mapping[str, str], log_file: Path) -> None:
+        with log_file.open("a") as log:
+            agent = self._agent = subprocess.Popen(
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+        def wait() -> None:
+            agent.wait()
+            self._events.put("agent ended")
+
+        threading.Thread(target=wait, daemon=True).start()
+
+
+def _say(text: str) -> None:
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)  # noqa: T201
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Be a machine until it is stopped; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qwenctl.clouds.local.machine",
+        description="Plays a virtual machine: boots, runs qwenctl's agent, stops on SIGTERM.",
+        epilog="""\
+The machine keeps its state in DIRECTORY/status.json. Its agent reads further settings from
+DIRECTORY/node.toml, if there is such a file. It exits when it is off:
+by SIGTERM, or because its agent has asked for it with exit code 70.
+
+example:
+  python -m qwenctl.clouds.local.machine --directory /tmp/machine --gpu main \\
+      --boot-id 0123456789abcdef --proxy-url http://127.0.0.1:8080 \\
+      --node-secret-file ~/.local/state/qwenctl/node.secret --boot-seconds 3
+""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--directory", type=Path, required=True, help="the instance's directory")
+    add("--gpu", required=True, help="the GPU's name")
+    add("--boot-id", required=True, help="names this boot, 8 to 64 letters and digits")
+    add("--proxy-url", action="append", required=True, help="where a proxy is; may be repeated")
+    add("--node-secret-file", default="", help="else QWENCTL_NODE__NODE_SECRET must be set")
+    add("--boot-seconds", type=float, default=3.0, help="from start to running")
+    add("--stop-seconds", type=float, default=1.0, help="from the agent's end to stopped")
+    add("--dead-man", type=float, default=600.0, help="seconds without contact until it goes off")
+    add("--no-agent", action="store_true", help="run PROGRAM instead of the agent")
+    add("--boot-hangs", action="store_true", help="never get to running")
+    add("--dies-after", type=float, help="seconds after running: die at once")
+    add("program", nargs="*", metavar="PROGRAM", help="with --no-agent, after --: what it runs")
+    options = parser.parse_args(argv)
+    options.directory = options.directory.absolute()
+    try:
+        (options.directory / "logs").mkdir(parents=True, exist_ok=True)
+        return Machine(options).run()
+    except OSError as error:
+        _say(f"the machine cannot run: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""The local provider: an "instance" that is a process on this machine.
+
+For demos and tests, with the real agent in it. The instance is the program
+`qwenctl.clouds.local.machine`; it survives the process that started it, takes time to start and
+to stop, and can be told to fail (`qwenctl.clouds.local.settings.LocalConfig`).
+
+Its directory holds ``status.json`` (what the cloud would know), ``starts.log`` and ``stops.log``
+(one line an accepted call: Unix time, caller's process id, boot id), ``logs/`` and ``agent/``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwenctl.clouds.base import (
+    Accepted,
+    Conflict,
+    Denied,
+    NoCapacity,
+    Observation,
+    ProviderError,
+    Transient,
+)
+from qwenctl.clouds.local.machine import Record, locked
+from qwenctl.core.lifecycle import Observed
+from qwenctl.lib.private_file import write_private
+
+if TYPE_CHECKING:
+    from qwenctl.clouds.local.settings import LocalConfig
+    from qwenctl.config.deployment import Config
+    from qwenctl.config.gpu import GpuConfig
+    from qwenctl.protocol.messages import Spec
+
+__all__ = ["LocalProvider"]
+
+ADDRESS = "127.0.0.1"
+
+LOCK_SECONDS = 2.0
+"""How long a call waits for its turn: well within `LocalProvider.call_timeout`."""
+
+# `sh` starts the machine in the background and ends, so that it is nobody's child: no zombie stays
+# behind in a proxy that lives longer than the machine.
+_DETACH = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo "$!"'
+
+
+class LocalProvider:
+    """One local instance: a `qwenctl.clouds.base.Provider`.
+
+    ``start`` and ``stop`` return at once; processes that call them at the same time take turns, so
+    there is never more than one machine.
+
+    Args:
+        gpu: the GPU's name, and the instance's.
+        config: its latencies and its fault.
+        state_dir: the instance's directory is ``state_dir / gpu``.
+        proxy_urls: where the instance's agent finds the proxies.
+        node_secret_file: the secret that the agent signs with, or
+        node_secret: the secret itself, then handed over in the environment.
+        dead_man: seconds without contact until the agent stops the instance, until it knows better.
+        spec: what the node runs until a proxy says otherwise, as user data tells a cloud instance.
+        program: what an instance without an agent runs by itself, if anything; None: the agent.
+    """
+
+    call_timeout: float = 5.0
+    observe_interval: float = 0.05
+
+    def __init__(
+        self,
+        *,
+        gpu: str,
+        config: LocalConfig,
+        state_dir: Path,
+        proxy_urls: Sequence[str],
+        node_secret_file: Path | None = None,
+        node_secret: str = "",
+        dead_man: float = 600.0,
+        spec: Spec | None = None,
+        program: Sequence[str] | None = None,
+    ) -> None:
+        self.directory = state_dir.absolute() / gpu
+        self._gpu = gpu
+        self._config = config
+        self._proxy_urls = list(proxy_urls)
+        self._secret_file = node_secret_file
+        self._secret = node_secret
+        self._dead_man = dead_man
+        self._spec = spec
+        self._program = program
+        self._record = Record(self.directory)
+
+    @classmethod
+    def from_config(cls, name: str, gpu: GpuConfig, config: Config) -> LocalProvider:
+        """The instance of the GPU called ``name``.
+
+        Raises:
+            ConfigError: the node secret can be neither read nor made.
+        """
+        inline = config.node_secret.get_secret_value()
+        config.read_node_secret()  # makes the file at need
+        file = (
+            Path(config.node_secret_file).expanduser()
+            if config.node_secret_file
+            else config.state_path / "node.secret"
+        )
+        return cls(
+            gpu=name,
+            config=gpu.local,
+            state_dir=config.state_path / "instances" / config.deployment,
+            proxy_urls=config.node_urls,
+            node_secret_file=None if inline else file.absolute(),
+            node_secret=inline,
+            dead_man=gpu.timing.dead_man,
+            spec=gpu.spec if gpu.agent else None,
+            program=None if gpu.agent else gpu.service[0].command if gpu.service else (),
+        )
+
+    def describe(self) -> Observation:
+        """What the instance's record says, and whether its process still lives. Takes no lock."""
+        record = self._record.read()
+        state = record.get("state", "stopped")
+        instance_id = f"local-{self._gpu}"
+        if state == "stopped":
+            return Observation(Observed.STOPPED, instance_id, reason=record.get("reason", ""))
+        if not self._record.alive(record):
+            # The machine may have written its last record since we read.
+            again = self._record.read()
+            if again != record:
+                return self.describe()
+            reason = "" if state == "stopping" else "the instance died"
+            return Observation(Observed.STOPPED, instance_id, reason=reason)
+        address = ADDRESS if state == "running" else ""
+        return Observation(Observed(state), instance_id, address, record.get("reason", ""))
+
+    def start(self) -> Accepted:
+        """Start the machine, or do nothing if it runs; the request id is the boot id.
+
+        Raises:
+            NoCapacity, Denied: the configured fault.
+            Conflict: it is being stopped.
+            Transient: this machine cannot start processes or write its state now.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with locked(self.directory, LOCK_SECONDS):
+                return Accepted(self._start())
+        except OSError as error:
+            raise _failed("start", error) from None
+
+    def stop(self) -> Accepted:
+        """Tell the machine to stop, whether it runs or still starts.
+
+        Raises:
+            Transient: this machine cannot write its state now.
+        """
+        if not self.directory.is_dir():
+            return Accepted()
+        try:
+            with locked(self.directory, LOCK_SECONDS):
+                return Accepted(self._stop())
+        except OSError as error:
+            raise _failed("stop", error) from None
+
+    def _start(self) -> str:
+        state = self.describe().state
+        if state in (Observed.STARTING, Observed.RUNNING):
+            return str(self._record.read().get("boot_id", ""))
+        if state is Observed.STOPPING:
+            raise Conflict("the instance is being stopped", cloud_code="IncorrectInstanceStatus")
+        if self._config.fail == "no_capacity":
+            raise NoCapacity("no such machine is free", cloud_code="local.fail=no_capacity")
+        if self._config.fail == "denied":
+            raise Denied("the account may not start instances", cloud_code="local.fail=denied")
+        boot_id = uuid.uuid4().hex
+        pid = self._spawn(boot_id)
+        self._record.write(boot_id=boot_id, state="starting", pid=pid)
+        self._log("starts.log", boot_id)
+        return boot_id
+
+    def _stop(self) -> str:
+        record = self._record.read()
+        if record.get("state") not in ("starting", "running") or not self._record.alive(record):
+            return ""
+        boot_id = str(record["boot_id"])
+        self._record.write(boot_id=boot_id, state="stopping", pid=record["pid"])
+        os.kill(record["pid"], signal.SIGTERM)
+        self._log("stops.log", boot_id)
+        return boot_id
+
+    def _spawn(self, boot_id: str) -> int:
+        """Start the machine's process; its process id."""
+        logs = self.directory / "logs"
+        logs.mkdir(exist_ok=True)
+        # Where services run that name no directory: an empty one, which a file server may show.
+        work = self.directory / "work"
+        work.mkdir(exist_ok=True)
+        if self._spec is not None:
+            write_private(self.directory / "agent" / "spec.json", self._spec.model_dump_json())
+        command = [
+            *(sys.executable, "-m", "qwenctl.clouds.local.machine"),
+            *("--directory", str(self.directory)),
+            *("--gpu", self._gpu),
+            *("--boot-id", boot_id),
+            *("--boot-seconds", str(self._config.boot_seconds)),
+            *("--stop-seconds", str(self._config.stop_seconds)),
+            *("--dead-man", str(self._dead_man)),
+        ]
+        for url in self._proxy_urls:
+            command += ["--proxy-url", url]
+        if self._secret_file is not None:
+            command += ["--node-secret-file", str(self._secret_file)]
+        if self._config.fail == "boot_hangs":
+            command += ["--boot-hangs"]
+        if self._config.fail == "dies_after":
+            command += ["--dies-after", str(self._config.dies_after)]
+        if self._program is not None:
+            command += ["--no-agent", "--", *self._program]
+        # A real instance knows nothing of the proxy's settings and secrets either.
+        env = {key: value for key, value in os.environ.items() if not key.startswith("QWENCTL_")}
+        if self._secret_file is None:
+            env["QWENCTL_NODE__NODE_SECRET"] = self._secret
+        done = subprocess.run(
+            ["/bin/sh", "-c", _DETACH, "sh", str(logs / "machine.log"), *command],
+            cwd=work,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            check=False,
+        )
+        try:
+            return int(done.stdout)
+        except ValueError:
+            raise Transient("the machine's process could not be started") from None
+
+    def _log(self, name: str, boot_id: str) -> None:
+        with (self.directory / name).open("a") as file:
+            file.write(f"{time.time():.3f} {os.getpid()} {boot_id}\n")
+
+
+def _failed(verb: str, error: OSError) -> ProviderError:
+    where = f" ({error.filename})" if error.filename else ""
+    return Transient(f"cannot {verb} the local instance: {error.strerror}{where}")

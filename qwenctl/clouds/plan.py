@@ -1,0 +1,202 @@
+"""What `qwenctl provision` would do: rules, files and cloud-init of one instance."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qwenctl.clouds.bootstrap import install_package, look_for_docker
+from qwenctl.clouds.permissions import Cloud, Instance, node_policy, node_role_name, node_trust
+
+__all__ = [
+    "IMAGE_FOR_CONTAINERS",
+    "SECRET_FILE",
+    "UNIT",
+    "Change",
+    "File",
+    "Plan",
+    "Rule",
+    "compact",
+]
+
+SECRET_FILE = "/etc/qwenctl/node.secret"
+SETTINGS_FILE = "/etc/qwenctl/node.toml"
+UNIT = "qwenctl-node.service"
+VENV = "/opt/qwenctl"
+
+IMAGE_FOR_CONTAINERS = "an image with Docker and nvidia-container-toolkit"
+
+
+_DONE = {"add": "added", "attach": "attached", "change": "changed", "make": "made"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing in the cloud that was looked at."""
+
+    what: str
+    done: str
+    """``added``, ``attached``, ``changed``, ``made``, or ``would add`` and so on in a dry run;
+    ``already there``; ``note`` for something to look at."""
+
+    @classmethod
+    def by(
+        cls, verb: Literal["add", "attach", "change", "make"], what: str, *, dry_run: bool
+    ) -> Change:
+        return cls(what, f"would {verb}" if dry_run else _DONE[verb])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One inbound rule of the instance's security group: TCP, one port, one source."""
+
+    port: int
+    source: str
+    """A network such as ``10.0.0.5/32``, or the id of the proxy's security group."""
+    description: str
+
+    @property
+    def is_group(self) -> bool:
+        return self.source.startswith("sg-")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file on the instance."""
+
+    path: str
+    content: str
+    mode: str = "0644"
+    owner: str = "root"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that one GPU needs."""
+
+    gpu: str
+    cloud: Cloud
+    instance: Instance | None
+    """None while the configuration has no instance id."""
+    rules: tuple[Rule, ...]
+    user: str
+    """Who the agent and its services run as; made if there is no such user."""
+    package: str
+    """What pip installs."""
+    settings: str
+    """The agent's settings, TOML."""
+    runs: Literal["docker", "process"]
+    """What the agent's unit must allow: ``docker`` if every service is a container."""
+    containers: bool
+    """Whether a service is a container: then the instance needs Docker."""
+    agent: bool
+    """False: the instance runs its service by itself, and needs the rules only."""
+
+    def files(self, secret: str = "") -> list[File]:
+        """The instance's files; the secret's only if it is given."""
+        files = [
+            File(SETTINGS_FILE, self.settings),
+        ]
+        if secret:
+            files.append(File(SECRET_FILE, secret + "\n", "0600"))
+        return files
+
+    def commands(self) -> list[str]:
+        """The shell commands that follow the files; each may be run again."""
+        install = [
+            *(f"{VENV}/bin/qwenctl-node", "install", "--config", SETTINGS_FILE),
+            *("--user", self.user, "--runs", self.runs),
+        ]
+        commands = [install_package(VENV, self.package), shlex.join(install)]
+        if self.containers:
+            commands.append(look_for_docker(commands[-1]))
+        return commands
+
+    def role_commands(self) -> list[str]:
+        """What makes the role, with Alibaba Cloud's own command line; none where none is needed."""
+        if self.cloud != "aliyun" or self.instance is None or not self.agent:
+            return []
+        instance, name = self.instance, node_role_name(self.instance)
+
+        def command(product: str, action: str, **parameters: str) -> str:
+            flags = [word for key, value in parameters.items() for word in (f"--{key}", value)]
+            return shlex.join(["aliyun", product, action, *flags])
+
+        return [
+            command(
+                "ram",
+                "CreateRole",
+                RoleName=name,
+                AssumeRolePolicyDocument=compact(node_trust("aliyun", instance.region)),
+            ),
+            command(
+                "ram",
+                "CreatePolicy",
+                PolicyName=name,
+                PolicyDocument=compact(node_policy([instance])),
+            ),
+            command(
+                "ram",
+                "AttachPolicyToRole",
+                PolicyType="Custom",
+                PolicyName=name,
+                RoleName=name,
+            ),
+            command(
+                "ecs",
+                "AttachInstanceRamRole",
+                RegionId=instance.region,
+                RamRoleName=name,
+                InstanceIds=json.dumps([instance.instance_id]),
+            ),
+        ]
+
+    def user_data(self, secret: str = "") -> str:
+        """cloud-init user data. It runs at the *first* boot of an instance only."""
+        lines = ["#cloud-config", f"# The agent of the GPU {self.gpu!r} as a systemd service."]
+        lines += [f"# {line}" for line in _secret_note(secret)]
+        lines.append("write_files:")
+        for file in self.files(secret):
+            lines += [
+                f"  - path: {file.path}",
+                f'    permissions: "{file.mode}"',
+                "    content: |",
+                *(f"      {line}".rstrip() for line in file.content.splitlines()),
+            ]
+        lines.append("runcmd:")
+        lines += [f"  - {json.dumps(command)}" for command in self.commands()]
+        return "\n".join(lines) + "\n"
+
+    def script(self, secret: str = "") -> str:
+        """The same as a shell script, for an instance that exists already. Run it as root."""
+        lines = ["#!/bin/sh", f"# The agent of the GPU {self.gpu!r} as a systemd service."]
+        lines += [f"# {line}" for line in _secret_note(secret)]
+        lines += ["set -eu", "umask 022"]
+        for file in self.files(secret):
+            path = shlex.quote(file.path)
+            lines += [
+                f"mkdir -p {shlex.quote(file.path.rpartition('/')[0])}",
+                f"install -m {file.mode} /dev/null {path}",
+                f"cat > {path} <<'END_OF_FILE'",
+                file.content.rstrip("\n"),
+                "END_OF_FILE",
+            ]
+        return "\n".join([*lines, *self.commands()]) + "\n"
+
+
+def compact(document: Any) -> str:
+    """JSON without spaces."""
+    return json.dumps(document, separators=(",", ":"))
+
+
+def _secret_note(secret: str) -> list[str]:
+    if secret:
+        return [
+            "It holds the node secret: whoever may read the instance's user data can read it.",
+        ]
+    return [
+        f"The node secret is not in it. The service waits for {SECRET_FILE};",
+        "`qwenctl provision` prints the command that copies it there.",
+    ]

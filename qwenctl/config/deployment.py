@@ -1,0 +1,331 @@
+"""The whole configuration: `Config`, with access, proxy and one `GpuConfig` a GPU."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from qwenctl.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    pass
+else:
+    pass
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.config.secrets import own_secret, read_secret, state_dir
+from qwenctl.lib.settings_types import NAME, Duration, Table, is_loopback, web_url
+
+__all__ = [
+    "AccessConfig",
+    "ApiKey",
+    "Config",
+    "ProxyConfig",
+    "UnknownTier",
+]
+
+
+class ApiKey(Table):
+    """One API client."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Who uses the key; shown in `status` and `why`."""
+    hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    """``sha256:`` and the hex digest of the key, as `qwenctl access new-key` prints it."""
+
+
+class AccessConfig(Table):
+    """Who may use and wake the GPU."""
+
+    mode: Literal["none", "password"] = "none"
+    """``none``: everybody who reaches the proxy (which then listens on loopback only);
+    ``password``: one shared password for browsers, API keys for clients."""
+    password_hash: str = Field("", pattern=r"^(\$argon2id\$.+)?$")
+    """The argon2id hash that `qwenctl access hash-password` prints."""
+    keys: tuple[ApiKey, ...] = ()
+    """API keys, sent as ``Authorization: Bearer qk_…`` or ``X-API-Key``."""
+    session: Duration = 14 * 86400.0
+    """How long a browser stays signed in."""
+
+
+class ProxyConfig(Table):
+    """The always-on proxy."""
+
+    listen: str = "127.0.0.1:8080"
+    """Address and port to listen on."""
+    public_url: str = ""
+    """Where people and nodes reach the proxy; default: http:// and the listen address."""
+    node_urls: tuple[str, ...] = ()
+    """Where nodes reach the proxies, one URL a replica, so that a node finds another one when one
+    dies; none: `public_url`."""
+    allow_anonymous: bool = False
+    """Listen on other than loopback addresses although access control is off."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks whose X-Forwarded-* headers are believed."""
+    gate_headers: Literal["x-original", "x-forwarded"] = "x-original"
+    """In which headers another data plane tells `/_qwenctl/gate` of the request: X-Original-Method
+    and -URI (nginx, see docs/gateways.md) or X-Forwarded-Method and -Uri (Caddy, Traefik)."""
+    hold: Duration = 600.0
+    """How long a request of an API client is held while the GPU wakes."""
+    max_held: int = Field(2000, ge=0)
+    """How many requests may be held at once; further ones get 503 with Retry-After."""
+
+    @field_validator("public_url")
+    @classmethod
+    def _public_url(cls, value: str) -> str:
+        return value and web_url(value)
+
+    @field_validator("node_urls")
+    @classmethod
+    def _node_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            try:
+                web_url(url)
+            except ValueError as error:
+                raise ValueError(f"{url!r}: {error}") from None
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        import ipaddress
+
+        for text in value:
+            try:
+                ipaddress.ip_network(text, strict=False)
+            except ValueError:
+                raise ValueError(
+                    f"{text!r} is neither an address nor a network such as 10.0.0.0/8"
+                ) from None
+        return value
+
+
+class UnknownTier(LookupError):
+    """Somebody asked for a tier that no GPU of the host has; says which there are."""
+
+
+class Config(Table):
+    """The whole file."""
+
+    deployment: str = Field("default", pattern=NAME)
+    """Keeps several deployments apart that share one Redis."""
+    state_dir: str = ""
+    """Where local state lives; default: $XDG_STATE_HOME/qwenctl."""
+    redis_url: str = ""
+    """redis://, rediss://, unix:// or redis+sentinel://; empty: an embedded server of our own."""
+    redis_password_file: str = ""
+    """A file with the Redis password, if it is not in the URL."""
+    node_secret: SecretStr = SecretStr("")
+    """The secret that nodes sign with; better in `node_secret_file` or QWENCTL_NODE_SECRET."""
+    node_secret_file: str = ""
+    """A file with the node secret; default: ``node.secret`` in the state directory, made at need."""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """Language of the pages; ``auto``: what the browser asks for."""
+    proxy: ProxyConfig = Field({}, validate_default=True)
+    access: AccessConfig = Field({}, validate_default=True)
+    gpu: dict[Annotated[str, Field(pattern=NAME)], GpuConfig] = Field(default_factory=dict)
+    """One table per GPU: ``[gpu.NAME]``."""
+
+    _source: str = ""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        before, found, _ = value.partition("://")
+        scheme = before.lower() if found else ""
+        if value and scheme not in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
+            # Without a scheme nothing is quoted: it may be a password.
+            raise ValueError(
+                f"unknown scheme {scheme!r}; use redis://, rediss://, unix://, redis+sentinel:// "
+                "or redis+cluster://"
+            )
+        return value
+
+    @property
+    def source(self) -> str:
+        """The file that this came from, or empty."""
+        return self._source
+
+    @property
+    def state_path(self) -> Path:
+        return Path(self.state_dir).expanduser() if self.state_dir else state_dir()
+
+    @property
+    def url(self) -> str:
+        """Where people and nodes reach the proxy, without a slash at the end."""
+        return (self.proxy.public_url or f"http://{self.proxy.listen}").rstrip("/")
+
+    @property
+    def node_urls(self) -> tuple[str, ...]:
+        """Where nodes reach the proxies, without slashes at the end."""
+        return tuple(url.rstrip("/") for url in self.proxy.node_urls) or (self.url,)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        self._check_tiers()
+        self._check_instances()
+        self._check_local_ports()
+        if self.access.mode == "password" and not self.access.password_hash:
+            raise ValueError(
+                'access.mode = "password" needs access.password_hash: run `qwenctl access hash-password`'
+            )
+        return self
+
+    def _check_tiers(self) -> None:
+        """GPUs of the same host need different tiers. (Without tiers, all but the first of those
+        that name no host are for the command line and `?gpu=`.)"""
+        claimed: dict[str, list[str]] = {}
+        for name, gpu in self.gpu.items():
+            for host in dict.fromkeys(host.lower() for host in gpu.hosts):
+                claimed.setdefault(host, []).append(name)
+        free = [name for name, gpu in self.gpu.items() if not gpu.hosts]
+        if any(self.gpu[name].tier for name in free):
+            claimed[""] = free
+        for host, names in claimed.items():
+            for one, other in combinations(names, 2):
+                tiers = {self.gpu[one].tier, self.gpu[other].tier}
+                if len(tiers) < 2 or "" in tiers:
+                    what = f"claim host {host}" if host else "serve every other host"
+                    raise ValueError(
+                        f"gpu.{one} and gpu.{other} both {what}; give each a tier of its own, or "
+                        "other hosts"
+                    )
+
+    def _check_instances(self) -> None:
+        """No two GPUs may have the same instance: each would stop it under the other's work."""
+        owners: dict[str, str] = {}
+        for name, gpu in self.gpu.items():
+            for _, table in gpu.candidates():
+                clouds = {"aliyun": table.aliyun.instance_id, "aws": table.aws.instance_id}
+                instance = clouds.get(table.provider)
+                owner = owners.setdefault(instance, name) if instance else name
+                if owner != name:
+                    raise ValueError(
+                        f"gpu.{owner} and gpu.{name} both have the instance {instance}; "
+                        "each would stop it under the other's work"
+                    )
+
+    def _check_local_ports(self) -> None:
+        """GPUs of the local provider are on one machine: each port is for one service."""
+        owners: dict[int, str] = {}
+        for name, gpu in self.gpu.items():
+            for service in gpu.service if gpu.provider == "local" else ():
+                owner = owners.setdefault(service.port, name)
+                if owner != name:
+                    raise ValueError(
+                        f"gpu.{owner} and gpu.{name} both have a service on port {service.port} of "
+                        "this machine; give each a port of its own"
+                    )
+
+    @property
+    def unvisited(self) -> tuple[str, ...]:
+        """The GPUs that no visitor is sent to, as they have neither hosts nor a tier and another
+        one of this kind comes before them; the command line and `?gpu=` reach them."""
+        free = tuple(name for name, gpu in self.gpu.items() if not gpu.hosts)
+        return tuple(name for name in free if name not in self._gpus_of_other_hosts)
+
+    def gpu_name(self, wanted: str | None) -> str:
+        """The GPU meant by ``--gpu`` or its absence.
+
+        Raises:
+            ConfigError: no such GPU, or none given where there are several.
+        """
+        names = list(self.gpu)
+        if wanted is None and len(names) == 1:
+            return names[0]
+        if wanted in self.gpu:
+            return str(wanted)
+        if not names:
+            raise ConfigError("no GPU is configured: add a [gpu.NAME] table, or run `qwenctl init`")
+        known = ", ".join(names)
+        if wanted is None:
+            raise ConfigError(f"say which GPU with --gpu; configured: {known}")
+        raise ConfigError(f"no GPU named {wanted!r}; configured: {known}")
+
+    @cached_property
+    def _gpus_by_host(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for name, gpu in self.gpu.items():
+            for host in dict.fromkeys(host.lower() for host in gpu.hosts):
+                found[host] = (*found.get(host, ()), name)
+        return found
+
+    @cached_property
+    def _gpus_of_other_hosts(self) -> tuple[str, ...]:
+        free = tuple(name for name, gpu in self.gpu.items() if not gpu.hosts)
+        if free:
+            return free if self.gpu[free[0]].tier else free[:1]
+        first = next(iter(self.gpu.values()), None)
+        return self._gpus_by_host[first.hosts[0].lower()] if first else ()
+
+    def gpus_at(self, host: str) -> tuple[str, ...]:
+        """The GPUs that requests for this host name (lower case) can go to, the default one first:
+        those that name it, else those that name none, else the first and those of its tiers; empty
+        if there is no GPU at all."""
+        return self._gpus_by_host.get(host, self._gpus_of_other_hosts)
+
+    def choose_gpu(
+        self, names: Sequence[str], *, tier: str = "", model: str = "", usual_tier: str = ""
+    ) -> str:
+        """One of several GPUs of a host (`gpus_at`): that of the ``tier`` asked for, else the one
+        that serves the API ``model``, else that of the ``usual_tier``, else the first.
+
+        Raises:
+            UnknownTier: none of them has that ``tier``. (A model or usual tier that none of them
+                has does not matter.)
+        """
+        if tier:
+            for name in names:
+                if self.gpu[name].tier == tier:
+                    return name
+            known = ", ".join(self.gpu[name].tier for name in names)
+            raise UnknownTier(f"there is no tier {tier[:40]!r} here; known: {known}")
+        if model:
+            for name in names:
+                if model in self.gpu[name].models:
+                    return name
+            for name in names:
+                if any(fnmatchcase(model, pattern) for pattern in self.gpu[name].models):
+                    return name
+        return next((n for n in names if usual_tier and self.gpu[n].tier == usual_tier), names[0])
+
+    def check_listen(self) -> tuple[str, int]:
+        """Host and port of ``proxy.listen``, if the proxy may listen there.
+
+        Raises:
+            ConfigError: not an address, or open to others without access control.
+        """
+        host, _, port = self.proxy.listen.rpartition(":")
+        host = host.strip("[]")
+        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+            raise ConfigError(f"proxy.listen: {self.proxy.listen!r} is not address:port")
+        if self.access.mode == "none" and not (self.proxy.allow_anonymous or is_loopback(host)):
+            raise ConfigError(
+                f"proxy.listen: {host} can be reached by others and access control is off; set "
+                'access.mode = "password", or proxy.allow_anonymous = true if that is what you want'
+            )
+        return host, int(port)
+
+    def read_node_secret(self) -> str:
+        """The node secret; a new random one is written to the state directory at the first call.
+
+        Raises:
+            ConfigError: the file is missing, empty, or cannot be written.
+        """
+        if given := self.node_secret.get_secret_value():
+            return given
+        if self.node_secret_file:
+            return read_secret(Path(self.node_secret_file).expanduser(), "node_secret_file")
+        return own_secret(self.state_path / "node.secret")

@@ -1,0 +1,78 @@
+"""The settings' own words: what stands under each field in `config.py`, for docs and JSON Schema.
+
+Read from the source only when asked for: doing so while the models are built (pydantic's
+``use_attribute_docstrings``) would cost every command some 30 ms.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from qwenctl.config.deployment import Config
+
+__all__ = ["descriptions", "schema"]
+
+
+@cache
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """Field name → what it means, on one line; fields without words are left out."""
+    found: dict[str, str] = {}
+    for base in model.__bases__:  # what a table has from another one
+        if base.__module__ == model.__module__:
+            found |= descriptions(base)
+    for name, field in model.model_fields.items():
+        if field.description is not None:
+            found[name] = field.description
+    tree = ast.parse(inspect.getsource(sys.modules[model.__module__]))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == model.__name__:
+            for statement, after in zip(node.body, node.body[1:]):
+                if (
+                    isinstance(statement, ast.AnnAssign)
+                    and isinstance(statement.target, ast.Name)
+                    and isinstance(after, ast.Expr)
+                    and isinstance(after.value, ast.Constant)
+                ):
+                    found[statement.target.id] = str(after.value.value)
+    return {name: " ".join(text.split()).replace("``", "`") for name, text in found.items()}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of ``qwenctl.toml``, for editors."""
+    result = Config.model_json_schema()
+    for model in _models(Config):
+        table = result if model is Config else result["$defs"].get(model.__name__, {})
+        for name, text in descriptions(model).items():
+            if name in table.get("properties", {}):
+                table["properties"][name]["description"] = text
+    return {
+        **result,
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "qwenctl.toml",
+    }
+
+
+def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
+    """A model and all that are used in it."""
+    import typing
+
+    found = {model}
+
+    def collect(annotation: Any) -> None:
+        is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        if is_model and annotation not in found:
+            found.add(annotation)
+            for field in annotation.model_fields.values():
+                collect(field.annotation)
+        for inner in typing.get_args(annotation):
+            collect(inner)
+
+    for field in model.model_fields.values():
+        collect(field.annotation)
+    return found

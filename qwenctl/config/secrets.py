@@ -1,0 +1,66 @@
+"""Read secret files, and make a secret at first use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from qwenctl.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    pass
+else:
+    pass
+
+__all__ = [
+    "state_dir",
+]
+
+
+def read_secret(path: Path, key: str) -> str:
+    """The content of a secret file, without the line end.
+
+    Raises:
+        ConfigError: unreadable or empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{key}: {path} is not UTF-8 text") from None
+    if not text:
+        raise ConfigError(f"{key}: {path} is empty")
+    return text
+
+
+def own_secret(path: Path) -> str:
+    """A random secret in a file that only the owner can read, made at the first call."""
+    import secrets
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+        try:
+            os.link(fresh, path)  # two processes at once: the first one wins, both read it
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    except OSError as error:
+        if not path.exists():
+            raise ConfigError(
+                f"cannot write {path}: {error.strerror}; set state_dir or QWENCTL_STATE_DIR to a "
+                "directory that you can write"
+            ) from None
+    return read_secret(path, "secret")
+
+
+def state_dir() -> Path:
+    """``$XDG_STATE_HOME/qwenctl``, by default ``~/.local/state/qwenctl``."""
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "qwenctl"

@@ -1,0 +1,1 @@
+"""Whoever writes leases or moves phases."""

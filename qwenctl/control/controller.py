@@ -1,0 +1,427 @@
+"""The reconciler: the only place from which a GPU is started or stopped.
+
+One `Controller` looks after one GPU. It compares what is wanted (the leases in the store) with what
+is (the cloud), lets `lifecycle.decide` name the next step, and performs it. Any number of them may
+run, in any number of processes: a lock with a fencing epoch lets one act at a time, and whatever it
+leaves undone, the next one sees and finishes.
+
+A cloud knows nothing of our epochs. Hence the rule for calls: a call is made only while the lock is
+sure to outlive it, by the local monotonic clock counted from before the lock was last renewed, and
+only in the pass that holds the epoch in which it was decided (DESIGN §4).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from qwenctl.clouds.base import (
+    Accepted,
+    Conflict,
+    Denied,
+    Observation,
+    Provider,
+    ProviderError,
+    Several,
+    Transient,
+)
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.control.agentless import Prober
+from qwenctl.core.lifecycle import (
+    SPOT,
+    Call,
+    Move,
+    NodeView,
+    Observe,
+    Observed,
+    Phase,
+    Timings,
+    View,
+    Wait,
+    decide,
+    failed,
+)
+from qwenctl.core.snapshot import Lock, Outcome, Snapshot
+from qwenctl.errors import StoreUnavailable
+from qwenctl.store.store import Store
+
+__all__ = ["LOCK_MARGIN", "Controller", "owner_name", "timings_of"]
+
+log = logging.getLogger("qwenctl.control.controller")
+
+LOCK_MARGIN = 5.0
+"""Seconds by which the controller lock outlives the longest cloud call."""
+
+_NOT_BEGUN = (Phase.OFF, Phase.STARTING, Phase.FAILED)
+
+JOIN_SECONDS = 2.0
+"""How long to wait at the end for a probe under way."""
+
+MAX_STEPS = 32
+"""Steps in one pass before the lock is renewed; more than any real sequence needs."""
+
+
+def owner_name() -> str:
+    """A name for this process that is never used twice."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+
+
+def timings_of(gpu: GpuConfig, provider: Provider) -> Timings:
+    """The lifecycle's bounds as configured."""
+    timing = gpu.timing
+    return Timings(
+        drain=timing.drain,
+        start=timing.start,
+        boot=timing.boot,
+        load=timing.load,
+        call_grace=timing.call_grace,
+        heartbeat=4 * timing.heartbeat,
+        node_lost=timing.node_lost,
+        retry=timing.retry,
+        retry_max=timing.retry_max,
+        observe_moving=provider.observe_interval,
+    )
+
+
+class Controller:
+    """Looks after one GPU until told to stop.
+
+    ==========  ==========================================================================
+    call        what it does
+    ==========  ==========================================================================
+    `step`      one pass: as many steps as can be taken now; nothing if another leads
+    `run`       passes whenever something changes or is due, until the event is set
+    `wake`      from any thread: have `run` make a pass at once
+    ==========  ==========================================================================
+    """
+
+    def __init__(
+        self,
+        name: str,
+        gpu: GpuConfig,
+        store: Store,
+        provider: Provider,
+        *,
+        owner: str | None = None,
+        probe: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``probe``: also ask the service itself whether it is ready, for when no proxy runs that
+        the agent could report to."""
+        self.name = name
+        self._gpu = gpu
+        self._store = store
+        self._provider = provider
+        self._owner = owner or owner_name()
+        self._probe = probe
+        self._monotonic = monotonic
+        self._timings = timings_of(gpu, provider)
+        self._ttl = provider.call_timeout + LOCK_MARGIN
+        self._due = threading.Event()
+        self._lock: Lock | None = None
+        self._lock_until = 0.0
+        self._prober = None if gpu.agent else Prober(name, gpu, store, leads=self._leads)
+        self._forget()
+
+    # Running
+
+    def wake(self) -> None:
+        """Have `run` make a pass at once."""
+        self._due.set()
+
+    def run(self, stop: threading.Event, *, watch: bool = True) -> None:
+        """Reconcile until ``stop`` is set. ``watch=False``: the caller passes changes on by `wake`."""
+        watcher = self._store.watch([self.name], lambda *_: self.wake()) if watch else None
+        prober = self._start_prober(stop)
+        pause = 0.2
+        try:
+            while not stop.is_set():
+                self._due.clear()
+                try:
+                    delay = self.step()
+                    pause = 0.2
+                except StoreUnavailable as error:
+                    log.warning("%s: %s; nothing is started or stopped meanwhile", self.name, error)
+                    delay = pause = min(2.0, pause * 2)
+                except Exception:
+                    log.exception("%s: a pass of the reconciler failed; trying again", self.name)
+                    delay = pause = min(10.0, pause * 2)
+                until = self._monotonic() + delay
+                while not stop.is_set() and (left := until - self._monotonic()) > 0:
+                    if self._due.wait(min(left, 1.0)):
+                        break
+        finally:
+            if watcher:
+                watcher.stop()
+            self._give_up_lock()
+            if prober and self._prober:
+                self._prober.wake()
+                prober.join(JOIN_SECONDS)
+
+    def _start_prober(self, stop: threading.Event) -> threading.Thread | None:
+        if self._prober is None:
+            return None
+        thread = threading.Thread(
+            target=self._prober.run, args=(stop,), name=f"prober-{self.name}", daemon=True
+        )
+        thread.start()
+        return thread
+
+    def step(self) -> float:
+        """One pass; the seconds after which the next one is due at the latest.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached; nothing was done since.
+        """
+        asked_at = self._monotonic()
+        lock, taken, left = self._store.acquire(self.name, self._owner, self._ttl)
+        if lock is None:
+            self._lock = None
+            return left + 0.02
+        if taken or lock != self._lock:
+            self._forget()  # what we knew belongs to an epoch in which somebody else may have acted
+        led = self._leads()
+        self._lock, self._lock_until = lock, asked_at + self._ttl
+        if self._prober and not led:
+            self._prober.wake()
+        for _ in range(MAX_STEPS):
+            snapshot = self._store.snapshot(self.name)
+            view = self._view(snapshot)
+            step = decide(view, self._timings, snapshot.now)
+            if isinstance(step, Observe):
+                self._observe(lock, snapshot)
+            elif self._observation.surplus and not self._leaves_alone(snapshot):
+                if not self._lock_outlives_call():
+                    return 0.0
+                self._stop_surplus()
+            elif isinstance(step, Wait):
+                return self._delay(step.seconds, snapshot)
+            elif isinstance(step, Move):
+                if self._move(lock, snapshot, step) is Outcome.EPOCH:
+                    return 0.05
+            elif not self._lock_outlives_call():
+                return 0.0  # renew it, decide anew
+            elif delay := self._call(lock, snapshot, view, step):
+                return delay
+        return 0.05
+
+    def _delay(self, seconds: float, snapshot: Snapshot) -> float:
+        asked, looked = snapshot.time("look_at"), self._observed_at
+        if asked is not None and looked is not None and asked >= looked:
+            seconds = min(seconds, self._timings.observe_moving)
+        if self._surplus_left:
+            seconds = min(seconds, self._timings.observe_slow)
+        if snapshot.next_expiry is not None:
+            seconds = min(seconds, snapshot.next_expiry - snapshot.now)
+        return max(0.005, min(seconds, self._ttl / 3))
+
+    def _give_up_lock(self) -> None:
+        if self._lock is not None:
+            try:
+                self._store.release_lock(self.name, self._lock)
+            except StoreUnavailable:
+                pass  # it runs out by itself
+            self._lock = None
+
+    def _leads(self) -> bool:
+        """Whether the lock is sure to be ours, from any thread."""
+        return self._lock is not None and self._monotonic() < self._lock_until
+
+    # Looking
+
+    def _forget(self) -> None:
+        self._observation = Observation(Observed.UNKNOWN)
+        self._observed_at: float | None = None
+        self._denied = False
+        self._surplus_left = False
+        """A surplus instance could not be stopped yet: it is looked at sooner than usual."""
+        self._probed_seq: int | None = None
+        self._leads_since: float | None = None
+
+    def _view(self, snapshot: Snapshot) -> View:
+        observed_at = self._observed_at
+        if self._should_look(snapshot):
+            observed_at = None
+        node = snapshot.node_view
+        if self._leads_since is None:
+            self._leads_since = snapshot.now
+        if node.heartbeat_age is not None:
+            # Before we led, perhaps nobody was there to hear the agent.
+            heard = min(node.heartbeat_age, snapshot.now - self._leads_since)
+            node = replace(node, heartbeat_age=heard)
+        if self._prober and snapshot.time("ready_at") is None:
+            # What is reported until then is that nothing answers yet: no sign of life of the instance.
+            node = replace(node, heartbeat_age=None)
+        if self._probe and self._prober is None and self._probe_says_ready(snapshot):
+            node = NodeView(hello=True, state="ready")
+        since = snapshot.since
+        if snapshot.phase in (Phase.BOOTING, Phase.LOADING):
+            since = max(since, self._leads_since)  # likewise: it gets its time to be heard
+        return View(
+            phase=snapshot.phase,
+            since=since,
+            wanted=snapshot.wanted,
+            working=snapshot.working,
+            blocked=bool(snapshot.blocks),
+            cut="cut" in snapshot.state,
+            observed=self._observation.state,
+            observed_at=observed_at,
+            observed_reason=self._observation.reason,
+            denied=self._denied,
+            called_at=snapshot.time("called_at"),
+            call_error=snapshot.state.get("call_error", ""),
+            node=node,
+            failure=snapshot.failure,
+            ready_at=snapshot.time("ready_at"),
+            found_running=self._gpu.found_running,
+            agentless=self._prober is not None,
+        )
+
+    def _should_look(self, snapshot: Snapshot) -> bool:
+        """Whether somebody asked for a look since the last one, and that was not just now; or a
+        surplus instance is to be stopped that was starting when it was seen."""
+        asked, looked = snapshot.time("look_at"), self._observed_at
+        if looked is None:
+            return False
+        if self._surplus_left and snapshot.now - looked >= self._timings.observe_slow:
+            return True
+        if asked is None or asked < looked:
+            return False
+        return snapshot.now - looked >= self._timings.observe_moving
+
+    def _observe(self, lock: Lock, snapshot: Snapshot) -> None:
+        error = ""
+        self._denied = self._surplus_left = False
+        try:
+            if isinstance(self._provider, Several):
+                self._provider.serving(snapshot.state.get("instance_id", ""))
+            self._observation = self._provider.describe()
+        except ProviderError as problem:
+            error = str(problem)
+            self._denied = isinstance(problem, Denied)
+            self._observation = Observation(Observed.UNKNOWN, reason=error)
+            # Its failure carries the same message (`lifecycle.decide`); the command line shows one.
+            fails_wake = self._denied and snapshot.wanted and snapshot.phase in _NOT_BEGUN
+            extra = {"fails_wake": fails_wake}
+            log.warning("%s: cannot look at the instance: %s", self.name, error, extra=extra)
+        # The instance was looked at after this snapshot was taken, so that its time is a safe one.
+        self._observed_at = snapshot.now
+        seen = self._observation
+        self._store.record_observation(
+            self.name,
+            lock,
+            state=seen.state.value,
+            instance_id=seen.instance_id,
+            address=self._gpu.address or seen.address,
+            reason=seen.reason,
+            error=error,
+            machine=self._gpu.machine,
+        )
+
+    def _leaves_alone(self, snapshot: Snapshot) -> bool:
+        """Whether what is found running is somebody else's business."""
+        return snapshot.phase is Phase.OFF and self._gpu.found_running == "ignore"
+
+    def _stop_surplus(self) -> None:
+        """Two of the GPU's instances are on: only the one that serves stays."""
+        assert isinstance(self._provider, Several)
+        log.warning("%s: %s", self.name, self._observation.reason)
+        self._observation = replace(self._observation, surplus=False)  # once for each look
+        try:
+            self._provider.stop_surplus()
+        except Conflict as error:
+            log.info("%s: %s", self.name, error)
+            self._surplus_left = True
+        except ProviderError as error:
+            log.warning("%s: cannot stop the surplus instance: %s", self.name, error)
+
+    def _probe_says_ready(self, snapshot: Snapshot) -> bool:
+        age = snapshot.node_view.heartbeat_age
+        if snapshot.node_view.state and age is not None and age <= self._timings.heartbeat:
+            return False  # the agent knows better
+        if snapshot.phase not in (Phase.BOOTING, Phase.LOADING) or not snapshot.address:
+            return self._probed_seq == snapshot.start_seq and snapshot.phase is not Phase.OFF
+        import requests
+
+        path = self._gpu.service[0].readiness.path if self._gpu.service else "/"
+        try:
+            url = f"http://{snapshot.address}:{self._gpu.port}{path}"
+            if requests.get(url, timeout=1.0, allow_redirects=False).status_code < 400:
+                self._probed_seq = snapshot.start_seq
+        except requests.RequestException:
+            return False
+        return self._probed_seq == snapshot.start_seq
+
+    # Acting
+
+    def _lock_outlives_call(self) -> bool:
+        """Whether the lock is sure to last until a call that is made now has ended."""
+        # The clock is read last, so that no pause before it goes unnoticed.
+        return self._provider.call_timeout < self._lock_until - self._monotonic()
+
+    def _move(self, lock: Lock, snapshot: Snapshot, move: Move) -> Outcome:
+        outcome = self._store.transition(
+            self.name,
+            lock,
+            snapshot.phase,
+            move,
+            drain=self._timings.drain,
+            idle_timeout=self._gpu.idle_timeout,
+        )
+        if outcome is Outcome.OK:
+            again = move.cause == SPOT and move.failure is not None and move.failure.attempts > 1
+            if again and isinstance(self._provider, Several):
+                self._provider.avoid()
+            if self._prober:
+                self._prober.wake()
+            log.info(
+                "%s: %s -> %s (%s)%s",
+                self.name,
+                snapshot.phase.value,
+                move.to.value,
+                move.cause,
+                f": {move.failure.message}" if move.failure and move.to is Phase.FAILED else "",
+            )
+        return outcome
+
+    def _call(self, lock: Lock, snapshot: Snapshot, view: View, call: Call) -> float:
+        """Make the call; the seconds to wait before the next step, or 0 to go on at once."""
+        accepted, problem = Accepted(), ""
+        seen_at, self._observed_at = self._observed_at, None  # what was seen before is over
+        try:
+            act = self._provider.start if call.verb == "start" else self._provider.stop
+            accepted = act()
+        except Conflict as error:
+            log.info("%s: %s: %s", self.name, call.verb, error)
+            return self._timings.observe_moving
+        except Transient as error:
+            problem = str(error)  # the cloud may have accepted it: the next look tells
+        except ProviderError as error:
+            problem = str(error)
+            if call.verb == "start":
+                move = failed(
+                    view, self._timings, snapshot.now, error.code, problem, condemns=False
+                )
+                self._move(lock, snapshot, move)
+                return 0.0
+        self._store.record_call(
+            self.name,
+            lock,
+            snapshot.phase,
+            call.verb,
+            request_id=accepted.request_id,
+            error=problem,
+            note=accepted.note,
+        )
+        if not problem:
+            self._observed_at = seen_at  # void by its age; the cloud gets a moment (`decide`)
+        level = logging.WARNING if problem else logging.INFO
+        words = problem or "; ".join(filter(None, ("accepted", accepted.note)))
+        log.log(level, "%s: %s call %s", self.name, call.verb, words)
+        return 0.0

@@ -1,0 +1,197 @@
+"""Why a GPU is on or off, and what happens next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.wakes import Outcome, wakes
+from qwenctl.core.words import (
+    NOT_ASKED,
+    as_of_time,
+    cause_of,
+    cause_words,
+    command_words,
+    duration,
+    is_leaving,
+    lease_words,
+    name_words,
+    one_line,
+    present_failure,
+    problem_of,
+    stopped_by,
+)
+
+if TYPE_CHECKING:
+    from qwenctl.core.snapshot import Event, Lease, Snapshot
+
+
+__all__ = [
+    "Reason",
+    "explain",
+]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One thing that `explain` has to say; ``str()`` gives the sentence."""
+
+    topic: str
+    """``state``, ``on``, ``off``, ``failure``, ``started``, ``stopped``, ``cloud`` or ``next``."""
+    text: str
+    since: float | None = None
+    until: float | None = None
+    """Unix seconds on the store's clock; None: not known, or without end."""
+    actor: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def explain(
+    snapshot: Snapshot, events: Sequence[Event], now: float | None = None, *, drain: float = 4.0
+) -> list[Reason]:
+    """Who keeps the GPU on or off, since when and until when, why, and what happens next."""
+    now = snapshot.now if now is None else now
+    reasons = [_state(snapshot, events, now)]
+    reasons += [_holds(lease, now, "on") for lease in _by_weight(snapshot.leases)]
+    reasons += [_holds(block, now, "off") for block in _by_weight(snapshot.blocks)]
+    if not snapshot.leases and not snapshot.blocks:
+        reasons.append(Reason("off", "nobody needs it, and nobody has blocked it"))
+    if failure := present_failure(snapshot):
+        tries = f"attempt {failure.attempts} failed" if failure.attempts > 1 else "it failed"
+        text = f"{tries}, {cause_words(failure.code)}: {one_line(failure.message)}"
+        reasons.append(Reason("failure", text))
+    if error := snapshot.state.get("observe_error"):
+        reasons.append(
+            Reason(
+                "cloud",
+                f"the cloud cannot be asked: {one_line(error)}; nothing is started or stopped blind",
+            )
+        )
+    elif cloud := snapshot.state.get("observed_reason"):
+        reasons.append(Reason("cloud", f"the cloud says: {one_line(cloud)}"))
+    if (ends := snapshot.interruption_ends) is not None:
+        action = one_line(snapshot.node.get("interruption", ""))
+        when = f"in {duration(ends - now)}" if ends > now else f"since {duration(now - ends)} ago"
+        text = f"the cloud takes this instance back {when} (spot interruption: {action})"
+        reasons.append(Reason("cloud", text, since=snapshot.interrupted_at, until=ends))
+    if note := snapshot.state.get("start_note"):
+        reasons.append(Reason("cloud", one_line(note)))
+    reasons += _last_start(events, now)
+    reasons += _last_stop(events, now)
+    reasons.append(_next(snapshot, now, drain))
+    return reasons
+
+
+def _by_weight(leases: Sequence[Lease]) -> list[Lease]:
+    return sorted(leases, key=lambda lease: (lease.is_work, lease.expiry), reverse=True)
+
+
+def _state(snapshot: Snapshot, events: Sequence[Event], now: float) -> Reason:
+    phase = snapshot.phase
+    cause = cause_of(snapshot, events)
+    if phase is Phase.OFF and "observed" not in snapshot.state:
+        return Reason("state", NOT_ASKED)
+    if not snapshot.since:
+        return Reason("state", "off; it has never been used")
+    ago = duration(now - snapshot.since)
+    text = f"failed {ago} ago" if phase is Phase.FAILED else f"{phase.value} for {ago}"
+    text += f": {cause}" if cause else ""
+    if (as_of := as_of_time(snapshot)) is not None:
+        text += f" (as of {duration(now - as_of)} ago, not verified: no proxy runs)"
+    return Reason("state", text, since=snapshot.since, actor=snapshot.state.get("actor", ""))
+
+
+def _holds(lease: Lease, now: float, side: str) -> Reason:
+    text = f"kept {side} by {lease_words(lease)}"
+    if lease.since is not None:
+        text += f", since {duration(now - lease.since)} ago"
+    if lease.expiry == inf:
+        text += ", until somebody unblocks it"
+    elif lease.is_work:
+        text += ", until it is finished"
+    else:
+        text += f", for another {duration(lease.expiry - now)}"
+    until = None if lease.expiry == inf or lease.is_work else lease.expiry
+    return Reason(side, text, lease.since, until, lease.actor)
+
+
+def _last_start(events: Sequence[Event], now: float) -> list[Reason]:
+    for wake in reversed(wakes(events)):
+        if wake.cause == "service_restarted":
+            continue
+        why = cause_words(wake.cause)
+        if wake.lease:
+            why = f"needed by {name_words(wake.lease, wake.actor, wake.cause)}"
+        text = f"last started {duration(now - wake.started_at)} ago: {why}"
+        if wake.seconds is not None:
+            text += f"; ready after {duration(wake.seconds)}"
+        elif wake.outcome is not Outcome.UNDER_WAY:
+            text += f"; {wake.outcome.value} ({cause_words(wake.code)})"
+        return [Reason("started", text, since=wake.started_at, actor=wake.actor)]
+    return []
+
+
+def _last_stop(events: Sequence[Event], now: float) -> list[Reason]:
+    """The last stop and, if a person was behind it, who."""
+    stopped, behind = stopped_by(events, ("stopping",))
+    if stopped is None:
+        return []
+    why = command_words(behind) if behind else cause_words(stopped.fields.get("cause", ""))
+    text = f"last stopped {duration(now - stopped.time)} ago: {why}"
+    actor = behind.fields.get("actor", "") if behind else ""
+    return [Reason("stopped", text, since=stopped.time, actor=actor)]
+
+
+def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:
+    """What happens next if nothing else comes."""
+    phase, wanted, failure = snapshot.phase, snapshot.wanted, snapshot.failure
+    at: float | None = None
+    if phase is Phase.FAILED and failure is not None and wanted:
+        at = failure.retry_at
+        text = f"it is tried again in {duration(at - now)}" if at > now else "it is tried again now"
+    elif phase is Phase.FAILED:
+        text = "it goes off; the next demand tries again"
+    elif phase is Phase.STOPPING:
+        text = "it goes off" + (", and starts again at once" if wanted else "")
+    elif phase is Phase.DRAINING:
+        at = snapshot.since + drain
+        text = f"it is stopped in {duration(max(0.0, at - now))} unless somebody needs it"
+        if is_leaving(snapshot):
+            text = f"it is stopped in {duration(max(0.0, at - now))}"
+        if snapshot.working:
+            at, text = None, "it is stopped as soon as the running work is finished"
+        if is_leaving(snapshot) and wanted:
+            text += ", and started again"
+    elif phase is Phase.OFF:
+        text = "it starts" if wanted else "it stays off" + _until_unblocked(snapshot, now)
+        if not wanted and not snapshot.blocks:
+            text += " until somebody needs it"
+        if "observed" not in snapshot.state:
+            text = f"the cloud is asked first; if it is off, {text}"
+    elif not wanted:
+        text = "it drains and is stopped"
+    elif phase.waking:
+        text = "it becomes ready, then stays on as long as somebody needs it"
+        if problem := problem_of(snapshot):
+            text = f"it becomes ready once this is over: {problem}"
+    elif snapshot.working:
+        text = "it stays on while work is running"
+    else:
+        at = max(lease.expiry for lease in snapshot.leases) + drain
+        text = f"it is stopped in {duration(at - now)} unless somebody uses it before"
+    unknown = "observed" not in snapshot.state
+    if not snapshot.leader and (wanted or unknown or not phase.settled or phase is Phase.READY):
+        text += ", once a controller runs: start `qwenctl serve`"
+    return Reason("next", text, until=at)
+
+
+def _until_unblocked(snapshot: Snapshot, now: float) -> str:
+    if not snapshot.blocks:
+        return ""
+    end = max(block.expiry for block in snapshot.blocks)
+    return " until it is unblocked" if end == inf else f" for {duration(end - now)}, while blocked"

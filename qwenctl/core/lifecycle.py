@@ -1,0 +1,578 @@
+"""The life of one GPU: its phases, which may follow which, and what to do next.
+
+Pure: no I/O, no clock, no Redis. Whoever needs to know what a phase means asks here; nobody else
+compares phase strings. Times are seconds on the store's one clock (DESIGN §4), durations seconds.
+
+The controller builds a `View`, calls `decide` and performs the one action it returns, then looks
+again. Nothing is remembered between two calls, so another replica can continue after a crash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Literal, Union
+
+__all__ = [
+    "SPOT",
+    "TRANSITIONS",
+    "Call",
+    "Failure",
+    "Guard",
+    "Move",
+    "NodeView",
+    "Observe",
+    "Observed",
+    "Phase",
+    "Step",
+    "Timings",
+    "View",
+    "Wait",
+    "backoff",
+    "decide",
+]
+
+
+class Phase(str, Enum):
+    """Where a GPU is in its life. The string values are stored and shown; they never change."""
+
+    OFF = "off"
+    STARTING = "starting"  # the start call is due or made, the cloud does not say running yet
+    BOOTING = "booting"  # the cloud says running, the agent has not said hello yet
+    LOADING = "loading"  # the agent is there, the services are not ready yet
+    READY = "ready"
+    DRAINING = "draining"  # nobody wants it; still running until nobody can be using it
+    STOPPING = "stopping"  # the stop call is due or made
+    FAILED = "failed"  # something went wrong; see `Failure`
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests may be forwarded without asking the store first."""
+        return self is Phase.READY
+
+    @property
+    def waking(self) -> bool:
+        """Whether the GPU is on its way up."""
+        return self in (Phase.STARTING, Phase.BOOTING, Phase.LOADING)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is under way: the phase lasts until somebody wants something else."""
+        return self in (Phase.OFF, Phase.READY, Phase.FAILED)
+
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.OFF: frozenset({Phase.STARTING, Phase.BOOTING, Phase.STOPPING, Phase.FAILED}),
+    Phase.STARTING: frozenset({Phase.BOOTING, Phase.STOPPING, Phase.OFF, Phase.FAILED}),
+    Phase.BOOTING: frozenset(
+        {Phase.LOADING, Phase.DRAINING, Phase.STOPPING, Phase.OFF, Phase.FAILED}
+    ),
+    Phase.LOADING: frozenset(
+        {Phase.READY, Phase.DRAINING, Phase.STOPPING, Phase.OFF, Phase.FAILED}
+    ),
+    Phase.READY: frozenset(
+        {Phase.LOADING, Phase.DRAINING, Phase.STOPPING, Phase.OFF, Phase.FAILED}
+    ),
+    Phase.DRAINING: frozenset(
+        {Phase.READY, Phase.BOOTING, Phase.STOPPING, Phase.OFF, Phase.FAILED}
+    ),
+    Phase.STOPPING: frozenset({Phase.OFF, Phase.FAILED}),
+    Phase.FAILED: frozenset({Phase.STARTING, Phase.BOOTING, Phase.STOPPING, Phase.OFF}),
+}
+"""Which phase may follow which. Every recorded transition is one of these."""
+
+
+class Observed(str, Enum):
+    """What the cloud says about the instance."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ABSENT = "absent"  # no such instance
+    UNKNOWN = "unknown"  # the cloud could not be asked
+
+
+class Guard(str, Enum):
+    """What the store checks in the same atomic script that makes a transition."""
+
+    NONE = "none"
+    WANTED = "wanted"  # an unexpired lease and no block
+    UNWANTED = "unwanted"  # no unexpired lease, or a block
+    IDLE = "idle"  # unwanted, no running work, and the phase has lasted the drain time
+    NO_WORK = "no_work"  # no running work and the phase has lasted the drain time
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Bounds, in seconds. The defaults suit a cloud instance; the local provider is faster."""
+
+    drain: float = 4.0
+    """How long nobody must have wanted the GPU before it is stopped. More than the snapshot age
+    plus the write-back interval of a proxy, 1 s each (DESIGN §4), so never under 3."""
+    start: float = 300.0
+    """How long the cloud may take from an accepted start to running."""
+    boot: float = 300.0
+    """How long the agent may take from running to hello."""
+    load: float = 1200.0
+    """How long the services may take from hello to ready."""
+    call_grace: float = 15.0
+    """How long the cloud may go on showing the old state after it accepted a call."""
+    heartbeat: float = 20.0
+    """A heartbeat older than this makes the controller look at the cloud."""
+    node_lost: float = 180.0
+    """A heartbeat older than this means that the agent is gone."""
+    retry: float = 10.0
+    """The first wait after a failure; doubles with each further one."""
+    retry_max: float = 300.0
+    stable: float = 60.0
+    """A GPU that was ready for less than this counts as a failed attempt when it dies."""
+    spot_stable: float = 600.0
+    """The same for one that the cloud takes back (spot), from the second in a row on."""
+    observe_moving: float = 2.0
+    """How old an observation may be right after a change; half the time since then later on, so
+    that a long boot costs few calls."""
+    observe_slow: float = 15.0
+    """How old an observation may be in a phase that has been changing for long."""
+    observe_settled: float = 60.0
+    """How old an observation may be at most while nothing happens."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the last attempt failed. Kept until the GPU is ready (and stays so) or off."""
+
+    code: str
+    message: str
+    attempts: int
+    retry_at: float
+    condemns: bool
+    """Whether the instance itself is no good: it must be stopped before the next attempt. False
+    when the start failed, where an instance found running is one that started after all."""
+
+    @property
+    def headline(self) -> str:
+        """The message for visitors: its first line. What follows may be the service's own log."""
+        return (self.message.splitlines() or [""])[0][:300]
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """What the agent of the present boot says; all unset before its hello."""
+
+    hello: bool = False
+    state: Literal["loading", "ready", "failed", ""] = ""
+    error: str = ""
+    heartbeat_age: float | None = None
+    interrupted: bool = False
+    """The cloud has announced that it takes this instance back (spot)."""
+
+
+@dataclass(frozen=True)
+class View:
+    """All that `decide` may look at."""
+
+    phase: Phase
+    since: float
+    wanted: bool
+    """An unexpired lease, and no block."""
+    working: bool
+    """Running work: an unexpired `inflight:` or `busy:` lease."""
+    blocked: bool
+    cut: bool
+    """A person said `down --now` or `block --now`: stop even under running work."""
+    observed: Observed
+    observed_at: float | None
+    observed_reason: str = ""
+    denied: bool = False
+    """The cloud could not be asked for want of permission: a person has to act."""
+    called_at: float | None = None
+    """When the cloud last accepted (or may have accepted) the call of this phase."""
+    call_error: str = ""
+    """Why it is not sure that the cloud accepted that call."""
+    node: NodeView = NodeView()
+    failure: Failure | None = None
+    ready_at: float | None = None
+    found_running: Literal["adopt", "stop", "ignore"] = "adopt"
+    agentless: bool = False
+    """No agent: the node's part is played by whoever asks the service (`qwenctl.control.agentless`)."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Record a transition, then decide again."""
+
+    to: Phase
+    cause: str
+    guard: Guard = Guard.NONE
+    failure: Failure | None = None
+    """The failure to keep with the new phase; None clears it."""
+    adopt: bool = False
+    """Grant the found instance one idle timeout in the same breath."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """Make the provider call that the phase is about."""
+
+    verb: Literal["start", "stop"]
+
+
+@dataclass(frozen=True)
+class Observe:
+    """Ask the cloud, then decide again."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do for so many seconds, unless something changes before."""
+
+    seconds: float
+    why: str
+
+
+SPOT = "spot_interruption"
+"""Cause and failure code: the cloud takes a spot instance back."""
+
+Step = Union[Move, Call, Observe, Wait]
+
+
+def backoff(attempts: int, timings: Timings) -> float:
+    """Seconds to wait after that many failed attempts in a row (1 or more)."""
+    return float(min(timings.retry_max, timings.retry * 2 ** min(max(attempts, 1) - 1, 16)))
+
+
+def failed(
+    view: View, timings: Timings, now: float, code: str, message: str, *, condemns: bool
+) -> Move:
+    """The transition to `failed` with the next retry time."""
+    before = 0 if view.failure is None or _stable(view, timings, now) else view.failure.attempts
+    attempts = before + 1
+    return Move(
+        Phase.FAILED,
+        code,
+        failure=Failure(code, message, attempts, now + backoff(attempts, timings), condemns),
+    )
+
+
+def _taken_back(view: View, timings: Timings, now: float) -> Failure | None:
+    """What an interruption counts as. One is nobody's failure: the next start follows at once. After
+    further ones, each soon after its start, the pauses get longer, or a market that gives and takes
+    would be paid for boots alone."""
+    ready_at = now if view.ready_at is None else view.ready_at
+    if not view.wanted or now - ready_at >= timings.spot_stable:
+        return None
+    before = view.failure.attempts if view.failure and view.failure.code == SPOT else 0
+    pause = backoff(before, timings) if before else 0.0
+    message = "the cloud took the instance back soon after its start"
+    return Failure(SPOT, message, before + 1, now + pause, condemns=False)
+
+
+def _ended(failure: Failure | None) -> Phase:
+    """The phase of an instance that has stopped: `failed` where the next start has to wait."""
+    first = failure is not None and failure.code == SPOT and failure.attempts == 1
+    return Phase.OFF if failure is None or first else Phase.FAILED
+
+
+def _stable(view: View, timings: Timings, now: float) -> bool:
+    """Whether this boot was ready for long enough to count as a success."""
+    return view.ready_at is not None and now - view.ready_at >= timings.stable
+
+
+def decide(view: View, timings: Timings, now: float) -> Step:
+    """The one next step for this GPU.
+
+    In state X, with demand / without demand:
+
+    =========  =======================================  ==========================================
+    off        start (or take over one found running)   stay; an instance found running is adopted
+    starting   wait for running                         give up before the call, else as booting
+    booting    wait for the agent's hello               drain
+    loading    wait for readiness                       drain
+    ready      stay                                     drain
+    draining   back to ready                            stop once idle for the drain time
+    stopping   finish the stop first, then off          finish the stop
+    failed     stop a bad instance, retry at retry_at   stop a bad instance, then off
+    =========  =======================================  ==========================================
+
+    An instance that the cloud is about to take back drains in spite of demand, is stopped as soon
+    as no work runs on it, and by that demand is started again.
+    """
+    taken_back = view.failure is not None and view.failure.code == SPOT
+    calm = timings.spot_stable if taken_back else timings.stable
+    ready_at = now if view.ready_at is None else view.ready_at
+    if view.phase in (Phase.READY, Phase.DRAINING) and now - ready_at >= calm:
+        view = replace(view, failure=None)  # it has come through: what failed before is history
+    if view.observed_at is None:
+        return Observe()
+    # What was seen before an accepted call is void, but a cloud needs a moment to show its effect.
+    due = _next_look(view, timings, now, max(view.observed_at, view.called_at or 0.0))
+    if now >= due:
+        return Observe()
+    if view.observed is Observed.UNKNOWN:
+        if view.denied and view.wanted and view.phase in (Phase.OFF, Phase.STARTING):
+            return failed(view, timings, now, "denied", view.observed_reason, condemns=False)
+        if view.node.interrupted and view.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY):
+            # The node knows; it stops nothing.
+            return Move(Phase.DRAINING, SPOT, failure=view.failure)
+        return Wait(due - now, "the cloud cannot be asked; nothing is done blind")
+    step = _BY_PHASE[view.phase](view, timings, now)
+    return replace(step, seconds=min(step.seconds, due - now)) if isinstance(step, Wait) else step
+
+
+def _next_look(view: View, timings: Timings, now: float, seen_at: float) -> float:
+    """When the cloud is to be asked again, if it was asked at ``seen_at``."""
+    if view.observed is Observed.UNKNOWN:  # nothing goes on until the cloud answers
+        hurry = view.wanted and not view.denied
+        return seen_at + (timings.observe_moving if hurry else timings.observe_slow)
+    heard = view.node.heartbeat_age
+    expected = view.phase is Phase.READY or view.node.interrupted
+    if expected and (heard or 0.0) > timings.heartbeat:
+        return seen_at + timings.observe_moving
+    reports = heard is not None and heard <= timings.heartbeat
+    quiet = (
+        view.phase.settled
+        or view.phase is Phase.DRAINING
+        or (view.phase is Phase.LOADING and reports)  # who reports is there
+        # `start` looks for itself
+        or (
+            view.phase is Phase.STARTING
+            and view.called_at is None
+            and view.observed is Observed.STOPPED
+        )
+    )
+    if quiet:
+        # All GPUs at the same moment, so that one call does for all (`qwenctl.clouds.batch`).
+        return (seen_at // timings.observe_settled + 1) * timings.observe_settled
+    age = (now - max(view.since, view.called_at or 0.0)) / 2
+    return seen_at + min(timings.observe_slow, max(timings.observe_moving, age))
+
+
+def _off(view: View, timings: Timings, now: float) -> Step:
+    if view.observed is Observed.STOPPING:
+        return Wait(timings.observe_moving, "the instance is being stopped by somebody else")
+    if view.observed in (Observed.RUNNING, Observed.STARTING):
+        return _found_running(view, timings, now)
+    if not view.wanted:
+        return Wait(timings.observe_settled, "nobody needs it")
+    if view.observed is Observed.ABSENT:
+        return failed(view, timings, now, "not_found", _absent(view), condemns=False)
+    return Move(Phase.STARTING, "demand", Guard.WANTED, failure=view.failure)
+
+
+def _found_running(view: View, timings: Timings, now: float) -> Step:
+    if view.observed is Observed.STARTING:
+        return Wait(timings.observe_moving, "the instance is being started by somebody else")
+    if view.wanted:
+        return Move(Phase.BOOTING, "found_running", Guard.WANTED)
+    if view.found_running == "ignore":
+        return Wait(timings.observe_settled, "found running, left alone (found_running = ignore)")
+    if view.blocked or view.found_running == "stop":
+        left = view.since + timings.drain - now
+        if left > 0 or view.working:
+            return Wait(max(left, 1.0), "found running: waiting until nobody can be using it")
+        return Move(Phase.STOPPING, "found_running", Guard.IDLE)
+    return Move(Phase.BOOTING, "found_running", adopt=True)
+
+
+def _starting(view: View, timings: Timings, now: float) -> Step:
+    if view.observed is Observed.RUNNING:
+        return Move(Phase.BOOTING, "running", failure=view.failure)
+    if view.observed is Observed.ABSENT:
+        return failed(view, timings, now, "not_found", _absent(view), condemns=False)
+    if view.cut and view.observed is Observed.STARTING:
+        return Move(Phase.STOPPING, "down_now")
+    if view.observed is not Observed.STOPPED:
+        if now - (view.called_at or view.since) > timings.start:
+            message = f"the instance is still {view.observed.value} {timings.start:.0f} s after the start call"
+            return failed(view, timings, now, "start_timeout", message, condemns=True)
+        return Wait(timings.observe_moving, f"the instance is {view.observed.value}")
+    if view.called_at is None:
+        if not view.wanted:
+            return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)
+        if now - view.since > timings.start:
+            message = f"the cloud has refused the start call for {timings.start:.0f} s"
+            return failed(view, timings, now, "start_timeout", message, condemns=False)
+        return Call("start")
+    if now - view.called_at < timings.call_grace:
+        return Wait(min(1.0, timings.observe_moving), "the start call was accepted")
+    if view.observed_at is not None and view.observed_at < view.called_at:
+        return Observe()
+    message = (
+        view.call_error
+        or view.observed_reason
+        or "the cloud accepted the start, but the instance is still stopped"
+    )
+    return failed(view, timings, now, "start_failed", message, condemns=False)
+
+
+def _lost(view: View, timings: Timings, now: float) -> Step | None:
+    """What to do if the instance is no longer running, or None if it is."""
+    gone = view.observed in (Observed.STOPPED, Observed.ABSENT)
+    if view.node.interrupted and (gone or view.observed is Observed.STOPPING):
+        failure = _taken_back(view, timings, now)
+        return Move(_ended(failure) if gone else Phase.STOPPING, SPOT, failure=failure)
+    if view.observed is Observed.STOPPING:
+        return Move(Phase.STOPPING, "stopped_outside", failure=view.failure)
+    if not gone:
+        return None
+    if not view.wanted or _stable(view, timings, now):
+        return Move(Phase.OFF, "stopped_outside")
+    message = (
+        view.observed_reason or "the instance stopped by itself or was stopped by somebody else"
+    )
+    return failed(view, timings, now, "instance_lost", message, condemns=False)
+
+
+def _up(view: View, timings: Timings, now: float) -> Step | None:
+    """What booting, loading and ready have in common."""
+    if lost := _lost(view, timings, now):
+        return lost
+    if view.cut:
+        return Move(Phase.STOPPING, "down_now")
+    if view.node.interrupted:
+        return Move(Phase.DRAINING, SPOT, failure=view.failure)
+    if not view.wanted:
+        return Move(
+            Phase.DRAINING, "blocked" if view.blocked else "idle", Guard.UNWANTED, view.failure
+        )
+    return None
+
+
+def _node_failed(view: View, timings: Timings, now: float) -> Step | None:
+    if view.node.state != "failed":
+        return None
+    message = view.node.error or "the agent reports that the service cannot run"
+    return failed(view, timings, now, "service_failed", message, condemns=True)
+
+
+def _booting(view: View, timings: Timings, now: float) -> Step:
+    if step := _up(view, timings, now):
+        return step
+    if view.node.hello or view.node.state:
+        cause = "probing" if view.agentless else "hello"
+        return Move(Phase.LOADING, cause, failure=view.failure)
+    if view.agentless and now - view.since > timings.boot:
+        message = "the instance is running, but the cloud names no address of it"
+        return failed(view, timings, now, "load_timeout", message, condemns=True)
+    if now - view.since > timings.boot:
+        message = (
+            f"the instance is running, but its agent has not called within {timings.boot:.0f} s"
+        )
+        return failed(view, timings, now, "agent_silent", message, condemns=True)
+    return Wait(_until(view.since + timings.boot, now, timings), "waiting for the agent")
+
+
+def _loading(view: View, timings: Timings, now: float) -> Step:
+    if step := _up(view, timings, now) or _node_failed(view, timings, now):
+        return step
+    if view.node.state == "ready":
+        return Move(Phase.READY, "ready", failure=view.failure)
+    if now - view.since > timings.load:
+        message = f"the service is not ready after {timings.load:.0f} s"
+        if view.agentless and view.node.error:
+            message += f" ({view.node.error})"
+        return failed(view, timings, now, "load_timeout", message, condemns=True)
+    if (view.node.heartbeat_age or 0.0) > timings.node_lost:
+        return _agent_lost(view, timings, now)
+    return Wait(_until(view.since + timings.load, now, timings), "waiting for the service")
+
+
+def _ready(view: View, timings: Timings, now: float) -> Step:
+    if step := _up(view, timings, now):
+        return step
+    if not view.working:
+        if step := _node_failed(view, timings, now):
+            return step
+        if (view.node.heartbeat_age or 0.0) > timings.node_lost:
+            return _agent_lost(view, timings, now)
+    if view.node.state == "loading" or (view.node.hello and not view.node.state):
+        return Move(Phase.LOADING, "service_restarted", failure=view.failure)
+    return Wait(timings.heartbeat, "in use")
+
+
+def _agent_lost(view: View, timings: Timings, now: float) -> Step:
+    if view.agentless:
+        message = f"the service has not answered for {timings.node_lost:.0f} s"
+        if view.node.error:
+            message += f" ({view.node.error})"
+        return failed(view, timings, now, "service_lost", message, condemns=True)
+    message = f"the agent has not been heard of for {timings.node_lost:.0f} s"
+    return failed(view, timings, now, "agent_lost", message, condemns=True)
+
+
+def _draining(view: View, timings: Timings, now: float) -> Step:
+    if lost := _lost(view, timings, now):
+        return lost
+    if view.cut:
+        return Move(Phase.STOPPING, "down_now")
+    interrupted = view.node.interrupted
+    if view.wanted and not interrupted:
+        back = Phase.READY if view.node.state == "ready" else Phase.BOOTING
+        return Move(back, "demand", Guard.WANTED, view.failure)
+    left = view.since + timings.drain - now
+    if left > 0:
+        return Wait(left, "draining")
+    if view.working:
+        return Wait(1.0, "draining: work is still running")
+    if interrupted:
+        return Move(Phase.STOPPING, SPOT, Guard.NO_WORK, _taken_back(view, timings, now))
+    return Move(Phase.STOPPING, "idle", Guard.IDLE)
+
+
+def _stopping(view: View, timings: Timings, now: float) -> Step:
+    if view.observed in (Observed.STOPPED, Observed.ABSENT):
+        to = _ended(view.failure)
+        forgotten = to is Phase.OFF and not view.wanted
+        return Move(to, "stopped", failure=None if forgotten else view.failure)
+    # One that hangs in its start is stopped too; a cloud that refuses that says so (Conflict).
+    on = view.observed in (Observed.RUNNING, Observed.STARTING)
+    if on and (view.called_at is None or now - view.called_at >= timings.call_grace):
+        if view.observed_at is not None and view.observed_at < (view.called_at or view.since):
+            return Observe()
+        return Call("stop")
+    return Wait(min(1.0, timings.observe_moving), f"the instance is {view.observed.value}")
+
+
+def _failed(view: View, timings: Timings, now: float) -> Step:
+    failure = view.failure
+    if view.observed in (Observed.RUNNING, Observed.STARTING):
+        if failure is None or not failure.condemns:
+            if view.observed is Observed.RUNNING:
+                return Move(Phase.BOOTING, "started_after_all", failure=failure)
+            return Wait(timings.observe_moving, "the instance is starting after all")
+        left = view.since + timings.drain - now
+        if view.cut:
+            return Move(Phase.STOPPING, "down_now", failure=failure)
+        if left > 0 or view.working:
+            return Wait(max(left, 1.0), "failed: waiting until nobody can be using it")
+        return Move(Phase.STOPPING, failure.code, Guard.NO_WORK, failure)
+    if view.observed is Observed.STOPPING:
+        return Wait(timings.observe_moving, "the instance is stopping")
+    if not view.wanted:
+        return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)
+    if failure is not None and now < failure.retry_at:
+        return Wait(failure.retry_at - now, "waiting to try again")
+    if view.observed_at is not None and view.observed_at < (failure.retry_at if failure else 0.0):
+        return Observe()
+    return Move(Phase.STARTING, "retry", Guard.WANTED, failure)
+
+
+def _absent(view: View) -> str:
+    return view.observed_reason or "the cloud knows no such instance"
+
+
+def _until(deadline: float, now: float, timings: Timings) -> float:
+    return max(0.05, min(deadline - now, timings.observe_moving))
+
+
+_BY_PHASE = {
+    Phase.OFF: _off,
+    Phase.STARTING: _starting,
+    Phase.BOOTING: _booting,
+    Phase.LOADING: _loading,
+    Phase.READY: _ready,
+    Phase.DRAINING: _draining,
+    Phase.STOPPING: _stopping,
+    Phase.FAILED: _failed,
+}

@@ -1,0 +1,94 @@
+"""The rule tables that come with qwenctl, one for each kind of WebUI (see `qwenctl.core.rules`).
+
+They rest on what Chromium really sends (DESIGN §5): an idle Gradio tab holds one
+``GET /gradio_api/heartbeat/…`` with a data event every 15 s, and a message is ``POST …/queue/join``
+followed by ``GET …/queue/data``. A module of its own, because building the rules takes time that a
+command line which only reads the state should not pay for.
+"""
+
+from __future__ import annotations
+
+from qwenctl.core.rules import Rule
+
+__all__ = ["PRESETS"]
+
+_BROWSER_NAVIGATION = Rule(
+    activity="keeps_on",
+    methods=("GET",),
+    headers={
+        "sec-fetch-mode": "^navigate$",
+        "sec-fetch-user": r"^\?1$",
+        "sec-purpose": "^$",
+        "purpose": "^$",
+    },
+)
+"""Somebody opened a page. Only browsers send these headers; a page that reloads itself lacks
+Sec-Fetch-User, a prefetch adds a purpose."""
+
+_LAST = (
+    _BROWSER_NAVIGATION,
+    Rule(activity="passive", methods=("GET", "HEAD", "OPTIONS")),
+    Rule(activity="messages", methods=("WEBSOCKET",)),
+)
+
+_GRADIO = (
+    # A tab whose answer broke off asks for app_id until the app is back (Gradio 6 then reloads).
+    Rule(activity="passive", path=r"^(/gradio_api)?/(heartbeat|monitoring|app_id)(/|$)"),
+    Rule(
+        activity="wakes",
+        methods=("POST",),
+        # One segment after run, call and api: scanners post to /api/v1/… and deeper.
+        path=r"^(/gradio_api)?/((run|call(/v2)?|api)/[^/]+|queue/join|upload|component_server"
+        r"|process_recording)/?$",
+    ),
+    Rule(
+        activity="keeps_on",
+        methods=("GET",),
+        path=r"^(/gradio_api)?/(queue/data|call|upload_progress)(/|$)",
+    ),
+    # Pieces of a microphone or camera stream that is being answered.
+    Rule(activity="keeps_on", methods=("POST",), path=r"^(/gradio_api)?/stream/"),
+    *_LAST,
+)
+
+_OPEN_WEBUI = (
+    Rule(activity="passive", path=r"^/ws/socket\.io"),
+    Rule(activity="passive", path=r"^/(health|api/(config|version|usage))(/|$)"),
+    Rule(
+        activity="wakes",
+        methods=("POST",),
+        path=r"^/(api|ollama|openai)(/api)?(/v\d+)?/(chat/completions|completions|chat|generate|embed"
+        r"|embeddings|messages|images/generations|audio/(speech|transcriptions))(/\d+)?$",
+    ),
+    Rule(activity="keeps_on", methods=("POST", "PUT", "PATCH", "DELETE")),
+    *_LAST,
+)
+
+_OPENAI = (
+    Rule(activity="passive", path=r"^/(health|ping|version|metrics)$"),
+    Rule(activity="wakes", methods=("POST",), path=r"^/v\d+/"),
+    *_LAST,
+)
+
+_WRITES = ("POST", "PUT", "PATCH", "DELETE")
+
+_GENERIC = (
+    # No path tells use from the scanners that post to every public address, so a request wakes only
+    # with a sign of somebody who means it: a page's own script or form (that its site is this one is
+    # checked for every wake), one of our keys, or a body in JSON; scanners send forms and XML.
+    Rule(activity="wakes", methods=_WRITES, headers={"sec-fetch-site": "^same-origin$"}),
+    Rule(activity="wakes", methods=_WRITES, headers={"origin": "^https?://"}),
+    Rule(activity="wakes", methods=_WRITES, headers={"authorization": "(?i)^bearer +qk_"}),
+    Rule(activity="wakes", methods=_WRITES, headers={"x-api-key": "^qk_"}),
+    Rule(activity="wakes", methods=_WRITES, headers={"content-type": "(?i)^application/json"}),
+    Rule(activity="keeps_on", methods=_WRITES),
+    *_LAST,
+)
+
+PRESETS: dict[str, tuple[Rule, ...]] = {
+    "gradio": _GRADIO,
+    "open-webui": _OPEN_WEBUI,
+    "openai": _OPENAI,
+    "generic": _GENERIC,
+}
+"""The rule tables by name of the preset."""

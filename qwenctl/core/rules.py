@@ -1,0 +1,119 @@
+"""What counts as use: an ordered table of rules that sorts each request into one of four classes.
+
+Pure. First match wins. The tables that come with qwenctl are in `qwenctl.core.presets`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+from functools import lru_cache
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+__all__ = ["Activity", "Rule", "RuleTable", "classify"]
+
+
+class Activity(str, Enum):
+    """What a request does to the GPU.
+
+    ========  ===============  ==================================  ==============
+    class     starts it        keeps it on                         is held
+    ========  ===============  ==================================  ==============
+    wakes     yes              while in flight + idle timeout      until ready
+    keeps_on  no               while in flight + idle timeout      no
+    messages  no               each data message + idle timeout    no
+    passive   no               no                                  no
+    refused   no               answered with 403                   no
+    ========  ===============  ==================================  ==============
+    """
+
+    WAKES = "wakes"
+    KEEPS_ON = "keeps_on"
+    MESSAGES = "messages"
+    PASSIVE = "passive"
+    REFUSED = "refused"
+
+
+class Rule(BaseModel):
+    """One row of the table; every condition that is given must hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    activity: Literal["wakes", "keeps_on", "messages", "passive", "refused"]
+    """The class of a request that matches."""
+    methods: tuple[str, ...] = ()
+    """HTTP methods in capitals; ``WEBSOCKET`` for WebSocket handshakes; none: all."""
+    path: str = ""
+    """A regular expression searched in the path (anchor it with ^ and $); empty: all."""
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Header name → regular expression searched in its value; a missing header is empty."""
+
+    @field_validator("path")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _compile_too(cls, value: dict[str, str]) -> dict[str, str]:
+        for pattern in value.values():
+            cls._compiles(pattern)
+        return {name.lower(): pattern for name, pattern in value.items()}
+
+    def matches(self, method: str, path: str, headers: Mapping[str, str]) -> bool:
+        """Whether all conditions hold. Header names in ``headers`` are lower case."""
+        return (not self.methods or method in self.methods) and self.matches_rest(path, headers)
+
+    def matches_rest(self, path: str, headers: Mapping[str, str]) -> bool:
+        """Whether all conditions but that on the method hold."""
+        if self.path and not _compiled(self.path).search(path):
+            return False
+        for name, pattern in self.headers.items():
+            if not _compiled(pattern).search(headers.get(name, "")):
+                return False
+        return True
+
+
+@lru_cache(maxsize=512)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+class RuleTable:
+    """Rules in order, sorted out by method beforehand: this runs for every request."""
+
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        self._rules = rules
+        self._by_method: dict[str, tuple[tuple[Rule, Activity], ...]] = {}
+        self.refuses = any(rule.activity == "refused" for rule in rules)
+        """Whether any rule refuses requests."""
+
+    def classify(self, method: str, path: str, headers: Mapping[str, str]) -> Activity:
+        """The class of a request; what no rule matches is passive."""
+        rules = self._by_method.get(method)
+        if rules is None:
+            rules = tuple(
+                (rule, Activity(rule.activity))
+                for rule in self._rules
+                if not rule.methods or method in rule.methods
+            )
+            if len(self._by_method) < 64:  # clients may invent methods
+                self._by_method[method] = rules
+        for rule, activity in rules:
+            if rule.matches_rest(path, headers):
+                return activity
+        return Activity.PASSIVE
+
+
+def classify(
+    rules: tuple[Rule, ...], method: str, path: str, headers: Mapping[str, str]
+) -> Activity:
+    """The class of one request; what no rule matches is passive."""
+    return RuleTable(rules).classify(method, path, headers)

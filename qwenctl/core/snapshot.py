@@ -1,0 +1,198 @@
+"""What the store says of one GPU at one moment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any, cast
+
+from qwenctl.core.lifecycle import Failure, NodeView, Phase
+from qwenctl.protocol.messages import Report
+
+__all__ = [
+    "Admission",
+    "Event",
+    "Lease",
+    "Lock",
+    "Outcome",
+    "Snapshot",
+    "Touch",
+    "seconds_of",
+]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One reason to be on (lease) or off (block)."""
+
+    name: str
+    expiry: float
+    """``inf`` for a block without end."""
+    reason: str = ""
+    actor: str = ""
+    since: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """``request``, ``inflight``, ``busy``, ``pin``, ``maintenance``, …"""
+        return self.name.partition(":")[0]
+
+    @property
+    def is_work(self) -> bool:
+        """Running work, which nothing but ``--now`` may cut."""
+        return self.kind in ("inflight", "busy")
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The right to act on one GPU, as long as it lasts."""
+
+    owner: str
+    epoch: int
+
+
+class Outcome(str, Enum):
+    """What became of a controller's write."""
+
+    OK = "ok"
+    EPOCH = "epoch"  # no longer the leader
+    PHASE = "phase"  # somebody else moved it first
+    GUARD = "guard"  # the reason for the move is gone
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What the store says to a request."""
+
+    phase: Phase
+    start_seq: int
+    blocked_by: str = ""
+    released: bool = False
+    """The request began before the last `down`, which gave it up."""
+
+
+@dataclass(frozen=True)
+class Touch:
+    """Activity of one client to write back."""
+
+    lease: str
+    ttl: float
+    began_ago: float
+    """Seconds since the request began; one older than the last `down` extends nothing."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the history."""
+
+    id: str
+    time: float
+    kind: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything known of one GPU at one moment."""
+
+    gpu: str
+    now: float
+    state: Mapping[str, str]
+    leases: tuple[Lease, ...] = ()
+    blocks: tuple[Lease, ...] = ()
+    node: Mapping[str, str] = field(default_factory=dict)
+    lock: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def phase(self) -> Phase:
+        return Phase(self.state.get("phase") or "off")
+
+    @property
+    def since(self) -> float:
+        return seconds_of(self.state.get("since")) or 0.0
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.leases) and not self.blocks
+
+    @property
+    def working(self) -> bool:
+        return any(lease.is_work for lease in self.leases)
+
+    @property
+    def start_seq(self) -> int:
+        return int(self.state.get("start_seq") or 0)
+
+    @property
+    def address(self) -> str:
+        return self.state.get("address", "")
+
+    @property
+    def failure(self) -> Failure | None:
+        return _failure(self.state.get("failure"))
+
+    @property
+    def released_at(self) -> float:
+        return seconds_of(self.state.get("released_at")) or 0.0
+
+    def given_up(self, name: str, opens: float) -> bool:
+        """Whether somebody ended this window of a schedule before its time."""
+        held = any(entry.name == name for entry in (*self.leases, *self.blocks))
+        last = self.time(f"window:{name}")
+        return not held and last is not None and opens <= last + 0.0005
+
+    @property
+    def next_expiry(self) -> float | None:
+        """When the first lease or block ends; None if there is none that ends."""
+        ends = [lease.expiry for lease in (*self.leases, *self.blocks)]
+        finite = [end for end in ends if end != float("inf")]
+        return min(finite) if finite else None
+
+    def time(self, name: str) -> float | None:
+        """A time kept in the state, in seconds."""
+        return seconds_of(self.state.get(name))
+
+    @property
+    def node_view(self) -> NodeView:
+        seen = seconds_of(self.node.get("seen_at"))
+        state = self.node.get("state", "")
+        return NodeView(
+            hello="boot_id" in self.node,
+            state=cast(Any, state if state in ("loading", "ready", "failed") else ""),
+            error=self.node.get("error", ""),
+            heartbeat_age=None if seen is None else max(0.0, self.now - seen),
+            interrupted=self.interrupted_at is not None,
+        )
+
+    @property
+    def interrupted_at(self) -> float | None:
+        """When the present boot's node said that the cloud takes the instance back."""
+        return seconds_of(self.node.get("interrupted_at"))
+
+    @property
+    def interruption_ends(self) -> float | None:
+        """When the cloud takes it back, by what it has said."""
+        return seconds_of(self.node.get("interruption_ends"))
+
+    @cached_property
+    def report(self) -> Report | None:
+        """The node's last report, without its log lines."""
+        text = self.node.get("report")
+        return Report.model_validate_json(text) if text else None
+
+    @property
+    def leader(self) -> str:
+        """Who holds the controller lock now, or empty."""
+        expiry = seconds_of(self.lock.get("expiry")) or 0.0
+        return self.lock.get("owner", "") if expiry > self.now else ""
+
+
+def seconds_of(milliseconds: str | None) -> float | None:
+    return None if milliseconds in (None, "") else float(milliseconds) / 1000
+
+
+def _failure(text: str | None) -> Failure | None:
+    return Failure(**json.loads(text)) if text else None

@@ -1,0 +1,372 @@
+"""What is known of a GPU, put so that a page, a script or a person can use it.
+
+`page_status` is for the waiting page and its API, `full_status` for ``qwenctl status``, `explain`
+for ``qwenctl why``. All three only read the snapshot and the events given; nothing in their results
+is secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.wakes import STEPS, Mark, Outcome, Wake, expected, wakes
+from qwenctl.core.words import (
+    NODE_PHASES,
+    as_of_time,
+    cause_of,
+    is_leaving,
+    lease_words,
+    present_failure,
+    problem_of,
+)
+from qwenctl.lib.text import plain
+
+if TYPE_CHECKING:
+    from qwenctl.core.snapshot import Event, Lease, Snapshot
+
+__all__ = [
+    "HISTORY",
+    "full_status",
+    "node_url",
+    "own_record",
+    "page_status",
+]
+
+HISTORY = 1000
+"""How many events to hand in: enough for the last 20 wakes that the ETA is learned from."""
+
+
+class GpuSettings(Protocol):
+    """What is needed of `qwenctl.config.gpu.GpuConfig`."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def agent(self) -> bool: ...
+    @property
+    def boot_estimate(self) -> float: ...
+    @property
+    def machine(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def price_per_hour(self) -> float: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def wake_on(self) -> str: ...
+
+
+_ACTIVE = {Phase.BOOTING: "boot", Phase.LOADING: "load"}
+
+
+def page_status(
+    snapshot: Snapshot, events: Sequence[Event], gpu_config: GpuSettings, *, may_wake: bool
+) -> dict[str, Any]:
+    """The JSON that the waiting page shows.
+
+    ``steps`` are in order ``request``, ``start``, ``boot``, ``load``, ``ready``; each is ``done``,
+    ``active``, ``todo`` or ``failed``, with the seconds it took (or has taken so far) and the
+    seconds it usually takes. ``elapsed_seconds`` counts from the click; ``eta_seconds`` is what is
+    left, 0 when it takes longer than usual, null when the GPU is not on its way up.
+    """
+    history = wakes(events)
+    usual = expected(history, gpu_config.boot_estimate)
+    now, phase = snapshot.now, snapshot.phase
+    wake = _present(history, snapshot)
+    active = _active_step(snapshot, wake)
+    keys = (*STEPS, "ready")
+    position = keys.index(active) if active else -1
+
+    steps: list[dict[str, Any]] = []
+    for index, key in enumerate(keys):
+        state = "done" if index < position else "todo"
+        if index == position:
+            state = "failed" if phase is Phase.FAILED else "active"
+        if phase in (Phase.READY, Phase.DRAINING) and not is_leaving(snapshot):
+            state = "done"
+        seconds = wake.durations.get(key) if wake and state != "todo" else None
+        if wake and state == "active" and seconds is None:
+            began = wake.began(key) if key in STEPS else None
+            seconds = None if began is None else now - began
+        steps.append(
+            {
+                "key": key,
+                "state": state,
+                "seconds": _round(seconds),
+                "expected": _round(usual.get(key)),
+            }
+        )
+
+    eta = None
+    if snapshot.wanted and active and phase is not Phase.FAILED:
+        spent = steps[position]["seconds"] or 0.0
+        eta = max(0.0, usual.get(active, 0.0) - spent)
+        eta += sum(usual[key] for key in STEPS[position + 1 :])
+    return {
+        "gpu": snapshot.gpu,
+        "phase": phase.value,
+        "wanted": snapshot.wanted,
+        "steps": steps,
+        "elapsed_seconds": _round(_elapsed(wake, snapshot)),
+        "eta_seconds": _round(eta),
+        "progress": _progress(snapshot),
+        "problem": problem_of(snapshot),
+        "interruption": _interruption(snapshot),
+        "failure": _failure(snapshot),
+        "note": snapshot.state.get("start_note", ""),
+        "blocked": _blocked(snapshot),
+        "wake_on": gpu_config.wake_on,
+        "may_wake": may_wake,
+    }
+
+
+def _present(history: Sequence[Wake], snapshot: Snapshot) -> Wake | None:
+    """The wake that the snapshot is in the middle, or at the end, of."""
+    last = history[-1] if history and not is_leaving(snapshot) else None
+    fitting = {
+        Outcome.UNDER_WAY: snapshot.phase.waking or snapshot.phase is Phase.DRAINING,
+        Outcome.READY: snapshot.phase in (Phase.READY, Phase.DRAINING),
+        Outcome.FAILED: snapshot.phase is Phase.FAILED,
+        Outcome.ABANDONED: False,
+    }
+    return last if last and fitting[last.outcome] else None
+
+
+def _interruption(snapshot: Snapshot) -> dict[str, Any] | None:
+    ends = snapshot.interruption_ends
+    if ends is None:
+        return None
+    return {
+        "action": snapshot.node.get("interruption", ""),
+        "seconds_left": _round(max(0.0, ends - snapshot.now)),
+    }
+
+
+def _active_step(snapshot: Snapshot, wake: Wake | None) -> str:
+    """The step under way or the one that failed; empty if nothing is on its way up."""
+    phase = snapshot.phase
+    if phase is Phase.FAILED:
+        reached = wake.marks if wake else {}
+        for step, mark in (("load", Mark.HELLO), ("boot", Mark.RUNNING)):
+            if mark in reached:
+                return step
+        return "start"
+    if phase is Phase.STARTING:
+        called = snapshot.time("called_at") is not None or (wake and Mark.CALL in wake.marks)
+        return "start" if called else "request"
+    if phase in (Phase.OFF, Phase.STOPPING) or is_leaving(snapshot):
+        return "request" if snapshot.wanted else ""
+    return _ACTIVE.get(phase, "ready")
+
+
+def _elapsed(wake: Wake | None, snapshot: Snapshot) -> float | None:
+    if wake is not None:
+        end = wake.marks.get(Mark.READY, wake.ended_at)
+        return (snapshot.now if end is None else end) - wake.started_at
+    if snapshot.wanted and not snapshot.phase.serves:
+        # Who used it until the cloud took it back waits from then on.
+        from_ = snapshot.interrupted_at or 0.0
+        asked = [max(lease.since, from_) for lease in snapshot.leases if lease.since is not None]
+        return snapshot.now - min(asked) if asked else None
+    return None
+
+
+def _progress(snapshot: Snapshot) -> dict[str, Any] | None:
+    if snapshot.phase is not Phase.LOADING or snapshot.report is None:
+        return None
+    progress = snapshot.report.progress
+    words = {"phase": plain(progress.phase), "text": plain(progress.text)}
+    told = progress.phase or progress.text or problem_of(snapshot)
+    return {**progress.model_dump(), **words} if told else None
+
+
+def _failure(snapshot: Snapshot) -> dict[str, Any] | None:
+    failure = present_failure(snapshot)
+    if failure is None:
+        return None
+    again = snapshot.phase is Phase.FAILED and snapshot.wanted
+    return {
+        "code": failure.code,
+        "message": plain(failure.headline),
+        "attempts": failure.attempts,
+        "retry_in_seconds": _round(max(0.0, failure.retry_at - snapshot.now)) if again else None,
+    }
+
+
+def _blocked(snapshot: Snapshot) -> dict[str, Any] | None:
+    if not snapshot.blocks:
+        return None
+    block = max(snapshot.blocks, key=lambda block: block.expiry)
+    return {
+        "kind": block.kind,
+        "by": block.actor,
+        "reason": block.reason,
+        "seconds_left": _left(block, snapshot.now),
+    }
+
+
+def _left(lease: Lease, now: float) -> float | None:
+    return None if lease.expiry == inf else _round(max(0.0, lease.expiry - now))
+
+
+def _round(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+# For the command line
+
+
+def own_record(
+    snapshot: Snapshot, events: Sequence[Event], gpu_config: GpuSettings
+) -> tuple[Snapshot, Sequence[Event], str]:
+    """What is recorded of the configured instance, and, if it is another one that was looked at last,
+    which. A GPU of the same name may have been another instance, by an earlier configuration or by
+    that of another directory.
+    """
+    recorded = snapshot.state.get("machine", "")
+    if recorded and recorded != gpu_config.machine:
+        return replace(snapshot, state={}, node={}), [], recorded
+    if (since := snapshot.time("machine_since")) is None:
+        return snapshot, events, ""
+    ends = (Phase.READY.value, Phase.OFF.value, Phase.FAILED.value)
+    others = [
+        index
+        for index, event in enumerate(events)
+        if event.kind == "transition" and event.fields.get("to") in ends and event.time < since
+    ]
+    return snapshot, events[others[-1] + 1 :] if others else events, ""
+
+
+def full_status(
+    snapshot: Snapshot,
+    events: Sequence[Event],
+    gpu_config: GpuSettings,
+    *,
+    url: str = "",
+) -> dict[str, Any]:
+    """All there is to say about a GPU, as JSON types. Times are Unix seconds on the store's clock.
+
+    ``cause`` is a code, ``cause_text`` the same in words, which also name the person behind it.
+
+    ``idle_seconds_left`` is how long it stays on if nobody uses it any more; null while it is off,
+    blocked, or working. ``cost_so_far`` is the price of the time since the instance booted; null
+    without a price, as long as no agent tells that time, and from its stop on.
+
+    ``verified`` is whether a controller looks after it now. If none does, ``as_of`` is when somebody
+    looked last, and all else may have changed since. ``cloud.other`` names the instance that is on
+    record instead of the configured one (see `own_record`).
+    """
+    now = snapshot.now
+    snapshot, events, other = own_record(snapshot, events, gpu_config)
+    page = page_status(snapshot, events, gpu_config, may_wake=not snapshot.blocks)
+    page.pop("may_wake")
+    history = wakes(events)
+    return {
+        **page,
+        "now": now,
+        "since": snapshot.since or None,
+        "verified": bool(snapshot.leader),
+        "as_of": as_of_time(snapshot),
+        "cause": snapshot.state.get("cause", ""),
+        "cause_text": cause_of(snapshot, events),
+        "actor": snapshot.state.get("actor", ""),
+        "working": snapshot.working,
+        "idle_seconds_left": _idle_left(snapshot),
+        "url": url,
+        "node_url": node_url(snapshot, gpu_config),
+        "address": gpu_config.address or snapshot.address,
+        "provider": gpu_config.provider,
+        "agent": gpu_config.agent,
+        "price_per_hour": gpu_config.price_per_hour,
+        "cost_so_far": _cost(snapshot, gpu_config),
+        "leases": [_entry(lease, now) for lease in snapshot.leases],
+        "blocks": [_entry(block, now) for block in snapshot.blocks],
+        "leader": snapshot.leader or None,
+        "cloud": {**_cloud(snapshot), "other": other},
+        "node": _node(snapshot),
+        "last_wake": _wake(history[-1]) if history else None,
+    }
+
+
+def _cost(snapshot: Snapshot, gpu_config: GpuSettings) -> float | None:
+    report, age = snapshot.report, snapshot.node_view.heartbeat_age
+    told = gpu_config.agent and snapshot.phase in NODE_PHASES
+    if not gpu_config.price_per_hour or not told or report is None or age is None:
+        return None
+    return round((report.uptime + age) / 3600 * gpu_config.price_per_hour, 4)
+
+
+def node_url(snapshot: Snapshot, gpu_config: GpuSettings) -> str:
+    """Where the service itself answers, without a proxy; empty as long as nobody knows."""
+    host = gpu_config.address or snapshot.address
+    if not host:
+        return ""
+    return f"http://{f'[{host}]' if ':' in host else host}:{gpu_config.port}"
+
+
+def _idle_left(snapshot: Snapshot) -> float | None:
+    if not snapshot.phase.serves or snapshot.working or not snapshot.wanted:
+        return None
+    return _round(max(lease.expiry for lease in snapshot.leases) - snapshot.now)
+
+
+def _entry(lease: Lease, now: float) -> dict[str, Any]:
+    return {
+        "name": lease.name,
+        "kind": lease.kind,
+        "actor": lease.actor,
+        "reason": lease.reason,
+        "since": lease.since,
+        "seconds_left": _left(lease, now),
+        "text": lease_words(lease),
+    }
+
+
+def _cloud(snapshot: Snapshot) -> dict[str, Any]:
+    at, called_at = snapshot.time("observed_at"), snapshot.time("called_at")
+    call = {Phase.STARTING: "start", Phase.STOPPING: "stop"}.get(snapshot.phase, "")
+    return {
+        "called": call if called_at is not None and (at or 0.0) < called_at else "",
+        "state": snapshot.state.get("observed") or None,
+        "instance_id": snapshot.state.get("instance_id", ""),
+        "reason": snapshot.state.get("observed_reason", ""),
+        "note": snapshot.state.get("start_note", ""),
+        "error": snapshot.state.get("observe_error", "") or snapshot.state.get("call_error", ""),
+        "age_seconds": None if at is None else _round(max(0.0, snapshot.now - at)),
+    }
+
+
+def _node(snapshot: Snapshot) -> dict[str, Any] | None:
+    if not snapshot.node:
+        return None
+    view, report = snapshot.node_view, snapshot.report
+    return {
+        "state": view.state or ("hello" if view.hello else ""),
+        "error": view.error,
+        "version": snapshot.node.get("version", ""),
+        "heartbeat_age_seconds": _round(view.heartbeat_age),
+        "uptime_seconds": report.uptime if report else None,
+        "active": report.active if report else 0,
+        "services": [service.model_dump() for service in report.services] if report else [],
+        "resources": report.resources.model_dump(mode="json") if report else None,
+    }
+
+
+def _wake(wake: Wake) -> dict[str, Any]:
+    return {
+        "id": wake.id,
+        "started_at": wake.started_at,
+        "actor": wake.actor,
+        "cause": wake.cause,
+        "lease": wake.lease,
+        "outcome": wake.outcome.value,
+        "code": wake.code,
+        "seconds": _round(wake.seconds),
+        "durations": {step: _round(seconds) for step, seconds in wake.durations.items()},
+        "phases": {name: _round(seconds) for name, seconds in wake.phases.items()},
+    }

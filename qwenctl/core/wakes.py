@@ -1,0 +1,268 @@
+"""Every wake as one trace: click → start call → running → hello → … → ready → first byte.
+
+Pure. `wakes` folds the store's history into `Wake` objects, `expected` learns from them how long
+each step usually takes. The waiting page's ETA, `qwenctl status` and the metrics read both.
+
+An attempt that fails ends its trace; the retry is another one. Times are seconds on the store's
+clock, durations seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from statistics import median
+from typing import Protocol
+
+from qwenctl.core.lifecycle import Phase
+
+__all__ = ["STEPS", "EventLike", "Mark", "Outcome", "Wake", "expected", "learned", "wakes"]
+
+STEPS = ("request", "start", "boot", "load")
+"""The steps whose durations add up to a wake, in order."""
+
+LEARN_FROM = 20
+"""How many successful wakes `expected` looks back."""
+
+_SHARES = {"request": 0.0, "start": 0.25, "boot": 0.25, "load": 0.5}
+"""How a first estimate is split, before there are wakes to learn from. A request needs
+milliseconds; of the rest, half is the machine and half what it loads."""
+
+
+class EventLike(Protocol):
+    """What is needed of `qwenctl.core.snapshot.Event`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def time(self) -> float: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def fields(self) -> Mapping[str, str]: ...
+
+
+class Mark(str, Enum):
+    """A moment of a wake."""
+
+    CLICK = "click"  # the demand that woke it
+    CALL = "call"  # the start call was made
+    RUNNING = "running"  # the cloud says running
+    HELLO = "hello"  # the agent of this boot is there
+    READY = "ready"
+    FIRST_BYTE = "first_byte"  # the first answer of the service went to a visitor
+
+
+class Outcome(str, Enum):
+    """How a wake ended."""
+
+    UNDER_WAY = "under_way"
+    READY = "ready"
+    FAILED = "failed"
+    ABANDONED = "abandoned"  # nobody wanted it any more, or somebody said `down` or `block`
+
+
+_SPANS = {
+    "request": (Mark.CLICK, Mark.CALL),
+    "start": (Mark.CALL, Mark.RUNNING),
+    "boot": (Mark.RUNNING, Mark.HELLO),
+    "load": (Mark.HELLO, Mark.READY),
+    "first_byte": (Mark.READY, Mark.FIRST_BYTE),
+}
+
+
+@dataclass
+class Wake:
+    """One attempt to get a GPU ready."""
+
+    id: str
+    """Id of the event it began with."""
+    started_at: float
+    actor: str
+    """Who asked for it."""
+    cause: str
+    """Why, in the words of the lease; ``unblock``; or the cause of the transition if nobody asked."""
+    lease: str = ""
+    """Name of the lease that asked for it, if one did."""
+    marks: dict[Mark, float] = field(default_factory=dict)
+    progress: list[tuple[str, float]] = field(default_factory=list)
+    """What the node did from when on: (``pull``, ``weights``, …; time)."""
+    outcome: Outcome = Outcome.UNDER_WAY
+    code: str = ""
+    """The failure code, or the cause of the transition that gave it up."""
+    ended_at: float | None = None
+
+    @property
+    def cold(self) -> bool:
+        """Whether the whole way was gone: no instance found running, no mere service restart."""
+        return Mark.CALL in self.marks
+
+    @property
+    def seconds(self) -> float | None:
+        """From click to ready."""
+        ready = self.marks.get(Mark.READY)
+        return None if ready is None else ready - self.started_at
+
+    @property
+    def durations(self) -> dict[str, float]:
+        """Seconds of each finished step (see `STEPS`, and ``first_byte`` after them)."""
+        return {
+            step: max(0.0, self.marks[end] - self.marks[begin])
+            for step, (begin, end) in _SPANS.items()
+            if begin in self.marks and end in self.marks
+        }
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of each finished phase of loading, in order: ``pull``, ``weights``, …"""
+        end = self.marks.get(Mark.READY, self.ended_at)
+        times = [time for _, time in self.progress] + ([] if end is None else [end])
+        result: dict[str, float] = {}
+        for (name, begin), until in zip(self.progress, times[1:]):
+            result[name] = result.get(name, 0.0) + max(0.0, until - begin)
+        return result
+
+    def began(self, step: str) -> float | None:
+        """When a step began, or None if it has not."""
+        return self.marks.get(_SPANS[step][0])
+
+    def mark(self, mark: Mark, time: float) -> None:
+        """Set a mark; the first time counts."""
+        self.marks.setdefault(mark, time)
+
+
+def wakes(events: Iterable[EventLike]) -> list[Wake]:
+    """The wakes in these events, oldest first. The events must be in order; the beginning of the
+    history may be missing."""
+    fold = _Fold()
+    for event in events:
+        fold.add(event)
+    return fold.wakes
+
+
+class _Fold:
+    def __init__(self) -> None:
+        self.wakes: list[Wake] = []
+        self._phase: Phase | None = None
+        self._asked: EventLike | None = None  # the demand that no wake has answered yet
+
+    @property
+    def _open(self) -> Wake | None:
+        last = self.wakes[-1] if self.wakes else None
+        return last if last and last.outcome is Outcome.UNDER_WAY else None
+
+    def add(self, event: EventLike) -> None:
+        wake = self._open
+        if event.kind in ("lease", "unblock"):
+            self._demand(event)
+        elif event.kind in ("down", "block"):
+            self._asked = None
+        elif event.kind == "call" and event.fields.get("verb") == "start" and wake:
+            wake.mark(Mark.CALL, event.time)
+        elif event.kind == "node" and wake:
+            name = event.fields.get("progress", "")
+            if name and (not wake.progress or wake.progress[-1][0] != name):
+                wake.progress.append((name, event.time))
+        elif event.kind == "first-byte" and self.wakes:
+            if self.wakes[-1].outcome is Outcome.READY:
+                self.wakes[-1].mark(Mark.FIRST_BYTE, event.time)
+        elif event.kind == "transition":
+            self._transition(event)
+
+    def _demand(self, event: EventLike) -> None:
+        if self._open or self._phase is Phase.READY:
+            return
+        before = self._asked
+        # An unblock counts only as long as no lease follows: then one from before the block woke.
+        if before is None or before.kind == "unblock" or event.time > _expiry(before):
+            self._asked = event
+
+    def _transition(self, event: EventLike) -> None:
+        try:
+            source, to = Phase(event.fields["from"]), Phase(event.fields["to"])
+        except (KeyError, ValueError):
+            return  # of a version that knows more phases
+        self._phase = to
+        cause = event.fields.get("cause", "")
+        wake = self._open
+        if to in (Phase.STARTING, Phase.BOOTING, Phase.LOADING):
+            if wake is None:
+                wake = self._begin(event, cause, source)
+            if to is Phase.BOOTING:
+                wake.mark(Mark.RUNNING, event.time)
+            elif to is Phase.LOADING:
+                wake.mark(Mark.HELLO, event.time)
+            return
+        if to is Phase.DRAINING:
+            return  # it may go on from here
+        if to is Phase.READY:
+            self._asked = None
+        if wake is None:
+            return
+        wake.ended_at = event.time
+        if to is Phase.READY:
+            wake.mark(Mark.READY, event.time)
+            wake.outcome = Outcome.READY
+        elif to is Phase.FAILED:
+            wake.outcome, wake.code = Outcome.FAILED, _code(event)
+        else:
+            wake.outcome, wake.code = Outcome.ABANDONED, cause
+
+    def _begin(self, event: EventLike, cause: str, source: Phase) -> Wake:
+        asked = None if cause == "retry" or source is Phase.READY else self._asked
+        self._asked = None
+        first = asked or event
+        wake = Wake(
+            first.id,
+            first.time,
+            first.fields.get("actor", ""),
+            _why(asked) if asked else cause,
+            asked.fields.get("name", "") if asked and asked.kind == "lease" else "",
+            {Mark.CLICK: first.time},
+        )
+        self.wakes.append(wake)
+        return wake
+
+
+def _why(asked: EventLike) -> str:
+    return "unblock" if asked.kind == "unblock" else asked.fields.get("cause", "")
+
+
+def _expiry(event: EventLike) -> float:
+    """Until when a lease event lasts; one that says nothing lasts."""
+    try:
+        return float(event.fields["expiry"]) / 1000
+    except (KeyError, ValueError):
+        return float("inf")
+
+
+def _code(event: EventLike) -> str:
+    try:
+        return str(json.loads(event.fields["failure"])["code"])
+    except (KeyError, ValueError, TypeError):
+        return event.fields.get("cause", "")
+
+
+def learned(history: Iterable[Wake]) -> bool:
+    """Whether `expected` has wakes to learn from; if not, it can only give the owner's estimate."""
+    return any(wake.outcome is Outcome.READY and wake.cold for wake in history)
+
+
+def expected(history: Iterable[Wake], estimate: float) -> dict[str, float]:
+    """Seconds that each of `STEPS` usually takes: the median of the last successful cold wakes.
+
+    ``estimate`` is what the owner thinks a whole wake takes (``boot_estimate``); it is used as
+    long as there is nothing to learn from.
+    """
+    good = [wake for wake in history if wake.outcome is Outcome.READY and wake.cold]
+    good = good[-LEARN_FROM:]
+    result: dict[str, float] = {}
+    for step in STEPS:
+        known = [wake.durations[step] for wake in good if step in wake.durations]
+        result[step] = median(known) if known else estimate * _SHARES[step]
+    return result

@@ -1,0 +1,213 @@
+"""Words for people: causes, leases, durations, problems."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qwenctl.core.lifecycle import Failure, Phase
+from qwenctl.lib.text import plain
+
+if TYPE_CHECKING:
+    from qwenctl.core.snapshot import Event, Lease, Snapshot
+
+__all__ = [
+    "NODE_PHASES",
+    "NOT_ASKED",
+    "as_of_time",
+    "cause_of",
+    "cause_words",
+    "command_words",
+    "duration",
+    "event_cause",
+    "is_leaving",
+    "lease_words",
+    "name_words",
+    "one_line",
+    "present_failure",
+    "problem_of",
+    "stopped_by",
+]
+
+NOT_ASKED = "not known: the cloud has not been asked yet"
+"""The state of a GPU that nobody has looked at: its phase is ``off``, but it may run."""
+
+NODE_PHASES = frozenset({Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING})
+"""When what the node last said of itself is still so: afterwards it may be off."""
+
+
+def is_leaving(snapshot: Snapshot) -> bool:
+    """Whether the cloud takes the instance back, and it is no longer for new requests."""
+    on = snapshot.phase in (Phase.DRAINING, Phase.STOPPING)
+    return on and snapshot.interrupted_at is not None
+
+
+def problem_of(snapshot: Snapshot) -> str:
+    """Why a service has not started so far, by what its agent says; empty if nothing is wrong."""
+    # Without an agent, that nothing answers yet is what every boot begins with.
+    told = snapshot.phase is Phase.LOADING and snapshot.node.get("version")
+    return plain((snapshot.node_view.error.splitlines() or [""])[0])[:300] if told else ""
+
+
+def present_failure(snapshot: Snapshot) -> Failure | None:
+    """While it is ready, what failed before is kept only to count the attempts."""
+    return None if snapshot.phase in (Phase.READY, Phase.DRAINING) else snapshot.failure
+
+
+def as_of_time(snapshot: Snapshot) -> float | None:
+    """When somebody looked last, if nobody does now; else None."""
+    if snapshot.leader or "observed" not in snapshot.state:
+        return None
+    heard = snapshot.time("observed_at") or 0.0
+    if snapshot.phase in NODE_PHASES and (age := snapshot.node_view.heartbeat_age) is not None:
+        heard = max(heard, snapshot.now - age)
+    return max(heard, snapshot.since)
+
+
+def cause_of(snapshot: Snapshot, events: Sequence[Event]) -> str:
+    """Why it is in this phase, in plain words; whose `down` or `block`, if that is why."""
+    if snapshot.phase in (Phase.DRAINING, Phase.STOPPING):
+        _, behind = stopped_by(events)
+        if behind is not None:
+            return command_words(behind)
+    return cause_words(snapshot.state.get("cause", ""))
+
+
+def lease_words(lease: Lease) -> str:
+    """A lease or block in plain words: who, and what for."""
+    return name_words(lease.name, lease.actor, lease.reason)
+
+
+def name_words(name: str, actor: str = "", reason: str = "") -> str:
+    """The name of a lease or block (``pin:anna``) in plain words: who, and what for."""
+    kind, _, rest = name.partition(":")
+    who = actor or rest
+    if kind == "request":
+        return _because(f"a visitor ({who})", "" if reason == "request" else reason)
+    if kind == "inflight":
+        return f"requests in flight through {rest}"
+    if kind == "busy":
+        return "running work that the node reports"
+    if kind == "adopted":
+        return "the rule that an instance found running is kept for one idle timeout"
+    named = {
+        "pin": f"{who} (qwenctl up)",
+        "prewarm": f"the schedule {rest}",
+        "maintenance": f"{who} (qwenctl block)",
+        "off-hours": f"the off-hours {rest}",
+        "budget": "the budget",
+    }
+    return _because(named.get(kind, name), reason)
+
+
+def _because(who: str, reason: str) -> str:
+    return f"{who}: {one_line(reason)}" if reason else who
+
+
+def one_line(text: str) -> str:
+    """The first line of a message, and where to look for what follows it. Without control
+    characters, as it may come from a stranger."""
+    lines = text.strip().splitlines() or [""]
+    return plain(lines[0]) + (" (more in `qwenctl logs`)" if len(lines) > 1 else "")
+
+
+_CAUSES = {
+    "demand": "somebody needs it",
+    "found_running": "the instance was found running",
+    "running": "the cloud says that the instance runs",
+    "hello": "its agent has reported",
+    "probing": "it has no agent, its service is asked",
+    "ready": "its service answers",
+    "idle": "nobody needed it any more",
+    "blocked": "it was blocked",
+    "down_now": "somebody said --now",
+    "stopped": "the instance is stopped",
+    "spot_interruption": "the cloud takes the instance back (spot interruption)",
+    "stopped_outside": "the instance stopped by itself or was stopped by somebody else",
+    "retry": "another attempt after a failure",
+    "started_after_all": "the instance started after all",
+    "demand_gone": "nobody needed it any more",
+    "service_restarted": "its service restarts",
+    "unblock": "it was unblocked",
+    # Codes of failures
+    "agent_lost": "its agent is no longer heard of",
+    "agent_silent": "its agent has not called",
+    "denied": "the cloud does not permit it",
+    "instance_lost": "the instance stopped while it was needed",
+    "load_timeout": "its service was not ready in time",
+    "no_capacity": "the cloud has no such machine free",
+    "not_found": "the cloud knows no such instance",
+    "provider_error": "the cloud refused",
+    "service_failed": "its service cannot run",
+    "service_lost": "its service no longer answers",
+    "start_failed": "the instance did not start",
+    "start_timeout": "the instance did not start in time",
+    "throttled": "the cloud takes no more calls for now",
+}
+
+
+def cause_words(cause: str) -> str:
+    """The cause of a transition, or the code of a failure, in plain words."""
+    return _CAUSES.get(cause, cause.replace("_", " "))
+
+
+def event_cause(event: Event) -> str:
+    """The cause of a transition, with the message of a failure if it is one."""
+    words = cause_words(event.fields.get("cause", ""))
+    if event.fields.get("to") == "failed" and event.fields.get("failure"):
+        try:
+            words += f": {one_line(json.loads(event.fields['failure'])['message'])}"
+        except (ValueError, KeyError, TypeError):
+            pass
+    return words
+
+
+def stopped_by(
+    events: Sequence[Event], phases: Sequence[str] = ("draining", "stopping")
+) -> tuple[Event | None, Event | None]:
+    """The last transition to one of the phases (or to off, from outside), and the `down` or `block`
+    that led to it."""
+    stopped: Event | None = None
+    for event in reversed(events):
+        fields = event.fields
+        if stopped is None:
+            causes = ("stopped_outside", "spot_interruption")
+            outside = fields.get("to") == "off" and fields.get("cause") in causes
+            if event.kind == "transition" and (fields.get("to") in phases or outside):
+                stopped = event
+                if outside:
+                    break
+        elif event.kind in ("down", "block"):
+            return stopped, event
+        elif event.kind == "lease":
+            break  # it was needed again after an earlier `down`
+        elif event.kind == "transition" and fields.get("to") in ("ready", "starting", "failed"):
+            break
+    return stopped, None
+
+
+def command_words(event: Event) -> str:
+    """A `down` or `block` in plain words."""
+    fields = event.fields
+    if event.kind == "block" and not fields.get("name", "").startswith("maintenance:"):
+        return name_words(fields.get("name", ""), reason=fields.get("cause", ""))
+    command = f"qwenctl {event.kind}" + (" --now" if fields.get("cut") == "1" else "")
+    return _because(f"{fields.get('actor') or 'somebody'} ({command})", fields.get("cause", ""))
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, size, lower, part in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= size:
+            high, low = whole // size, whole % size // part
+            return f"{high} {unit} {low} {lower}" if low else f"{high} {unit}"
+    return f"{whole} s"

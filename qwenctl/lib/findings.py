@@ -1,0 +1,79 @@
+"""What a check says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+__all__ = ["Check", "Finding", "Level", "Stop", "fail", "ok", "refusal", "run_checks", "warn"]
+
+
+class Level(str, Enum):
+    """How a check went."""
+
+    OK = "ok"
+    WARN = "warn"  # works, but costs money or surprises somebody
+    FAIL = "fail"  # does not work
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check. ``fix`` is one or two sentences; it is there unless all is well."""
+
+    check: str
+    level: Level
+    found: str
+    fix: str = ""
+    gpu: str = ""
+    """Empty: it is about the whole deployment."""
+
+
+class Check(Protocol):
+    """A check looks at one thing and changes nothing.
+
+    Raises:
+        Stop: those after it would only fail for the same reason.
+    """
+
+    def __call__(self) -> Iterable[Finding]: ...
+
+
+class Stop(Exception):
+    """Ends the checks of this GPU, with the finding that says why."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.found)
+        self.finding = finding
+
+
+def ok(check: str, found: str) -> Finding:
+    return Finding(check, Level.OK, found)
+
+
+def warn(check: str, found: str, fix: str) -> Finding:
+    return Finding(check, Level.WARN, found, fix)
+
+
+def fail(check: str, found: str, fix: str) -> Finding:
+    return Finding(check, Level.FAIL, found, fix)
+
+
+def refusal(check: str, error: Exception, fix: str = "") -> Finding:
+    """A provider's error as a finding. Its sentence says what to do itself, after a semicolon."""
+    found, _, advice = str(error).partition("; ")
+    codes = f" ({advice.rpartition(' (')[2]}" if advice.endswith(")") and " (" in advice else ""
+    if codes:
+        advice = advice.removesuffix(codes)
+    return fail(check, found + codes, fix or advice or "Try again; then ask the cloud's support.")
+
+
+def run_checks(checks: Iterable[Check]) -> Iterator[Finding]:
+    """All findings, until a check says that the rest makes no sense."""
+    for check in checks:
+        try:
+            yield from check()
+        except Stop as stop:
+            yield stop.finding
+            return

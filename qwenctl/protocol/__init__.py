@@ -1,0 +1,1 @@
+"""What node and proxy say to each other."""

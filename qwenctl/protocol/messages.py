@@ -1,0 +1,257 @@
+"""What the node's agent and the proxy say to each other, and how each knows the other.
+
+The agent opens every connection, so the node needs no inbound control port. It says `Hello` once a
+boot, then sends a `Report` at every change and every heartbeat; the answers carry the `Spec` of what
+to run and the `Command`s to carry out.
+
+Every message is signed with the deployment's node secret (HMAC-SHA256, RFC 2104) over method, path,
+time, nonce and body. Answers are signed too, over the nonce they answer, because they name commands
+to run. Replays are refused by nonce, stale ones by time, and a report counts only for the boot that
+said hello after the start.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "HELLO_PATH",
+    "MAX_GPUS",
+    "MAX_MESSAGE_BYTES",
+    "REPORT_PATH",
+    "Activity",
+    "Answer",
+    "Command",
+    "Container",
+    "GpuFigures",
+    "Hello",
+    "Interruption",
+    "Progress",
+    "Readiness",
+    "Report",
+    "Resources",
+    "Service",
+    "ServiceState",
+    "Spec",
+]
+
+HELLO_PATH = "/_qwenctl/node/hello"
+REPORT_PATH = "/_qwenctl/node/report"
+
+MAX_MESSAGE_BYTES = 256 * 1024
+"""A longer message is refused before it is read."""
+
+
+class _Message(BaseModel):
+    # An older proxy must understand a newer agent and the other way round: unknown keys are ignored.
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
+
+
+class Readiness(_Message):
+    """When a service counts as ready: an HTTP GET of ``path`` answers with a status below 400, and
+    a tiny inference works, if one is asked for."""
+
+    path: str = "/"
+    interval: float = Field(1.0, gt=0, description="seconds between two probes")
+    timeout: float = Field(5.0, gt=0, description="seconds one probe may take")
+    inference: Literal["", "openai", "gradio"] = Field(
+        "", description="a real inference before it is ready: one token, or one Gradio call"
+    )
+    model: str = Field("", description="openai: which model; empty: the first of /v1/models")
+    api_name: str = Field("", description="gradio: the endpoint to call, such as /predict")
+    data: tuple[Any, ...] = Field((), description="gradio: what to call it with")
+    inference_timeout: float = Field(120.0, gt=0, description="seconds the inference may take")
+
+
+class Activity(_Message):
+    """How the agent learns that a service is generating, where the traffic does not show it.
+
+    ``path`` is read over HTTP each heartbeat; ``metrics`` are names of Prometheus samples to add up
+    (vLLM: ``vllm:num_requests_running``). Without metrics the body is JSON and its number
+    ``active`` counts. Where nothing can be asked, GPU utilisation of ``gpu_percent`` or more in
+    ``gpu_samples`` heartbeats in a row counts as one generation.
+    """
+
+    path: str = ""
+    metrics: tuple[str, ...] = ()
+    gpu_percent: float = Field(0.0, ge=0, le=100, description="0: GPU utilisation does not count")
+    gpu_samples: int = Field(3, ge=1)
+
+
+class Container(_Message):
+    """How Docker runs a service. Sizes are in bytes; 0 is Docker's own choice."""
+
+    image: str = Field(min_length=1)
+    entrypoint: tuple[str, ...] = ()
+    pull: Literal["missing", "always", "never"] = "missing"
+    port: int = Field(0, ge=0, le=65535, description="inside; 0: the service's own")
+    bind: str = Field("0.0.0.0", description="the node's address that the port is published on")
+    network: Literal["bridge", "host"] = "bridge"
+    gpus: tuple[str, ...] = Field(
+        ("all",), description='"all", or indices, UUIDs and MIG devices; none: no GPU'
+    )
+    shm_size: int = Field(0, ge=0)
+    memory: int = Field(0, ge=0)
+    cpus: float = Field(0.0, ge=0)
+    volumes: tuple[str, ...] = Field((), description="/host/path:/path or name:/path, with :ro")
+    restart: Literal["no", "unless-stopped"] = Field(
+        "no", description="unless-stopped: Docker starts it at boot, before the agent"
+    )
+
+
+class Service(_Message):
+    """One thing that the node runs: a process or a container with a port, readiness and activity
+    probe."""
+
+    name: str = "webui"
+    runtime: Literal["process", "docker"] = "process"
+    container: Container | None = Field(None, description="set with the runtime docker")
+    command: tuple[str, ...] = Field((), description="program and arguments; no shell")
+    env: dict[str, str] = Field(default_factory=dict)
+    env_file: str = Field("", description="a file on the node with more of them: KEY=value lines")
+    weights: str = Field("", description="a directory on the node whose files it reads at start")
+    cwd: str = ""
+    port: int = Field(7860, ge=1, le=65535)
+    readiness: Readiness = Field({}, validate_default=True)
+    activity: Activity = Field({}, validate_default=True)
+    stop_timeout: float = Field(10.0, ge=0, description="seconds from SIGTERM to SIGKILL")
+    max_restarts: int = Field(5, ge=0, description="crashes in a row before the service is failed")
+
+
+class Spec(_Message):
+    """What the node should run. ``version`` is a hash of the rest: a changed spec is another one."""
+
+    version: str
+    services: tuple[Service, ...]
+    heartbeat: float = 5.0
+    dead_man: float = 600.0
+    """Seconds without contact to any proxy, with nothing running, until the node stops itself."""
+
+
+class Hello(_Message):
+    """The agent's first message of a boot."""
+
+    gpu: str
+    boot_id: str = Field(min_length=8, max_length=64)
+    agent_version: str = ""
+    uptime: float = Field(0.0, description="seconds since the instance booted")
+
+
+class Progress(_Message):
+    """What the node is doing, for the waiting page."""
+
+    phase: str = Field("", max_length=40, description="pull, create, download, weights, warm-up, …")
+    percent: float | None = Field(None, ge=0, le=100)
+    eta: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="seconds until this phase is over"
+    )
+    text: str = Field("", max_length=400)
+
+
+class ServiceState(_Message):
+    name: str
+    state: Literal["starting", "ready", "crashed", "failed", "stopped"]
+    port: int
+    restarts: int = 0
+    error: str = Field("", max_length=2000)
+    detail: str = Field("", max_length=300, description="the process, or the container's state")
+
+
+class GpuFigures(_Message):
+    """One GPU, or one MIG device of a GPU; None where the driver does not tell."""
+
+    index: str = Field(
+        "", max_length=16, description="as NVML and Docker count: 0, or 0:1 for a MIG device"
+    )
+    uuid: str = Field("", max_length=100)
+    name: str = Field("", max_length=100)
+    mig_parent: str = Field("", max_length=100, description="the GPU's UUID, of a MIG device")
+    utilisation_percent: float | None = Field(None, ge=0, le=100)
+    memory_used: int | None = Field(None, ge=0, description="bytes")
+    memory_total: int | None = Field(None, ge=0, description="bytes")
+    temperature: float | None = Field(None, allow_inf_nan=False, description="°C")
+    power: float | None = Field(None, ge=0, allow_inf_nan=False, description="watts")
+    power_limit: float | None = Field(None, ge=0, allow_inf_nan=False, description="watts")
+    error: str = Field("", max_length=200, description="why it cannot be used, such as: it is lost")
+
+
+MAX_GPUS = 128
+"""Of one report: 16 GPUs with 7 MIG devices each and a message still has room."""
+
+
+class Resources(_Message):
+    """Figures of the node; None where the machine does not tell."""
+
+    cpu_percent: float | None = None
+    memory_used: int | None = Field(None, description="bytes")
+    memory_total: int | None = Field(None, description="bytes")
+    disk_free: int | None = Field(None, description="bytes")
+    disk_used_percent: float | None = Field(None, ge=0, le=100)
+    gpus: tuple[GpuFigures, ...] = Field((), max_length=MAX_GPUS)
+    gpus_age: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="seconds since they were read"
+    )
+    gpu_note: str = Field("", max_length=300, description="why there are none, or no fresh ones")
+
+
+class Interruption(_Message):
+    """The cloud has said that it takes the instance back, as it may with a spot instance."""
+
+    action: str = Field("reclaim", min_length=1, max_length=40, description="stop, terminate, …")
+    seconds_left: float = Field(
+        allow_inf_nan=False, description="from now; not a time, because clocks differ"
+    )
+
+
+LogLine = Annotated[str, Field(max_length=4000)]
+
+
+class Report(_Message):
+    """Heartbeat, progress and ready callback in one: the whole state of the node, each time."""
+
+    gpu: str
+    boot_id: str = Field(min_length=8, max_length=64)
+    start_seq: int = Field(description="which start this boot belongs to, from the hello's answer")
+    state: Literal["loading", "ready", "failed", "stopping"]
+    error: str = Field("", max_length=2000)
+    active: int = Field(0, ge=0, description="generations running now")
+    progress: Progress = Field({}, validate_default=True)
+    services: tuple[ServiceState, ...] = Field((), max_length=64)
+    resources: Resources = Field({}, validate_default=True)
+    interruption: Interruption | None = None
+    uptime: float = 0.0
+    log: tuple[LogLine, ...] = Field((), max_length=200, description="new log lines, oldest first")
+    spec_version: str = ""
+
+
+class Command(_Message):
+    """Something the node should do once.
+
+    ===============  =======================================================================
+    verb             what the agent does
+    ===============  =======================================================================
+    drain            stops every service, until told to restart one, or it starts again
+    stop-service     stops one, until told to restart it, or it starts again itself
+    restart-service  stops it, if it runs, and starts it
+    reload           reads its own settings anew; containers run on, commands are restarted
+    collect-logs     sends its last lines once more
+    ===============  =======================================================================
+    """
+
+    verb: Literal["drain", "stop-service", "restart-service", "reload", "collect-logs"]
+    service: str = ""
+
+
+class Answer(_Message):
+    """The proxy's answer to a hello or a report."""
+
+    server_time: float
+    start_seq: int = 0
+    spec: Spec | None = Field(
+        None, description="set when the node's version is not the present one"
+    )
+    commands: tuple[Command, ...] = ()
+    hello_again: bool = Field(False, description="the proxy does not know this boot: say hello")
+    refused: str = Field("", description="why the message did not count, one sentence")

@@ -1,0 +1,100 @@
+"""Sign messages between node and proxy, and check signatures."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+
+__all__ = [
+    "MAX_SKEW_SECONDS",
+    "BadSignature",
+    "Stale",
+    "check_answer",
+    "check_message",
+    "sign_answer",
+    "sign_message",
+]
+
+MAX_SKEW_SECONDS = 120.0
+"""How far the node's clock may be from the store's. A nonce is remembered for twice as long."""
+
+TIME_HEADER = "X-Qwenctl-Time"
+NONCE_HEADER = "X-Qwenctl-Nonce"
+SIGNATURE_HEADER = "X-Qwenctl-Signature"
+
+
+class BadSignature(Exception):
+    """The message was not signed with this deployment's node secret, or was changed on the way."""
+
+
+class Stale(Exception):
+    """The message's time is too far from ours. ``skew`` is theirs minus ours, in seconds."""
+
+    def __init__(self, skew: float) -> None:
+        direction = "ahead of" if skew > 0 else "behind"
+        super().__init__(
+            f"the node's clock is {abs(skew):.0f} s {direction} the proxy's "
+            f"(allowed: {MAX_SKEW_SECONDS:.0f} s); set it with NTP (timedatectl set-ntp true)"
+        )
+        self.skew = skew
+
+
+def _mac(secret: str, *parts: bytes) -> str:
+    mac = hmac.new(secret.encode(), digestmod=hashlib.sha256)
+    for part in parts:
+        # Length-prefixed, so that no two different lists of parts give the same bytes.
+        mac.update(len(part).to_bytes(8, "big") + part)
+    return "v1=" + mac.hexdigest()
+
+
+def sign_message(
+    secret: str, method: str, path: str, body: bytes, *, now: float, nonce: str | None = None
+) -> dict[str, str]:
+    """The headers that prove a message. ``now`` is Unix time in seconds as the signer knows it."""
+    nonce = nonce or secrets.token_hex(16)
+    stamp = f"{now:.3f}"
+    mac = _mac(
+        secret, b"message", method.encode(), path.encode(), stamp.encode(), nonce.encode(), body
+    )
+    return {TIME_HEADER: stamp, NONCE_HEADER: nonce, SIGNATURE_HEADER: mac}
+
+
+def check_message(
+    secret: str, method: str, path: str, body: bytes, headers: Mapping[str, str], *, now: float
+) -> str:
+    """The message's nonce, for the caller to refuse a second time.
+
+    Raises:
+        BadSignature: a header is missing or malformed, or the signature is another one.
+        Stale: signed right, but more than `MAX_SKEW_SECONDS` from ``now``.
+    """
+    stamp, nonce = headers.get(TIME_HEADER, ""), headers.get(NONCE_HEADER, "")
+    given = headers.get(SIGNATURE_HEADER, "")
+    expected = _mac(
+        secret, b"message", method.encode(), path.encode(), stamp.encode(), nonce.encode(), body
+    )
+    if not 16 <= len(nonce) <= 64 or not hmac.compare_digest(given.encode(), expected.encode()):
+        raise BadSignature("signed with another node secret, or changed on the way")
+    try:
+        skew = float(stamp) - now
+    except ValueError:
+        raise BadSignature("the time header is no number") from None
+    if not abs(skew) <= MAX_SKEW_SECONDS:
+        raise Stale(skew)
+    return nonce
+
+
+def sign_answer(secret: str, nonce: str, status: int, body: bytes) -> dict[str, str]:
+    """The header that proves an answer to the message with that nonce."""
+    return {SIGNATURE_HEADER: _mac(secret, b"answer", nonce.encode(), str(status).encode(), body)}
+
+
+def check_answer(
+    secret: str, nonce: str, status: int, body: bytes, headers: Mapping[str, str]
+) -> None:
+    """Raises `BadSignature` unless the answer comes from a proxy that knows the node secret."""
+    expected = sign_answer(secret, nonce, status, body)[SIGNATURE_HEADER]
+    if not hmac.compare_digest(headers.get(SIGNATURE_HEADER, "").encode(), expected.encode()):
+        raise BadSignature("the answer was not signed with this deployment's node secret")

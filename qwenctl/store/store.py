@@ -1,0 +1,446 @@
+"""The only module that knows Redis: leases, blocks, phase, controller lock, history.
+
+Each method is one atomic Lua script of the same name in ``qwenctl/lua/``. All times are seconds on
+one clock: the server's, or the ``now`` handed to the constructor, which is how the whole control
+plane runs under virtual time. Expiry is always compared, never left to a Redis TTL.
+
+Every method raises `StoreUnavailable` when Redis cannot be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import redis
+
+from qwenctl.config.deployment import Config
+from qwenctl.core.lifecycle import TRANSITIONS, Guard, Move, Phase
+from qwenctl.core.snapshot import (
+    Admission,
+    Event,
+    Lease,
+    Lock,
+    Outcome,
+    Snapshot,
+    Touch,
+    seconds_of,
+)
+from qwenctl.lib.text import plain
+from qwenctl.protocol.messages import Command, Hello, Report
+from qwenctl.protocol.signing import MAX_SKEW_SECONDS
+from qwenctl.store.connect import connect, explained_errors, place_of
+from qwenctl.store.watcher import Watcher
+
+__all__ = [
+    "Store",
+    "open_store",
+]
+
+log = logging.getLogger("qwenctl.store")
+
+_LUA = Path(__file__).with_name("lua")
+_KEYS = (
+    "state",
+    "leases",
+    "blocks",
+    "info",
+    "lock",
+    "node",
+    "nonces",
+    "events",
+    "log",
+    "commands",
+)
+
+NONCE_SECONDS = 2 * MAX_SKEW_SECONDS
+"""How long a nonce is remembered: longer than any message with it can be fresh."""
+
+ALIVE_SECONDS = 10.0
+"""An agent that has been heard of so lately is there, however short its heartbeat."""
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def _pairs(flat: Sequence[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2]))
+
+
+class Store:
+    """The shared state of one deployment. Safe to use from several threads."""
+
+    def __init__(
+        self, client: redis.Redis, deployment: str, *, now: Callable[[], float] | None = None
+    ) -> None:
+        self._redis = client
+        self._deployment = deployment
+        self._now = now
+        prelude = (_LUA / "prelude.lua").read_text()
+        self._scripts = {
+            path.stem: f"{prelude}\n{path.read_text()}"
+            for path in _LUA.glob("*.lua")
+            if path.stem != "prelude"
+        }
+        self._shas: dict[str, str] = {}
+
+    # Keys
+
+    def _key(self, gpu: str, name: str) -> str:
+        return f"qwenctl:{{{self._deployment}/{gpu}}}:{name}"
+
+    def keys(self, gpu: str) -> list[str]:
+        """Every key of one GPU, in the order that the scripts expect."""
+        return [self._key(gpu, name) for name in _KEYS]
+
+    def _run(self, script: str, gpu: str, *args: str | int | float) -> Any:
+        now = -1 if self._now is None else round(self._now() * 1000)
+        keys = self.keys(gpu)
+        argv = [now, self._key(gpu, "changed"), *args]
+        with explained_errors(self._redis):
+            text = self._scripts[script]
+            sha = self._shas.get(script)
+            if sha is None:
+                import hashlib
+
+                sha = self._shas[script] = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324
+            try:
+                return self._redis.evalsha(sha, len(keys), *keys, *argv)
+            except redis.exceptions.NoScriptError:
+                return self._redis.eval(text, len(keys), *keys, *argv)
+
+    def ping(self) -> None:
+        """Raises `StoreUnavailable` or `StoreAuthError` if the store cannot be used."""
+        with explained_errors(self._redis):
+            self._redis.ping()
+
+    def close(self) -> None:
+        self._redis.close()
+
+    @property
+    def place(self) -> str:
+        """Where the server is, without password."""
+        return place_of(self._redis)
+
+    # Looking
+
+    def snapshot(self, gpu: str) -> Snapshot:
+        """Everything known of one GPU now."""
+        now, state, leases, blocks, info, node, lock = self._run("snapshot", gpu)
+        about = {name: json.loads(text) for name, text in _pairs(info).items()}
+
+        def entries(flat: Sequence[str]) -> tuple[Lease, ...]:
+            return tuple(
+                Lease(
+                    name,
+                    float(expiry) / 1000,
+                    about.get(name, {}).get("reason", ""),
+                    about.get(name, {}).get("actor", ""),
+                    about[name]["since"] / 1000 if name in about else None,
+                )
+                for name, expiry in _pairs(flat).items()
+            )
+
+        return Snapshot(
+            gpu,
+            float(now) / 1000,
+            _pairs(state),
+            entries(leases),
+            entries(blocks),
+            _pairs(node),
+            _pairs(lock),
+        )
+
+    def events(self, gpu: str, count: int = 100, *, after: str = "") -> list[Event]:
+        """The last ``count`` events, oldest first; with ``after``, the first ones after that id."""
+        key = self._key(gpu, "events")
+        with explained_errors(self._redis):
+            if after:
+                rows = self._redis.xrange(key, min=f"({after}", count=count)
+            else:
+                rows = cast(Any, self._redis.xrevrange(key, count=count))[::-1]
+        return [_event(row) for row in cast(Any, rows)]
+
+    def follow(self, gpu: str, after: str, wait: float) -> list[Event]:
+        """The events after that id, waiting up to ``wait`` seconds for the first of them."""
+        with explained_errors(self._redis):
+            rows = self._redis.xread(
+                {self._key(gpu, "events"): after or "0"}, block=max(1, _ms(wait)), count=200
+            )
+        return [_event(row) for _, batch in cast(Any, rows or []) for row in batch]
+
+    def log_lines(self, gpu: str, count: int = 200) -> list[str]:
+        """The node's last log lines, oldest first."""
+        with explained_errors(self._redis):
+            return cast("list[str]", self._redis.lrange(self._key(gpu, "log"), -count, -1))
+
+    def watch(self, gpus: Sequence[str], on_change: Callable[[str, str], None]) -> Watcher:
+        """Call ``on_change(gpu, what)`` from a thread whenever something changes.
+
+        ``what`` is the kind of change, or ``resync`` after a lost connection, when anything may
+        have changed.
+        """
+        return Watcher(self._redis, {self._key(gpu, "changed"): gpu for gpu in gpus}, on_change)
+
+    # The controller's
+
+    def acquire(self, gpu: str, owner: str, ttl: float) -> tuple[Lock | None, bool, float]:
+        """Take or renew the controller lock.
+
+        Returns the lock or None, whether it was newly taken, and for how many seconds the present
+        owner has it.
+        """
+        epoch, taken, left = self._run("acquire", gpu, owner, _ms(ttl))
+        return (Lock(owner, int(epoch)) if epoch else None), bool(taken), left / 1000
+
+    def release_lock(self, gpu: str, lock: Lock) -> None:
+        """Give the lock back, so that a successor need not wait it out."""
+        self._run("release_lock", gpu, lock.owner, lock.epoch)
+
+    def transition(
+        self, gpu: str, lock: Lock, source: Phase, move: Move, *, drain: float, idle_timeout: float
+    ) -> Outcome:
+        """Make a transition if the lock, the phase and the guard still hold.
+
+        Raises:
+            ValueError: the lifecycle knows no such transition; a mistake in the code.
+        """
+        if move.to not in TRANSITIONS[source]:
+            raise ValueError(f"no transition from {source.value} to {move.to.value}")
+        failure = json.dumps(vars(move.failure)) if move.failure else ""
+        # The states in which the guard is about use need the drain time to have passed.
+        wait = drain if move.guard in (Guard.IDLE, Guard.NO_WORK) else 0.0
+        return Outcome(
+            self._run(
+                "transition",
+                gpu,
+                lock.owner,
+                lock.epoch,
+                source.value,
+                move.to.value,
+                move.guard.value,
+                _ms(wait),
+                move.cause,
+                failure,
+                _ms(idle_timeout),
+                "1" if move.adopt else "0",
+            )
+        )
+
+    def record_call(
+        self,
+        gpu: str,
+        lock: Lock,
+        phase: Phase,
+        verb: str,
+        *,
+        request_id: str = "",
+        error: str = "",
+        note: str = "",
+    ) -> Outcome:
+        """Note that the cloud accepted, or may have accepted, the call of this phase."""
+        args = (lock.owner, lock.epoch, phase.value, verb, request_id, error, plain(note))
+        return Outcome(self._run("record_call", gpu, *args))
+
+    def record_observation(
+        self,
+        gpu: str,
+        lock: Lock,
+        *,
+        state: str,
+        instance_id: str = "",
+        address: str = "",
+        reason: str = "",
+        error: str = "",
+        machine: str = "",
+    ) -> Outcome:
+        """Keep what the cloud says, or why it could not be asked.
+
+        ``machine``: which instance was asked about, in words; see `GpuConfig.machine`.
+        """
+        return Outcome(
+            self._run(
+                "record_observation",
+                gpu,
+                lock.owner,
+                lock.epoch,
+                state,
+                instance_id,
+                address,
+                reason,
+                error,
+                machine,
+            )
+        )
+
+    # Demand
+
+    def demand(
+        self,
+        gpu: str,
+        lease: str,
+        ttl: float,
+        *,
+        reason: str,
+        actor: str,
+        inflight: str = "",
+        inflight_ttl: float = 30.0,
+        may_wake: bool = True,
+        began_ago: float = 0.0,
+    ) -> Admission:
+        """Turn a request into a lease, and a draining GPU back into a ready one."""
+        phase, seq, block, released = self._run(
+            "demand",
+            gpu,
+            lease,
+            _ms(ttl),
+            plain(reason),
+            plain(actor),
+            inflight,
+            _ms(inflight_ttl),
+            "1" if may_wake else "0",
+            _ms(began_ago),
+        )
+        return Admission(Phase(phase), int(seq), block, bool(released))
+
+    def touch(
+        self, gpu: str, inflight: str, inflight_ttl: float, touches: Sequence[Touch], *, actor: str
+    ) -> Phase:
+        """Write back a proxy's activity; ``inflight_ttl`` 0: nothing is in flight any more."""
+        args: list[str | int] = []
+        for touch in touches:
+            args += [touch.lease, _ms(touch.ttl), _ms(touch.began_ago)]
+        return Phase(self._run("touch", gpu, inflight, _ms(inflight_ttl), actor, *args))
+
+    def pin(
+        self, gpu: str, lease: str, ttl: float, *, reason: str, actor: str, exact: bool = True
+    ) -> Admission:
+        """Hold a lease for a given time, unless the GPU is blocked."""
+        phase, block = self._run(
+            "pin", gpu, lease, _ms(ttl), plain(reason), plain(actor), "1" if exact else "0"
+        )
+        return Admission(Phase(phase), 0, block)
+
+    def release(
+        self, gpu: str, *, actor: str, reason: str = "", cut: bool = False, only: str = ""
+    ) -> int:
+        """Drop every lease but running work (``cut``: that too); the number dropped."""
+        return int(
+            self._run("release", gpu, plain(actor), plain(reason), "1" if cut else "0", only)
+        )
+
+    def block(
+        self,
+        gpu: str,
+        name: str,
+        ttl: float | None,
+        *,
+        reason: str,
+        actor: str,
+        cut: bool = False,
+    ) -> Phase:
+        """Forbid the GPU to be on, for ``ttl`` seconds or until unblocked."""
+        milliseconds = -1 if ttl is None else _ms(ttl)
+        return Phase(
+            self._run(
+                "block", gpu, name, milliseconds, plain(reason), plain(actor), "1" if cut else "0"
+            )
+        )
+
+    def unblock(self, gpu: str, name: str = "", *, actor: str) -> list[str]:
+        """Lift one block, or all; the names lifted."""
+        return cast("list[str]", self._run("unblock", gpu, name, actor))
+
+    def schedule(
+        self, gpu: str, name: str, opens: float, ends: float, *, reason: str, actor: str
+    ) -> Literal["new", "held", "given_up", "over"]:
+        """Hold a schedule's lease (``prewarm:``) or block (``off-hours:``) until its window ends.
+
+        The window that opens at that moment is written once, however often this is called and by
+        however many: ``new``. After that it is ``held``, or ``given_up`` if somebody ended it.
+        """
+        kind = "block" if name.startswith("off-hours:") else "lease"
+        return cast(
+            Literal["new", "held", "given_up", "over"],
+            self._run(
+                "schedule", gpu, name, _ms(opens), _ms(ends), plain(reason), plain(actor), kind
+            ),
+        )
+
+    def look(self, gpu: str, *, actor: str, cause: str) -> None:
+        """Ask the controller to read the cloud again."""
+        self._run("look", gpu, actor, cause)
+
+    def note(self, gpu: str, kind: str, **fields: str) -> None:
+        """Add one event that is no transition."""
+        self._run("note", gpu, kind, *(part for pair in fields.items() for part in pair))
+
+    # The node's
+
+    def hello(self, hello: Hello, nonce: str, *, heartbeat: float = 5.0) -> tuple[str, int]:
+        """Record a boot; ``ok``, ``replay``, ``earlier_boot`` or ``unexpected``, and start_seq.
+
+        ``heartbeat``: the seconds between two reports. Another boot's hello counts once the present
+        one has missed two of them, and no sooner than 10 s after its last.
+        """
+        verdict, seq = self._run(
+            "hello",
+            hello.gpu,
+            nonce,
+            _ms(NONCE_SECONDS),
+            hello.boot_id,
+            hello.agent_version,
+            _ms(max(ALIVE_SECONDS, 2 * heartbeat)),
+        )
+        return verdict, int(seq)
+
+    def command(self, gpu: str, command: Command, *, actor: str) -> bool:
+        """Have the node do something once, by its next report; False if no node is there."""
+        return bool(self._run("command", gpu, command.model_dump_json(), command.verb, actor))
+
+    def report(
+        self, report: Report, nonce: str, *, heartbeat: float
+    ) -> tuple[str, int, tuple[Command, ...]]:
+        """Record a report; ``ok``, ``replay`` or ``other_boot``, the present start_seq, and what
+        the node should do."""
+        verdict, seq, commands = self._run(
+            "report",
+            report.gpu,
+            nonce,
+            _ms(NONCE_SECONDS),
+            report.boot_id,
+            report.start_seq,
+            report.state,
+            report.error,
+            report.progress.phase,
+            report.model_dump_json(exclude={"log"}),
+            f"busy:{report.gpu}",
+            _ms(2 * heartbeat) if report.active else 0,
+            plain(report.interruption.action) if report.interruption else "",
+            _ms(report.interruption.seconds_left) if report.interruption else 0,
+            *report.log,
+        )
+        return verdict, int(seq), tuple(Command.model_validate_json(text) for text in commands)
+
+
+def _event(row: tuple[str, dict[str, str]]) -> Event:
+    identity, fields = row
+    time = seconds_of(fields.pop("time", None)) or int(identity.split("-")[0]) / 1000
+    return Event(identity, time, fields.pop("kind", ""), fields)
+
+
+def open_store(config: Config) -> Store:
+    """The store of this deployment, checked to be usable.
+
+    Raises:
+        StoreUnavailable: Redis cannot be reached.
+        StoreAuthError: Redis refuses the password.
+        ConfigError: the URL or the state directory cannot be used.
+    """
+    store = Store(connect(config), config.deployment)
+    store.ping()
+    return store

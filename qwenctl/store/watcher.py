@@ -1,0 +1,59 @@
+"""Call back when a GPU changes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import redis
+
+log = logging.getLogger("qwenctl.store")
+
+
+class Watcher:
+    """A thread that passes on change messages until it is stopped."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        channels: Mapping[str, str],
+        on_change: Callable[[str, str], None],
+    ) -> None:
+        self._client = client
+        self._channels = dict(channels)
+        self._on_change = on_change
+        self._stopped = threading.Event()
+        self._end = f"qwenctl:watcher:{secrets.token_hex(8)}"
+        """A channel of our own; a message on it ends the wait for the next one."""
+        self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        with contextlib.suppress(Exception):  # without the store the thread ends by itself
+            self._client.publish(self._end, "end")
+        self._thread.join(timeout=3)
+
+    def _run(self) -> None:
+        pause = 0.05
+        while not self._stopped.is_set():
+            try:
+                pubsub: Any = cast(Any, self._client).pubsub(ignore_subscribe_messages=True)
+                with contextlib.closing(pubsub) as sub:
+                    sub.subscribe(self._end, *self._channels)
+                    for name in self._channels.values():
+                        self._on_change(name, "resync")
+                    pause = 0.05
+                    while not self._stopped.is_set():
+                        message = sub.get_message(timeout=1.0)
+                        gpu = self._channels.get(message["channel"]) if message else None
+                        if gpu is not None:
+                            self._on_change(gpu, message["data"])
+            except Exception as error:  # whatever it is: without this thread nobody is woken
+                log.debug("waiting for changes was interrupted: %s", error)
+                self._stopped.wait(pause)
+                pause = min(2.0, pause * 2)

@@ -1,0 +1,112 @@
+"""The store goes away: what works on, what says so, and that it heals."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import requests
+
+from qwenctl.store import embedded
+from tests.integration.proxy.running import RunningProxy, gpu, running, until
+from tests.support.net import free_port
+
+BROWSER = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate"}
+
+
+class Server:
+    """A Valkey of our own, which is gone when it is stopped."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        program = embedded._server_program()
+        options = f"--port {self.port} --bind 127.0.0.1 --appendonly yes --loglevel warning"
+        self._process = subprocess.Popen(
+            [program, *options.split(), "--dir", str(self._directory)], stdout=subprocess.DEVNULL
+        )
+        client = redis.Redis(port=self.port)
+
+        def answers() -> bool:
+            try:
+                return bool(client.ping())
+            except redis.exceptions.RedisError:
+                return False
+
+        until(answers, 10, "Valkey's start")
+        client.close()
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "valkey"
+    folder.mkdir()
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+def timed(method: str, url: str, **options: Any) -> tuple[requests.Response, float]:
+    began = time.monotonic()
+    return requests.request(method, url, timeout=20, **options), time.monotonic() - began
+
+
+@pytest.mark.slow
+def test_the_store_is_lost_and_found(server: Server, tmp_path: Path) -> None:
+    gpus = {"main": gpu(preset="generic"), "idle": gpu(preset="generic", hosts=["idle.localhost"])}
+    url = f"redis://127.0.0.1:{server.port}"
+    with running(tmp_path / "proxy", redis_url=url, gpu=gpus) as proxy:
+        proxy.wake()
+        server.kill()
+        # The node is known to be ready: on it goes.
+        for _ in range(30):
+            answer, seconds = timed("POST", proxy.url("/generate"), json={})
+            assert answer.status_code == 200, answer.text
+            assert seconds < 3
+        assert requests.get(proxy.url("/_qwenctl/healthz"), timeout=5).status_code == 200
+        asleep = {"Host": "idle.localhost"}
+        for method, path, headers in (
+            ("GET", "/_qwenctl/readyz", {}),
+            ("GET", "/_qwenctl/api/status", {}),
+            ("POST", "/_qwenctl/api/wake", {}),
+            ("POST", "/x", {**asleep, "Content-Type": "application/json"}),
+        ):
+            answer, seconds = timed(method, proxy.url(path), headers=headers)
+            assert answer.status_code == 503, path
+            assert answer.headers["content-type"].startswith("application/problem+json")
+            assert answer.json()["code"] == "store_lost"
+            assert answer.headers["retry-after"]
+            assert seconds < 8
+        page, _ = timed("GET", proxy.url("/"), headers={**asleep, **BROWSER})
+        assert (page.status_code, page.headers["content-type"]) == (503, "text/html; charset=utf-8")
+        assert "Traceback" not in page.text
+        starts = tmp_path / "proxy/state/instances/default/idle/starts.log"
+        assert not starts.exists()
+        server.start()
+        until(lambda: requests.get(proxy.url("/_qwenctl/readyz"), timeout=10).ok, 10)
+        # "Lost" is believed for a second before the store is asked again.
+        until(
+            lambda: requests.post(proxy.url("/x"), json={}, headers=asleep, timeout=30).ok,
+            3 + 20,
+            "an answer of the woken GPU",
+        )
+        assert "Traceback" not in proxy.log
+
+
+def test_a_proxy_does_not_start_without_its_store(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="cannot be reached"):
+        RunningProxy(tmp_path, redis_url=f"redis://127.0.0.1:{free_port()}")

@@ -1,0 +1,314 @@
+"""The real controller and store over the AWS provider: a fault in a call, and the life goes on.
+
+The controller's clock is virtual, a step a second; the cloud's states change when the test says so.
+The HTTP between them is real.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from qwenctl.clouds.aws.api import Account
+from qwenctl.clouds.aws.provider import AwsProvider
+from qwenctl.clouds.aws.settings import AwsConfig
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.control.controller import Controller
+from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.store.store import Store
+from tests.simulation.world import GPU, Node
+from tests.support.faults import Fault, FaultProxy, ec2_error
+from tests.support.moto_cloud import CREDENTIALS, REGION, MotoCloud
+from tests.support.virtual_time import VirtualClock
+
+NEVER = 3600.0
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoCloud]:
+    with MotoCloud(tmp_path_factory.mktemp("moto") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(cloud: MotoCloud) -> Iterator[FaultProxy]:
+    with FaultProxy(cloud.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def account(proxy: FaultProxy) -> Iterator[Account]:
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(variable)
+        for variable, value in CREDENTIALS.items():
+            patch.setenv(variable, value)
+        account = Account(AwsConfig(region=REGION, endpoint_url=proxy.url, read_timeout=3))
+        account.call_timeout = 60.0  # this machine may be busy
+        account.describe(["i-00000000"])  # the client is built
+        account.call_timeout = 10.0  # two seconds for further tries of a describe
+        yield account
+
+
+@dataclass
+class Machine:
+    """The instance as the simulated node knows it."""
+
+    cloud: MotoCloud
+    instance_id: str
+    boots: int = 0
+
+    @property
+    def state(self) -> Observed:
+        running = self.cloud.state(self.instance_id) == "running"
+        return Observed.RUNNING if running else Observed.STOPPED
+
+    def settle(self) -> None:
+        """What is under way in the cloud has come to its end."""
+        state = self.cloud.state(self.instance_id)
+        if state == "pending":
+            self.boots += 1
+            self.cloud.happen(self.instance_id, "running")
+        elif state == "stopping":
+            self.cloud.happen(self.instance_id, "stopped", "Client.UserInitiatedShutdown")
+
+
+@dataclass
+class Life:
+    """One GPU; time passes a second at a time."""
+
+    store: Store
+    clock: VirtualClock
+    cloud: MotoCloud
+    faults: FaultProxy
+    machine: Machine
+    controllers: list[Controller]
+    node: Node
+    phases: list[Phase] = field(default_factory=list)
+
+    @property
+    def now(self) -> Snapshot:
+        return self.store.snapshot(GPU)
+
+    def demand(self) -> None:
+        self.store.demand(GPU, "request:ada", NEVER, reason="test", actor="ada")
+
+    def run(self, seconds: int, *, settle: float = 5, until: Phase | None = None) -> None:
+        """Let time pass; the cloud finishes what it does every ``settle`` seconds."""
+        for second in range(seconds):
+            if self.now.phase is until:
+                return
+            for controller in self.controllers:
+                controller.step()
+            self.phases.append(self.now.phase)
+            if settle and second % settle == settle - 1:
+                self.machine.settle()
+            self.node.speak()
+            self.clock.advance(1.0)
+        assert until is None, f"{self.now.phase.value}, not {until.value}, after {seconds} s"
+
+    def took_effect(self, verb: str) -> int:
+        return self.cloud.journal(self.machine.instance_id, verb)
+
+
+Live = Callable[..., Life]
+
+
+@pytest.fixture
+def live(
+    cloud: MotoCloud, proxy: FaultProxy, account: Account, store: Store, clock: VirtualClock
+) -> Live:
+    cloud.set(pending=NEVER, stopping=NEVER, no_capacity=0)
+
+    def begin(*, state: str = "stopped", controllers: int = 1, **more: Any) -> Life:
+        instance = cloud.new_instance(cloud.client(), state=state, PrivateIpAddress="10.1.2.3")
+        proxy.forget()
+        machine = Machine(cloud, instance)
+        node = Node(store, clock, machine, **more)  # type: ignore[arg-type]
+        provider = AwsProvider(account, instance)
+        made = [
+            Controller(GPU, GpuConfig(idle_timeout=NEVER), store, provider, monotonic=clock)
+            for _ in range(controllers)
+        ]
+        return Life(store, clock, cloud, proxy, machine, made, node)
+
+    return begin
+
+
+FAULTS = {
+    "throttled": Fault.error(ec2_error("RequestLimitExceeded", status=503)),
+    "internal error": Fault.error(ec2_error("InternalError", status=500)),
+    "unavailable": Fault.unavailable(),
+    "garbage": Fault.garbage(),
+    "cut before": Fault.cut_before(),
+    "cut after": Fault.cut_after(),
+    "denied": Fault.error(ec2_error("UnauthorizedOperation", status=403)),
+    "no capacity": Fault.error(ec2_error("InsufficientInstanceCapacity", status=500)),
+    "wrong state": Fault.error(ec2_error("IncorrectInstanceState")),
+    "unknown": Fault.error(ec2_error("NeverHeardOf")),
+}
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("action", ["DescribeInstances", "StartInstances", "StopInstances"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_life_survives_a_fault(name: str, action: str, times: int, live: Live) -> None:
+    life = live()
+    life.faults.add(Fault(**{**vars(FAULTS[name]), "action": action, "times": times}))
+    life.demand()
+    life.run(600, until=Phase.READY)
+    assert life.now.address == "10.1.2.3"
+    assert life.now.failure is None or life.now.failure.attempts <= 5
+    assert life.took_effect("start") == 1
+    life.store.release(GPU, actor="ada")
+    life.run(600, until=Phase.OFF)
+    assert (life.took_effect("start"), life.took_effect("stop")) == (1, 1)
+    assert life.cloud.state(life.machine.instance_id) == "stopped"
+    if name != "cut after":  # where the cloud has taken it, a further one has no effect
+        assert life.faults.accepted("StartInstances") == 1
+        assert life.faults.accepted("StopInstances") == 1
+
+
+@pytest.mark.parametrize("fault", [Fault.cut_after(), Fault.slow(30)], ids=["cut", "slow"])
+def test_a_start_that_was_accepted_unseen_is_adopted(fault: Fault, live: Live) -> None:
+    life = live()
+    life.faults.add(Fault(**{**vars(fault), "action": "StartInstances"}))  # always
+    life.demand()
+    life.run(300, until=Phase.READY)
+    assert len(life.faults.calls("StartInstances")) == 1
+    assert life.took_effect("start") == 1
+    assert Phase.FAILED not in life.phases
+
+
+def test_a_stop_that_was_accepted_unseen_is_believed_when_seen(live: Live) -> None:
+    life = live()
+    life.demand()
+    life.run(100, until=Phase.READY)
+    life.faults.add(Fault.cut_after("StopInstances"))
+    life.store.release(GPU, actor="ada")
+    life.run(300, until=Phase.OFF)
+    assert life.took_effect("stop") == 1
+    assert len(life.faults.calls("StopInstances")) == 1
+
+
+def test_two_controllers_and_a_slow_start_start_once(live: Live) -> None:
+    life = live(controllers=2)
+    life.faults.add(Fault.slow(30, "StartInstances", times=1))
+    life.demand()
+    life.run(300, until=Phase.READY)
+    assert len(life.faults.calls("StartInstances")) == 1
+    assert life.took_effect("start") == 1
+
+
+def test_capacity_that_lacks_after_the_start_was_accepted(live: Live) -> None:
+    life = live()
+    life.cloud.set(pending=0.0, no_capacity=1)
+    life.demand()
+    life.run(60, settle=0, until=Phase.FAILED)
+    failure = life.now.failure
+    assert failure is not None
+    assert "no such machine free" in failure.message
+    life.cloud.set(pending=NEVER)
+    life.run(120, until=Phase.READY)
+    assert life.took_effect("start") == 2  # the first came to nothing
+
+
+def test_a_reclaimed_spot_instance_is_explained_and_started_when_there_is_capacity(
+    live: Live,
+) -> None:
+    life = live()
+    life.demand()
+    life.run(100, until=Phase.READY)
+    life.cloud.happen(life.machine.instance_id, "stopped", "Server.SpotInstanceShutdown")
+    life.faults.add(Fault.error(ec2_error("IncorrectSpotRequestState"), "StartInstances"))
+    life.run(300, until=Phase.FAILED)
+    life.run(200, settle=0)
+    failure = life.now.failure
+    assert failure is not None
+    assert failure.code == "no_capacity"
+    assert "taken the spot instance back" in failure.message
+    life.faults.heal()
+    life.run(600, until=Phase.READY)
+    assert life.took_effect("start") == 2
+
+
+@pytest.mark.parametrize("action", ["DescribeInstances", "StartInstances", "StopInstances"])
+def test_throttling_makes_no_storm(action: str, live: Live) -> None:
+    life = live()
+    fault = Fault.error(ec2_error("RequestLimitExceeded", status=503), action)
+    if action == "StopInstances":
+        life.demand()
+        life.run(100, until=Phase.READY)
+        life.store.release(GPU, actor="ada")
+        life.faults.forget()
+        life.faults.add(fault)
+    else:
+        life.faults.add(fault)
+        life.demand()
+    life.run(600, settle=0)
+    # One each seven seconds at the most; fewer where the wait doubles or the cloud gets its time.
+    most = {"DescribeInstances": 87, "StartInstances": 8, "StopInstances": 41}[action]
+    assert 1 < len(life.faults.calls(action)) <= most
+    if action == "DescribeInstances":
+        assert life.faults.calls("StartInstances") == []  # nothing is started blind
+
+
+def test_a_person_is_told_what_to_do(live: Live) -> None:
+    life = live()
+    words = "You may not. Encoded authorization failure message: " + "x7Ab" * 100
+    refusal = ec2_error("UnauthorizedOperation", words, 403, request_id="r-42")
+    life.faults.add(Fault.error(refusal, "StartInstances"))
+    life.demand()
+    life.run(30, settle=0, until=Phase.FAILED)
+    failure = life.now.failure
+    assert failure is not None
+    assert failure.code == "denied"
+    assert "`qwenctl policy aws`" in failure.headline
+    assert "(UnauthorizedOperation, request r-42)" in failure.message
+    stored = " ".join(str(event.fields) for event in life.store.events(GPU))
+    assert "x7Ab" not in stored + str(life.now.state)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        assert CREDENTIALS[name] not in stored + str(life.now.state)
+
+
+def test_a_terminated_instance_is_not_waited_for(live: Live) -> None:
+    life = live()
+    life.cloud.happen(life.machine.instance_id, "terminated", "Client.UserInitiatedShutdown")
+    life.demand()
+    life.run(30, until=Phase.FAILED)
+    failure = life.now.failure
+    assert failure is not None
+    assert failure.code == "not_found"
+    assert "terminated and cannot come back" in failure.message
+    assert life.faults.calls("StartInstances") == []
+
+
+def test_calls_of_one_boot_and_one_stop(live: Live) -> None:
+    """A boot of 90 s: running after 20 s, the agent after 45 s, ready after 90 s."""
+    life = live(load=45)
+    life.run(90)  # it has been off for a while
+    life.faults.forget()
+    life.demand()
+    life.node.mood = "mute"
+    life.run(20, settle=0)
+    life.machine.settle()
+    life.run(25, settle=0)
+    life.node.mood = "well"
+    life.run(60, settle=0, until=Phase.READY)
+    booting = len(life.faults.calls("DescribeInstances"))
+    assert len(life.faults.calls("StartInstances")) == 1
+    life.faults.forget()
+    life.store.release(GPU, actor="ada")
+    life.run(20, settle=0)
+    life.machine.settle()
+    life.run(30, settle=0, until=Phase.OFF)
+    stopping = len(life.faults.calls("DescribeInstances"))
+    assert len(life.faults.calls("StopInstances")) == 1
+    print(f"DescribeInstances: {booting} for a boot of 90 s, {stopping} for a stop of 20 s")
+    assert booting <= 6
+    assert stopping <= 5

@@ -1,0 +1,159 @@
+"""Whether anything generates, asked of real HTTP servers and of readings of GPUs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_node.machine.nvidia import GpuWatch, Reading
+from gpu_node.selfstop.busy import busy, busy_for_a_while, read_spec
+from gpu_node.services.runtime import base_url_of
+from qwenctl.protocol.messages import Activity, Container, GpuFigures, Service, Spec
+from tests.support.net import free_port
+
+
+class Server:
+    def __init__(self) -> None:
+        self.answers = ["0"]
+        """How many generations, one an answer; the last one for good."""
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                text = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
+                body = f"vllm:num_requests_running {text}\n".encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.http.server_address[1]
+        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def gpus(*loads: float | None) -> GpuWatch:
+    figures = tuple(GpuFigures(index=str(i), utilisation_percent=x) for i, x in enumerate(loads))
+    return GpuWatch(lambda: Reading(figures))
+
+
+METRICS = Activity(path="/metrics", metrics=("vllm:num_requests_running",))
+
+
+def spec(port: int, activity: Activity = METRICS, **more: Any) -> Spec:
+    service = Service(command=("x",), port=port, activity=activity, **more)
+    return Spec(version="1", services=(service,))
+
+
+def test_a_service_that_tells_is_believed(server: Server) -> None:
+    assert busy(spec(server.port), gpus(99.0)) == ""
+    server.answers = ["2"]
+    assert busy(spec(server.port), gpus(0.0)) == "webui: 2 running"
+
+
+def test_a_container_is_asked_where_it_is_bound(server: Server) -> None:
+    server.answers = ["1"]
+    for bind in ("0.0.0.0", "127.0.0.1"):
+        container = Container(image="x", bind=bind)
+        given = spec(server.port, runtime="docker", container=container)
+        assert busy(given, gpus()) == "webui: 1 running"
+
+
+@pytest.mark.parametrize(
+    ("container", "host"),
+    [
+        (None, "127.0.0.1"),
+        ({"bind": "0.0.0.0"}, "127.0.0.1"),
+        ({"bind": "::"}, "127.0.0.1"),
+        ({"bind": "10.0.0.7"}, "10.0.0.7"),
+        ({"bind": "fd00::7"}, "[fd00::7]"),
+        ({"bind": "10.0.0.7", "network": "host"}, "127.0.0.1"),
+    ],
+)
+def test_where_a_service_is_asked(container: dict[str, Any] | None, host: str) -> None:
+    service = Service(command=("x",), port=81)
+    if container is not None:
+        made = Container(image="x", **container)
+        service = service.model_copy(update={"runtime": "docker", "container": made})
+    assert base_url_of(service) == f"http://{host}:81"
+
+
+def test_where_nobody_tells_the_gpus_do(server: Server) -> None:
+    silent = spec(free_port())
+    for given in (None, Spec(version="1", services=()), silent, spec(server.port, Activity())):
+        assert busy(given, gpus(9.0)) == ""
+        assert busy(given, gpus(0.0, 40.0)) == "GPU utilisation 40 %"
+        assert busy(given, gpus(None)) == ""
+        assert busy(given, gpus()) == ""
+
+
+def test_figures_of_a_driver_that_hangs_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was busy when it answered last may have been idle for hours."""
+    hang, readings = threading.Event(), [Reading((GpuFigures(index="0", utilisation_percent=97),))]
+
+    def read() -> Reading:
+        if not readings:
+            hang.wait(60)
+        return readings.pop() if readings else Reading()
+
+    watch = GpuWatch(read)
+    try:
+        assert busy(None, watch) == "GPU utilisation 97 %"
+        monkeypatch.setattr("gpu_node.machine.nvidia.FRESH", 0.0)
+        now = time.monotonic()
+        monkeypatch.setattr("gpu_node.machine.nvidia.time.monotonic", lambda: now + 5)
+        assert busy(None, watch) == "GPU utilisation 97 %"
+        monkeypatch.setattr("gpu_node.machine.nvidia.time.monotonic", lambda: now + 31)
+        assert busy(None, watch) == ""
+    finally:
+        hang.set()
+
+
+def test_figures_with_a_note_mean_nothing() -> None:
+    reading = Reading((GpuFigures(index="0", utilisation_percent=97),), "the driver is gone")
+    assert busy(None, GpuWatch(lambda: reading)) == ""
+
+
+def test_the_threshold_is_the_services(server: Server) -> None:
+    given = spec(server.port, Activity(gpu_percent=50.0))
+    assert busy(given, gpus(40.0)) == ""
+    assert busy(given, gpus(50.0)) == "GPU utilisation 50 %"
+    # One that both tells and has a threshold: either will do.
+    both = METRICS.model_copy(update={"gpu_percent": 5.0})
+    assert busy(spec(server.port, both), gpus(6.0)) == "GPU utilisation 6 %"
+
+
+def test_a_moment_between_two_requests_is_no_rest(server: Server) -> None:
+    pauses: list[float] = []
+    server.answers = ["0", "0", "1"]
+    assert busy_for_a_while(spec(server.port), gpus(), pauses.append) == "webui: 1 running"
+    assert len(pauses) == 2
+    server.answers = ["0"]
+    assert busy_for_a_while(spec(server.port), gpus(), pauses.append) == ""
+
+
+def test_a_spec_of_no_use_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "spec.json"
+    assert read_spec(file) is None
+    for text in (b"", b"{", b"[]", b"\xff", b'{"version": 3}'):
+        file.write_bytes(text)
+        assert read_spec(file) is None
+    file.write_text(spec(80).model_dump_json())
+    assert read_spec(file) == spec(80)

@@ -1,0 +1,277 @@
+"""The ruling for each request × visitor × phase × setting, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from proxy.auth.identity import Identity
+from proxy.data.admission import Verdict, judge, may_wake
+from proxy.http.request import Request
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.rules import Activity
+from qwenctl.core.snapshot import Lease
+from tests.unit.proxy.made import (
+    ANYBODY,
+    BROWSER,
+    KEY,
+    NAVIGATION,
+    SAME_SITE,
+    gpu,
+    request,
+    snapshot,
+)
+
+OFF_PHASES = [p.value for p in Phase if not p.serves and p is not Phase.DRAINING]
+
+CLICK = request("POST", "/gradio_api/queue/join", SAME_SITE)
+CROSS = request("POST", "/gradio_api/queue/join", {**SAME_SITE, "Sec-Fetch-Site": "cross-site"})
+CROSS_OLD = request("POST", "/gradio_api/queue/join", {"Origin": "http://evil"})
+CLIENT = request("POST", "/gradio_api/queue/join", {"Content-Type": "application/json"})
+PAGE = request("GET", "/", NAVIGATION)
+CURL = request("GET", "/", {"Accept": "*/*"})
+BOT = request("GET", "/", {"Accept": "text/html"})
+HEARTBEAT = request("GET", "/gradio_api/heartbeat/abc", SAME_SITE)
+SOCKET = request("WEBSOCKET", "/ws")
+
+
+def ruling(
+    phase: str,
+    what: Request = CLICK,
+    who: Identity | None = ANYBODY,
+    *,
+    blocked: bool = False,
+    **settings: object,
+) -> Verdict:
+    return judge(
+        gpu(**settings),
+        what,
+        who,
+        snapshot(phase, blocked=blocked),
+    ).verdict
+
+
+def test_every_phase_is_in_the_table() -> None:
+    assert {*OFF_PHASES, "ready", "draining"} == {phase.value for phase in Phase}
+
+
+@pytest.mark.parametrize("phase", [phase.value for phase in Phase])
+@pytest.mark.parametrize("what", [CLICK, CLIENT, PAGE, CURL, HEARTBEAT, SOCKET])
+def test_nobody_gets_anything_without_access(phase: str, what: Request) -> None:
+    for wake_on in ("visit", "click", "never"):
+        assert ruling(phase, what, None, wake_on=wake_on) is Verdict.SIGN_IN
+
+
+@pytest.mark.parametrize("who", [ANYBODY, BROWSER, KEY])
+@pytest.mark.parametrize("what", [CLICK, CROSS, CLIENT, PAGE, CURL, BOT, HEARTBEAT, SOCKET])
+def test_a_ready_gpu_gets_everything(what: Request, who: Identity) -> None:
+    assert ruling("ready", what, who) is Verdict.FORWARD
+
+
+@pytest.mark.parametrize(
+    ("what", "verdict"),
+    [
+        (CLICK, Verdict.LEASE),
+        (CLIENT, Verdict.LEASE),
+        (PAGE, Verdict.FORWARD),  # no Sec-Fetch-User: a page that loads itself is no use
+        (request("GET", "/", {**NAVIGATION, "Sec-Fetch-User": "?1"}), Verdict.LEASE),
+        (SOCKET, Verdict.LEASE),
+        (CURL, Verdict.FORWARD),
+        (HEARTBEAT, Verdict.FORWARD),
+    ],
+)
+def test_draining_turns_use_into_a_lease_first(what: Request, verdict: Verdict) -> None:
+    assert ruling("draining", what) is verdict
+
+
+def test_a_drain_that_a_block_began_cannot_be_taken_back() -> None:
+    assert ruling("draining", CLICK, blocked=True) is Verdict.HOLD
+    assert ruling("draining", PAGE, blocked=True) is Verdict.PAGE
+    assert ruling("draining", CURL, blocked=True) is Verdict.UNREADY
+
+
+@pytest.mark.parametrize(
+    ("what", "verdict"),
+    [
+        (CLICK, Verdict.HOLD),
+        (CLIENT, Verdict.HOLD),
+        (PAGE, Verdict.PAGE),
+        (request("GET", "/", {**NAVIGATION, "Sec-Fetch-User": "?1"}), Verdict.PAGE),
+        (SOCKET, Verdict.UNREADY),
+        (CURL, Verdict.FORWARD),
+        (HEARTBEAT, Verdict.FORWARD),
+        (request("GET", "/gradio_api/queue/data?session_hash=x"), Verdict.FINISH),
+        (request("POST", "/gradio_api/stream/x", {"Origin": "http://evil"}), Verdict.FINISH),
+    ],
+)
+def test_nothing_new_goes_to_an_instance_that_the_cloud_takes_back(
+    what: Request, verdict: Verdict
+) -> None:
+    leaving = replace(snapshot("draining"), node={"interrupted_at": "1000"})
+    assert judge(gpu(preset="gradio"), what, ANYBODY, leaving).verdict is verdict
+    if verdict is Verdict.FINISH:  # a block says that nothing goes on
+        blocked = replace(leaving, blocks=(Lease("maintenance:x", float("inf")),))
+        assert judge(gpu(preset="gradio"), what, ANYBODY, blocked).verdict is Verdict.UNREADY
+
+
+@pytest.mark.parametrize("way", ["/", "//", "///", "/x/../", "/./", "/x//..//", "/../"])
+@pytest.mark.parametrize("rest", ["admin", "admin/", "admin//", "admin/.", "admin/x", "admin/x/.."])
+def test_a_refusal_holds_however_the_path_is_written(way: str, rest: str) -> None:
+    for pattern in ("^/admin", "^/admin/" if "/" in rest else "^/admin$"):
+        rules = [{"activity": "refused", "path": pattern}]
+        assert ruling("ready", request("GET", way + rest), KEY, rules=rules) is Verdict.REFUSE
+
+
+def test_what_may_start_the_gpu_is_said_while_it_drains() -> None:
+    drain = snapshot("draining")
+    assert judge(gpu(), CLICK, ANYBODY, drain).wakes
+    for what, who, settings in (
+        (CROSS, ANYBODY, {}),
+        (SOCKET, KEY, {}),
+        (CLICK, ANYBODY, {"wake_on": "never"}),
+    ):
+        assert not judge(gpu(**settings), what, who, drain).wakes
+
+
+@pytest.mark.parametrize("phase", OFF_PHASES)
+@pytest.mark.parametrize(
+    ("what", "who", "wake_on", "api", "verdict"),
+    [
+        # a tab that was left open
+        (CLICK, ANYBODY, "visit", "hold", Verdict.HOLD),
+        (CLICK, BROWSER, "visit", "hold", Verdict.HOLD),
+        (CLICK, BROWSER, "visit", "fail", Verdict.HOLD),
+        (CLICK, BROWSER, "click", "hold", Verdict.UNREADY),
+        (CLICK, BROWSER, "never", "hold", Verdict.UNREADY),
+        # a program
+        (CLIENT, KEY, "visit", "hold", Verdict.HOLD),
+        (CLIENT, KEY, "click", "hold", Verdict.HOLD),
+        (CLIENT, KEY, "never", "hold", Verdict.HOLD),
+        (CLIENT, KEY, "visit", "fail", Verdict.WAKE),
+        (CLIENT, ANYBODY, "visit", "hold", Verdict.HOLD),
+        (CLIENT, ANYBODY, "visit", "fail", Verdict.WAKE),
+        (CLIENT, ANYBODY, "click", "hold", Verdict.UNREADY),
+        (CLIENT, ANYBODY, "never", "hold", Verdict.UNREADY),
+        # another site
+        (CROSS, ANYBODY, "visit", "hold", Verdict.UNREADY),
+        (CROSS, BROWSER, "visit", "hold", Verdict.UNREADY),
+        (CROSS_OLD, ANYBODY, "visit", "hold", Verdict.UNREADY),
+        # looking
+        (PAGE, ANYBODY, "visit", "hold", Verdict.PAGE),
+        (PAGE, BROWSER, "never", "hold", Verdict.PAGE),
+        (BOT, ANYBODY, "visit", "hold", Verdict.PAGE),
+        (CURL, ANYBODY, "visit", "hold", Verdict.UNREADY),
+        (CURL, KEY, "visit", "hold", Verdict.UNREADY),
+        (HEARTBEAT, BROWSER, "visit", "hold", Verdict.UNREADY),
+        (SOCKET, KEY, "visit", "hold", Verdict.UNREADY),
+    ],
+)
+def test_a_gpu_that_is_not_there(
+    phase: str, what: Request, who: Identity, wake_on: str, api: str, verdict: Verdict
+) -> None:
+    assert ruling(phase, what, who, wake_on=wake_on, api=api) is verdict
+
+
+@pytest.mark.parametrize(
+    ("wake_on", "page", "client", "key"),
+    [("visit", True, True, True), ("click", True, False, True), ("never", False, False, True)],
+)
+def test_who_may_wake(wake_on: str, page: bool, client: bool, key: bool) -> None:
+    config = gpu(wake_on=wake_on)
+    for who in (ANYBODY, BROWSER):
+        assert may_wake(config, who, by_page=True) is page
+        assert may_wake(config, who) is client
+    assert may_wake(config, KEY) is may_wake(config, KEY, by_page=True) is key
+    assert not may_wake(config, None)
+    assert not may_wake(config, None, by_page=True)
+
+
+@pytest.mark.parametrize("phase", [*OFF_PHASES, "ready", "draining"])
+def test_what_a_rule_refuses_is_refused_always(phase: str) -> None:
+    rules = [{"activity": "refused", "path": "^/admin"}]
+    assert ruling(phase, request("GET", "/admin", NAVIGATION), KEY, rules=rules) is Verdict.REFUSE
+
+
+def test_own_rules_come_first() -> None:
+    quiet = [{"activity": "passive", "path": "^/gradio_api/queue/join$"}]
+    assert ruling("off", CLICK, rules=quiet) is Verdict.UNREADY
+    loud = [{"activity": "wakes", "methods": ["GET"], "path": "^/render$"}]
+    assert ruling("off", request("GET", "/render"), rules=loud) is Verdict.HOLD
+
+
+# What the presets make of requests
+
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+WAKES, KEEPS_ON, PASSIVE, MESSAGES = (
+    Activity.WAKES,
+    Activity.KEEPS_ON,
+    Activity.PASSIVE,
+    Activity.MESSAGES,
+)
+
+
+@pytest.mark.parametrize(
+    ("preset", "method", "path", "headers", "activity"),
+    [
+        ("generic", "POST", "/x", SAME_SITE, WAKES),
+        ("generic", "POST", "/x", {"Origin": "http://me"}, WAKES),
+        ("generic", "POST", "/x", {"Authorization": "Bearer qk_1"}, WAKES),
+        ("generic", "POST", "/x", {"X-API-Key": "qk_1"}, WAKES),
+        ("generic", "PUT", "/x", {"Content-Type": "application/json; charset=utf-8"}, WAKES),
+        ("generic", "POST", "/x", {}, KEEPS_ON),
+        ("generic", "POST", "/x", FORM, KEEPS_ON),
+        ("generic", "POST", "/x", {"Authorization": "Bearer sk-1"}, KEEPS_ON),
+        ("generic", "POST", "/x", {"Origin": "null"}, KEEPS_ON),
+        ("generic", "POST", "/xmlrpc.php", {"Content-Type": "text/xml"}, KEEPS_ON),
+        ("generic", "GET", "/x", SAME_SITE, PASSIVE),
+        ("generic", "GET", "/x", JSON, PASSIVE),
+        ("generic", "PROPFIND", "/x", JSON, PASSIVE),
+        ("generic", "WEBSOCKET", "/x", {}, MESSAGES),
+        ("gradio", "POST", "/gradio_api/queue/join", {}, WAKES),
+        ("gradio", "POST", "/gradio_api/run/predict", {}, WAKES),
+        ("gradio", "POST", "/gradio_api/call/v2/chat", {}, WAKES),
+        ("gradio", "POST", "/gradio_api/call/chat", {}, WAKES),
+        ("gradio", "POST", "/gradio_api/upload", {}, WAKES),
+        ("gradio", "POST", "/run/predict/", {}, WAKES),
+        ("gradio", "POST", "/api/predict", {}, WAKES),
+        ("gradio", "POST", "/api/v1/pods", {}, PASSIVE),
+        ("gradio", "POST", "/api", {}, PASSIVE),
+        ("gradio", "POST", "/wp-login.php", {}, PASSIVE),
+        ("gradio", "POST", "/", {}, PASSIVE),
+        ("gradio", "GET", "/gradio_api/queue/data", {}, KEEPS_ON),
+        ("gradio", "GET", "/gradio_api/call/chat/17", {}, KEEPS_ON),
+        ("gradio", "GET", "/gradio_api/heartbeat/x", {}, PASSIVE),
+        ("gradio", "POST", "/gradio_api/heartbeat/x", {}, PASSIVE),
+        ("openai", "POST", "/v1/chat/completions", {}, WAKES),
+        ("openai", "GET", "/v1/models", {}, PASSIVE),
+        ("openai", "POST", "/xmlrpc.php", {}, PASSIVE),
+        ("open-webui", "POST", "/api/chat/completions", {}, WAKES),
+        ("open-webui", "GET", "/ws/socket.io/", {}, PASSIVE),
+        ("open-webui", "WEBSOCKET", "/ws/socket.io/", {}, PASSIVE),
+        ("open-webui", "POST", "/wp-login.php", {}, KEEPS_ON),
+    ],
+)
+def test_presets(
+    preset: str, method: str, path: str, headers: dict[str, str], activity: Activity
+) -> None:
+    asked = request(method, path, headers)
+    assert judge(gpu(preset=preset), asked, ANYBODY, snapshot("ready")).activity is activity
+
+
+@pytest.mark.parametrize("preset", ["generic", "gradio", "openai", "open-webui"])
+@pytest.mark.parametrize(
+    ("more", "activity"),
+    [
+        ({"Sec-Fetch-User": "?1"}, KEEPS_ON),
+        ({}, PASSIVE),
+        ({"Sec-Fetch-User": "?1", "Sec-Purpose": "prefetch"}, PASSIVE),
+        ({"Sec-Fetch-User": "?1", "Sec-Purpose": "prefetch;prerender"}, PASSIVE),
+        ({"Sec-Fetch-User": "?1", "Purpose": "prefetch"}, PASSIVE),
+    ],
+)
+def test_opening_a_page(preset: str, more: dict[str, str], activity: Activity) -> None:
+    asked = request("GET", "/", {**NAVIGATION, **more})
+    assert judge(gpu(preset=preset), asked, ANYBODY, snapshot("ready")).activity is activity
+    assert ruling("off", asked, preset=preset) is Verdict.PAGE
