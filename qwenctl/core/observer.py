@@ -1,0 +1,42 @@
+"""What happens inside, for whoever measures it: metrics today, traces tomorrow."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["NO_OBSERVER", "Observer"]
+
+
+class Observer(Protocol):
+    """Hooks of controller, store and data plane.
+
+    Each call must be quick and must not raise: it runs on the event loop or under the controller's
+    lock. Names in ``step``, ``decision`` and ``outcome`` are stable; seconds are wall-clock
+    durations measured by a monotonic clock.
+    """
+
+    def stepped(self, gpu: str, step: str, seconds: float) -> None:
+        """The controller performed one step of `qwenctl.core.lifecycle.decide`."""
+
+    def called_cloud(self, gpu: str, action: str, outcome: str, seconds: float) -> None:
+        """A call to the cloud returned; ``outcome`` is ``ok`` or the error's code."""
+
+    def admitted(self, gpu: str, decision: str) -> None:
+        """The data plane decided what to do with a request."""
+
+    def forwarded(self, gpu: str, status: int, seconds: float) -> None:
+        """An answer of the node has been forwarded to its last byte."""
+
+
+class _NoObserver:
+    def stepped(self, gpu: str, step: str, seconds: float) -> None: ...
+
+    def called_cloud(self, gpu: str, action: str, outcome: str, seconds: float) -> None: ...
+
+    def admitted(self, gpu: str, decision: str) -> None: ...
+
+    def forwarded(self, gpu: str, status: int, seconds: float) -> None: ...
+
+
+NO_OBSERVER: Observer = _NoObserver()
+"""Where nobody measures."""
