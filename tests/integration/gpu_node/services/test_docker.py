@@ -366,6 +366,7 @@ def test_a_daemon_that_is_restarted_is_waited_for(proxy: StandInProxy, tmp_path:
         try:
             ready(proxy)
             own.stop()
+            proxy.forget()  # or a report from before the first "ready" is taken for the loss
             proxy.wait_report(lambda r: r.services and r.services[0].state != "ready", timeout=30)
             proxy.forget()
             own.start()
