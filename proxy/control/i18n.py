@@ -1,367 +1,41 @@
-"""Every text that people see in the browser, in English and Simplified Chinese.
+"""Texts of the pages, from ``locales/*.json``: one flat table a language, with the same keys.
 
-One flat table a language, both with the same keys; ``{name}`` marks a value that is filled in by
-``str.format`` in the templates and by the waiting page's script, which gets the table as JSON.
+``{name}`` marks a value that the templates fill in by ``str.format``, and the waiting page's
+script, which gets the table as JSON, by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+import json
+from pathlib import Path
 
 from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 
-__all__ = ["Language", "negotiate", "text"]
+__all__ = ["negotiate", "text"]
 
-Language = Literal["en", "zh"]
+_TEXTS: dict[str, dict[str, str]] = {
+    path.stem: json.loads(path.read_text(encoding="utf-8"))
+    for path in Path(__file__).parents[1].joinpath("locales").glob("*.json")
+}
 
 
-def negotiate(accept_language: str, forced: str) -> Language:
-    """The language for a visitor.
+def negotiate(accept_language: str, forced: str) -> str:
+    """Choose a visitor's language by the setting `language`, or else by ``Accept-Language``.
 
-    ``forced`` is the setting `language`: ``"en"`` or ``"zh"`` decides, anything else leaves it to
-    the ``Accept-Language`` header. Every kind of Chinese (zh-CN, zh-Hant-TW, …) gets ``"zh"``;
-    who accepts neither language gets English.
+    Every kind of Chinese (zh-CN, zh-Hant-TW, …) gets ``zh``; who accepts no language that there is
+    a table for gets ``en``.
     """
-    if forced in ("en", "zh"):
-        return "zh" if forced == "zh" else "en"
+    if forced in _TEXTS:
+        return forced
     # Not `best_match`: it prefers an exact "zh;q=0.1" to "en-GB;q=1".
     for tag, quality in parse_accept_header(accept_language, LanguageAccept):
         primary = tag.replace("_", "-").partition("-")[0].lower()
-        if quality > 0 and primary in ("en", "zh"):
-            return "zh" if primary == "zh" else "en"
+        if quality > 0 and primary in _TEXTS:
+            return primary
     return "en"
 
 
-def text(lang: str) -> Mapping[str, str]:
-    """The table of a language; English for a language that there is no table for."""
-    return _TEXTS.get(lang, _EN)
-
-
-_EN: dict[str, str] = {
-    "html_lang": "en",
-    # Units; no-break spaces keep a figure and its unit on one line.
-    "unit.s": "{s}\N{NO-BREAK SPACE}s",
-    "unit.min": "{min}\N{NO-BREAK SPACE}min",
-    "unit.min_s": "{min}\N{NO-BREAK SPACE}min\N{NO-BREAK SPACE}{s}\N{NO-BREAK SPACE}s",
-    "unit.h": "{h}\N{NO-BREAK SPACE}h",
-    "unit.h_min": "{h}\N{NO-BREAK SPACE}h\N{NO-BREAK SPACE}{min}\N{NO-BREAK SPACE}min",
-    "unit.d": "{d}\N{NO-BREAK SPACE}d",
-    # One sentence on what is going on, and one on what it means for the reader.
-    "headline.asleep": "The GPU is asleep",
-    "headline.requested": "Waking the GPU",
-    "headline.starting": "Starting the GPU instance",
-    "headline.booting": "The machine is booting",
-    "headline.loading": "Loading the model",
-    "headline.ready": "Ready",
-    "headline.draining": "About to fall asleep",
-    "headline.stopping": "The GPU is falling asleep",
-    "headline.restarting": "Waking it again",
-    "headline.interrupted": "The cloud takes this machine back",
-    "headline.failed": "The GPU could not be woken",
-    "headline.retrying": "That did not work yet",
-    "headline.blocked": "The GPU is kept off for now",
-    "lead.asleep": "It costs nothing while it sleeps.",
-    "lead.requested": "Your request is in. This page opens by itself as soon as it can.",
-    "lead.starting": "The cloud is handing over the machine. This page opens by itself.",
-    "lead.booting": "Its system is coming up. This page opens by itself.",
-    "lead.loading": "Nearly there. This page opens by itself.",
-    "lead.ready": "Opening the page…",
-    "lead.draining": "Nobody was using it. Wake it, and it stays.",
-    "lead.stopping": "It was not in use. It can be woken again at once.",
-    "lead.restarting": "It was just falling asleep. It starts again as soon as that is done.",
-    "lead.interrupted": "It was rented at a lower price, on recall. Running work is finished if there is time, then it starts again. This page opens by itself.",
-    "lead.failed": "It is not being tried again right now.",
-    "lead.retrying": "It is tried again by itself. You can leave this page open.",
-    "lead.blocked": "It cannot be woken until this is over.",
-    "usual": "Waking it usually takes about {time}.",
-    "stay": "You can switch to another tab; the title shows how far it is.",
-    # Steps
-    "steps": "Steps",
-    "step.request": "Request received",
-    "step.start": "Starting the GPU instance",
-    "step.boot": "Booting",
-    "step.load": "Loading the model",
-    "step.ready": "Ready",
-    "state.done": "done",
-    "state.active": "in progress",
-    "state.todo": "to do",
-    "state.failed": "failed",
-    "step.expected": "about {time}",
-    "overall": "Overall progress",
-    "elapsed": "{time} so far",
-    "eta.left": "about {time} left",
-    "eta.moment": "any moment now",
-    "eta.longer": "longer than usual…",
-    "eta.unknown": "estimating…",
-    # What the node is doing, by the phase that it names
-    "node": "Progress on the machine",
-    "progress.pull": "Downloading the image",
-    "progress.create": "Creating the container",
-    "progress.download": "Downloading the weights",
-    "progress.start": "Starting the service",
-    "progress.weights": "Reading the weights",
-    "progress.warm-up": "Warming up",
-    "progress.other": "Working",
-    # Waking
-    "wake": "Wake the GPU",
-    "wake.again": "Try again",
-    "wake.sending": "Asking…",
-    "wake.noscript": "This page looks again every 5 seconds.",
-    "hint.no_access": "You may look, but not wake this GPU. Ask whoever runs it.",
-    "hint.never": "This GPU is woken from the command line, by API clients and by schedules only.",
-    "open": "Open the page",
-    "open.loop": "It says that it is ready, but its page does not open.",
-    # Several GPUs behind one address
-    "tier.choose": "Choose",
-    "tier.title": "Which GPU?",
-    "tier.text": "The choice holds until you close the browser.",
-    "tier.speed": "Speed",
-    "tier.quality": "Quality",
-    "tier.ready": "ready",
-    "tier.waking": "waking",
-    "tier.waking.time": "ready in about {time}",
-    "tier.asleep": "asleep",
-    "tier.asleep.time": "asleep, takes about {time}",
-    "tier.failed": "could not be woken",
-    "tier.blocked": "kept off for now",
-    # Failures by code
-    "failure.no_capacity": "The cloud has no such machine free right now.",
-    "failure.throttled": "The cloud asks us to slow down.",
-    "failure.denied": "The cloud refuses: no permission to start this machine.",
-    "failure.not_found": "The cloud does not know this machine.",
-    "failure.conflict": "The machine is busy with another operation.",
-    "failure.transient": "The cloud did not answer properly.",
-    "failure.start_timeout": "The machine did not start in time.",
-    "failure.start_failed": "The machine did not start.",
-    "failure.instance_lost": "The machine went away while it was coming up.",
-    "failure.agent_silent": "The machine is running, but does not report back.",
-    "failure.agent_lost": "The machine has stopped reporting.",
-    "failure.service_failed": "The machine is running, but its service crashes.",
-    "failure.service_lost": "The machine is running, but its service no longer answers.",
-    "failure.load_timeout": "The model did not load in time.",
-    "failure.spot_interruption": "The cloud has taken the machine back again soon after its start.",
-    "failure.other": "Something went wrong on the way up.",
-    "failure.code": "Code",
-    "failure.details": "Details",
-    "failure.attempts": "Attempts",
-    "failure.retry": "Next attempt",
-    "failure.retry_in": "in {time}",
-    "failure.retry_now": "now",
-    "failure.earlier": "Attempt {n}. Before: {what}",
-    "other_machine": "The usual machine is not available at the moment, so another one is used.",
-    "advice.no_capacity": "Nothing for you to do: it is tried again. If it is urgent, ask whoever runs it for another zone or machine type.",
-    "advice.denied": "Waiting does not help: whoever runs it has to check the credentials and permissions.",
-    "advice.not_found": "Waiting does not help: whoever runs it has to check the instance's id and region.",
-    "advice.agent_silent": "If it happens again, whoever runs it finds the reason with “qwenctl why” and “qwenctl logs”.",
-    "advice.service_failed": "Whoever runs it finds the reason with “qwenctl logs”.",
-    "advice.load_timeout": "If it happens again, whoever runs it finds the reason with “qwenctl logs”.",
-    "advice.other": "It is often over after a while. If not, tell whoever runs it.",
-    # Blocks by kind
-    "block.maintenance": "It is under maintenance.",
-    "block.budget": "Its budget is used up.",
-    "block.off-hours": "It rests outside its hours.",
-    "block.other": "Somebody has blocked it.",
-    "block.by": "By",
-    "block.reason": "Reason",
-    "block.until": "Until",
-    "block.left": "for another {time}",
-    "block.open": "further notice",
-    # What the script says when the proxy refuses or cannot be reached
-    "error.offline": "No connection to the server. Trying again…",
-    "error.403": "You may not do that here.",
-    "error.blocked": "The GPU is blocked.",
-    "error.429": "Too many requests. Try again in {time}.",
-    "error.503": "The server cannot do that right now.",
-    "error.other": "The server answered with an error ({code}).",
-    # Sign in
-    "login.title": "Sign in",
-    "login.text": "This GPU is shared. Sign in with its password.",
-    "login.password": "Password",
-    "login.submit": "Sign in",
-    "login.wrong": "That is not the password.",
-    "login.expired": "This page was open for too long. Please try again.",
-    "login.throttled": "Too many attempts. Try again in {time}.",
-    "logout": "Sign out",
-    # Small pages
-    "message.back": "Back",
-    "message.retry": "Try again",
-    "message.title": "That did not work",
-    "message.400.title": "That did not work",
-    "message.400.text": "The request was not complete, or the page was open for too long.",
-    "message.403.title": "No access",
-    "message.403.text": "You may not open this page.",
-    "message.404.title": "Nothing here",
-    "message.404.text": "There is no such page.",
-    "message.404.gpu": "There is no GPU for this address.",
-    "message.405.title": "Not that way",
-    "message.405.text": "This address cannot be opened in a browser.",
-    "message.429.title": "Too many requests",
-    "message.429.text": "Wait a moment, then try again.",
-    "message.500.title": "Something broke",
-    "message.500.text": "That is our fault, not yours. The log of the proxy says more.",
-    "message.502.title": "The connection broke",
-    "message.502.text": "The GPU machine did not answer. It is being looked at; try again in a moment.",
-    "message.503.title": "Not available right now",
-    "message.503.text": "The proxy cannot reach its store. It keeps trying.",
-}
-
-_ZH: dict[str, str] = {
-    "html_lang": "zh-Hans",
-    "unit.s": "{s}\N{NO-BREAK SPACE}秒",
-    "unit.min": "{min}\N{NO-BREAK SPACE}分钟",
-    "unit.min_s": "{min}\N{NO-BREAK SPACE}分\N{NO-BREAK SPACE}{s}\N{NO-BREAK SPACE}秒",
-    "unit.h": "{h}\N{NO-BREAK SPACE}小时",
-    "unit.h_min": "{h}\N{NO-BREAK SPACE}小时\N{NO-BREAK SPACE}{min}\N{NO-BREAK SPACE}分",
-    "unit.d": "{d}\N{NO-BREAK SPACE}天",
-    "headline.asleep": "GPU 正在休眠",
-    "headline.requested": "正在唤醒 GPU",
-    "headline.starting": "正在启动 GPU 实例",
-    "headline.booting": "系统正在启动",
-    "headline.loading": "正在加载模型",
-    "headline.ready": "已就绪",
-    "headline.draining": "GPU 即将休眠",
-    "headline.stopping": "GPU 正在进入休眠",
-    "headline.restarting": "正在重新唤醒",
-    "headline.interrupted": "云平台正在收回这台机器",
-    "headline.failed": "GPU 未能唤醒",
-    "headline.retrying": "暂时没有成功",
-    "headline.blocked": "GPU 暂停使用",
-    "lead.asleep": "休眠期间不产生费用。",
-    "lead.requested": "请求已发出，就绪后本页会自动打开。",
-    "lead.starting": "云平台正在分配机器，就绪后本页会自动打开。",
-    "lead.booting": "操作系统正在启动，就绪后本页会自动打开。",
-    "lead.loading": "就快好了，就绪后本页会自动打开。",
-    "lead.ready": "正在打开页面…",
-    "lead.draining": "刚才没有人在使用。唤醒后会继续运行。",
-    "lead.stopping": "刚才没有人在使用。可以马上再次唤醒。",
-    "lead.restarting": "它正在进入休眠，完成后会立即重新启动。",
-    "lead.interrupted": "这是一台随时可能被收回的低价机器。正在运行的任务会在时间允许时完成，然后重新启动，就绪后本页会自动打开。",
-    "lead.failed": "目前没有继续重试。",
-    "lead.retrying": "系统会自动重试，您可以让本页一直开着。",
-    "lead.blocked": "在此期间无法唤醒。",
-    "usual": "唤醒通常需要约 {time}。",
-    "stay": "可以先切换到其他标签页，标题会显示进度。",
-    "steps": "步骤",
-    "step.request": "已收到请求",
-    "step.start": "启动 GPU 实例",
-    "step.boot": "启动系统",
-    "step.load": "加载模型",
-    "step.ready": "就绪",
-    "state.done": "已完成",
-    "state.active": "进行中",
-    "state.todo": "未开始",
-    "state.failed": "失败",
-    "step.expected": "约 {time}",
-    "overall": "总体进度",
-    "elapsed": "已用 {time}",
-    "eta.left": "大约还需 {time}",
-    "eta.moment": "马上就好",
-    "eta.longer": "比平时久一些…",
-    "eta.unknown": "正在估算…",
-    "node": "机器上的进度",
-    "progress.pull": "下载镜像",
-    "progress.create": "创建容器",
-    "progress.download": "下载模型权重",
-    "progress.start": "启动服务",
-    "progress.weights": "读取模型权重",
-    "progress.warm-up": "预热",
-    "progress.other": "处理中",
-    "wake": "唤醒 GPU",
-    "wake.again": "再试一次",
-    "wake.sending": "正在请求…",
-    "wake.noscript": "本页每 5 秒自动刷新一次。",
-    "hint.no_access": "您可以查看状态，但没有唤醒权限。请联系管理员。",
-    "hint.never": "此 GPU 只能通过命令行、API 客户端或定时计划唤醒。",
-    "open": "打开页面",
-    "open.loop": "状态显示已就绪，但页面没有打开。",
-    "tier.choose": "选择",
-    "tier.title": "使用哪个 GPU？",
-    "tier.text": "该选择在关闭浏览器前有效。",
-    "tier.speed": "速度",
-    "tier.quality": "质量",
-    "tier.ready": "已就绪",
-    "tier.waking": "正在唤醒",
-    "tier.waking.time": "约 {time}后就绪",
-    "tier.asleep": "休眠中",
-    "tier.asleep.time": "休眠中，唤醒约需 {time}",
-    "tier.failed": "未能唤醒",
-    "tier.blocked": "暂停使用",
-    "failure.no_capacity": "云平台暂时没有可用的同类机器。",
-    "failure.throttled": "云平台要求降低请求频率。",
-    "failure.denied": "云平台拒绝了请求：没有启动这台机器的权限。",
-    "failure.not_found": "云平台上找不到这台机器。",
-    "failure.conflict": "这台机器正在执行其他操作。",
-    "failure.transient": "云平台没有正常响应。",
-    "failure.start_timeout": "机器没有按时启动。",
-    "failure.start_failed": "机器没有启动成功。",
-    "failure.instance_lost": "机器在启动过程中消失了。",
-    "failure.agent_silent": "机器已运行，但没有上报状态。",
-    "failure.agent_lost": "机器不再上报状态。",
-    "failure.service_failed": "机器已运行，但其中的服务不断崩溃。",
-    "failure.service_lost": "机器已运行，但其中的服务不再响应。",
-    "failure.load_timeout": "模型没有按时加载完成。",
-    "failure.spot_interruption": "机器启动后不久又被云平台收回。",
-    "failure.other": "启动过程中出现了问题。",
-    "failure.code": "代码",
-    "failure.details": "详情",
-    "failure.attempts": "尝试次数",
-    "failure.retry": "下次尝试",
-    "failure.retry_in": "{time}后",
-    "failure.retry_now": "现在",
-    "failure.earlier": "第 {n} 次尝试。此前：{what}",
-    "other_machine": "常用的机器目前没有库存，已改用另一台。",
-    "advice.no_capacity": "您无需操作，系统会自动重试。如果着急，请联系管理员更换可用区或机型。",
-    "advice.denied": "等待无法解决：需要管理员检查凭证和权限。",
-    "advice.not_found": "等待无法解决：需要管理员检查实例 ID 和地域。",
-    "advice.agent_silent": "如果反复出现，管理员可用 “qwenctl why” 和 “qwenctl logs” 查找原因。",
-    "advice.service_failed": "管理员可用 “qwenctl logs” 查找原因。",
-    "advice.load_timeout": "如果反复出现，管理员可用 “qwenctl logs” 查找原因。",
-    "advice.other": "通常过一会儿就会恢复。如果没有，请联系管理员。",
-    "block.maintenance": "正在维护。",
-    "block.budget": "预算已用完。",
-    "block.off-hours": "现在不在开放时段。",
-    "block.other": "有人停用了它。",
-    "block.by": "操作人",
-    "block.reason": "原因",
-    "block.until": "预计恢复",
-    "block.left": "{time}后",
-    "block.open": "待通知",
-    "error.offline": "无法连接服务器，正在重试…",
-    "error.403": "您没有权限执行此操作。",
-    "error.blocked": "GPU 已被停用。",
-    "error.429": "请求过于频繁，请在 {time}后再试。",
-    "error.503": "服务器暂时无法处理。",
-    "error.other": "服务器返回错误（{code}）。",
-    "login.title": "登录",
-    "login.text": "此 GPU 为多人共用，请输入密码登录。",
-    "login.password": "密码",
-    "login.submit": "登录",
-    "login.wrong": "密码不正确。",
-    "login.expired": "页面打开时间过长，请重试。",
-    "login.throttled": "尝试次数过多，请在 {time}后再试。",
-    "logout": "退出登录",
-    "message.back": "返回",
-    "message.retry": "重试",
-    "message.title": "操作未成功",
-    "message.400.title": "操作未成功",
-    "message.400.text": "请求不完整，或页面打开时间过长。",
-    "message.403.title": "没有权限",
-    "message.403.text": "您没有权限打开此页面。",
-    "message.404.title": "这里什么也没有",
-    "message.404.text": "没有这个页面。",
-    "message.404.gpu": "这个地址没有对应的 GPU。",
-    "message.405.title": "不支持的请求方式",
-    "message.405.text": "这个地址不能在浏览器中打开。",
-    "message.429.title": "请求过于频繁",
-    "message.429.text": "请稍等片刻再试。",
-    "message.500.title": "出了点问题",
-    "message.500.text": "是我们的问题，不是您的。详情请查看代理的日志。",
-    "message.502.title": "连接中断",
-    "message.502.text": "GPU 机器没有响应，系统正在检查，请稍后重试。",
-    "message.503.title": "暂时不可用",
-    "message.503.text": "代理无法连接其存储，正在不断重试。",
-}
-
-_TEXTS: dict[str, dict[str, str]] = {"en": _EN, "zh": _ZH}
+def text(lang: str) -> dict[str, str]:
+    """Return the table of a language; English for a language without a table."""
+    return _TEXTS.get(lang, _TEXTS["en"])
