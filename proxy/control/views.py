@@ -11,6 +11,7 @@ import secrets
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -92,7 +93,12 @@ class Parts:
 
 def make_control(parts: Parts) -> Flask:
     """The Flask application."""
-    app = Flask(__name__, static_folder="static", static_url_path=f"{PREFIX}/static")
+    app = Flask(
+        __name__,
+        root_path=str(Path(__file__).parents[1]),
+        static_folder="static",
+        static_url_path=f"{PREFIX}/static",
+    )
     app.jinja_env.auto_reload = False
     views = Views(parts)
     blueprint = Blueprint("control", __name__, url_prefix=PREFIX)

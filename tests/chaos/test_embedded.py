@@ -17,7 +17,7 @@ from tests.support.deployment import ROOT, processes_of
 CLIENT = """
 import sys, time
 from pathlib import Path
-from qwenctl.embedded import ensure, socket_path
+from qwenctl.store.embedded import ensure, socket_path
 import socket
 state = Path(sys.argv[1])
 ensure(state)
@@ -32,7 +32,7 @@ COUNTER = """
 import random, sys, time
 from pathlib import Path
 import redis
-from qwenctl.embedded import pool
+from qwenctl.store.embedded import pool
 seed, state = int(sys.argv[1]), Path(sys.argv[2])
 dice = random.Random(seed)
 count, servers = 0, set()

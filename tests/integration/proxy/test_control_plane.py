@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from qwenctl.protocol import messages as wire
+from qwenctl.protocol import signing
 from qwenctl.protocol.messages import HELLO_PATH, REPORT_PATH
 from qwenctl.protocol.signing import sign_message
 from tests.integration.proxy.running import (
@@ -285,10 +285,10 @@ def test_messages_that_do_not_count(locked: RunningProxy) -> None:
         (HELLO_PATH, body, signed(body, key="another"), 401),
         (HELLO_PATH, body + b" ", good, 401),
         (REPORT_PATH, body, good, 401),
-        (HELLO_PATH, body, {**good, wire.NONCE_HEADER: secrets.token_hex(16)}, 401),
-        (HELLO_PATH, body, {**good, wire.TIME_HEADER: f"{time.time() + 1:.3f}"}, 401),
-        (HELLO_PATH, body, {**good, wire.SIGNATURE_HEADER: "v1="}, 401),
-        (HELLO_PATH, body, {**good, wire.SIGNATURE_HEADER: "\xff"}, 401),
+        (HELLO_PATH, body, {**good, signing.NONCE_HEADER: secrets.token_hex(16)}, 401),
+        (HELLO_PATH, body, {**good, signing.TIME_HEADER: f"{time.time() + 1:.3f}"}, 401),
+        (HELLO_PATH, body, {**good, signing.SIGNATURE_HEADER: "v1="}, 401),
+        (HELLO_PATH, body, {**good, signing.SIGNATURE_HEADER: "\xff"}, 401),
         (HELLO_PATH, body, signed(body, skew=-3600), 401),
         (HELLO_PATH, body, signed(body, skew=3600), 401),
         (HELLO_PATH, b"{", signed(b"{"), 400),
@@ -311,10 +311,10 @@ def test_the_answer_is_signed(locked: RunningProxy) -> None:
     body = hello("boot-signed")
     headers = signed(body)
     answer = post(locked, HELLO_PATH, body, headers)
-    nonce = headers[wire.NONCE_HEADER]
-    wire.check_answer(SECRET, nonce, answer.status_code, answer.content, answer.headers)
-    with pytest.raises(wire.BadSignature):
-        wire.check_answer(SECRET, nonce, 200, answer.content, answer.headers)
+    nonce = headers[signing.NONCE_HEADER]
+    signing.check_answer(SECRET, nonce, answer.status_code, answer.content, answer.headers)
+    with pytest.raises(signing.BadSignature):
+        signing.check_answer(SECRET, nonce, 200, answer.content, answer.headers)
 
 
 @pytest.mark.slow
