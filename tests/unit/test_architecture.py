@@ -18,14 +18,14 @@ ARROW = re.compile(r"^\s*(\S+?)(?:\[.*?\])? (-->|-\.->)(?:\|.*?\|)? (\S+?)(?:\[.
 
 @lru_cache(maxsize=1)
 def graph() -> grimp.ImportGraph:
-    return grimp.build_graph(*PACKAGES, include_external_packages=False)
+    return grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True)
 
 
 def pictures() -> dict[str, list[tuple[str, str, str]]]:
     """Title of each picture → its arrows: from, kind, to."""
     found = {}
     for title, body in re.findall(
-        r"^#+ (.+?)\n(?:(?!^#).*\n)*?```mermaid\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL
+        r"^#+ (.+)\n(?:(?!#).*\n)*?```mermaid\n([\s\S]*?)```", PAGE, re.MULTILINE
     ):
         lines = [line for line in body.splitlines() if "-->" in line or "-.->" in line]
         arrows = [ARROW.match(line) for line in lines]
