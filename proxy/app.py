@@ -35,8 +35,8 @@ from .control.status_stream import Feed
 from .control.views import PREFIX, Parts, make_control
 from .data.forward import Forwarder
 from .data.plane import DataPlane, with_path
-from .data.snapshot_cache import Mirror
-from .data.usage import Activities
+from .data.snapshot_cache import SnapshotCache
+from .data.usage import UsageTracker
 from .front.forward_auth import ForwardAuth
 from .http.metrics import Metrics
 from .http.problem import refuse_websocket, send_problem
@@ -61,12 +61,12 @@ class Proxy:
         self.metrics = Metrics()
         trusted = networks(config.proxy.trusted_proxies)
         self.authenticator = make_authenticator(config)
-        self.mirror = Mirror(store, list(config.gpu), delay=snapshot_delay)
-        self.activities = Activities(store, config.gpu, self.owner)
+        self.snapshots = SnapshotCache(store, list(config.gpu), delay=snapshot_delay)
+        self.usage = UsageTracker(store, config.gpu, self.owner)
         self.forwarder = Forwarder()
-        self.feed = Feed(config, store, self.mirror, self.authenticator, trusted)
+        self.feed = Feed(config, store, self.snapshots, self.authenticator, trusted)
         self.trusted = trusted
-        desk = NodeDesk(config, store, self.metrics, self.activities.in_flight)
+        desk = NodeDesk(config, store, self.metrics, self.usage.in_flight)
         flask = make_control(
             Parts(
                 config,
@@ -75,7 +75,7 @@ class Proxy:
                 self.feed,
                 desk,
                 self.metrics,
-                self.activities,
+                self.usage,
                 trusted,
             )
         )
@@ -84,8 +84,8 @@ class Proxy:
         self.data = DataPlane(
             config,
             store,
-            self.mirror,
-            self.activities,
+            self.snapshots,
+            self.usage,
             self.forwarder,
             self.authenticator,
             self._page,
@@ -94,7 +94,7 @@ class Proxy:
             self.owner,
         )
         self.gate = ForwardAuth(
-            config, store, self.mirror, self.activities, self.authenticator, trusted
+            config, store, self.snapshots, self.usage, self.authenticator, trusted
         )
         self.asgi: ASGIApp = HostCheck(self._route, config, trusted)
         self._stop = threading.Event()
@@ -163,8 +163,8 @@ class Proxy:
 
     async def _start(self) -> None:
         await self.forwarder.start()
-        await self.mirror.start()
-        self.activities.start()
+        await self.snapshots.start()
+        self.usage.start()
         # Most of what lives now lives for ever: do not look through it at each collection.
         gc.collect()
         gc.freeze()
@@ -198,12 +198,12 @@ class Proxy:
         self._stop.set()
         for controller in self._controllers.values():
             controller.wake()
-        await self.activities.stop()
+        await self.usage.stop()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 5.0)
         if self._watcher:
             await asyncio.to_thread(self._watcher.stop)
-        await self.mirror.stop()
+        await self.snapshots.stop()
         await self.feed.stop()
         await self.data.stop()
         await self.forwarder.stop()

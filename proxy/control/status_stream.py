@@ -24,7 +24,7 @@ from ..auth.authenticator import Authenticator
 from ..auth.identity import Identity
 from ..data.admission import may_wake
 from ..data.routing import gpu_of
-from ..data.snapshot_cache import Mirror
+from ..data.snapshot_cache import SnapshotCache
 from ..http.problem import send_problem
 from ..http.request import Networks, Receive, Request, Scope, Send
 
@@ -47,13 +47,13 @@ class Feed:
         self,
         config: Config,
         store: Store,
-        mirror: Mirror,
+        snapshots: SnapshotCache,
         authenticator: Authenticator,
         trusted: Networks,
     ) -> None:
         self._config = config
         self._store = store
-        self._mirror = mirror
+        self._snapshots = snapshots
         self._authenticator = authenticator
         self._trusted = trusted
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="feed")
@@ -141,7 +141,7 @@ class Feed:
     async def _pump(self, name: str, identity: Identity, send: Send) -> None:
         gpu = self._config.gpu[name]
         allowed = may_wake(gpu, identity, by_page=True)
-        view = self._mirror.peek(name)
+        view = self._snapshots.peek(name)
         last, renewed_at = "", time.monotonic()
         while not self._closing:
             changed = view.changed
@@ -171,7 +171,7 @@ class Feed:
     async def _text(self, name: str) -> dict[bool, str]:
         """The status as JSON, for those who may wake and those who may not; worked out once for
         each snapshot, however many pages ask."""
-        version = self._mirror.peek(name).version
+        version = self._snapshots.peek(name).version
         known = self._texts.get(name)
         if known is None or known[0] != version:
             known = (version, asyncio.ensure_future(self._make_text(name)))

@@ -43,7 +43,7 @@ from ..auth.throttle import Throttled
 from ..data.admission import may_wake
 from ..data.headers import TIER_COOKIE
 from ..data.routing import gpu_of, tier_status
-from ..data.usage import Activities
+from ..data.usage import UsageTracker
 from ..http.metrics import Metrics
 from ..http.problem import Problem, problem_body
 from ..http.request import Networks, Request
@@ -87,7 +87,7 @@ class Parts:
     feed: Feed
     desk: NodeDesk
     metrics: Metrics
-    activities: Activities
+    usage: UsageTracker
     trusted: Networks
 
 
@@ -400,7 +400,7 @@ class Views:
             raise Problem(401, "sign_in", "metrics need an API key, or a scraper on this machine")
         for name in self._config.gpu:
             snapshot = self._parts.store.snapshot(name)
-            self._parts.metrics.observe(snapshot, self._parts.activities.in_flight(name))
+            self._parts.metrics.observe(snapshot, self._parts.usage.in_flight(name))
             history = [w for w in wakes(self._parts.store.events(name, 200)) if w.durations]
             for step, seconds in (history[-1].durations if history else {}).items():
                 self._parts.metrics.step_seconds.labels(name, step).set(seconds)

@@ -17,10 +17,10 @@ from qwenctl.core.snapshot import Snapshot
 from ..auth.identity import Identity
 from ..http.request import Request
 
-__all__ = ["Ruling", "Verdict", "judge", "may_wake"]
+__all__ = ["Action", "Decision", "decide", "may_wake"]
 
 
-class Verdict(str, Enum):
+class Action(str, Enum):
     """What to do with a request."""
 
     FORWARD = "forward"
@@ -35,8 +35,8 @@ class Verdict(str, Enum):
 
 
 @dataclass(frozen=True)
-class Ruling:
-    verdict: Verdict
+class Decision:
+    action: Action
     activity: Activity = Activity.PASSIVE
     why: str = ""
     wakes: bool = False
@@ -48,7 +48,7 @@ class Ruling:
         return self.activity in (Activity.WAKES, Activity.KEEPS_ON)
 
 
-_FORWARD = {activity: Ruling(Verdict.FORWARD, activity) for activity in Activity}
+_FORWARD = {activity: Decision(Action.FORWARD, activity) for activity in Activity}
 
 
 def may_wake(gpu: GpuConfig, identity: Identity | None, *, by_page: bool = False) -> bool:
@@ -69,12 +69,12 @@ def may_wake(gpu: GpuConfig, identity: Identity | None, *, by_page: bool = False
     return gpu.wake_on == "visit" or (gpu.wake_on == "click" and by_page)
 
 
-def judge(
+def decide(
     gpu: GpuConfig, request: Request, identity: Identity | None, snapshot: Snapshot
-) -> Ruling:
-    """The ruling for one request, given what is known of the GPU now."""
+) -> Decision:
+    """The decision for one request, given what is known of the GPU now."""
     if identity is None:
-        return Ruling(Verdict.SIGN_IN)
+        return Decision(Action.SIGN_IN)
     rules = gpu.rule_table
     activity = rules.classify(request.method, request.path, request.headers)
     if rules.refuses and ("//" in request.path or "/." in request.path):
@@ -85,7 +85,7 @@ def judge(
         if rules.classify(request.method, plain, request.headers) is Activity.REFUSED:
             activity = Activity.REFUSED
     if activity is Activity.REFUSED:
-        return Ruling(Verdict.REFUSE, activity, "a rule of this GPU refuses such requests")
+        return Decision(Action.REFUSE, activity, "a rule of this GPU refuses such requests")
     phase = snapshot.phase
     if phase.serves:
         return _FORWARD[activity]
@@ -98,16 +98,16 @@ def judge(
         if activity is Activity.PASSIVE and not request.is_navigation:
             return _FORWARD[activity]
         if activity is Activity.KEEPS_ON and not request.is_navigation:
-            return Ruling(Verdict.FINISH, activity)
+            return Decision(Action.FINISH, activity)
     elif drains:
-        verdict = Verdict.FORWARD if activity is Activity.PASSIVE else Verdict.LEASE
-        return Ruling(verdict, activity, wakes=not no)
+        action = Action.FORWARD if activity is Activity.PASSIVE else Action.LEASE
+        return Decision(action, activity, wakes=not no)
     if request.is_navigation:
-        return Ruling(Verdict.PAGE, activity)
+        return Decision(Action.PAGE, activity)
     if no:
-        return Ruling(Verdict.UNREADY, activity, no)
+        return Decision(Action.UNREADY, activity, no)
     hold = gpu.api == "hold" or request.from_browser
-    return Ruling(Verdict.HOLD if hold else Verdict.WAKE, activity, wakes=True)
+    return Decision(Action.HOLD if hold else Action.WAKE, activity, wakes=True)
 
 
 def _no_wake(gpu: GpuConfig, request: Request, identity: Identity, activity: Activity) -> str:

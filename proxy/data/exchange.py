@@ -14,14 +14,14 @@ from ..http.problem import refuse_websocket, send_problem
 from ..http.request import Message, Receive, Request, Scope, Send
 from .snapshot_cache import View
 
-__all__ = ["Pages", "Visit"]
+__all__ = ["Exchange", "Pages"]
 
 Pages = Callable[[str, Scope, Receive, Send], Awaitable[None]]
 """``pages(name, scope, receive, send)`` renders one of the control plane's pages as the answer."""
 
 
 @dataclass(slots=True)
-class Visit:
+class Exchange:
     """A request, whose it is, which GPU it is for and what is known of that."""
 
     request: Request

@@ -12,7 +12,7 @@ from qwenctl.config.deployment import Config
 
 from ..http.request import Receive, Request
 from .headers import TIER_HEADER
-from .request_buffer import READ_AHEAD, Ahead, Held
+from .request_buffer import READ_AHEAD, ReadAheadBudget, RequestBuffer
 
 __all__ = [
     "ModelFinder",
@@ -46,9 +46,9 @@ def asked_tier(request: Request) -> str:
 class Models:
     """Finds out which model an API request is for."""
 
-    def __init__(self, config: Config, in_all: Ahead | None = None) -> None:
+    def __init__(self, config: Config, in_all: ReadAheadBudget | None = None) -> None:
         self._config = config
-        self._in_all = in_all or Ahead()
+        self._in_all = in_all or ReadAheadBudget()
 
     def matters(self, names: Sequence[str], request: Request) -> bool:
         """Whether the body tells which of these GPUs the request is for."""
@@ -63,21 +63,21 @@ class Models:
             and any(self._config.gpu[name].models for name in names)
         )
 
-    async def read(self, request: Request, receive: Receive) -> tuple[str, Held]:
+    async def read(self, request: Request, receive: Receive) -> tuple[str, RequestBuffer]:
         """The model that the body names, or empty; and what gives the body out again, whole.
 
         Raises:
             ClientGone: the client has hung up.
             TooMuchAhead: there is no memory for it now.
         """
-        held = Held(request, receive, self._in_all)
+        held = RequestBuffer(request, receive, self._in_all)
         try:
             return await self._look_through(held), held
         except BaseException:
             held.close()
             raise
 
-    async def _look_through(self, held: Held) -> str:
+    async def _look_through(self, held: RequestBuffer) -> str:
         finder = ModelFinder()
         began = time.monotonic()
         while not finder.done and held.ahead < MAX_AHEAD:

@@ -1,8 +1,8 @@
 """The data plane: every request that is not ours goes to the node, waits for it, or is told why not.
 
 A plain ASGI callable. The path of a request, top to bottom: whose GPU it is for, who asks
-(`auth`), what to do with it (`gate`), and then forwarding (`forward`, `websocket`), holding, the
-waiting page, or a problem (`visit`).
+(`auth`), what to do with it (`admission`), and then forwarding (`forward`, `websocket`), holding, the
+waiting page, or a problem (`exchange`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ..auth.authenticator import Authenticator
 from ..http.metrics import Metrics
 from ..http.problem import send_problem
 from ..http.request import ASGIApp, Message, Networks, Receive, Request, Scope, Send
-from .admission import Ruling, Verdict, judge
-from .exchange import Pages, Visit
+from .admission import Action, Decision, decide
+from .exchange import Exchange, Pages
 from .forward import ClientGone, Forwarder, NotConnected, UpstreamDied
 from .model_finder import Models, TooMuchAhead
-from .request_buffer import Ahead, Held
+from .request_buffer import ReadAheadBudget, RequestBuffer
 from .routing import gpu_of
-from .snapshot_cache import FRESH, Mirror
-from .usage import INFLIGHT_TTL, Activities
+from .snapshot_cache import FRESH, SnapshotCache
+from .usage import INFLIGHT_TTL, UsageTracker
 from .websocket import forward_websocket
 
 __all__ = ["DataPlane", "with_path"]
@@ -66,8 +66,8 @@ class DataPlane:
         self,
         config: Config,
         store: Store,
-        mirror: Mirror,
-        activities: Activities,
+        snapshots: SnapshotCache,
+        usage: UsageTracker,
         forwarder: Forwarder,
         authenticator: Authenticator,
         pages: Pages,
@@ -77,15 +77,15 @@ class DataPlane:
     ) -> None:
         self._config = config
         self._store = store
-        self._mirror = mirror
-        self._activities = activities
+        self._snapshots = snapshots
+        self._usage = usage
         self._forward = forwarder
         self._authenticator = authenticator
         self._pages = pages
         self._metrics = metrics
         self._trusted = trusted
         self._owner = owner
-        self._ahead = Ahead()
+        self._ahead = ReadAheadBudget()
         self._models = Models(config, self._ahead)
         self._demands: dict[tuple[str, str, bool], asyncio.Task[Admission]] = {}
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="demand")
@@ -98,7 +98,7 @@ class DataPlane:
         """The proxy is going down: those who are held are told to come again."""
         self._closing = True
         for name in self._config.gpu:
-            self._mirror.peek(name).tell()
+            self._snapshots.peek(name).tell()
 
     async def stop(self) -> None:
         self._threads.shutdown(wait=False)
@@ -110,96 +110,101 @@ class DataPlane:
             await send_problem(request, send, 503, "no_gpu", "no GPU is configured")
             return
         name = names[0]
-        visit = Visit(
+        exchange = Exchange(
             request,
             self._authenticator.identify(request),
             name,
             self._config.gpu[name],
-            self._mirror.peek(name),
+            self._snapshots.peek(name),
             scope,
             receive,
             send,
             self._pages,
         )
         try:
-            if len(names) > 1 and visit.identity:
-                await self._choose(visit, names)
-            while not await self._once(visit):
+            if len(names) > 1 and exchange.identity:
+                await self._choose(exchange, names)
+            while not await self._once(exchange):
                 pass
         except ClientGone:
-            self._metrics.count(visit.name, "client_gone")
+            self._metrics.count(exchange.name, "client_gone")
         except UnknownTier as error:
-            await visit.problem(400, "unknown_tier", str(error))
+            await exchange.problem(400, "unknown_tier", str(error))
         except TooMuchAhead:
-            await visit.problem(503, "busy", TOO_MUCH_AHEAD, 5)
+            await exchange.problem(503, "busy", TOO_MUCH_AHEAD, 5)
         except StoreUnavailable:
-            await visit.problem(503, "store_lost", STORE_LOST, 5)
+            await exchange.problem(503, "store_lost", STORE_LOST, 5)
         except UpstreamDied as error:
-            await self._after_death(visit, error)
+            await self._after_death(exchange, error)
         finally:
-            if isinstance(visit.receive, Held):
-                visit.receive.close()
+            if isinstance(exchange.receive, RequestBuffer):
+                exchange.receive.close()
 
-    async def _choose(self, visit: Visit, names: Sequence[str]) -> None:
-        """Make it a visit to the one of these GPUs that it is for."""
+    async def _choose(self, exchange: Exchange, names: Sequence[str]) -> None:
+        """Make it an exchange with the one of these GPUs that it is for."""
         model = ""
-        if self._models.matters(names, visit.request):
-            model, visit.receive = await self._models.read(visit.request, visit.receive)
-        visit.name = gpu_of(self._config, visit.request, model)
-        visit.gpu, visit.view = self._config.gpu[visit.name], self._mirror.peek(visit.name)
+        if self._models.matters(names, exchange.request):
+            model, exchange.receive = await self._models.read(exchange.request, exchange.receive)
+        exchange.name = gpu_of(self._config, exchange.request, model)
+        exchange.gpu, exchange.view = (
+            self._config.gpu[exchange.name],
+            self._snapshots.peek(exchange.name),
+        )
 
-    async def _once(self, visit: Visit) -> bool:
+    async def _once(self, exchange: Exchange) -> bool:
         """Judge the request and do as judged; whether that was the end of it."""
-        visit.view.used = True
-        if visit.view.age > FRESH:
-            await self._mirror.view(visit.name)
-        ruling = judge(visit.gpu, visit.request, visit.identity, visit.view.snapshot)
-        self._metrics.count(visit.name, ruling.verdict.value)
-        match ruling.verdict:
-            case Verdict.FORWARD:
-                return await self._to_node(visit, ruling)
-            case Verdict.FINISH:
-                return await self._finish(visit, ruling)
-            case Verdict.SIGN_IN:
-                await visit.sign_in()
-            case Verdict.REFUSE:
-                await visit.problem(403, "refused", ruling.why)
-            case Verdict.PAGE:
-                await visit.page("waiting")
-            case Verdict.UNREADY:
-                if visit.view.lost:
-                    raise StoreUnavailable(visit.view.lost)
-                await visit.unready(ruling.why)
-            case Verdict.WAKE:
-                admission = await self._demand(visit, wake=True)
+        exchange.view.used = True
+        if exchange.view.age > FRESH:
+            await self._snapshots.view(exchange.name)
+        decision = decide(exchange.gpu, exchange.request, exchange.identity, exchange.view.snapshot)
+        self._metrics.count(exchange.name, decision.action.value)
+        match decision.action:
+            case Action.FORWARD:
+                return await self._to_node(exchange, decision)
+            case Action.FINISH:
+                return await self._finish(exchange, decision)
+            case Action.SIGN_IN:
+                await exchange.sign_in()
+            case Action.REFUSE:
+                await exchange.problem(403, "refused", decision.why)
+            case Action.PAGE:
+                await exchange.page("waiting")
+            case Action.UNREADY:
+                if exchange.view.lost:
+                    raise StoreUnavailable(exchange.view.lost)
+                await exchange.unready(decision.why)
+            case Action.WAKE:
+                admission = await self._demand(exchange, wake=True)
                 await (
-                    visit.blocked() if admission.blocked_by else visit.unready("it is being woken")
+                    exchange.blocked()
+                    if admission.blocked_by
+                    else exchange.unready("it is being woken")
                 )
-            case Verdict.LEASE | Verdict.HOLD:
-                return await self._hold(visit, ruling)
+            case Action.LEASE | Action.HOLD:
+                return await self._hold(exchange, decision)
         return True
 
     # Forwarding
 
-    async def _to_node(self, visit: Visit, ruling: Ruling) -> bool:
+    async def _to_node(self, exchange: Exchange, decision: Decision) -> bool:
         """Forward; False if there turns out to be no node after all, which is to be judged anew."""
-        name, snapshot = visit.name, visit.view.snapshot
-        address = visit.gpu.address or snapshot.address
-        base = f"http://{f'[{address}]' if ':' in address else address}:{visit.gpu.port}"
+        name, snapshot = exchange.name, exchange.view.snapshot
+        address = exchange.gpu.address or snapshot.address
+        base = f"http://{f'[{address}]' if ':' in address else address}:{exchange.gpu.port}"
         try:
             if not address:
                 raise NotConnected("the cloud has not said where the node is")
-            if ruling.counts or visit.scope["type"] == "websocket":
-                await self._counted(visit, ruling, base)
+            if decision.counts or exchange.scope["type"] == "websocket":
+                await self._counted(exchange, decision, base)
             else:
-                send = self._noting_first_byte(visit, snapshot.start_seq)
-                await self._forward(base, visit.request, visit.receive, send)
+                send = self._noting_first_byte(exchange, snapshot.start_seq)
+                await self._forward(base, exchange.request, exchange.receive, send)
         except NotConnected as error:
             log.info("%s: no connection to the node: %s", name, error)
             self._metrics.count(name, "not_connected")
-            if await self._moved_on(visit):
+            if await self._moved_on(exchange):
                 return False
-            await visit.problem(
+            await exchange.problem(
                 502,
                 "node_unreachable",
                 "the node does not accept connections although it reported ready; "
@@ -208,47 +213,47 @@ class DataPlane:
             )
         return True
 
-    async def _finish(self, visit: Visit, ruling: Ruling) -> bool:
+    async def _finish(self, exchange: Exchange, decision: Decision) -> bool:
         """Forward a part of the work that an instance is about to be stopped after; False if that
         is too late. Without the store, by which alone it could be stopped, it is forwarded."""
-        assert visit.identity is not None
-        with self._activities.use(visit.name, visit.identity.lease):
-            phase = await self._activities.recorded(visit.name)
+        assert exchange.identity is not None
+        with self._usage.use(exchange.name, exchange.identity.lease):
+            phase = await self._usage.recorded(exchange.name)
             if phase not in (Phase.READY, Phase.DRAINING, None):
-                await self._mirror.refresh(visit.name)
+                await self._snapshots.refresh(exchange.name)
                 return False
-            return await self._to_node(visit, ruling)
+            return await self._to_node(exchange, decision)
 
-    async def _counted(self, visit: Visit, ruling: Ruling, base: str) -> None:
+    async def _counted(self, exchange: Exchange, decision: Decision, base: str) -> None:
         """Forward what is use of the GPU from its first byte to its last, or at each message.
         (What is only finished is counted by `_finish`, from before it is forwarded.)"""
-        lease = visit.identity.lease if visit.identity else "request:unknown"
-        use = self._activities.use(visit.name, lease)
-        counts = ruling.counts and ruling.verdict is not Verdict.FINISH
+        lease = exchange.identity.lease if exchange.identity else "request:unknown"
+        use = self._usage.use(exchange.name, lease)
+        counts = decision.counts and decision.action is not Action.FINISH
         with use if counts else contextlib.nullcontext():
-            if visit.scope["type"] == "websocket":
-                touch = use.touch if ruling.activity is Activity.MESSAGES else _nothing
+            if exchange.scope["type"] == "websocket":
+                touch = use.touch if decision.activity is Activity.MESSAGES else _nothing
                 await forward_websocket(
                     self._forward,
                     base,
-                    visit.request,
-                    visit.scope,
-                    visit.receive,
-                    visit.send,
+                    exchange.request,
+                    exchange.scope,
+                    exchange.receive,
+                    exchange.send,
                     touch,
                 )
             else:
-                send = self._noting_first_byte(visit, visit.view.snapshot.start_seq)
-                await self._forward(base, visit.request, visit.receive, send)
+                send = self._noting_first_byte(exchange, exchange.view.snapshot.start_seq)
+                await self._forward(base, exchange.request, exchange.receive, send)
 
-    def _noting_first_byte(self, visit: Visit, seq: int) -> Send:
+    def _noting_first_byte(self, exchange: Exchange, seq: int) -> Send:
         """The first byte after a wake goes into the history, once in this process."""
-        name = visit.name
+        name = exchange.name
         if self._first_byte.get(name) == seq:
-            return visit.send
+            return exchange.send
 
         async def noting(message: Message) -> None:
-            await visit.send(message)
+            await exchange.send(message)
             if self._first_byte.get(name) != seq:
                 self._first_byte[name] = seq
                 fields = {"actor": self._owner, "start_seq": str(seq)}
@@ -256,13 +261,13 @@ class DataPlane:
 
         return noting
 
-    async def _moved_on(self, visit: Visit) -> bool:
+    async def _moved_on(self, exchange: Exchange) -> bool:
         """After a refused connection: whether the GPU turns out not to be ready after all."""
-        view = visit.view
+        view = exchange.view
         seq = view.snapshot.start_seq
-        self._look(visit.name, "no connection to the node")
+        self._look(exchange.name, "no connection to the node")
         until = time.monotonic() + RECHECK
-        await self._mirror.refresh(visit.name)
+        await self._snapshots.refresh(exchange.name)
         while (left := until - time.monotonic()) > 0 and not view.lost:
             if view.snapshot.phase not in (Phase.READY, Phase.DRAINING):
                 return True
@@ -272,25 +277,25 @@ class DataPlane:
             await view.wait(left)
         return False
 
-    async def _after_death(self, visit: Visit, error: UpstreamDied) -> None:
-        self._metrics.count(visit.name, "upstream_died")
-        self._look(visit.name, "upstream died")
+    async def _after_death(self, exchange: Exchange, error: UpstreamDied) -> None:
+        self._metrics.count(exchange.name, "upstream_died")
+        self._look(exchange.name, "upstream died")
         if error.started:
             # The status is out; ending without the last byte tells the client that it is not whole.
-            log.info("%s: the node broke off an answer: %s", visit.name, error)
+            log.info("%s: the node broke off an answer: %s", exchange.name, error)
             return
-        await self._mirror.refresh(visit.name)
-        phase = visit.view.snapshot.phase
+        await self._snapshots.refresh(exchange.name)
+        phase = exchange.view.snapshot.phase
         # A person gets a page with a link, and not the waiting page, which opens this one by itself:
         # a WebUI that each visit breaks would be visited for ever.
-        if phase.serves or visit.request.is_navigation:
-            await visit.problem(
+        if phase.serves or exchange.request.is_navigation:
+            await exchange.problem(
                 502,
                 "upstream_died",
                 "the node broke the connection before it answered; the GPU's state is being checked",
             )
         else:
-            await visit.unready(f"the GPU is {phase.value}")
+            await exchange.unready(f"the GPU is {phase.value}")
 
     def _look(self, name: str, cause: str) -> None:
         now = time.monotonic()
@@ -308,41 +313,41 @@ class DataPlane:
 
     # Demand
 
-    async def _demand(self, visit: Visit, *, wake: bool) -> Admission:
+    async def _demand(self, exchange: Exchange, *, wake: bool) -> Admission:
         """Turn demand into a lease. What one client asks for at the same moment is one question."""
-        assert visit.identity is not None
-        key = (visit.name, visit.identity.lease, wake)
+        assert exchange.identity is not None
+        key = (exchange.name, exchange.identity.lease, wake)
         running = self._demands.get(key)
         joined = running is not None
         if running is None:
-            running = asyncio.ensure_future(self._ask(visit, visit.identity.lease, wake))
+            running = asyncio.ensure_future(self._ask(exchange, exchange.identity.lease, wake))
             self._demands[key] = running
             running.add_done_callback(lambda _: self._demands.pop(key, None))
         admission = await asyncio.shield(running)
         if joined and admission.released:  # the one who asked began before a `down`; perhaps not we
-            admission = await self._ask(visit, visit.identity.lease, wake)
+            admission = await self._ask(exchange, exchange.identity.lease, wake)
         return admission
 
-    async def _ask(self, visit: Visit, lease: str, wake: bool) -> Admission:
-        ttl = visit.gpu.idle_timeout
-        if not visit.view.snapshot.phase.serves:
-            ttl += visit.gpu.boot_estimate
+    async def _ask(self, exchange: Exchange, lease: str, wake: bool) -> Admission:
+        ttl = exchange.gpu.idle_timeout
+        if not exchange.view.snapshot.phase.serves:
+            ttl += exchange.gpu.boot_estimate
         return await asyncio.get_running_loop().run_in_executor(
             self._threads,
             lambda: self._store.demand(
-                visit.name,
+                exchange.name,
                 lease,
                 ttl,
-                reason=visit.reason,
-                actor=visit.identity.name if visit.identity else "",
-                inflight=self._activities.inflight_lease,
+                reason=exchange.reason,
+                actor=exchange.identity.name if exchange.identity else "",
+                inflight=self._usage.inflight_lease,
                 inflight_ttl=INFLIGHT_TTL,
                 may_wake=wake,
-                began_ago=time.monotonic() - visit.began,
+                began_ago=time.monotonic() - exchange.began,
             ),
         )
 
-    async def _hold(self, visit: Visit, ruling: Ruling) -> bool:
+    async def _hold(self, exchange: Exchange, decision: Decision) -> bool:
         """Turn the request into a lease and keep it until the GPU is ready (False: judge again) or
         there is no hope.
 
@@ -350,15 +355,15 @@ class DataPlane:
             ClientGone: nobody waits any more.
             StoreUnavailable: nobody can be told to wake it.
         """
-        name, view = visit.name, visit.view
+        name, view = exchange.name, exchange.view
         if self._held >= self._config.proxy.max_held:
-            await visit.unready("too many requests are waiting")
+            await exchange.unready("too many requests are waiting")
             return True
-        if not isinstance(visit.receive, Held):
-            visit.receive = Held(visit.request, visit.receive, self._ahead)
-        receive = visit.receive
-        deadline = visit.began + self._config.proxy.hold
-        every = min(RENEW_DEMAND, visit.gpu.idle_timeout / 3)
+        if not isinstance(exchange.receive, RequestBuffer):
+            exchange.receive = RequestBuffer(exchange.request, exchange.receive, self._ahead)
+        receive = exchange.receive
+        deadline = exchange.began + self._config.proxy.hold
+        every = min(RENEW_DEMAND, exchange.gpu.idle_timeout / 3)
         self._held += 1
         self._metrics.held.labels(name).inc()
         asked_at = float("-inf")
@@ -367,21 +372,21 @@ class DataPlane:
                 now = time.monotonic()
                 if now - asked_at > every:
                     first, asked_at = asked_at < 0, now
-                    if await self._renew(visit, ruling, first=first):
+                    if await self._renew(exchange, decision, first=first):
                         return True
                 snapshot = view.snapshot
                 if snapshot.phase.serves:
                     return False
                 leaves = snapshot.phase is not Phase.DRAINING or snapshot.interrupted_at is not None
-                if ruling.verdict is Verdict.LEASE and leaves:
+                if decision.action is Action.LEASE and leaves:
                     return False  # too late: how it is judged depends on what it is
                 failure = snapshot.failure
                 if snapshot.phase is Phase.FAILED and failure and failure.code in HOPELESS:
-                    await visit.unready(failure.headline)
+                    await exchange.unready(failure.headline)
                     return True
                 if now >= deadline or self._closing:
                     why = f"not ready after {self._config.proxy.hold:.0f} s"
-                    await visit.unready("the proxy is restarting" if self._closing else why)
+                    await exchange.unready("the proxy is restarting" if self._closing else why)
                     return True
                 view.used = True
                 await receive.wait(view, max(0.0, min(deadline - now, every)))
@@ -390,23 +395,23 @@ class DataPlane:
             self._held -= 1
             self._metrics.held.labels(name).dec()
 
-    async def _renew(self, visit: Visit, ruling: Ruling, *, first: bool) -> bool:
+    async def _renew(self, exchange: Exchange, decision: Decision, *, first: bool) -> bool:
         """Lease once more; whether the request is thereby answered (blocked, or given up)."""
         try:
-            admission = await self._demand(visit, wake=ruling.wakes)
+            admission = await self._demand(exchange, wake=decision.wakes)
         except StoreUnavailable:
             if first:
                 raise
             return False  # a failover, perhaps: what has been asked for still stands
         if admission.blocked_by or admission.released:
-            await self._mirror.refresh(visit.name)
+            await self._snapshots.refresh(exchange.name)
             if admission.blocked_by:
-                await visit.blocked()
+                await exchange.blocked()
             else:
-                await visit.unready("somebody has run `qwenctl down` meanwhile")
+                await exchange.unready("somebody has run `qwenctl down` meanwhile")
             return True
-        if admission.phase is not visit.view.snapshot.phase:
-            await self._mirror.refresh(visit.name)
+        if admission.phase is not exchange.view.snapshot.phase:
+            await self._snapshots.refresh(exchange.name)
         return False
 
 

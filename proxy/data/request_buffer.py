@@ -19,7 +19,7 @@ from ..http.request import Message, Receive, Request
 from .forward import ClientGone
 from .snapshot_cache import View
 
-__all__ = ["READ_AHEAD", "Ahead", "Held"]
+__all__ = ["READ_AHEAD", "ReadAheadBudget", "RequestBuffer"]
 
 READ_AHEAD = 64 * 1024
 """The longest body that is read ahead, in bytes: as much as the server buffers anyway."""
@@ -29,17 +29,17 @@ MESSAGE = 512
 """About what a piece of a body takes besides its bytes: many tiny ones are not free."""
 
 
-class Ahead:
+class ReadAheadBudget:
     """How much all requests together have read ahead and not given out again."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
 
-class Held:
+class RequestBuffer:
     """The ``receive`` of a request that may wait long; used in place of the server's own."""
 
-    def __init__(self, request: Request, receive: Receive, in_all: Ahead) -> None:
+    def __init__(self, request: Request, receive: Receive, in_all: ReadAheadBudget) -> None:
         self._receive = receive
         self._in_all = in_all
         self._messages: deque[Message] = deque()

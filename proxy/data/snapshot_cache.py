@@ -17,7 +17,7 @@ from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
 from qwenctl.store.watcher import Watcher
 
-__all__ = ["FRESH", "Mirror", "View"]
+__all__ = ["FRESH", "SnapshotCache", "View"]
 
 log = logging.getLogger("qwenctl.proxy")
 
@@ -67,14 +67,14 @@ class View:
             pass
 
 
-class Mirror:
+class SnapshotCache:
     """Keeps the views of all GPUs fresh."""
 
     def __init__(self, store: Store, gpus: Sequence[str], *, delay: float = 0.0) -> None:
         """``delay`` makes every snapshot late by so many seconds; for tests of the protocol."""
         self._store = store
         self._views = {gpu: View(gpu) for gpu in gpus}
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="mirror")
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="snapshot")
         self._delay = delay
         self._watcher: Watcher | None = None
         self._ahead: asyncio.Task[None] | None = None

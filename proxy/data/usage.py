@@ -20,7 +20,7 @@ from qwenctl.core.snapshot import Touch
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store
 
-__all__ = ["INFLIGHT_TTL", "WRITE_BACK", "Activities", "Use"]
+__all__ = ["INFLIGHT_TTL", "WRITE_BACK", "InFlight", "UsageTracker"]
 
 log = logging.getLogger("qwenctl.proxy")
 
@@ -59,26 +59,26 @@ class _Gpu:
         return self.written_at + RENEW if self.in_flight else float("inf")
 
 
-class Use:
+class InFlight:
     """One request that counts, from its first byte to its last."""
 
-    def __init__(self, activities: Activities, gpu: str, lease: str) -> None:
-        self._activities, self._gpu, self._lease = activities, gpu, lease
+    def __init__(self, usage: UsageTracker, gpu: str, lease: str) -> None:
+        self._usage, self._gpu, self._lease = usage, gpu, lease
         self._began = time.monotonic()
 
     def touch(self) -> None:
         """Something happened that counts as activity now, whenever the request began."""
-        self._activities.touch(self._gpu, self._lease)
+        self._usage.touch(self._gpu, self._lease)
 
-    def __enter__(self) -> Use:
-        self._activities._enter(self._gpu, self._lease, self._began)
+    def __enter__(self) -> InFlight:
+        self._usage._enter(self._gpu, self._lease, self._began)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._activities._leave(self._gpu, self._lease, self._began)
+        self._usage._leave(self._gpu, self._lease, self._began)
 
 
-class Activities:
+class UsageTracker:
     """All that this process has to write back. Used on the event loop only."""
 
     def __init__(self, store: Store, gpus: Mapping[str, GpuConfig], owner: str) -> None:
@@ -107,9 +107,9 @@ class Activities:
         """How many requests that count are in flight."""
         return self._gpus[gpu].in_flight
 
-    def use(self, gpu: str, lease: str) -> Use:
+    def use(self, gpu: str, lease: str) -> InFlight:
         """Count a request of that client as in flight, as a context manager."""
-        return Use(self, gpu, lease)
+        return InFlight(self, gpu, lease)
 
     def touch(self, gpu: str, lease: str, began: float | None = None) -> None:
         """Extend a client's lease by one idle timeout from now."""

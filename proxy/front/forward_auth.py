@@ -15,10 +15,10 @@ from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store
 
 from ..auth.authenticator import Authenticator
-from ..data.admission import Verdict, judge
+from ..data.admission import Action, decide
 from ..data.routing import gpu_of
-from ..data.snapshot_cache import Mirror
-from ..data.usage import Activities
+from ..data.snapshot_cache import SnapshotCache
+from ..data.usage import UsageTracker
 from ..http.problem import send_problem
 from ..http.request import Networks, Receive, Request, Scope, Send
 
@@ -37,15 +37,15 @@ class ForwardAuth:
         self,
         config: Config,
         store: Store,
-        mirror: Mirror,
-        activities: Activities,
+        snapshots: SnapshotCache,
+        usage: UsageTracker,
         authenticator: Authenticator,
         trusted: Networks,
     ) -> None:
         self._config = config
         self._store = store
-        self._mirror = mirror
-        self._activities = activities
+        self._snapshots = snapshots
+        self._usage = usage
         self._authenticator = authenticator
         self._trusted = trusted
         self._prefix = config.proxy.gate_headers
@@ -69,9 +69,9 @@ class ForwardAuth:
             return
         original = self._original(asked, scope)
         identity = self._authenticator.identify(original)
-        gpu, view = self._config.gpu[name], await self._mirror.view(name)
-        ruling = judge(gpu, original, identity, view.snapshot)
-        if ruling.verdict is Verdict.LEASE and identity:
+        gpu, view = self._config.gpu[name], await self._snapshots.view(name)
+        decision = decide(gpu, original, identity, view.snapshot)
+        if decision.action is Action.LEASE and identity:
             try:
                 await asyncio.to_thread(
                     self._store.demand,
@@ -80,22 +80,22 @@ class ForwardAuth:
                     gpu.idle_timeout,
                     reason=f"{original.method} {original.path[:120]}",
                     actor=identity.name,
-                    may_wake=ruling.wakes,
+                    may_wake=decision.wakes,
                 )
-                await self._mirror.refresh(name)
+                await self._snapshots.refresh(name)
             except StoreUnavailable:
                 pass  # it is judged by what is known
-            ruling = judge(gpu, original, identity, view.snapshot)
+            decision = decide(gpu, original, identity, view.snapshot)
         finishes = False
-        if ruling.verdict is Verdict.FINISH and identity:
-            finishes = await self._activities.begin_unseen(name, identity.lease)
+        if decision.action is Action.FINISH and identity:
+            finishes = await self._usage.begin_unseen(name, identity.lease)
             if not finishes:  # it is too late
-                await self._mirror.refresh(name)
-        if ruling.verdict is Verdict.SIGN_IN:
+                await self._snapshots.refresh(name)
+        if decision.action is Action.SIGN_IN:
             await send_problem(asked, send, 401, "sign_in", "sign in first")
-        elif ruling.verdict is Verdict.FORWARD or finishes:
-            if ruling.counts and identity:
-                self._activities.touch(name, identity.lease)
+        elif decision.action is Action.FORWARD or finishes:
+            if decision.counts and identity:
+                self._usage.touch(name, identity.lease)
             node = f"{gpu.address or view.snapshot.address}:{gpu.port}".encode()
             await send(
                 {
@@ -107,7 +107,7 @@ class ForwardAuth:
             await send({"type": "http.response.body", "body": b""})
         else:
             detail = f"the GPU is {view.snapshot.phase.value}"
-            await send_problem(asked, send, 403, "not_ready", ruling.why or detail)
+            await send_problem(asked, send, 403, "not_ready", decision.why or detail)
 
     def _original(self, asked: Request, scope: Scope) -> Request:
         """The request that the other data plane asks about."""

@@ -20,7 +20,7 @@ from typing import Any
 import redis
 
 from proxy.auth.identity import Identity
-from proxy.data.admission import Verdict, judge
+from proxy.data.admission import Action, decide
 from proxy.data.snapshot_cache import FRESH
 from proxy.data.usage import INFLIGHT_TTL, RENEW, WRITE_BACK
 from proxy.http.request import Request
@@ -390,7 +390,7 @@ class Proxy:
         return self.snapshot
 
     def view(self) -> Snapshot:
-        """`proxy.data.snapshot_cache.Mirror.view`: what is known, asking first if that is not fresh."""
+        """`proxy.data.snapshot_cache.SnapshotCache.view`: what is known, asking first if that is not fresh."""
         return self.snapshot if self.clock() - self.fetched_at <= self.fresh else self.refresh()
 
     @property
@@ -413,24 +413,24 @@ class Proxy:
         )
         self.refresh()
 
-    def request(self, client: str) -> Verdict:
+    def request(self, client: str) -> Action:
         """A waking request arrives: `proxy.data.plane.DataPlane` up to forwarding or holding it."""
         who = Identity("anonymous", client)
         for _ in range(4):
-            ruling = judge(self.gpu, wake_request(), who, self.view())
-            if ruling.verdict is Verdict.FORWARD:
+            decision = decide(self.gpu, wake_request(), who, self.view())
+            if decision.action is Action.FORWARD:
                 self.story("forward")
                 self._enter(client)
-                return ruling.verdict
-            if ruling.verdict not in (Verdict.LEASE, Verdict.HOLD):
-                return ruling.verdict
+                return decision.action
+            if decision.action not in (Action.LEASE, Action.HOLD):
+                return decision.action
             self._demand(client)
-            if ruling.verdict is Verdict.HOLD and not self.snapshot.phase.serves:
+            if decision.action is Action.HOLD and not self.snapshot.phase.serves:
                 break
         if not self.snapshot.blocks:
             self.held[client] = self.clock()
             self.story("hold")
-        return Verdict.HOLD
+        return Action.HOLD
 
     def _demand(self, client: str) -> None:
         admission = self.store.demand(
@@ -477,7 +477,7 @@ class Proxy:
             self.end(flight)
 
     def write(self) -> None:
-        """`proxy.data.usage.Activities._write`."""
+        """`proxy.data.usage.UsageTracker._write`."""
         touched, self.touched, self.dirty_since = self.touched, {}, None
         self.written_at = self.clock()
         self.leased = bool(self.flights)

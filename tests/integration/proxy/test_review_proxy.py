@@ -32,8 +32,8 @@ from proxy.control.node_api import NodeDesk
 from proxy.control.status_stream import Feed
 from proxy.data.forward import Forwarder
 from proxy.data.plane import DataPlane
-from proxy.data.snapshot_cache import Mirror
-from proxy.data.usage import Activities
+from proxy.data.snapshot_cache import SnapshotCache
+from proxy.data.usage import UsageTracker
 from proxy.front.forward_auth import ForwardAuth
 from proxy.http.metrics import Metrics
 from proxy.http.request import Message, Networks, networks
@@ -266,18 +266,16 @@ class Parts:
             {"node_secret": SECRET, "proxy": options, "gpu": {GPU: table}}
         )
         everybody, gpus = NoAccessControl(), self.config.gpu
-        self.mirror = Mirror(store, [GPU])
-        self.activities = Activities(store, gpus, "me")
+        self.snapshots = SnapshotCache(store, [GPU])
+        self.usage = UsageTracker(store, gpus, "me")
         self.forwarder = Forwarder()
-        self.feed = Feed(self.config, store, self.mirror, everybody, trusted)
-        self.gate = ForwardAuth(
-            self.config, store, self.mirror, self.activities, everybody, trusted
-        )
+        self.feed = Feed(self.config, store, self.snapshots, everybody, trusted)
+        self.gate = ForwardAuth(self.config, store, self.snapshots, self.usage, everybody, trusted)
         self.data = DataPlane(
             self.config,
             store,
-            self.mirror,
-            self.activities,
+            self.snapshots,
+            self.usage,
             self.forwarder,
             everybody,
             _no_pages,
@@ -288,7 +286,7 @@ class Parts:
 
     def know(self, snapshot: Snapshot) -> None:
         """Take this for what is so now."""
-        view = self.mirror.peek(GPU)
+        view = self.snapshots.peek(GPU)
         view.snapshot, view.fetched_at = snapshot, time.monotonic()
 
     async def ask(self, method: str = "POST", **headers: str) -> tuple[int, dict[str, Any]]:
@@ -305,8 +303,8 @@ async def parts(store: Store, trusted: Networks = (), **settings: Any) -> AsyncI
     try:
         yield made
     finally:
-        await made.activities.stop()
-        await made.mirror.stop()
+        await made.usage.stop()
+        await made.snapshots.stop()
         await made.feed.stop()
         await made.data.stop()
         await made.forwarder.stop()
@@ -364,9 +362,9 @@ def test_activity_is_written_after_any_error(
 
     async def go() -> None:
         async with parts(faulty) as made:
-            made.activities.start()
+            made.usage.start()
             faulty.faults["touch"] = error
-            with made.activities.use(GPU, "request:bob"):
+            with made.usage.use(GPU, "request:bob"):
                 await soon(lambda: not faulty.faults, 5, "the fault")
                 await soon(
                     lambda: {"request:bob", "inflight:me"} <= set(life.leases), 5, "the lease"
@@ -382,8 +380,8 @@ def test_a_lost_lease_of_work_is_soon_there_again(
 
     async def go() -> None:
         async with parts(faulty) as made:
-            made.activities.start()
-            with made.activities.use(GPU, "request:bob"):
+            made.usage.start()
+            with made.usage.use(GPU, "request:bob"):
                 await soon(lambda: "inflight:me" in life.leases, 5, "the lease")
                 for _ in range(2):
                     key = next(key for key in faulty.keys(GPU) if key.endswith(":leases"))
@@ -398,11 +396,11 @@ def test_snapshots_are_taken_after_any_error(faulty: FaultyStore, life: Life) ->
 
     async def go() -> None:
         async with parts(faulty) as made:
-            view = made.mirror.peek(GPU)
+            view = made.snapshots.peek(GPU)
             faulty.faults["snapshot"] = RuntimeError("odd")
-            await asyncio.wait_for(made.mirror.refresh(GPU), 5)
+            await asyncio.wait_for(made.snapshots.refresh(GPU), 5)
             assert view.lost == "odd"
-            await asyncio.wait_for(made.mirror.refresh(GPU), 5)
+            await asyncio.wait_for(made.snapshots.refresh(GPU), 5)
             assert (view.lost, view.snapshot.phase) == ("", Phase.READY)
 
     asyncio.run(go())
@@ -423,7 +421,7 @@ def test_a_page_gets_news_after_any_error(
 
     async def go() -> None:
         async with parts(faulty) as made:
-            await made.mirror.start()
+            await made.snapshots.start()
             sent: list[Message] = []
             stream = asyncio.ensure_future(
                 made.feed.stream(scope(path="/_qwenctl/api/events"), _nothing_more, _into(sent))
@@ -460,7 +458,7 @@ def test_many_waiting_pages_cost_as_much_as_one(
 
     async def go() -> None:
         async with parts(faulty) as made:
-            await made.mirror.start()
+            await made.snapshots.start()
             inboxes: list[list[Message]] = [[] for _ in range(pages)]
             streams = [
                 asyncio.ensure_future(
@@ -569,7 +567,7 @@ def test_a_part_of_running_work_holds_the_stop_back_before_it_is_forwarded(
             async def forward(*_: object) -> int:
                 life.controller.step()
                 seen.append(life.now.phase)
-                assert made.activities.in_flight(GPU) == 1
+                assert made.usage.in_flight(GPU) == 1
                 return 200
 
             made.data._forward = forward  # type: ignore[assignment]
@@ -595,14 +593,14 @@ def test_an_older_write_does_not_undo_a_younger_one(faulty: FaultyStore, life: L
 
     async def go() -> list[str]:
         async with parts(faulty) as made:
-            activities = made.activities
-            with activities.use(GPU, "request:ada"):
-                await activities.recorded(GPU)
+            usage = made.usage
+            with usage.use(GPU, "request:ada"):
+                await usage.recorded(GPU)
             faulty.touch = slow  # type: ignore[method-assign]
-            ending = asyncio.ensure_future(activities.recorded(GPU))
+            ending = asyncio.ensure_future(usage.recorded(GPU))
             await asyncio.sleep(0.05)
-            with activities.use(GPU, "request:ada"):
-                begun = asyncio.ensure_future(activities.recorded(GPU))
+            with usage.use(GPU, "request:ada"):
+                begun = asyncio.ensure_future(usage.recorded(GPU))
                 await asyncio.sleep(0.05)
                 go_on.set()
                 assert await begun is Phase.DRAINING
@@ -642,7 +640,7 @@ def test_who_may_not_wake_is_judged_anew_once_the_cloud_takes_the_instance_back(
             made.know(before)
             asking = asyncio.ensure_future(made.ask())
             await soon(lambda: "demand" in faulty.asked, 10, "the question")
-            await made.mirror.refresh(GPU)
+            await made.snapshots.refresh(GPU)
             return await asyncio.wait_for(asking, 20)
 
     status, problem = asyncio.run(go())
@@ -680,7 +678,7 @@ def test_many_requests_to_a_dead_node(faulty: FaultyStore, life: Life) -> None:
 
     async def go() -> list[tuple[int, dict[str, Any]]]:
         async with parts(faulty) as made:
-            await made.mirror.start()
+            await made.snapshots.start()
             faulty.asked.clear()
             return await asyncio.gather(*(one(made, 0.01 * number) for number in range(60)))
 
@@ -758,9 +756,9 @@ def test_the_gate_tells_nothing_to_strangers(store: Store) -> None:
 
     async def ask(peer: str) -> str:
         sent: list[Message] = []
-        activities = Activities(store, config.gpu, "me")
-        mirror = Mirror(store, list(config.gpu))
-        gate = ForwardAuth(config, store, mirror, activities, NoAccessControl(), ())
+        usage = UsageTracker(store, config.gpu, "me")
+        snapshots = SnapshotCache(store, list(config.gpu))
+        gate = ForwardAuth(config, store, snapshots, usage, NoAccessControl(), ())
         headers = {"x-qwenctl-tier": "fast"}
         request = scope(path="/_qwenctl/gate", headers=headers, peer=peer)
         await gate(request, _nothing_more, _into(sent))
@@ -775,8 +773,8 @@ def test_the_gate_without_any_gpu(store: Store) -> None:
 
     async def ask() -> int:
         sent: list[Message] = []
-        activities, mirror = Activities(store, {}, "me"), Mirror(store, [])
-        gate = ForwardAuth(config, store, mirror, activities, NoAccessControl(), ())
+        usage, snapshots = UsageTracker(store, {}, "me"), SnapshotCache(store, [])
+        gate = ForwardAuth(config, store, snapshots, usage, NoAccessControl(), ())
         await gate(scope(path="/_qwenctl/gate"), _nothing_more, _into(sent))
         return int(sent[0]["status"])
 

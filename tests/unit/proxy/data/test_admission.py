@@ -1,4 +1,4 @@
-"""The ruling for each request × visitor × phase × setting, as a table."""
+"""The decision for each request × visitor × phase × setting, as a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from proxy.auth.identity import Identity
-from proxy.data.admission import Verdict, judge, may_wake
+from proxy.data.admission import Action, decide, may_wake
 from proxy.http.request import Request
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.rules import Activity
@@ -36,20 +36,20 @@ HEARTBEAT = request("GET", "/gradio_api/heartbeat/abc", SAME_SITE)
 SOCKET = request("WEBSOCKET", "/ws")
 
 
-def ruling(
+def decision(
     phase: str,
     what: Request = CLICK,
     who: Identity | None = ANYBODY,
     *,
     blocked: bool = False,
     **settings: object,
-) -> Verdict:
-    return judge(
+) -> Action:
+    return decide(
         gpu(**settings),
         what,
         who,
         snapshot(phase, blocked=blocked),
-    ).verdict
+    ).action
 
 
 def test_every_phase_is_in_the_table() -> None:
@@ -60,59 +60,59 @@ def test_every_phase_is_in_the_table() -> None:
 @pytest.mark.parametrize("what", [CLICK, CLIENT, PAGE, CURL, HEARTBEAT, SOCKET])
 def test_nobody_gets_anything_without_access(phase: str, what: Request) -> None:
     for wake_on in ("visit", "click", "never"):
-        assert ruling(phase, what, None, wake_on=wake_on) is Verdict.SIGN_IN
+        assert decision(phase, what, None, wake_on=wake_on) is Action.SIGN_IN
 
 
 @pytest.mark.parametrize("who", [ANYBODY, BROWSER, KEY])
 @pytest.mark.parametrize("what", [CLICK, CROSS, CLIENT, PAGE, CURL, BOT, HEARTBEAT, SOCKET])
 def test_a_ready_gpu_gets_everything(what: Request, who: Identity) -> None:
-    assert ruling("ready", what, who) is Verdict.FORWARD
+    assert decision("ready", what, who) is Action.FORWARD
 
 
 @pytest.mark.parametrize(
-    ("what", "verdict"),
+    ("what", "action"),
     [
-        (CLICK, Verdict.LEASE),
-        (CLIENT, Verdict.LEASE),
-        (PAGE, Verdict.FORWARD),  # no Sec-Fetch-User: a page that loads itself is no use
-        (request("GET", "/", {**NAVIGATION, "Sec-Fetch-User": "?1"}), Verdict.LEASE),
-        (SOCKET, Verdict.LEASE),
-        (CURL, Verdict.FORWARD),
-        (HEARTBEAT, Verdict.FORWARD),
+        (CLICK, Action.LEASE),
+        (CLIENT, Action.LEASE),
+        (PAGE, Action.FORWARD),  # no Sec-Fetch-User: a page that loads itself is no use
+        (request("GET", "/", {**NAVIGATION, "Sec-Fetch-User": "?1"}), Action.LEASE),
+        (SOCKET, Action.LEASE),
+        (CURL, Action.FORWARD),
+        (HEARTBEAT, Action.FORWARD),
     ],
 )
-def test_draining_turns_use_into_a_lease_first(what: Request, verdict: Verdict) -> None:
-    assert ruling("draining", what) is verdict
+def test_draining_turns_use_into_a_lease_first(what: Request, action: Action) -> None:
+    assert decision("draining", what) is action
 
 
 def test_a_drain_that_a_block_began_cannot_be_taken_back() -> None:
-    assert ruling("draining", CLICK, blocked=True) is Verdict.HOLD
-    assert ruling("draining", PAGE, blocked=True) is Verdict.PAGE
-    assert ruling("draining", CURL, blocked=True) is Verdict.UNREADY
+    assert decision("draining", CLICK, blocked=True) is Action.HOLD
+    assert decision("draining", PAGE, blocked=True) is Action.PAGE
+    assert decision("draining", CURL, blocked=True) is Action.UNREADY
 
 
 @pytest.mark.parametrize(
-    ("what", "verdict"),
+    ("what", "action"),
     [
-        (CLICK, Verdict.HOLD),
-        (CLIENT, Verdict.HOLD),
-        (PAGE, Verdict.PAGE),
-        (request("GET", "/", {**NAVIGATION, "Sec-Fetch-User": "?1"}), Verdict.PAGE),
-        (SOCKET, Verdict.UNREADY),
-        (CURL, Verdict.FORWARD),
-        (HEARTBEAT, Verdict.FORWARD),
-        (request("GET", "/gradio_api/queue/data?session_hash=x"), Verdict.FINISH),
-        (request("POST", "/gradio_api/stream/x", {"Origin": "http://evil"}), Verdict.FINISH),
+        (CLICK, Action.HOLD),
+        (CLIENT, Action.HOLD),
+        (PAGE, Action.PAGE),
+        (request("GET", "/", {**NAVIGATION, "Sec-Fetch-User": "?1"}), Action.PAGE),
+        (SOCKET, Action.UNREADY),
+        (CURL, Action.FORWARD),
+        (HEARTBEAT, Action.FORWARD),
+        (request("GET", "/gradio_api/queue/data?session_hash=x"), Action.FINISH),
+        (request("POST", "/gradio_api/stream/x", {"Origin": "http://evil"}), Action.FINISH),
     ],
 )
 def test_nothing_new_goes_to_an_instance_that_the_cloud_takes_back(
-    what: Request, verdict: Verdict
+    what: Request, action: Action
 ) -> None:
     leaving = replace(snapshot("draining"), node={"interrupted_at": "1000"})
-    assert judge(gpu(preset="gradio"), what, ANYBODY, leaving).verdict is verdict
-    if verdict is Verdict.FINISH:  # a block says that nothing goes on
+    assert decide(gpu(preset="gradio"), what, ANYBODY, leaving).action is action
+    if action is Action.FINISH:  # a block says that nothing goes on
         blocked = replace(leaving, blocks=(Lease("maintenance:x", float("inf")),))
-        assert judge(gpu(preset="gradio"), what, ANYBODY, blocked).verdict is Verdict.UNREADY
+        assert decide(gpu(preset="gradio"), what, ANYBODY, blocked).action is Action.UNREADY
 
 
 @pytest.mark.parametrize("way", ["/", "//", "///", "/x/../", "/./", "/x//..//", "/../"])
@@ -120,57 +120,57 @@ def test_nothing_new_goes_to_an_instance_that_the_cloud_takes_back(
 def test_a_refusal_holds_however_the_path_is_written(way: str, rest: str) -> None:
     for pattern in ("^/admin", "^/admin/" if "/" in rest else "^/admin$"):
         rules = [{"activity": "refused", "path": pattern}]
-        assert ruling("ready", request("GET", way + rest), KEY, rules=rules) is Verdict.REFUSE
+        assert decision("ready", request("GET", way + rest), KEY, rules=rules) is Action.REFUSE
 
 
 def test_what_may_start_the_gpu_is_said_while_it_drains() -> None:
     drain = snapshot("draining")
-    assert judge(gpu(), CLICK, ANYBODY, drain).wakes
+    assert decide(gpu(), CLICK, ANYBODY, drain).wakes
     for what, who, settings in (
         (CROSS, ANYBODY, {}),
         (SOCKET, KEY, {}),
         (CLICK, ANYBODY, {"wake_on": "never"}),
     ):
-        assert not judge(gpu(**settings), what, who, drain).wakes
+        assert not decide(gpu(**settings), what, who, drain).wakes
 
 
 @pytest.mark.parametrize("phase", OFF_PHASES)
 @pytest.mark.parametrize(
-    ("what", "who", "wake_on", "api", "verdict"),
+    ("what", "who", "wake_on", "api", "action"),
     [
         # a tab that was left open
-        (CLICK, ANYBODY, "visit", "hold", Verdict.HOLD),
-        (CLICK, BROWSER, "visit", "hold", Verdict.HOLD),
-        (CLICK, BROWSER, "visit", "fail", Verdict.HOLD),
-        (CLICK, BROWSER, "click", "hold", Verdict.UNREADY),
-        (CLICK, BROWSER, "never", "hold", Verdict.UNREADY),
+        (CLICK, ANYBODY, "visit", "hold", Action.HOLD),
+        (CLICK, BROWSER, "visit", "hold", Action.HOLD),
+        (CLICK, BROWSER, "visit", "fail", Action.HOLD),
+        (CLICK, BROWSER, "click", "hold", Action.UNREADY),
+        (CLICK, BROWSER, "never", "hold", Action.UNREADY),
         # a program
-        (CLIENT, KEY, "visit", "hold", Verdict.HOLD),
-        (CLIENT, KEY, "click", "hold", Verdict.HOLD),
-        (CLIENT, KEY, "never", "hold", Verdict.HOLD),
-        (CLIENT, KEY, "visit", "fail", Verdict.WAKE),
-        (CLIENT, ANYBODY, "visit", "hold", Verdict.HOLD),
-        (CLIENT, ANYBODY, "visit", "fail", Verdict.WAKE),
-        (CLIENT, ANYBODY, "click", "hold", Verdict.UNREADY),
-        (CLIENT, ANYBODY, "never", "hold", Verdict.UNREADY),
+        (CLIENT, KEY, "visit", "hold", Action.HOLD),
+        (CLIENT, KEY, "click", "hold", Action.HOLD),
+        (CLIENT, KEY, "never", "hold", Action.HOLD),
+        (CLIENT, KEY, "visit", "fail", Action.WAKE),
+        (CLIENT, ANYBODY, "visit", "hold", Action.HOLD),
+        (CLIENT, ANYBODY, "visit", "fail", Action.WAKE),
+        (CLIENT, ANYBODY, "click", "hold", Action.UNREADY),
+        (CLIENT, ANYBODY, "never", "hold", Action.UNREADY),
         # another site
-        (CROSS, ANYBODY, "visit", "hold", Verdict.UNREADY),
-        (CROSS, BROWSER, "visit", "hold", Verdict.UNREADY),
-        (CROSS_OLD, ANYBODY, "visit", "hold", Verdict.UNREADY),
+        (CROSS, ANYBODY, "visit", "hold", Action.UNREADY),
+        (CROSS, BROWSER, "visit", "hold", Action.UNREADY),
+        (CROSS_OLD, ANYBODY, "visit", "hold", Action.UNREADY),
         # looking
-        (PAGE, ANYBODY, "visit", "hold", Verdict.PAGE),
-        (PAGE, BROWSER, "never", "hold", Verdict.PAGE),
-        (BOT, ANYBODY, "visit", "hold", Verdict.PAGE),
-        (CURL, ANYBODY, "visit", "hold", Verdict.UNREADY),
-        (CURL, KEY, "visit", "hold", Verdict.UNREADY),
-        (HEARTBEAT, BROWSER, "visit", "hold", Verdict.UNREADY),
-        (SOCKET, KEY, "visit", "hold", Verdict.UNREADY),
+        (PAGE, ANYBODY, "visit", "hold", Action.PAGE),
+        (PAGE, BROWSER, "never", "hold", Action.PAGE),
+        (BOT, ANYBODY, "visit", "hold", Action.PAGE),
+        (CURL, ANYBODY, "visit", "hold", Action.UNREADY),
+        (CURL, KEY, "visit", "hold", Action.UNREADY),
+        (HEARTBEAT, BROWSER, "visit", "hold", Action.UNREADY),
+        (SOCKET, KEY, "visit", "hold", Action.UNREADY),
     ],
 )
 def test_a_gpu_that_is_not_there(
-    phase: str, what: Request, who: Identity, wake_on: str, api: str, verdict: Verdict
+    phase: str, what: Request, who: Identity, wake_on: str, api: str, action: Action
 ) -> None:
-    assert ruling(phase, what, who, wake_on=wake_on, api=api) is verdict
+    assert decision(phase, what, who, wake_on=wake_on, api=api) is action
 
 
 @pytest.mark.parametrize(
@@ -190,14 +190,14 @@ def test_who_may_wake(wake_on: str, page: bool, client: bool, key: bool) -> None
 @pytest.mark.parametrize("phase", [*OFF_PHASES, "ready", "draining"])
 def test_what_a_rule_refuses_is_refused_always(phase: str) -> None:
     rules = [{"activity": "refused", "path": "^/admin"}]
-    assert ruling(phase, request("GET", "/admin", NAVIGATION), KEY, rules=rules) is Verdict.REFUSE
+    assert decision(phase, request("GET", "/admin", NAVIGATION), KEY, rules=rules) is Action.REFUSE
 
 
 def test_own_rules_come_first() -> None:
     quiet = [{"activity": "passive", "path": "^/gradio_api/queue/join$"}]
-    assert ruling("off", CLICK, rules=quiet) is Verdict.UNREADY
+    assert decision("off", CLICK, rules=quiet) is Action.UNREADY
     loud = [{"activity": "wakes", "methods": ["GET"], "path": "^/render$"}]
-    assert ruling("off", request("GET", "/render"), rules=loud) is Verdict.HOLD
+    assert decision("off", request("GET", "/render"), rules=loud) is Action.HOLD
 
 
 # What the presets make of requests
@@ -257,7 +257,7 @@ def test_presets(
     preset: str, method: str, path: str, headers: dict[str, str], activity: Activity
 ) -> None:
     asked = request(method, path, headers)
-    assert judge(gpu(preset=preset), asked, ANYBODY, snapshot("ready")).activity is activity
+    assert decide(gpu(preset=preset), asked, ANYBODY, snapshot("ready")).activity is activity
 
 
 @pytest.mark.parametrize("preset", ["generic", "gradio", "openai", "open-webui"])
@@ -273,5 +273,5 @@ def test_presets(
 )
 def test_opening_a_page(preset: str, more: dict[str, str], activity: Activity) -> None:
     asked = request("GET", "/", {**NAVIGATION, **more})
-    assert judge(gpu(preset=preset), asked, ANYBODY, snapshot("ready")).activity is activity
-    assert ruling("off", asked, preset=preset) is Verdict.PAGE
+    assert decide(gpu(preset=preset), asked, ANYBODY, snapshot("ready")).activity is activity
+    assert decision("off", asked, preset=preset) is Action.PAGE
