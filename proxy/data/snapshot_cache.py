@@ -2,7 +2,7 @@
 
 No request waits for Redis as long as the snapshot is fresh. One older than `FRESH` seconds is not
 used without asking first; a proxy that has lost the store goes on with what it knew last, and knows
-that it does (DESIGN §4, Freshness).
+that it does (docs/architecture.md#why-no-request-is-forwarded-into-a-stop).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["FRESH", "SnapshotCache", "View"]
 log = logging.getLogger("qwenctl.proxy")
 
 FRESH = 1.0
-"""How old a snapshot may be, in seconds: S of DESIGN §4."""
+"""How old a snapshot may be, in seconds: S of
+docs/architecture.md#why-no-request-is-forwarded-into-a-stop."""
 
 REFRESH = 0.4
 """How often the snapshot of a GPU in use is refreshed ahead of time."""

@@ -25,7 +25,8 @@ __all__ = ["INFLIGHT_TTL", "WRITE_BACK", "InFlight", "UsageTracker"]
 log = logging.getLogger("qwenctl.proxy")
 
 WRITE_BACK = 1.0
-"""Longest time from an activity to its lease, in seconds: W of DESIGN §4."""
+"""Longest time from an activity to its lease, in seconds: W of
+docs/architecture.md#why-no-request-is-forwarded-into-a-stop."""
 
 RENEW = 1.5
 """How often the in-flight lease is renewed: within every drain (3 s or more), so that a lease that

@@ -55,7 +55,7 @@ class Provider(Protocol):
     """One instance that can be looked at, started and stopped.
 
     ``call_timeout`` bounds one call in seconds, the SDK's retries included: the controller makes a
-    call only while its lock is sure to outlive it (DESIGN §4). ``observe_interval`` is how often, in
+    call only while its lock is sure to outlive it (docs/architecture.md#why-nothing-is-started-twice). ``observe_interval`` is how often, in
     seconds, it makes sense to look while the instance is changing.
 
     ==========  ==================================  ==========================================

@@ -76,7 +76,7 @@ class ProxyConfig(Table):
     """Addresses or networks whose X-Forwarded-* headers are believed."""
     gate_headers: Literal["x-original", "x-forwarded"] = "x-original"
     """In which headers another data plane tells `/_qwenctl/gate` of the request: X-Original-Method
-    and -URI (nginx, see docs/gateways.md) or X-Forwarded-Method and -Uri (Caddy, Traefik)."""
+    and -URI (nginx, see docs/reverse-proxies.md) or X-Forwarded-Method and -Uri (Caddy, Traefik)."""
     hold: Duration = 600.0
     """How long a request of an API client is held while the GPU wakes."""
     max_held: int = Field(2000, ge=0)

@@ -7,7 +7,7 @@ leaves undone, the next one sees and finishes.
 
 A cloud knows nothing of our epochs. Hence the rule for calls: a call is made only while the lock is
 sure to outlive it, by the local monotonic clock counted from before the lock was last renewed, and
-only in the pass that holds the epoch in which it was decided (DESIGN §4).
+only in the pass that holds the epoch in which it was decided (docs/architecture.md#why-nothing-is-started-twice).
 """
 
 from __future__ import annotations

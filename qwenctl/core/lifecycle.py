@@ -1,7 +1,7 @@
 """The life of one GPU: its phases, which may follow which, and what to do next.
 
 Pure: no I/O, no clock, no Redis. Whoever needs to know what a phase means asks here; nobody else
-compares phase strings. Times are seconds on the store's one clock (DESIGN §4), durations seconds.
+compares phase strings. Times are seconds on the store's clock, durations seconds.
 
 The controller builds a `View`, calls `decide` and performs the one action it returns, then looks
 again. Nothing is remembered between two calls, so another replica can continue after a crash.
@@ -109,7 +109,8 @@ class Timings:
 
     drain: float = 4.0
     """How long nobody must have wanted the GPU before it is stopped. More than the snapshot age
-    plus the write-back interval of a proxy, 1 s each (DESIGN §4), so never under 3."""
+    plus the write-back interval of a proxy, 1 s each
+    (docs/architecture.md#why-no-request-is-forwarded-into-a-stop), so never under 3."""
     start: float = 300.0
     """How long the cloud may take from an accepted start to running."""
     boot: float = 300.0

@@ -1,6 +1,6 @@
 """The rule tables that come with qwenctl, one for each kind of WebUI (see `qwenctl.core.rules`).
 
-They rest on what Chromium really sends (DESIGN §5): an idle Gradio tab holds one
+They rest on what Chromium really sends (docs/activity.md): an idle Gradio tab holds one
 ``GET /gradio_api/heartbeat/…`` with a data event every 15 s, and a message is ``POST …/queue/join``
 followed by ``GET …/queue/data``. A module of its own, because building the rules takes time that a
 command line which only reads the state should not pay for.

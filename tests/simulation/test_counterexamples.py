@@ -1,6 +1,6 @@
 """Every run in which the model of the protocol cuts a request, replayed on the real parts.
 
-The model checks the protocol of DESIGN §4 exhaustively and prints, for each of its rules, a run that
+The model checks the protocol of docs/architecture.md exhaustively and prints, for each of its rules, a run that
 goes wrong when that rule is taken away. Here each of those runs happens step by step to the real
 store and controllers. With the rules in place nothing is cut; with the rule taken away the very
 request of the model is.

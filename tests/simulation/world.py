@@ -206,7 +206,7 @@ class PointedProvider:
 
 
 class PointedController(Controller):
-    """The real one, with a point before the check of the lock (rule of calls, DESIGN §4)."""
+    """The real one, with a point before the check of the lock (docs/architecture.md)."""
 
     point: Callable[[str], None]
 

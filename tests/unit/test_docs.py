@@ -142,3 +142,27 @@ def test_both_readmes_say_the_same() -> None:
     assert re.findall(r"^#+ ", english, re.MULTILINE) == re.findall(r"^#+ ", chinese, re.MULTILINE)
     for command in set(re.findall(r"`(qwenctl [a-z][^`]*?)(?: --because[^`]*)?`", english)):
         assert command in chinese, command
+
+
+def test_the_code_refers_to_pages_of_this_tree_only() -> None:
+    """`docs/page.md#heading` in comments and docstrings leads somewhere."""
+    wrong = []
+    for path in [
+        p for d in ("qwenctl", "proxy", "gpu_node", "tests") for p in (ROOT / d).rglob("*.py")
+    ]:
+        text = path.read_text(encoding="utf-8")
+        if "DESIGN §" in text:
+            wrong.append(f"{path}: DESIGN")
+        for page, anchor in re.findall(r"(docs/[\w/-]+\.md)(?:#([\w-]+))?", text):
+            if not (ROOT / page).exists():
+                wrong.append(f"{path}: {page}")
+                continue
+            headings = re.findall(
+                r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE
+            )
+            slugs = {
+                re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+            }
+            if anchor and anchor not in slugs:
+                wrong.append(f"{path}: {page}#{anchor}")
+    assert wrong == []

@@ -1,4 +1,4 @@
-"""Explicit-state check of the drain/forward/fencing protocol of DESIGN §4 (2 proxies, 2 controllers, ticks of 1 s).
+"""Explicit-state check of the drain/forward/fencing protocol of docs/architecture.md (2 proxies, 2 controllers, ticks of 1 s).
 
 Finds a run in which the cloud stops the GPU under a request in flight, or none. Usage: drain_protocol.py DRAIN_TICKS [nolockrule] [noepoch] [stale] [intr [noask]]
 

@@ -1,5 +1,5 @@
 """The gate as a forward-auth endpoint: real servers in front of the node ask it, with the
-configurations that docs/gateways.md gives."""
+configurations that docs/reverse-proxies.md gives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.integration.proxy.running import (
 from tests.support.net import free_port
 from tests.support.paths import ROOT
 
-DOC = ROOT / "docs" / "gateways.md"
+DOC = ROOT / "docs" / "reverse-proxies.md"
 
 PATH = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/bin:/opt/homebrew/bin"
 
