@@ -145,13 +145,13 @@ def test_both_readmes_say_the_same() -> None:
 
 
 def test_the_code_refers_to_pages_of_this_tree_only() -> None:
-    """`docs/page.md#heading` in comments and docstrings leads somewhere."""
+    """A page and its heading in comments and docstrings leads somewhere."""
     wrong = []
     for path in [
         p for d in ("qwenctl", "proxy", "gpu_node", "tests") for p in (ROOT / d).rglob("*.py")
     ]:
         text = path.read_text(encoding="utf-8")
-        if "DESIGN §" in text:
+        if "DESIGN \u00a7" in text:
             wrong.append(f"{path}: DESIGN")
         for page, anchor in re.findall(r"(docs/[\w/-]+\.md)(?:#([\w-]+))?", text):
             if not (ROOT / page).exists():
