@@ -267,3 +267,7 @@ class RawClient:
         else:
             body = self.file.read(int(named.get("content-length", 0)))
         return status, named, body
+
+
+def leases(proxy: RunningProxy, name: str = "main") -> list[str]:
+    return [lease.name for lease in proxy.snapshot(name).leases]

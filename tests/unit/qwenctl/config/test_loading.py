@@ -483,3 +483,11 @@ def test_two_gpus_cannot_have_the_same_instance(tmp_path: Path) -> None:
     load(a + spare.format("a") + b, tmp_path)
     with pytest.raises(ConfigError, match=r"both have the instance i-0\w+f;"):
         load(a + spare.format("a") + b + spare.format("b"), tmp_path)
+
+
+@pytest.mark.parametrize("value", ["nginx", "10.0.0.0/99", ""])
+def test_a_trusted_proxy_that_is_no_address(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "qwenctl.toml"
+    file.write_text(f'[proxy]\ntrusted_proxies = ["{value}"]\n')
+    with pytest.raises(ConfigError, match="trusted_proxies"):
+        load_config(str(file), env={})

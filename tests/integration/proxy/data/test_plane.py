@@ -1,0 +1,207 @@
+"""Requests judged by a snapshot that is older than what is so."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from qwenctl.core.lifecycle import Phase
+from qwenctl.protocol.messages import Report
+from tests.integration.proxy.parts import (
+    FORM,
+    JSON,
+    SAME,
+    FaultyStore,
+    Parts,
+    gone,
+    into,
+    leaving,
+    nothing_more,
+    parts,
+    scope,
+    soon,
+)
+from tests.simulation.life import Life
+from tests.simulation.world import GPU
+
+
+@pytest.mark.parametrize(
+    ("wake_on", "headers"),
+    [
+        ("never", JSON),
+        ("never", {**JSON, **SAME}),
+        ("visit", {**JSON, "Sec-Fetch-Site": "cross-site"}),
+    ],
+)
+def test_what_may_not_wake_does_not_by_an_old_snapshot_either(
+    faulty: FaultyStore, life: Life, wake_on: str, headers: dict[str, str]
+) -> None:
+    life.wake()
+    life.store.release(GPU, actor="eve")
+    assert life.step() is Phase.DRAINING
+    draining = life.now
+    life.run(30)
+    assert life.now.phase is Phase.OFF
+
+    async def go() -> tuple[int, dict[str, Any]]:
+        async with parts(faulty, wake_on=wake_on) as made:
+            made.know(draining)
+            return await made.ask(**headers)
+
+    status, problem = asyncio.run(go())
+    assert (status, problem["code"]) == (503, "not_ready")
+    assert "demand" in faulty.asked  # it was judged by the old snapshot first
+    assert life.leases == []
+    life.run(5)
+    assert life.now.phase is Phase.OFF
+    assert len(life.cloud.starts) == 1
+
+
+def test_a_part_of_running_work_is_not_forwarded_into_a_stop(
+    faulty: FaultyStore, life: Life
+) -> None:
+    old = leaving(life)
+    life.clock.advance(30)
+    life.controller.step()
+    assert life.now.phase is Phase.STOPPING
+
+    async def go() -> tuple[int, dict[str, Any]]:
+        async with parts(faulty) as made:
+
+            async def forward(*_: object) -> int:
+                raise AssertionError("it is too late to forward it")
+
+            made.know(old)
+            made.data._forward = forward  # type: ignore[assignment]
+            return await made.ask(**FORM)
+
+    status, problem = asyncio.run(go())
+    assert (status, problem["code"]) == (503, "not_ready")
+    assert "stopping" in problem["detail"]
+
+
+def test_a_part_of_running_work_holds_the_stop_back_before_it_is_forwarded(
+    faulty: FaultyStore, life: Life
+) -> None:
+    old = leaving(life)
+    life.clock.advance(30)
+
+    async def go() -> list[Phase]:
+        async with parts(faulty) as made:
+            made.know(old)
+            seen: list[Phase] = []
+
+            async def forward(*_: object) -> int:
+                life.controller.step()
+                seen.append(life.now.phase)
+                assert made.usage.in_flight(GPU) == 1
+                return 200
+
+            made.data._forward = forward  # type: ignore[assignment]
+            await made.data(scope("POST", FORM), nothing_more, into([]))
+            return seen
+
+    assert asyncio.run(go()) == [Phase.DRAINING]
+    assert "request:127.0.0.1" not in [lease.name for lease in life.now.leases]
+    life.controller.step()
+    assert life.now.phase is Phase.STOPPING
+
+
+def test_a_part_of_running_work_is_forwarded_without_the_store(life: Life) -> None:
+    """Nobody can stop the instance then."""
+    old = leaving(life)
+
+    async def go() -> tuple[int, dict[str, Any]]:
+        async with parts(gone()) as made:
+            made.know(old)
+            return await made.ask(**FORM)
+
+    status, problem = asyncio.run(go())
+    assert (status, problem["code"]) == (502, "node_unreachable")  # it was tried
+
+
+def test_who_may_not_wake_is_judged_anew_once_the_cloud_takes_the_instance_back(
+    faulty: FaultyStore, life: Life
+) -> None:
+    """The proxy learns of the notice while it asks for a lease."""
+    life.wake()
+    life.store.release(GPU, actor="eve")
+    assert life.step() is Phase.DRAINING
+    life.clock.advance(1)  # the request comes after that
+    before = life.now
+    life.node.interrupted = True
+    life.node.speak()
+
+    async def go() -> tuple[int, dict[str, Any]]:
+        async with parts(faulty, wake_on="never") as made:
+            made.know(before)
+            asking = asyncio.ensure_future(made.ask())
+            await soon(lambda: "demand" in faulty.asked, 10, "the question")
+            await made.snapshots.refresh(GPU)
+            return await asyncio.wait_for(asking, 20)
+
+    status, problem = asyncio.run(go())
+    assert (status, problem["code"]) == (503, "not_ready")
+    assert "command line" in problem["detail"]
+    assert life.leases == []
+
+
+def test_the_store_is_lost_between_snapshot_and_demand(
+    life: Life, caplog: pytest.LogCaptureFixture
+) -> None:
+    asleep = life.now
+
+    async def go() -> tuple[int, dict[str, Any]]:
+        async with parts(gone()) as made:
+            made.know(asleep)
+            return await made.ask()
+
+    status, problem = asyncio.run(go())
+    assert (status, problem["code"]) == (503, "store_lost")
+    assert "Traceback" not in caplog.text
+
+
+def test_many_requests_to_a_dead_node(faulty: FaultyStore, life: Life) -> None:
+    life.wake()
+
+    async def one(made: Parts, after: float) -> tuple[int, dict[str, Any]]:
+        await asyncio.sleep(after)
+        return await made.ask()
+
+    async def go() -> list[tuple[int, dict[str, Any]]]:
+        async with parts(faulty) as made:
+            await made.snapshots.start()
+            faulty.asked.clear()
+            return await asyncio.gather(*(one(made, 0.01 * number) for number in range(60)))
+
+    answers = asyncio.run(go())
+    assert {(status, problem["code"]) for status, problem in answers} == {(502, "node_unreachable")}
+    assert 1 <= faulty.asked.count("look") <= 6
+    # Each asks once for one younger than itself, and many of these are one; then twice a second.
+    assert faulty.asked.count("snapshot") <= 100
+
+
+def test_a_failure_is_told_in_one_line(faulty: FaultyStore, life: Life) -> None:
+    life.wake()
+    life.node.mood = "broken"
+    life.step()
+    node = life.now.node
+    report = Report(
+        gpu=GPU,
+        boot_id=node["boot_id"],
+        start_seq=int(node["start_seq"]),
+        state="failed",
+        error="the service crashes\nKeyError: 'TOKEN=abc'",
+    )
+    life.store.report(report, "nonce-of-the-failure", heartbeat=5.0)
+    assert life.step() is Phase.FAILED
+
+    async def go() -> tuple[int, dict[str, Any]]:
+        async with parts(faulty, wake_on="never") as made:
+            return await made.ask()
+
+    status, problem = asyncio.run(go())
+    assert (status, problem["code"]) == (503, "service_failed")
+    assert problem["detail"].endswith("the service crashes")

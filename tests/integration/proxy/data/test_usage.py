@@ -1,0 +1,82 @@
+"""Use is written to the store, whatever fails in between."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+import redis
+
+from qwenctl.core.lifecycle import Phase
+from tests.integration.proxy.parts import FaultyStore, leaving, parts, soon
+from tests.simulation.life import Life
+from tests.simulation.world import GPU
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), redis.exceptions.ResponseError("OOM")])
+def test_activity_is_written_after_any_error(
+    faulty: FaultyStore, life: Life, error: Exception
+) -> None:
+    life.wake()
+
+    async def go() -> None:
+        async with parts(faulty) as made:
+            made.usage.start()
+            faulty.faults["touch"] = error
+            with made.usage.use(GPU, "request:bob"):
+                await soon(lambda: not faulty.faults, 5, "the fault")
+                await soon(
+                    lambda: {"request:bob", "inflight:me"} <= set(life.leases), 5, "the lease"
+                )
+
+    asyncio.run(go())
+
+
+def test_a_lost_lease_of_work_is_soon_there_again(
+    faulty: FaultyStore, life: Life, client: redis.Redis
+) -> None:
+    life.wake()
+
+    async def go() -> None:
+        async with parts(faulty) as made:
+            made.usage.start()
+            with made.usage.use(GPU, "request:bob"):
+                await soon(lambda: "inflight:me" in life.leases, 5, "the lease")
+                for _ in range(2):
+                    key = next(key for key in faulty.keys(GPU) if key.endswith(":leases"))
+                    assert client.zrem(key, "inflight:me") == 1
+                    await soon(lambda: "inflight:me" in life.leases, 2.5, "the lease again")
+
+    asyncio.run(go())
+
+
+def test_an_older_write_does_not_undo_a_younger_one(faulty: FaultyStore, life: Life) -> None:
+    """The end of one request is on its way to the store as the next one begins."""
+    leaving(life)
+    go_on = threading.Event()
+    touch = faulty.touch
+
+    def slow(gpu: str, inflight: str, inflight_ttl: float, *args: Any, **options: Any) -> Phase:
+        if not inflight_ttl:
+            assert go_on.wait(20)
+        return touch(gpu, inflight, inflight_ttl, *args, **options)
+
+    async def go() -> list[str]:
+        async with parts(faulty) as made:
+            usage = made.usage
+            with usage.use(GPU, "request:ada"):
+                await usage.recorded(GPU)
+            faulty.touch = slow  # type: ignore[method-assign]
+            ending = asyncio.ensure_future(usage.recorded(GPU))
+            await asyncio.sleep(0.05)
+            with usage.use(GPU, "request:ada"):
+                begun = asyncio.ensure_future(usage.recorded(GPU))
+                await asyncio.sleep(0.05)
+                go_on.set()
+                assert await begun is Phase.DRAINING
+                await ending
+                return life.leases
+
+    assert "inflight:me" in asyncio.run(go())

@@ -1,0 +1,147 @@
+"""The forward-auth endpoint, asked without a reverse proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from proxy.auth.authenticator import NoAccessControl
+from proxy.data.snapshot_cache import SnapshotCache
+from proxy.data.usage import UsageTracker
+from proxy.front.forward_auth import ForwardAuth
+from proxy.http.request import Message, networks
+from qwenctl.config.deployment import Config
+from qwenctl.core.lifecycle import Phase
+from qwenctl.store.store import Store
+from tests.integration.proxy.parts import (
+    FORM,
+    JSON,
+    SECRET,
+    FaultyStore,
+    Parts,
+    into,
+    leaving,
+    nothing_more,
+    parts,
+    scope,
+)
+from tests.simulation.life import Life
+from tests.simulation.world import GPU
+
+
+async def gate(made: Parts, peer: str = "127.0.0.1", **headers: str) -> int:
+    sent: list[Message] = []
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = scope(path="/_qwenctl/gate", headers=named, peer=peer)
+    await made.gate(request, nothing_more, into(sent))
+    return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize("believed", ["x-original", "x-forwarded"])
+def test_the_gate_believes_one_pair_of_headers(
+    faulty: FaultyStore, life: Life, believed: str
+) -> None:
+    life.wake()
+    rules = [{"activity": "refused", "path": "^/admin"}]
+    options = {"gate_headers": believed}
+
+    async def go() -> None:
+        async with parts(
+            faulty, networks(["192.0.2.7"]), rules=rules, wake_on="never", proxy=options
+        ) as made:
+            for prefix in ("x-original", "x-forwarded"):
+                refused = await gate(made, **{f"{prefix}-uri": "/admin"})
+                assert refused == (403 if prefix == believed else 204)
+            # A client's own header of the other pair does not hide what the data plane says.
+            other = {"x-original": "x-forwarded", "x-forwarded": "x-original"}[believed]
+            both = {f"{believed}-uri": "/admin", f"{other}-uri": "/x"}
+            assert await gate(made, **both) == 403
+            assert await gate(made, "192.0.2.7", **{f"{believed}-uri": "/x"}) == 204
+            assert await gate(made, "192.0.2.8", **{f"{believed}-uri": "/x"}) == 403
+
+    asyncio.run(go())
+
+
+def test_the_gate_tells_nothing_to_strangers(store: Store) -> None:
+    """Which tiers there are is for a trusted proxy to know."""
+    gpus = {"a": {"tier": "speed"}, "b": {"tier": "quality"}}
+    config = Config.model_validate({"node_secret": SECRET, "gpu": gpus})
+
+    async def ask(peer: str) -> str:
+        sent: list[Message] = []
+        usage = UsageTracker(store, config.gpu, "me")
+        snapshots = SnapshotCache(store, list(config.gpu))
+        gate = ForwardAuth(config, store, snapshots, usage, NoAccessControl(), ())
+        headers = {"x-qwenctl-tier": "fast"}
+        request = scope(path="/_qwenctl/gate", headers=headers, peer=peer)
+        await gate(request, nothing_more, into(sent))
+        return str(json.loads(sent[1]["body"])["code"])
+
+    assert asyncio.run(ask("192.0.2.8")) == "not_trusted"
+    assert asyncio.run(ask("127.0.0.1")) == "unknown_tier"
+
+
+def test_the_gate_without_any_gpu(store: Store) -> None:
+    config = Config.model_validate({"node_secret": SECRET})
+
+    async def ask() -> int:
+        sent: list[Message] = []
+        usage, snapshots = UsageTracker(store, {}, "me"), SnapshotCache(store, [])
+        gate = ForwardAuth(config, store, snapshots, usage, NoAccessControl(), ())
+        await gate(scope(path="/_qwenctl/gate"), nothing_more, into(sent))
+        return int(sent[0]["status"])
+
+    assert asyncio.run(ask()) == 503
+
+
+def test_the_gate_turns_a_drain_back(faulty: FaultyStore, life: Life) -> None:
+    life.wake()
+    life.store.release(GPU, actor="eve")
+    assert life.step() is Phase.DRAINING
+
+    async def go() -> int:
+        async with parts(faulty) as made:
+            headers = {"x-original-method": "POST", "x-original-uri": "/x", **JSON}
+            return await gate(made, **headers)
+
+    assert asyncio.run(go()) == 204
+    assert life.now.phase is Phase.READY
+    assert "request:127.0.0.1" in life.leases
+
+
+def test_the_gate_lets_a_part_of_running_work_through(faulty: FaultyStore, life: Life) -> None:
+    """The stream of an answer, which the data plane in front opens while the cloud takes it back."""
+    old = leaving(life)
+    life.clock.advance(30)
+
+    async def go() -> int:
+        async with parts(faulty) as made:
+            made.know(old)
+            headers = {"x-original-method": "POST", "x-original-uri": "/x", **FORM}
+            status = await gate(made, **headers)
+            life.controller.step()
+            assert life.now.phase is Phase.DRAINING  # the stop waits for it
+            assert "inflight:me" in life.leases
+            return status
+
+    assert asyncio.run(go()) == 204
+    life.controller.step()
+    assert life.now.phase is Phase.STOPPING
+
+
+def test_the_gate_lets_nothing_into_a_stop(faulty: FaultyStore, life: Life) -> None:
+    old = leaving(life)
+    life.clock.advance(30)
+    life.controller.step()
+    assert life.now.phase is Phase.STOPPING
+
+    async def go() -> int:
+        async with parts(faulty) as made:
+            made.know(old)
+            headers = {"x-original-method": "POST", "x-original-uri": "/x", **FORM}
+            return await gate(made, **headers)
+
+    assert asyncio.run(go()) == 403
+    assert "inflight:me" not in life.leases

@@ -1,0 +1,167 @@
+"""A proxy's parts without its server, on a real store whose calls can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from proxy.auth.authenticator import NoAccessControl
+from proxy.control.status_stream import Feed
+from proxy.data.forward import Forwarder
+from proxy.data.plane import DataPlane
+from proxy.data.snapshot_cache import SnapshotCache
+from proxy.data.usage import UsageTracker
+from proxy.front.forward_auth import ForwardAuth
+from proxy.http.metrics import Metrics
+from proxy.http.request import Message, Networks
+from qwenctl.config.deployment import Config
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.store.store import Store
+from tests.simulation.life import Life
+from tests.simulation.world import GPU
+from tests.support.net import free_port
+
+SAME = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
+JSON = {"Content-Type": "application/json"}
+SECRET = "a secret of the nodes, long enough"
+
+
+class FaultyStore(Store):
+    """Counts what is asked of it; the next script of a name in ``faults`` raises that error."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.faults: dict[str, Exception] = {}
+        self.asked: list[str] = []
+
+    def _run(self, script: str, gpu: str, *args: str | int | float) -> Any:
+        self.asked.append(script)
+        if fault := self.faults.pop(script, None):
+            raise fault
+        return super()._run(script, gpu, *args)
+
+
+class Parts:
+    """A proxy's parts without its server. Made on the event loop."""
+
+    def __init__(self, store: Store, trusted: Networks = (), **settings: Any) -> None:
+        options = settings.pop("proxy", {})
+        table = {"preset": "generic", "address": "127.0.0.1", **settings}
+        table["service"] = [{"command": ["true"], "port": free_port()}]
+        self.config = Config.model_validate(
+            {"node_secret": SECRET, "proxy": options, "gpu": {GPU: table}}
+        )
+        everybody, gpus = NoAccessControl(), self.config.gpu
+        self.snapshots = SnapshotCache(store, [GPU])
+        self.usage = UsageTracker(store, gpus, "me")
+        self.forwarder = Forwarder()
+        self.feed = Feed(self.config, store, self.snapshots, everybody, trusted)
+        self.gate = ForwardAuth(self.config, store, self.snapshots, self.usage, everybody, trusted)
+        self.data = DataPlane(
+            self.config,
+            store,
+            self.snapshots,
+            self.usage,
+            self.forwarder,
+            everybody,
+            no_pages,
+            Metrics(),
+            trusted,
+            "me",
+        )
+
+    def know(self, snapshot: Snapshot) -> None:
+        """Take this for what is so now."""
+        view = self.snapshots.peek(GPU)
+        view.snapshot, view.fetched_at = snapshot, time.monotonic()
+
+    async def ask(self, method: str = "POST", **headers: str) -> tuple[int, dict[str, Any]]:
+        """One request to the data plane; its status and its problem."""
+        sent: list[Message] = []
+        await self.data(scope(method, headers or JSON), nothing_more, into(sent))
+        return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+@contextlib.asynccontextmanager
+async def parts(store: Store, trusted: Networks = (), **settings: Any) -> AsyncIterator[Parts]:
+    made = Parts(store, trusted, **settings)
+    await made.forwarder.start()
+    try:
+        yield made
+    finally:
+        await made.usage.stop()
+        await made.snapshots.stop()
+        await made.feed.stop()
+        await made.data.stop()
+        await made.forwarder.stop()
+
+
+def scope(
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    path: str = "/x",
+    peer: str = "127.0.0.1",
+) -> dict[str, Any]:
+    pairs = {"Host": "localhost", **(headers or {})}
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in pairs.items()],
+        "client": (peer, 1234),
+        "scheme": "http",
+    }
+
+
+async def no_pages(*_: object) -> None:
+    raise AssertionError("no page is due here")
+
+
+async def nothing_more() -> Message:
+    """The end of a request without a body, and then a client that stays."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def into(sent: list[Message]) -> Callable[[Message], Any]:
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    return send
+
+
+async def soon(condition: Callable[[], Any], seconds: float, what: str) -> None:
+    """Wait for what happens in another thread or task."""
+    deadline = time.monotonic() + seconds
+    while not await asyncio.to_thread(condition):
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        await asyncio.sleep(0.02)
+
+
+def leaving(life: Life) -> Snapshot:
+    """A GPU that drains because the cloud takes it back; what a proxy knows of it then."""
+    life.wake()
+    life.node.interrupted = True
+    life.node.speak()
+    assert life.step() is Phase.DRAINING
+    return life.now
+
+
+FORM = {"Content-Type": "text/xml"}
+"""By the generic preset it keeps the GPU on and does not wake it."""
+
+
+def gone() -> Store:
+    """A store that nobody answers for."""
+    return Store(redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0)), "gone")

@@ -1,0 +1,48 @@
+"""`qwenctl down` against requests and connections that are already there."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+from websockets.sync.client import connect
+
+from tests.integration.proxy.running import (
+    RunningProxy,
+    gpu,
+    leases,
+    running,
+    until,
+)
+
+
+def test_a_message_counts_after_a_down_that_came_after_the_connection(on: RunningProxy) -> None:
+    with connect(f"ws://127.0.0.1:{on.port}/ws", proxy=None) as client:
+        client.send("hello")
+        assert client.recv(timeout=5) == "hello"
+        # Written back before the `down`, so that only the next message can renew it.
+        until(lambda: "request:127.0.0.1" in leases(on), 10, "the first lease")
+        on.store.release("main", actor="eve")
+        on.store.pin("main", "pin:test", 3600.0, reason="test", actor="test")
+        assert "request:127.0.0.1" not in leases(on)
+        client.send("still here")
+        assert client.recv(timeout=5) == "still here"
+        until(lambda: "request:127.0.0.1" in leases(on), 10, "the lease")
+    on.wait_for("ready")
+
+
+@pytest.mark.slow
+def test_a_request_held_before_a_down_is_given_up(tmp_path: Path) -> None:
+    gpus = {"main": gpu(preset="generic", idle_timeout=3, local={"fail": "boot_hangs"})}
+    with running(tmp_path, gpu=gpus) as proxy, ThreadPoolExecutor(1) as pool:
+        held = pool.submit(requests.post, proxy.url("/x"), json={}, timeout=30)
+        until(lambda: leases(proxy), 10, "the lease")
+        proxy.store.release("main", actor="eve")
+        answer = held.result(timeout=20)
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        assert "down" in answer.json()["detail"]
+        assert leases(proxy) == []
+        asked = [e for e in proxy.store.events("main", 1000) if e.kind in ("lease", "down")]
+        assert [event.kind for event in asked] == ["lease", "down"]

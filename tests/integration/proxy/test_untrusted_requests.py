@@ -1,0 +1,106 @@
+"""Requests with forged targets, paths and headers, sent to a whole proxy."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+import requests
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.integration.proxy.running import (
+    RawClient,
+    RunningProxy,
+)
+
+
+@pytest.fixture
+def victim() -> Iterator[socket.socket]:
+    """A server that must never hear of us."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.3)
+        yield server
+
+
+def heard_nothing(victim: socket.socket) -> bool:
+    try:
+        victim.accept()
+    except TimeoutError:
+        return True
+    return False
+
+
+def raw(proxy: RunningProxy, request: str) -> tuple[int, dict[str, str], bytes]:
+    with RawClient(proxy.port) as client:
+        client.send(request.replace("\n", "\r\n").encode())
+        return client.answer()
+
+
+UPGRADE = (
+    "Connection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\n"
+)
+
+
+@pytest.mark.parametrize("more", ["", UPGRADE], ids=["http", "websocket"])
+def test_a_forged_target(on: RunningProxy, victim: socket.socket, more: str) -> None:
+    port = victim.getsockname()[1]
+    status, _, _ = raw(on, f"GET *@127.0.0.1:{port}/x HTTP/1.1\nHost: localhost\n{more}\n")
+    assert status == 400
+    assert heard_nothing(victim)
+
+
+def test_options_of_the_server_itself(on: RunningProxy) -> None:
+    assert raw(on, "OPTIONS * HTTP/1.1\nHost: localhost\n\n")[0] == 204
+    assert "Traceback" not in on.log
+
+
+def handshake(proxy: RunningProxy, path: str) -> int:
+    """The status of a handshake that is refused."""
+    with pytest.raises(InvalidStatus) as caught:
+        connect(f"ws://127.0.0.1:{proxy.port}{path}", proxy=None)
+    return caught.value.response.status_code
+
+
+def test_a_handshake_is_not_redirected(on: RunningProxy, victim: socket.socket) -> None:
+    port = victim.getsockname()[1]
+    assert handshake(on, f"/redirect?to=http://127.0.0.1:{port}/x") >= 400
+    assert heard_nothing(victim)
+
+
+def test_a_plain_answer_is_no_handshake(on: RunningProxy) -> None:
+    assert handshake(on, "/status?code=200") == 502
+
+
+@pytest.mark.parametrize("path", ["/admin", "//admin", "///admin/", "/x/%2e%2e/admin", "/./admin"])
+def test_a_refusal_however_the_path_is_written(on: RunningProxy, path: str) -> None:
+    assert raw(on, f"GET {path} HTTP/1.1\nHost: localhost\n\n")[0] == 403
+    assert not [entry for entry in on.journal() if "admin" in entry["target"]]
+
+
+def test_what_reaches_the_node(on: RunningProxy) -> None:
+    head = "Host: localhost\nConnection: host, close\nX_Forwarded_For: 6.6.6.6\nX-Real-IP: 6.6.6.6"
+    status, _, body = raw(on, f"POST /up HTTP/1.1\n{head}\nContent-Length: 3\n\nabc")
+    assert status == 200
+    echo = json.loads(body)
+    got = {name.lower(): value for name, value in echo["headers"]}
+    assert echo["size"] == 3
+    assert "content-type" not in got
+    assert got["host"] == "localhost"
+    assert "6.6.6.6" not in got.values()
+    assert got["x-forwarded-for"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("path", ["/_qwenctl/", "/_qwenctl/login"])
+def test_a_next_that_is_no_address(on: RunningProxy, path: str) -> None:
+    answer = requests.get(
+        on.url(f"{path}?next=//["),
+        headers={"Accept": "text/html"},
+        allow_redirects=False,
+        timeout=5,
+    )
+    assert answer.status_code < 500
+    assert "//[" not in answer.text
