@@ -1,4 +1,4 @@
-"""What can go wrong in a way that a person can act on, and the exit code for it.
+"""Errors that a person can act on, each with an exit code.
 
 The codes are part of the interface: scripts test them. `docs/reference/cli.md` lists them.
 """
@@ -6,7 +6,6 @@ The codes are part of the interface: scripts test them. `docs/reference/cli.md` 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import ClassVar
 
 __all__ = ["ConfigError", "ExitCode", "StoreAuthError", "StoreUnavailable", "UserError"]
 
@@ -29,17 +28,22 @@ class ExitCode(IntEnum):
 class UserError(Exception):
     """One clear sentence for the user; printed without a traceback."""
 
-    exit_code: ClassVar[ExitCode] = ExitCode.ERROR
+    exit_code: ExitCode = ExitCode.ERROR
+
+    def __init__(self, text: str, exit_code: ExitCode | None = None) -> None:
+        super().__init__(text)
+        if exit_code is not None:
+            self.exit_code = exit_code
 
 
 class ConfigError(UserError):
-    """Raised where the configuration or the command line cannot be used as it is."""
+    """The configuration or the command line cannot be used as it is."""
 
     exit_code = ExitCode.USAGE
 
 
 class StoreUnavailable(UserError):
-    """Raised by every store call when Redis cannot be reached. Nothing may be done blind."""
+    """Redis cannot be reached. Every store call raises it, so that nothing is done blind."""
 
     exit_code = ExitCode.UNAVAILABLE
 

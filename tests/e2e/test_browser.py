@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qwenctl.cli.demo.gradio_chat import sample_png
+from qwenctl.cli.demo.chat import sample_png
 from qwenctl.core.lifecycle import Phase
 from tests.e2e.browsing import ARGUMENTS, QWENCTL, Tab, address, outcomes, qwenctl, sample_webui
 from tests.support.deployment import Deployment

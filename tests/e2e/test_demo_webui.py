@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import requests
 
-from qwenctl.cli.demo.gradio_chat import chat, sample_png
+from qwenctl.cli.demo.chat import chat, sample_png
 from qwenctl.core.presets import PRESETS
 from qwenctl.core.rules import classify
 from tests.support.net import free_port

@@ -10,18 +10,6 @@ from qwenctl.errors import ExitCode, UserError
 __all__ = ["raising_user_errors"]
 
 
-class _DeniedByCloud(UserError):
-    exit_code = ExitCode.DENIED
-
-
-class _NoCapacity(UserError):
-    exit_code = ExitCode.NO_CAPACITY
-
-
-class _CloudUnavailable(UserError):
-    exit_code = ExitCode.UNAVAILABLE
-
-
 @contextmanager
 def raising_user_errors() -> Iterator[None]:
     """Turn a `ProviderError` into a `UserError`: no capacity is 3, denied 4, not answered 8, else 1."""
@@ -30,10 +18,10 @@ def raising_user_errors() -> Iterator[None]:
     try:
         yield
     except Denied as error:
-        raise _DeniedByCloud(str(error)) from None
+        raise UserError(str(error), ExitCode.DENIED) from None
     except NoCapacity as error:
-        raise _NoCapacity(str(error)) from None
+        raise UserError(str(error), ExitCode.NO_CAPACITY) from None
     except (Throttled, Transient) as error:
-        raise _CloudUnavailable(str(error)) from None
+        raise UserError(str(error), ExitCode.UNAVAILABLE) from None
     except ProviderError as error:
         raise UserError(str(error)) from None

@@ -40,12 +40,8 @@ READY_SECONDS = 90.0
 STOP_SECONDS = 30.0
 
 
-class _Failed(UserError):
-    exit_code = ExitCode.FAILED
-
-
-class _TimedOut(UserError):
-    exit_code = ExitCode.TIMEOUT
+def _failed(text: str) -> UserError:
+    return UserError(text, ExitCode.FAILED)
 
 
 def demo(
@@ -192,14 +188,15 @@ class _Demo:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._proxy.wait(timeout=0.05)
             if self._proxy.poll() is not None:
-                raise _Failed(f"the proxy does not start: {self._last_words()}")
+                raise _failed(f"the proxy does not start: {self._last_words()}")
             with (
                 contextlib.suppress(OSError),
                 socket.create_connection(("127.0.0.1", self._port), timeout=1.0),
             ):
                 return
-        raise _TimedOut(
-            f"the proxy does not listen after {STARTUP_SECONDS:g} s: {self._last_words()}"
+        raise UserError(
+            f"the proxy does not listen after {STARTUP_SECONDS:g} s: {self._last_words()}",
+            ExitCode.TIMEOUT,
         )
 
     def _last_words(self) -> str:
@@ -269,7 +266,7 @@ class _Demo:
                     clock = time.strftime("%H:%M:%S", time.localtime(event.time))
                     print(f"  {paint(clock, dim=True)}  {event_words(event)}", flush=True)
                 if self._proxy and self._proxy.poll() is not None:
-                    raise _Failed(f"the proxy has ended: {self._last_words()}")
+                    raise _failed(f"the proxy has ended: {self._last_words()}")
         except KeyboardInterrupt:
             return  # this is how a demo ends
 
@@ -283,14 +280,14 @@ class _Demo:
         """
         import requests
 
-        from qwenctl.cli.demo.gradio_chat import chat, sample_png
+        from qwenctl.cli.demo.chat import chat, sample_png
         from qwenctl.core.lifecycle import Phase
 
         url = self.config.url
         self._say(f"proxy is up at {url}, the GPU is off")
         page = requests.get(url, headers={"Accept": "text/html"}, timeout=10)
         if page.status_code != 503 or self.store.snapshot(GPU).phase is not Phase.OFF:
-            raise _Failed(
+            raise _failed(
                 f"GET / should show the waiting page and wake nothing: {page.status_code}"
             )
         self._say("GET / shows the waiting page (503) and wakes nothing")
@@ -298,18 +295,18 @@ class _Demo:
             f"{url}/_qwenctl/api/wake?gpu={GPU}", headers={"X-Qwenctl-Wake": "1"}, timeout=10
         )
         if answer.status_code not in (200, 202):
-            raise _Failed(f"the wake was refused ({answer.status_code}): {answer.text[:200]}")
+            raise _failed(f"the wake was refused ({answer.status_code}): {answer.text[:200]}")
         self._say("woken by HTTP")
         self._wait(Phase.READY, READY_SECONDS)
         self._say(f"ready: {self._durations()}")
         seen = requests.get(f"{url}/_qwenctl/api/status?gpu={GPU}", timeout=10).json()
         if seen["phase"] != "ready":
-            raise _Failed(f"the store says ready and the proxy says {seen['phase']}")
+            raise _failed(f"the store says ready and the proxy says {seen['phase']}")
         picture = self._state / "sample.png"
         picture.write_bytes(sample_png())
         reply = chat(url, "What do you see?", picture, timeout=60.0)
         if not reply.text.strip():
-            raise _Failed("the chat gave an empty answer")
+            raise _failed("the chat gave an empty answer")
         self._say(
             f"chat through the proxy: first word after {reply.first_token_seconds:.2f} s, "
             f"{len(reply.text)} characters in {reply.seconds:.2f} s"
@@ -323,7 +320,7 @@ class _Demo:
             for event in self.store.events(GPU, 500)
         )
         if starts != 1:
-            raise _Failed(f"the instance should have been started once, and was {starts} times")
+            raise _failed(f"the instance should have been started once, and was {starts} times")
         print(paint(f"The whole cycle took {time.monotonic() - self._began:.1f} s.", "green"))
 
     def _wait(self, phase: Phase, seconds: float) -> None:
@@ -342,11 +339,11 @@ class _Demo:
                     self._say(f"  {seen.value}")
                 if snapshot.phase is Phases.FAILED and snapshot.failure:
                     self._show_log()
-                    raise _Failed(f"{snapshot.failure.code}: {snapshot.failure.message}")
+                    raise _failed(f"{snapshot.failure.code}: {snapshot.failure.message}")
                 if self._proxy and self._proxy.poll() is not None:
-                    raise _Failed(f"the proxy has ended: {self._last_words()}")
+                    raise _failed(f"the proxy has ended: {self._last_words()}")
         self._show_log()
-        raise _TimedOut(f"not {phase.value} after {seconds:g} s but {seen.value}")
+        raise UserError(f"not {phase.value} after {seconds:g} s but {seen.value}", ExitCode.TIMEOUT)
 
     def _show_log(self) -> None:
         """What may explain it: the last lines of the node and the proxy."""

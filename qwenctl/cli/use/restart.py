@@ -12,10 +12,6 @@ from qwenctl.errors import ExitCode, UserError
 __all__ = ["restart"]
 
 
-class _NoNode(UserError):
-    exit_code = ExitCode.UNAVAILABLE
-
-
 def restart(
     service: Annotated[
         str | None, typer.Argument(help="Name of the service; default: the first one.")
@@ -67,9 +63,13 @@ def restart(
         command = Command(verb=verb, service=name)
         doing = f"{name} is being {'stopped' if stop else 'restarted'}"
     if not target.gpu.agent:
-        raise _NoNode(f"{target.name} has no agent (agent = false) that could do this")
+        raise UserError(
+            f"{target.name} has no agent (agent = false) that could do this", ExitCode.UNAVAILABLE
+        )
     if not target.store.command(target.name, command, actor=user()):
-        raise _NoNode(f"{target.name} has no node that could do this: it is not running")
+        raise UserError(
+            f"{target.name} has no node that could do this: it is not running", ExitCode.UNAVAILABLE
+        )
     if json:
         print_json({"gpu": target.name, "service": name, "verb": command.verb, "outcome": "asked"})
     else:

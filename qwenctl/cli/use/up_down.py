@@ -25,8 +25,8 @@ from qwenctl.cli.common.context import (
     user,
 )
 from qwenctl.cli.common.terminal import warn
-from qwenctl.cli.use.wake_errors import Blocked, TimedOut, wake_error
-from qwenctl.errors import UserError
+from qwenctl.cli.use.wake_errors import wake_error
+from qwenctl.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from qwenctl.cli.use.follow import Follower, Reconciling
@@ -170,7 +170,8 @@ class _Wake:
         self.held_at = self.held_at or store.snapshot(name).now
 
     def _blocked(self, snapshot: Snapshot) -> NoReturn:
-        raise Blocked(_block_words(self.target, snapshot) or f"{snapshot.gpu} is blocked")
+        words = _block_words(self.target, snapshot) or f"{snapshot.gpu} is blocked"
+        raise UserError(words, ExitCode.BLOCKED)
 
     def explain(self, json: bool) -> None:
         """What would be done."""
@@ -225,10 +226,9 @@ class _Wake:
             return
         try:
             self.ours = make_due_call(self.target, self.provider)
-        except TimedOut:
-            raise  # a proxy, or the next `up`, makes it
-        except UserError:
-            self._release()
+        except UserError as error:
+            if error.exit_code is not ExitCode.TIMEOUT:  # a proxy, or the next `up`, makes the call
+                self._release()
             raise
 
     def _catch_up(self) -> None:
@@ -304,9 +304,10 @@ class _Wake:
                 self._settle(follower, given_up)
         if failure := given_up or self._new_failure(self.last):
             raise self._failure_error(failure)
-        raise TimedOut(
+        raise UserError(
             f"{self.target.name} is not ready after {timeout:g} s (it is {self.last.phase.value}); "
-            f"the wake goes on, {self.target.command('down')} gives it up" + self._no_proxy()
+            f"the wake goes on, {self.target.command('down')} gives it up" + self._no_proxy(),
+            ExitCode.TIMEOUT,
         )
 
     def _reconciling(self, follower: Follower) -> Reconciling:
@@ -501,8 +502,8 @@ def _found_off(target: Target, before: Snapshot, timeout: float | None) -> bool:
     one that runs all the same is begun.
 
     Raises:
-        UserError: the cloud cannot be asked, or what runs is to be left alone.
-        TimedOut: the cloud has not answered within ``timeout`` seconds.
+        UserError: the cloud cannot be asked, or has not answered within ``timeout`` seconds, or
+            what runs is to be left alone.
     """
     from qwenctl.cli.use.follow import Follower, Reconciling
 
@@ -516,7 +517,10 @@ def _found_off(target: Target, before: Snapshot, timeout: float | None) -> bool:
             if _looked_since(snapshot, before):
                 _raise_if_stuck(target, snapshot)
                 return _gone(snapshot)
-    raise TimedOut(f"{target.name}: the cloud has not said within {timeout:g} s whether it is on")
+    raise UserError(
+        f"{target.name}: the cloud has not said within {timeout:g} s whether it is on",
+        ExitCode.TIMEOUT,
+    )
 
 
 def _raise_if_stuck(target: Target, snapshot: Snapshot) -> None:
@@ -618,13 +622,14 @@ def _follow_down(target: Target, before: Snapshot, timeout: float | None, *, qui
             if text != said:
                 said = text
                 say(text, quiet=quiet)
-    raise TimedOut(
+    raise UserError(
         f"{target.name} is not off after {timeout:g} s ({said.strip()}); "
         + (
             "it goes on stopping"
             if leader
             else f"run {target.command('down')} again or `qwenctl serve`"
-        )
+        ),
+        ExitCode.TIMEOUT,
     )
 
 

@@ -1,4 +1,4 @@
-"""Exit codes of a wake that failed."""
+"""The error, with its exit code, for a wake that failed."""
 
 from __future__ import annotations
 
@@ -9,39 +9,14 @@ from qwenctl.errors import ExitCode, UserError
 if TYPE_CHECKING:
     from qwenctl.core.lifecycle import Failure
 
-__all__ = [
-    "Blocked",
-    "TimedOut",
-    "wake_error",
-]
+__all__ = ["wake_error"]
 
-
-class Blocked(UserError):
-    exit_code = ExitCode.BLOCKED
-
-
-class _NoCapacity(UserError):
-    exit_code = ExitCode.NO_CAPACITY
-
-
-class _Denied(UserError):
-    exit_code = ExitCode.DENIED
-
-
-class TimedOut(UserError):
-    exit_code = ExitCode.TIMEOUT
-
-
-class _Failed(UserError):
-    exit_code = ExitCode.FAILED
-
-
-_BY_CODE: dict[str, type[UserError]] = {"no_capacity": _NoCapacity, "denied": _Denied}
+_BY_CODE = {"no_capacity": ExitCode.NO_CAPACITY, "denied": ExitCode.DENIED}
 
 
 def wake_error(name: str, failure: Failure, more: str = "") -> UserError:
-    """What to raise, with its exit code, for a GPU that did not come up."""
+    """Return the error to raise for a GPU that did not come up."""
     from qwenctl.core.words import one_line
 
     text = f"{name} did not come up ({failure.code}): {one_line(failure.message)}{more}"
-    return _BY_CODE.get(failure.code, _Failed)(text)
+    return UserError(text, exit_code=_BY_CODE.get(failure.code, ExitCode.FAILED))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qwenctl.cli.common.context import Target
+from qwenctl.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from qwenctl.clouds.base import Provider
@@ -30,10 +31,10 @@ def make_due_call(target: Target, provider: Provider | None = None) -> str:
     if there was none.
 
     Raises:
-        UserError: the call was refused, or has not been made in time (`TimedOut`).
+        UserError: the call was refused, or has not been made in time (`ExitCode.TIMEOUT`).
     """
     from qwenctl.cli.use.follow import Follower, Reconciling
-    from qwenctl.cli.use.wake_errors import TimedOut, wake_error
+    from qwenctl.cli.use.wake_errors import wake_error
     from qwenctl.core.lifecycle import Phase
 
     first = target.store.snapshot(target.name)
@@ -53,7 +54,9 @@ def make_due_call(target: Target, provider: Provider | None = None) -> str:
     if last.phase is Phase.FAILED and last.failure:
         raise wake_error(target.name, last.failure)
     verb = "start" if last.wanted else "stop"
-    raise TimedOut(f"{target.name}: the {verb} call was not made within {CALL_SECONDS:.0f} s")
+    raise UserError(
+        f"{target.name}: the {verb} call was not made within {CALL_SECONDS:.0f} s", ExitCode.TIMEOUT
+    )
 
 
 def catch_up(target: Target, first: Snapshot, provider: Provider | None = None) -> bool:
