@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from a2wsgi import WSGIMiddleware
 
-from qwenctl.clouds.registry import make_provider
 from qwenctl.config.deployment import Config
+from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller, owner_name
 from qwenctl.control.holders import Scheduler
 from qwenctl.lib.settings_types import is_loopback

@@ -37,8 +37,6 @@ __all__ = [
     "other_checks",
 ]
 
-CLOUDS = ("aliyun", "aws")
-
 
 class Deployment:
     """What the GPUs share: the configuration and, once it answered, the store."""
@@ -57,7 +55,7 @@ class Deployment:
     def in_cloud(self) -> bool:
         """Whether agents have to reach the proxy from there."""
         gpus = [self.config.gpu[name] for name in self.gpus]
-        return any(gpu.agent and gpu.provider in CLOUDS for gpu in gpus)
+        return any(gpu.agent and not gpu.settings.on_this_machine for gpu in gpus)
 
     def snapshot(self, gpu: str) -> Snapshot | None:
         """What the store knows of a GPU; None if it could not be asked."""
@@ -232,7 +230,7 @@ def _ignored(gpu: GpuConfig) -> list[str]:
     """The keys of service tables that only an agent could do something about."""
     heeded = {"name", "port", "readiness"}
     # The local provider is the image, too: it runs the first command.
-    if gpu.provider == "local":
+    if gpu.settings.on_this_machine:
         heeded.add("command")
     found = {key for service in gpu.service for key in service.model_fields_set} - heeded
     if any(service.readiness.inference for service in gpu.service):
@@ -245,7 +243,7 @@ def other_checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Chec
     seen: list[Observation] = []
 
     def provider() -> Iterable[Finding]:
-        from qwenctl.clouds.registry import make_provider
+        from qwenctl.config.providers import make_provider
 
         try:
             seen.append(make_provider(name, gpu, deployment.config).describe())

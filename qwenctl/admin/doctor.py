@@ -1,7 +1,6 @@
 """`qwenctl doctor`: why the first wake would fail, before it does.
 
-Small checks, each of one thing; none changes anything. `here` are those of this machine and of any
-provider, `aliyun` and `aws` those of the clouds.
+Small checks, each of one thing; none changes anything. Those of a cloud are in its folder.
 """
 
 from __future__ import annotations
@@ -9,9 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from qwenctl.admin.deployment_checks import Deployment, gpu_checks
+from qwenctl.admin.deployment_checks import (
+    Deployment,
+    gpu_checks,
+    node_checks,
+    other_checks,
+)
+from qwenctl.clouds.registry import part
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
+from qwenctl.config.providers import context_of
+from qwenctl.errors import ConfigError
 from qwenctl.lib.findings import Check, Finding, Level, run_checks
 
 __all__ = ["Finding", "Level", "examine"]
@@ -32,12 +39,11 @@ def examine(config: Config, gpus: Iterable[str]) -> Iterator[Finding]:
 
 
 def _cloud_checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Check]:
-    from qwenctl.admin import deployment_checks as here
-    from qwenctl.clouds.aliyun import checks as aliyun
-    from qwenctl.clouds.aws import checks as aws
-
-    by_provider = {"aliyun": aliyun.checks, "aws": aws.checks}
-    if gpu.provider not in by_provider:
-        return here.other_checks(deployment, name, gpu)
-    checks, observation = by_provider[gpu.provider](name, gpu, deployment.config)
-    return [*checks, lambda: here.node_checks(deployment, name, observation())]
+    try:
+        checks_of = part(gpu.provider, "checks")
+    except ConfigError:
+        checks_of = None
+    if checks_of is None:
+        return other_checks(deployment, name, gpu)
+    checks, observation = checks_of(gpu.settings, context_of(name, gpu, deployment.config))
+    return [*checks, lambda: node_checks(deployment, name, observation())]

@@ -38,7 +38,7 @@ def configured(config: Config, cloud: Cloud, gpu: str | None = None) -> list[Ins
         for _, table in config.gpu[name].candidates():
             if table.provider != cloud:
                 continue
-            place = table.aliyun if cloud == "aliyun" else table.aws
+            place = table.settings
             if missing := [key for key in ("region", "instance_id") if not getattr(place, key)]:
                 raise ConfigError(
                     f"gpu.{name}.{cloud}: {' and '.join(missing)} missing; "
@@ -109,8 +109,8 @@ def admin_policy(config: Config, cloud: Cloud, gpu: str | None = None) -> Docume
     if not gpus:
         raise ConfigError(f'no such GPU has provider = "{cloud}"')
     for name, gpu_config in gpus:
-        if not getattr(gpu_config, cloud).region:
+        if not gpu_config.settings.region:
             raise ConfigError(f"gpu.{name}.{cloud}: region missing")
     if cloud == "aliyun":
-        return aliyun_admin_policy(config.deployment, [gpu.aliyun for _, gpu in gpus])
-    return aws_admin_policy(config.deployment, [gpu.aws for _, gpu in gpus])
+        return aliyun_admin_policy(config.deployment, [gpu.settings for _, gpu in gpus])
+    return aws_admin_policy(config.deployment, [gpu.settings for _, gpu in gpus])

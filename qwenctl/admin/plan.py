@@ -56,9 +56,9 @@ def make_plan(
     table = config.gpu[gpu]
     cloud: Cloud
     if table.provider == "aliyun":
-        cloud, region, instance_id = "aliyun", table.aliyun.region, table.aliyun.instance_id
+        cloud, region, instance_id = "aliyun", table.settings.region, table.settings.instance_id
     elif table.provider == "aws":
-        cloud, region, instance_id = "aws", table.aws.region, table.aws.instance_id
+        cloud, region, instance_id = "aws", table.settings.region, table.settings.instance_id
     else:
         raise ConfigError(
             f"gpu.{gpu} has the provider {table.provider!r}, which needs nothing provisioned; "

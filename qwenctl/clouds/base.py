@@ -6,24 +6,69 @@ A provider is one instance in one cloud account. It performs and reports; it dec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 from qwenctl.core.lifecycle import Observed
+from qwenctl.lib.settings_types import Table
+from qwenctl.protocol.messages import Spec
 
 __all__ = [
     "Accepted",
     "Conflict",
+    "Context",
     "Denied",
+    "MultiInstanceProvider",
     "NoCapacity",
     "NotFound",
     "Observation",
     "Provider",
     "ProviderError",
-    "Several",
+    "ProviderSettings",
     "Throttled",
     "Transient",
 ]
+
+
+class ProviderSettings(Table):
+    """Settings of a provider without any; the base of those of every provider."""
+
+    on_this_machine: ClassVar[bool] = False
+    """Its instances are processes of this machine, so that loopback addresses reach them."""
+
+    @property
+    def instance(self) -> str:
+        """The instance that the settings name; empty if they name none."""
+        return str(getattr(self, "instance_id", ""))
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a provider may know about its GPU beside its own settings."""
+
+    gpu: str
+    """The GPU's name."""
+    deployment: str
+    state_path: Path
+    """Where the deployment keeps files."""
+    node_urls: tuple[str, ...]
+    """Where nodes find the proxies."""
+    read_secret: Callable[[], str]
+    """Read the node secret; it is made at the first call if it may be."""
+    secret_file: Path | None
+    """The file of the node secret; None if the configuration holds the secret itself."""
+    address: str
+    """Where the proxy reaches the node, if the configuration says so."""
+    agent: bool
+    """Whether an agent runs on the instance."""
+    spec: Spec
+    """What the node should run."""
+    program: tuple[str, ...]
+    """The first service's command."""
+    dead_man: float
+    """Seconds without contact until the node stops itself."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +82,7 @@ class Observation:
     reason: str = ""
     """The cloud's own words on why the instance is in this state, if it gives any."""
     surplus: bool = False
-    """Another instance of the same GPU is on as well; see `Several`."""
+    """Another instance of the same GPU is on as well; see `MultiInstanceProvider`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +100,8 @@ class Provider(Protocol):
     """One instance that can be looked at, started and stopped.
 
     ``call_timeout`` bounds one call in seconds, the SDK's retries included: the controller makes a
-    call only while its lock is sure to outlive it (docs/architecture.md#why-nothing-is-started-twice). ``observe_interval`` is how often, in
+    call only while its lock is sure to outlive it
+    (docs/architecture.md#why-nothing-is-started-twice). ``observe_interval`` is how often, in
     seconds, it makes sense to look while the instance is changing.
 
     ==========  ==================================  ==========================================
@@ -83,7 +129,7 @@ class Provider(Protocol):
 
 
 @runtime_checkable
-class Several(Protocol):
+class MultiInstanceProvider(Protocol):
     """A provider of several instances for one GPU, of which one serves."""
 
     def serving(self, instance_id: str) -> None:

@@ -63,7 +63,7 @@ class _Seen:
 
 
 class Fallback:
-    """The candidates as one `qwenctl.clouds.base.Provider`, and as a `Several`.
+    """The candidates as one `qwenctl.clouds.base.Provider`, and as a `MultiInstanceProvider`.
 
     Args:
         candidates: name and provider of each, the preferred one first.

@@ -1,60 +1,69 @@
-"""Where GPUs live: `base` is the contract, each other module is one cloud, in the same verbs."""
+"""Find a cloud by its name. Only the parts that are used are imported."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any
 
-if TYPE_CHECKING:
-    from qwenctl.clouds.base import Provider
-    from qwenctl.config.deployment import Config
-    from qwenctl.config.gpu import GpuConfig
+from qwenctl.errors import ConfigError
 
-__all__ = ["ENTRY_POINTS", "make_provider"]
+__all__ = ["BUILT_IN", "ENTRY_POINTS", "names", "part", "settings_type"]
 
 ENTRY_POINTS = "qwenctl.providers"
-"""The entry point group of other people's providers: callables ``(name, gpu, config)``."""
+"""The entry point group of third parties: a package with the files of a cloud's folder here, or
+one module with `Settings`, `make` and, if it has them, `checks` and `admin`."""
+
+BUILT_IN = {
+    "aliyun": "qwenctl.clouds.aliyun",
+    "aws": "qwenctl.clouds.aws",
+    "local": "qwenctl.clouds.local",
+}
+
+_FILES = {"Settings": "settings", "make": "provider", "checks": "checks", "admin": "admin"}
+"""Which file of a cloud's folder holds which part; `admin` is the file itself."""
 
 
-def make_provider(name: str, gpu: GpuConfig, config: Config) -> Provider:
-    """The provider of the GPU called ``name``, as its ``provider`` key says.
+def names() -> list[str]:
+    """Return the names of all installed providers."""
+    return sorted({*BUILT_IN, *_third_parties()})
+
+
+def part(provider: str, name: str) -> Any:
+    """Return `Settings`, `make`, `checks` or `admin` of a provider; None if it has none.
 
     Raises:
-        ConfigError: no such provider is installed, or it cannot work with this configuration.
+        ConfigError: no such provider is installed, or it cannot be imported.
     """
-    if gpu.fallback:
-        from qwenctl.clouds.fallback import Fallback
-
-        return Fallback([(own, make_provider(name, one, config)) for own, one in gpu.candidates()])
-    # Imported here: the command line shows its help without loading any provider, and the local
-    # machine's process, which comes through this package too, stays small.
-    if gpu.provider == "local":
-        from qwenctl.clouds.local.provider import LocalProvider
-
-        return LocalProvider.from_config(name, gpu, config)
-    if gpu.provider == "aliyun":
-        from qwenctl.clouds.aliyun.provider import AliyunProvider
-
-        return AliyunProvider.from_config(name, gpu, config)
-    if gpu.provider == "aws":
-        from qwenctl.clouds.aws.provider import AwsProvider
-
-        return AwsProvider.from_config(name, gpu, config)
-    return _third_party(name, gpu, config)
+    if provider in BUILT_IN:
+        return _part_of(import_module(BUILT_IN[provider]), name)
+    point = _third_parties().get(provider)
+    if point is None:
+        raise ConfigError(f"no such provider is installed; known: {', '.join(names())}")
+    try:
+        return _part_of(point.load(), name)
+    except ImportError as error:
+        raise ConfigError(f"cannot load {point.value}: {error}") from None
 
 
-def _third_party(name: str, gpu: GpuConfig, config: Config) -> Provider:
-    from importlib.metadata import entry_points
+def settings_type(provider: str) -> Any:
+    """Return the model of ``[gpu.NAME.<provider>]``; None if there is no such provider."""
+    try:
+        return part(provider, "Settings")
+    except ConfigError:
+        return None
 
-    from qwenctl.errors import ConfigError
 
-    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    key = f"gpu.{name}.provider = {gpu.provider!r}"
-    if gpu.provider in found:
-        try:
-            make = found[gpu.provider].load()
-        except ImportError as error:
-            raise ConfigError(f"{key}: cannot load {found[gpu.provider].value}: {error}") from None
-        provider: Provider = make(name, gpu, config)
-        return provider
-    known = ", ".join(sorted({"aliyun", "aws", "local", *found}))
-    raise ConfigError(f"{key}: no such provider is installed; known: {known}")
+def _part_of(found: Any, name: str) -> Any:
+    package, file = getattr(found, "__name__", ""), _FILES[name]
+    if not hasattr(found, "__path__"):
+        return getattr(found, name, None)
+    if find_spec(f"{package}.{file}") is None:
+        return None
+    module = import_module(f"{package}.{file}")
+    return module if name == file == "admin" else getattr(module, name)
+
+
+def _third_parties() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}

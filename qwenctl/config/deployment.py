@@ -208,8 +208,7 @@ class Config(Table):
         owners: dict[str, str] = {}
         for name, gpu in self.gpu.items():
             for _, table in gpu.candidates():
-                clouds = {"aliyun": table.aliyun.instance_id, "aws": table.aws.instance_id}
-                instance = clouds.get(table.provider)
+                instance = table.settings.instance
                 owner = owners.setdefault(instance, name) if instance else name
                 if owner != name:
                     raise ValueError(
@@ -221,7 +220,7 @@ class Config(Table):
         """GPUs of the local provider are on one machine: each port is for one service."""
         owners: dict[int, str] = {}
         for name, gpu in self.gpu.items():
-            for service in gpu.service if gpu.provider == "local" else ():
+            for service in gpu.service if gpu.settings.on_this_machine else ():
                 owner = owners.setdefault(service.port, name)
                 if owner != name:
                     raise ValueError(

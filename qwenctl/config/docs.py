@@ -14,7 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from qwenctl.clouds import registry
 from qwenctl.config.deployment import Config
+from qwenctl.config.gpu import fields_of
 
 __all__ = ["descriptions", "schema"]
 
@@ -46,6 +48,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 def schema() -> dict[str, Any]:
     """The JSON Schema of ``qwenctl.toml``, for editors."""
     result = Config.model_json_schema()
+    _add_providers(result["$defs"])
     for model in _models(Config):
         table = result if model is Config else result["$defs"].get(model.__name__, {})
         for name, text in descriptions(model).items():
@@ -58,6 +61,18 @@ def schema() -> dict[str, Any]:
     }
 
 
+def _add_providers(definitions: dict[str, Any]) -> None:
+    """Add the tables of our providers; those of third parties are any tables."""
+    gpu = definitions["GpuConfig"]
+    gpu["additionalProperties"] = {"type": "object"}
+    for name in registry.BUILT_IN:
+        table = registry.part(name, "Settings").model_json_schema()
+        definitions.update(table.pop("$defs", {}))
+        definitions[table["title"]] = table
+        reference = f"#/$defs/{table['title']}"
+        gpu["properties"][name] = {"$ref": reference, "default": {}}
+
+
 def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
     """A model and all that are used in it."""
     import typing
@@ -68,7 +83,7 @@ def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
         is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
         if is_model and annotation not in found:
             found.add(annotation)
-            for field in annotation.model_fields.values():
+            for field in fields_of(annotation, list(registry.BUILT_IN)).values():
                 collect(field.annotation)
         for inner in typing.get_args(annotation):
             collect(inner)

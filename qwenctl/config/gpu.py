@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import (
+    BaseModel,
+    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from qwenctl.config.workloads import CACHE, PRESET_OF, services_of, with_changes
-from qwenctl.core.rules import Rule, RuleTable
-from qwenctl.protocol.messages import Spec
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-from qwenctl.clouds.aliyun.settings import AliyunConfig
-from qwenctl.clouds.aws.settings import AwsConfig
-from qwenctl.clouds.local.settings import LocalConfig
+from qwenctl.clouds import registry
+from qwenctl.clouds.base import ProviderSettings
 from qwenctl.config.schedules import OffHoursConfig, PrewarmConfig
 from qwenctl.config.service import ServiceConfig
+from qwenctl.config.workloads import CACHE, PRESET_OF, services_of, with_changes
+from qwenctl.core.rules import Rule, RuleTable
 from qwenctl.lib.settings_types import NAME, NAME_OR_EMPTY, Duration, Table, is_loopback
+from qwenctl.protocol.messages import Spec
 
 __all__ = [
     "FallbackConfig",
     "GpuConfig",
     "TimingConfig",
+    "fields_of",
 ]
 
 
@@ -44,13 +41,13 @@ class FallbackConfig(Table):
 
     name: str = Field(pattern=NAME)
     """What people call it: in `status`, `why` and on the waiting page."""
-    provider: Literal["", "aliyun", "aws"] = ""
+    provider: str = ""
     """Its cloud; default: the GPU's. Other settings are those of the GPU's table of that cloud."""
-    instance_id: str = Field(pattern=r"^i-[a-z0-9]+$")
+    instance_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")
     """The instance to start and stop."""
     region: str = ""
     """Its region; default: that of the GPU's own instance."""
-    address: Literal["", "auto", "private", "public", "eip"] = ""
+    address: str = ""
     """Which of its addresses the proxy uses; default: as for the GPU's own instance."""
 
 
@@ -82,6 +79,9 @@ class TimingConfig(Table):
 
 class GpuConfig(Table):
     """One GPU instance."""
+
+    # The tables of providers, each validated by its provider; see `_validate_tables`.
+    model_config = ConfigDict(extra="allow")
 
     provider: str = "local"
     """``local``, ``aliyun``, ``aws``, or the name of an installed provider."""
@@ -116,9 +116,6 @@ class GpuConfig(Table):
     price_per_hour: float = Field(0.0, ge=0)
     """For `status` and savings; in your currency."""
     timing: TimingConfig = Field({}, validate_default=True)
-    local: LocalConfig = Field({}, validate_default=True)
-    aliyun: AliyunConfig = Field({}, validate_default=True)
-    aws: AwsConfig = Field({}, validate_default=True)
     fallback: tuple[FallbackConfig, ...] = ()
     """Other instances, in order of preference, for when the own one has no capacity."""
     workload: Literal["custom", "qwen3-vl-webui", "vllm-openai", "open-webui+vllm"] = "custom"
@@ -151,7 +148,7 @@ class GpuConfig(Table):
         spec = Spec(
             version="",
             services=tuple(
-                service.to_wire(here=self.provider == "local") for service in self.service
+                service.to_wire(here=self.settings.on_this_machine) for service in self.service
             ),
             heartbeat=self.timing.heartbeat,
             dead_man=self.timing.dead_man,
@@ -179,19 +176,28 @@ class GpuConfig(Table):
         own, _ = self.candidates()[0]
         return self.provider if own in ("", self.provider) else f"{self.provider} {own}"
 
+    @property
+    def settings(self) -> Any:
+        """The settings of the GPU's own provider."""
+        return self.settings_of(self.provider)
+
+    def settings_of(self, provider: str) -> Any:
+        """The settings of a provider: its table, or else its defaults."""
+        table = (self.__pydantic_extra__ or {}).get(provider)
+        return table or (registry.settings_type(provider) or ProviderSettings)()
+
     def candidates(self) -> list[tuple[str, GpuConfig]]:
         """The GPU's own instance and its fallbacks, in order, by name: each a GPU with one."""
         own = self.model_copy(update={"fallback": ()})
-        if self.provider not in ("aliyun", "aws"):
-            return [(self.provider, own)]
-        first: AliyunConfig | AwsConfig = getattr(self, self.provider)
-        found = [(first.instance_id, own)]
+        found = [(self.settings.instance or self.provider, own)]
         for other in self.fallback:
-            cloud = other.provider or self.provider
-            table: AliyunConfig | AwsConfig = getattr(self, cloud)
+            provider = other.provider or self.provider
+            table = self.settings_of(provider)
             given = other.model_dump(include={"instance_id", "region", "address"})
             merged = type(table)(**{**table.model_dump(), **{k: v for k, v in given.items() if v}})
-            found.append((other.name, own.model_copy(update={"provider": cloud, cloud: merged})))
+            found.append(
+                (other.name, own.model_copy(update={"provider": provider, provider: merged}))
+            )
         return found
 
     @model_validator(mode="after")
@@ -235,7 +241,7 @@ class GpuConfig(Table):
         elif (
             number == 0
             and is_loopback(container.bind)
-            and self.provider in ("aliyun", "aws")
+            and not self.settings.on_this_machine
             and not is_loopback(self.address)
         ):
             yield f"the proxy cannot reach bind = {container.bind!r}, and traffic goes to this one"
@@ -244,11 +250,15 @@ class GpuConfig(Table):
     def _fallbacks(self) -> GpuConfig:
         if not self.fallback:
             return self
-        if self.provider not in ("aliyun", "aws"):
-            raise ValueError(f"fallback is for the providers aliyun and aws, not {self.provider!r}")
+        for provider in (self.provider, *(other.provider for other in self.fallback)):
+            if "instance_id" not in type(self.settings_of(provider or self.provider)).model_fields:
+                raise ValueError(
+                    "fallback is for providers whose settings name an instance by instance_id, "
+                    f"such as aliyun and aws, not {provider!r}"
+                )
         if self.address:
             raise ValueError("address is that of one instance; it cannot be set with fallback")
-        ids = [getattr(self, self.provider).instance_id]
+        ids = [self.settings.instance]
         for other in self.fallback:
             if other.instance_id in ids:
                 raise ValueError(f"the instance {other.instance_id} is named twice")
@@ -267,6 +277,37 @@ class GpuConfig(Table):
             if names.count(name) > 1:
                 raise ValueError(f"two schedules (prewarm, off_hours) have the name {name!r}")
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _validate_tables(
+        cls, data: Any, validate: ModelWrapValidatorHandler[GpuConfig]
+    ) -> GpuConfig:
+        """Validate each ``[gpu.NAME.<provider>]`` by that provider."""
+        if not isinstance(data, dict):
+            return validate(data)
+        own = data.get("provider", "local")
+        given = {key: value for key, value in data.items() if key not in cls.model_fields}
+        if isinstance(own, str) and registry.settings_type(own) is not None:
+            given.setdefault(own, {})
+        tables: dict[str, Any] = {}
+        errors: list[InitErrorDetails] = []
+        for key, value in given.items():
+            if (model := registry.settings_type(key)) is None:
+                errors.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=value))
+                continue
+            try:
+                tables[key] = model.model_validate(value)
+            except ValidationError as error:
+                errors += _details(error, (key,))
+        if not errors:
+            return validate({key: data[key] for key in data if key not in given} | tables)
+        try:
+            validate({key: data[key] for key in data if key not in given})
+        except ValidationError as error:
+            # Those of the whole table say nothing while a table in it is wrong.
+            errors = [one for one in _details(error) if one["loc"]] + errors
+        raise ValidationError.from_exception_data("GpuConfig", errors)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -297,16 +338,36 @@ class GpuConfig(Table):
             raise _moved(error, places) from None
 
 
+def fields_of(model: type[BaseModel], providers: Sequence[str]) -> dict[str, FieldInfo]:
+    """Return a model's fields; those of a GPU with the tables of these providers."""
+    if not issubclass(model, GpuConfig):
+        return model.model_fields
+    found: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        if name == "fallback":
+            for provider in providers:
+                if (table := registry.settings_type(provider)) is not None:
+                    found[provider] = FieldInfo(annotation=table, default={})
+        found[name] = field
+    return found
+
+
+def _details(error: ValidationError, before: tuple[str, ...] = ()) -> list[InitErrorDetails]:
+    """Return what an error consists of, to be raised again below another place."""
+    details = []
+    for problem in error.errors(include_url=False):
+        kind: Any = PydanticCustomError(problem["type"], problem["msg"], problem.get("ctx"))
+        where = (*before, *problem["loc"])
+        details.append(InitErrorDetails(type=kind, loc=where, input=problem["input"]))
+    return details
+
+
 def _moved(error: ValidationError, places: Sequence[int | str]) -> ValidationError:
     """The same with the places that services have in the file, where a workload has put its own
     before them."""
-    details = []
-    for problem in error.errors(include_url=False):
-        match problem["loc"]:
+    details = _details(error)
+    for detail in details:
+        match detail["loc"]:
             case ("service", int(number), *rest):
-                where: tuple[int | str, ...] = ("service", places[number], *rest)
-            case where:
-                pass
-        kind: Any = PydanticCustomError(problem["type"], problem["msg"], problem.get("ctx"))
-        details.append(InitErrorDetails(type=kind, loc=where, input=problem["input"]))
+                detail["loc"] = ("service", places[number], *rest)
     return ValidationError.from_exception_data(error.title, details)

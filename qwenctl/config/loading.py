@@ -28,7 +28,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+from qwenctl.clouds import registry
 from qwenctl.config.deployment import Config
+from qwenctl.config.gpu import fields_of
 from qwenctl.lib.settings_types import NAME, NAME_OR_EMPTY
 
 __all__ = [
@@ -180,7 +182,7 @@ def _known_keys(location: list[str]) -> list[str]:
 
     model: type[BaseModel] = Config
     for part in location:
-        field = model.model_fields.get(part)
+        field = fields_of(model, registry.names()).get(part)
         if field is not None:
             model = next(models_in(field.annotation), model)
-    return list(model.model_fields)
+    return list(fields_of(model, registry.names()))

@@ -25,10 +25,10 @@ from qwenctl.clouds.base import (
     Accepted,
     Conflict,
     Denied,
+    MultiInstanceProvider,
     Observation,
     Provider,
     ProviderError,
-    Several,
     Transient,
 )
 from qwenctl.config.gpu import GpuConfig
@@ -299,7 +299,7 @@ class Controller:
         error = ""
         self._denied = self._surplus_left = False
         try:
-            if isinstance(self._provider, Several):
+            if isinstance(self._provider, MultiInstanceProvider):
                 self._provider.serving(snapshot.state.get("instance_id", ""))
             self._observation = self._provider.describe()
         except ProviderError as problem:
@@ -330,7 +330,7 @@ class Controller:
 
     def _stop_surplus(self) -> None:
         """Two of the GPU's instances are on: only the one that serves stays."""
-        assert isinstance(self._provider, Several)
+        assert isinstance(self._provider, MultiInstanceProvider)
         log.warning("%s: %s", self.name, self._observation.reason)
         self._observation = replace(self._observation, surplus=False)  # once for each look
         try:
@@ -376,7 +376,7 @@ class Controller:
         )
         if outcome is Outcome.OK:
             again = move.cause == SPOT and move.failure is not None and move.failure.attempts > 1
-            if again and isinstance(self._provider, Several):
+            if again and isinstance(self._provider, MultiInstanceProvider):
                 self._provider.avoid()
             if self._prober:
                 self._prober.wake()

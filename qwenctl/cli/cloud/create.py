@@ -81,7 +81,7 @@ def create(
     name = loaded.gpu_name(gpu)
     cloud = _cloud_of(loaded, name)
     plan = make_plan(loaded, name, user=user, package=package)
-    table: Any = getattr(loaded.gpu[name], cloud)
+    table: Any = loaded.gpu[name].settings
     if table.instance_id:
         raise ConfigError(
             f"gpu.{name}.{cloud} has the instance {table.instance_id} already; release it "
@@ -164,7 +164,7 @@ def release(
     loaded = load(config)
     name = loaded.gpu_name(gpu)
     cloud = _cloud_of(loaded, name)
-    table: Any = getattr(loaded.gpu[name], cloud)
+    table: Any = loaded.gpu[name].settings
     instance_id = table.instance_id
     if not instance_id:
         raise ConfigError(f"gpu.{name}.{cloud} names no instance: there is nothing to release")
@@ -228,11 +228,11 @@ def _maker(config: Config, name: str, user_data: str | None = None) -> Maker:
     from qwenctl.clouds.admin import Order
     from qwenctl.clouds.aliyun.create import AliyunMaker
     from qwenctl.clouds.aws.create import AwsMaker
-    from qwenctl.clouds.registry import make_provider
+    from qwenctl.config.providers import make_provider
     from qwenctl.errors import ConfigError
 
     gpu, cloud = config.gpu[name], _cloud_of(config, name)
-    table: Any = getattr(gpu, cloud)
+    table: Any = gpu.settings
     if not table.region:
         raise ConfigError(f"gpu.{name}.{cloud}.region is missing")
     if user_data is not None and (missing := missing_keys(table.template)):
@@ -244,11 +244,11 @@ def _maker(config: Config, name: str, user_data: str | None = None) -> Maker:
     if cloud == "aliyun":
         from qwenctl.clouds.aliyun.api import ecs_of
 
-        keep = gpu.aliyun.keep_charging or user_data is None
-        return AliyunMaker(ecs_of(gpu.aliyun), gpu.aliyun.template, order, keep_charging=keep)
+        keep = gpu.settings.keep_charging or user_data is None
+        return AliyunMaker(ecs_of(gpu.settings), gpu.settings.template, order, keep_charging=keep)
     from qwenctl.clouds.aws.api import account_of
 
-    return AwsMaker(account_of(gpu.aws), gpu.aws.template, order)
+    return AwsMaker(account_of(gpu.settings), gpu.settings.template, order)
 
 
 @contextmanager

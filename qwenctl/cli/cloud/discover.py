@@ -218,7 +218,7 @@ def _write(given: str | None, name: str, found: Found, text: str) -> tuple[Path,
         nonlocal filled
         gpu = load_config(str(path), env={}).gpu.get(name) if before else None
         if gpu is not None:
-            table = getattr(gpu, found.cloud)
+            table = gpu.settings
             if (
                 gpu.provider != found.cloud
                 or table.instance_id

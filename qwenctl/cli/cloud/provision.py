@@ -340,17 +340,17 @@ def _changes(config: Config, plan: Plan, group: str, dry_run: bool) -> Iterator[
     if plan.cloud == "aws":
         from qwenctl.clouds.aws.api import account_of
 
-        account = account_of(gpu.aws, f"gpu.{plan.gpu}.aws")
+        account = account_of(gpu.settings, f"gpu.{plan.gpu}.aws")
         yield from apply_aws(account, plan, group, dry_run=dry_run)
         return
     from qwenctl.clouds.aliyun.api import Ecs, default_credentials
-    from qwenctl.clouds.aliyun.provider import AliyunProvider
     from qwenctl.clouds.aliyun.ram_role import Ram, apply_role
+    from qwenctl.config.providers import make_provider
 
-    AliyunProvider.from_config(plan.gpu, gpu, config)  # its checks, as of the endpoints
+    make_provider(plan.gpu, gpu, config)  # its checks, as of the endpoints
     credentials = default_credentials()
-    ecs = Ecs(gpu.aliyun, credentials)
+    ecs = Ecs(gpu.settings, credentials)
     yield from apply_aliyun(ecs, plan, group, dry_run=dry_run)
     if plan.instance is not None and plan.agent:
-        ram = Ram(gpu.aliyun, credentials)
+        ram = Ram(gpu.settings, credentials)
         yield from apply_role(ecs, ram, plan.instance, dry_run=dry_run)

@@ -420,8 +420,8 @@ def _clear(state: Path) -> None:
 
 def _stop_leftovers(state: Path) -> None:
     from qwenctl.clouds.base import ProviderError
-    from qwenctl.clouds.registry import make_provider
     from qwenctl.config.loading import load_config
+    from qwenctl.config.providers import make_provider
     from qwenctl.core.lifecycle import Observed
     from qwenctl.store.embedded import socket_path
 

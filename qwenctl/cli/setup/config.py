@@ -103,7 +103,7 @@ def _check(config: Config) -> None:
     Raises:
         ConfigError: one line a mistake.
     """
-    from qwenctl.clouds.registry import make_provider
+    from qwenctl.config.providers import make_provider
     from qwenctl.config.read_schedules import schedules
     from qwenctl.config.secrets import read_secret
     from qwenctl.errors import ConfigError
@@ -119,7 +119,7 @@ def _check(config: Config) -> None:
     if config.node_secret_file:
         checks.append(config.read_node_secret)
     for name, gpu in config.gpu.items():
-        if gpu.provider != "local":  # that one is always there, and would write its node secret
+        if not gpu.settings.on_this_machine:  # its provider would write the node secret
             checks.append(partial(make_provider, name, gpu, config))
         if gpu.prewarm or gpu.off_hours:
             checks.append(partial(schedules, config, name))  # reads their calendar files

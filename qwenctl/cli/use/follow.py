@@ -50,7 +50,7 @@ class Reconciling:
         provider: Provider | None = None,
         keep_found: bool = True,
     ) -> None:
-        from qwenctl.clouds.registry import make_provider
+        from qwenctl.config.providers import make_provider
         from qwenctl.control.controller import Controller, owner_name
 
         self._stop = threading.Event()

@@ -151,7 +151,7 @@ class _Wake:
 
     def prepare(self) -> None:
         """Where no proxy runs, make what is needed to wake it; raises before anything is written."""
-        from qwenctl.clouds.registry import make_provider
+        from qwenctl.config.providers import make_provider
 
         target = self.target
         if not self.first.leader:
@@ -320,7 +320,7 @@ class _Wake:
         if not self.alone or not self.target.gpu.agent:
             return ""
         text = "; no proxy runs that its agent could report to"
-        if self.target.gpu.provider == "local":
+        if self.target.gpu.settings.on_this_machine:
             config = self.target.config
             logs = config.state_path / "instances" / config.deployment / self.target.name / "logs"
             text += f", its logs are in {logs}"
@@ -409,7 +409,7 @@ class _Wake:
                 "No proxy runs, and the instance has no agent (agent = false) that could stop it: it "
                 f"runs until {target.command('down')}. Run `qwenctl serve`."
             )
-        elif alone and target.gpu.provider != "local" and not self._agent_heard():
+        elif alone and not target.gpu.settings.on_this_machine and not self._agent_heard():
             never = "" if ready else "never becomes ready and "
             warn(
                 "No proxy runs, and no agent has ever been heard of: a cloud instance without a proxy "

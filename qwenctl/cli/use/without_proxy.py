@@ -68,7 +68,7 @@ def catch_up(target: Target, first: Snapshot, provider: Provider | None = None) 
     """
     from qwenctl.cli.use.wake_errors import wake_error
     from qwenctl.clouds.base import Denied, ProviderError
-    from qwenctl.clouds.registry import make_provider
+    from qwenctl.config.providers import make_provider
     from qwenctl.core.lifecycle import Failure, Observed, Phase
 
     provider = provider or make_provider(target.name, target.gpu, target.config)

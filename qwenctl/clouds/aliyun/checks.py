@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qwenctl.clouds.aliyun.errors import DRY_RUN_PASSED
-from qwenctl.clouds.base import Conflict, NoCapacity, Observation, ProviderError
+from qwenctl.clouds.base import Conflict, Context, NoCapacity, Observation, ProviderError
 from qwenctl.clouds.clock import clock_with_cloud
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError
@@ -15,8 +15,7 @@ from qwenctl.lib.findings import Check, Finding, Level, Stop, fail, ok, refusal,
 
 if TYPE_CHECKING:
     from qwenctl.clouds.aliyun.api import Credentials, Ecs, Instance
-    from qwenctl.config.deployment import Config
-    from qwenctl.config.gpu import GpuConfig
+    from qwenctl.clouds.aliyun.settings import AliyunConfig
 
 __all__ = ["checks"]
 
@@ -24,31 +23,30 @@ POLICY = "Attach what `qwenctl policy aliyun` prints to the RAM user or role tha
 
 
 def checks(
-    name: str, gpu: GpuConfig, config: Config
+    settings: AliyunConfig, context: Context
 ) -> tuple[list[Check], Callable[[], Observation]]:
     """The checks in order (each needs what the one before it has found), and what they saw."""
-    patient = _Patient(name, gpu, config)
+    steps = _Checks(settings, context)
     found: list[Check] = [
-        patient.table,
-        patient.endpoint,
-        patient.credentials,
-        patient.instance,
-        lambda: patient.permission("start", "StartInstance"),
-        lambda: patient.permission("stop", "StopInstance", StoppedMode="StopCharging"),
-        *([patient.role] if gpu.agent else []),  # what an agent needs to stop the instance
-        patient.billing,
-        patient.spot,
-        patient.address,
+        steps.table,
+        steps.endpoint,
+        steps.credentials,
+        steps.instance,
+        lambda: steps.permission("start", "StartInstance"),
+        lambda: steps.permission("stop", "StopInstance", StoppedMode="StopCharging"),
+        *([steps.role] if context.agent else []),  # what an agent needs to stop the instance
+        steps.billing,
+        steps.spot,
+        steps.address,
     ]
-    return found, patient.observation
+    return found, steps.observation
 
 
-class _Patient:
-    def __init__(self, name: str, gpu: GpuConfig, config: Config) -> None:
-        self._whole = config
-        self._name = name
-        self._gpu = gpu
-        self._config = self._gpu.aliyun
+class _Checks:
+    def __init__(self, settings: AliyunConfig, context: Context) -> None:
+        self._config = settings
+        self._context = context
+        self._name = context.gpu
         self._ecs: Ecs
         self._credentials: Credentials
         self._raw: dict[str, Any] = {}
@@ -57,9 +55,9 @@ class _Patient:
     def table(self) -> Iterable[Finding]:
         try:
             from qwenctl.clouds.aliyun.api import Ecs, default_credentials
-            from qwenctl.clouds.aliyun.provider import AliyunProvider
+            from qwenctl.clouds.aliyun.provider import make
 
-            AliyunProvider.from_config(self._name, self._gpu, self._whole)
+            make(self._config, self._context)
             self._credentials = default_credentials()
             self._ecs = Ecs(self._config, self._credentials)
         except ConfigError as error:
@@ -217,8 +215,8 @@ class _Patient:
         yield ok("spot", f"a spot instance{limit}: it may be reclaimed at any time")
 
     def address(self) -> Iterable[Finding]:
-        if self._gpu.address:
-            yield ok("address", f"{self._gpu.address} (gpu.{self._name}.address)")
+        if self._context.address:
+            yield ok("address", f"{self._context.address} (gpu.{self._name}.address)")
             return
         choice, seen = self._config.address, self._seen
         address = seen.address(choice)

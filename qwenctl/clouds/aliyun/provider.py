@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from qwenctl.clouds.aliyun.api import Ecs, Instance, arn_of, ecs_of
-from qwenctl.clouds.base import Accepted, Conflict, Denied, NotFound, Observation
+from qwenctl.clouds.aliyun.settings import AliyunConfig
+from qwenctl.clouds.base import Accepted, Conflict, Context, Denied, NotFound, Observation
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from qwenctl.clouds.aliyun.settings import AliyunConfig
-    from qwenctl.config.deployment import Config
-    from qwenctl.config.gpu import GpuConfig
-
+from qwenctl.lib.settings_types import is_loopback
 
 __all__ = [
     "AliyunProvider",
+    "make",
 ]
-
-
-# The provider
 
 
 class AliyunProvider:
@@ -40,31 +33,6 @@ class AliyunProvider:
         self._ecs = ecs or ecs_of(config)
         # A look and a call, each with all its patience; what comes after them gets what is left.
         self.call_timeout = 2 * self._ecs.patience
-
-    @classmethod
-    def from_config(cls, name: str, gpu: GpuConfig, config: Config) -> AliyunProvider:  # noqa: ARG003
-        """The instance of the GPU called ``name``.
-
-        Raises:
-            ConfigError: a setting is missing, or requests would travel unprotected.
-            ModuleNotFoundError: the SDK is not installed.
-        """
-        from qwenctl.lib.settings_types import is_loopback
-
-        for key in ("region", "instance_id"):
-            if not getattr(gpu.aliyun, key):
-                raise ConfigError(f'gpu.{name}.aliyun.{key} is missing (provider = "aliyun")')
-        endpoints = [gpu.aliyun.endpoint]
-        if gpu.aliyun.ram_endpoint:  # without one, RAM is asked by https
-            endpoints.append(gpu.aliyun.ram_endpoint)
-        if gpu.aliyun.protocol == "http" and not all(
-            is_loopback(endpoint.rpartition(":")[0] or endpoint) for endpoint in endpoints
-        ):
-            raise ConfigError(
-                f'gpu.{name}.aliyun.protocol: "http" is only for an endpoint on this machine; '
-                "VPC endpoints speak https too"
-            )
-        return cls(gpu.aliyun)
 
     def describe(self) -> Observation:
         """What DescribeInstances says; a call that it shares with others who look at this moment.
@@ -149,3 +117,27 @@ class AliyunProvider:
         if self._id not in found:
             raise NotFound(f"there is no instance {self._id} in {self._ecs.region}")
         return found[self._id]
+
+
+def make(settings: AliyunConfig, context: Context) -> AliyunProvider:
+    """Make the provider of a GPU on Alibaba Cloud.
+
+    Raises:
+        ConfigError: a setting is missing, or requests would travel unprotected.
+        ModuleNotFoundError: the SDK is not installed.
+    """
+    table = f"gpu.{context.gpu}.aliyun"
+    for key in ("region", "instance_id"):
+        if not getattr(settings, key):
+            raise ConfigError(f'{table}.{key} is missing (provider = "aliyun")')
+    endpoints = [settings.endpoint]
+    if settings.ram_endpoint:  # without one, RAM is asked by https
+        endpoints.append(settings.ram_endpoint)
+    if settings.protocol == "http" and not all(
+        is_loopback(endpoint.rpartition(":")[0] or endpoint) for endpoint in endpoints
+    ):
+        raise ConfigError(
+            f'{table}.protocol: "http" is only for an endpoint on this machine; '
+            "VPC endpoints speak https too"
+        )
+    return AliyunProvider(settings)

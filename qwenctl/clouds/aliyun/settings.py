@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import Literal
 
 from pydantic import (
@@ -11,15 +10,13 @@ from pydantic import (
     field_validator,
 )
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+from qwenctl.clouds.base import ProviderSettings
 from qwenctl.lib.settings_types import Duration, Table
 
 __all__ = [
     "AliyunConfig",
     "AliyunTemplate",
+    "Settings",
 ]
 
 
@@ -57,7 +54,7 @@ class AliyunTemplate(Table):
     release` raises it."""
 
 
-class AliyunConfig(Table):
+class AliyunConfig(ProviderSettings):
     """An instance of Alibaba Cloud ECS. Credentials are not here: the SDK finds them in its
     environment variables, its profile file, or the RAM role of the machine that the proxy runs on."""
 
@@ -92,3 +89,6 @@ class AliyunConfig(Table):
                 "without https:// before it"
             )
         return value
+
+
+Settings = AliyunConfig

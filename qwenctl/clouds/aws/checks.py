@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from qwenctl.clouds.base import Observation, ProviderError
+from qwenctl.clouds.base import Context, Observation, ProviderError
 from qwenctl.clouds.clock import clock_with_cloud
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError
@@ -13,48 +13,44 @@ from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, warn
 
 if TYPE_CHECKING:
     from qwenctl.clouds.aws.api import Account, Verb
-    from qwenctl.config.deployment import Config
-    from qwenctl.config.gpu import GpuConfig
+    from qwenctl.clouds.aws.settings import AwsConfig
 
 __all__ = ["checks"]
 
 POLICY = "Attach what `qwenctl policy aws` prints to the IAM user or role that the proxy uses."
 
 
-def checks(
-    name: str, gpu: GpuConfig, config: Config
-) -> tuple[list[Check], Callable[[], Observation]]:
+def checks(settings: AwsConfig, context: Context) -> tuple[list[Check], Callable[[], Observation]]:
     """The checks in order (each needs what the one before it has found), and what they saw."""
-    patient = _Patient(name, gpu, config)
+    steps = _Checks(settings, context)
     found: list[Check] = [
-        patient.table,
-        patient.credentials,
-        patient.endpoint,
-        patient.instance,
-        lambda: patient.permission("start"),
-        lambda: patient.permission("stop"),
-        patient.shutdown,
-        patient.billing,
-        patient.spot,
-        patient.address,
+        steps.table,
+        steps.credentials,
+        steps.endpoint,
+        steps.instance,
+        lambda: steps.permission("start"),
+        lambda: steps.permission("stop"),
+        steps.shutdown,
+        steps.billing,
+        steps.spot,
+        steps.address,
     ]
-    return found, patient.observation
+    return found, steps.observation
 
 
-class _Patient:
-    def __init__(self, name: str, gpu: GpuConfig, config: Config) -> None:
-        self._whole = config
-        self._name = name
-        self._gpu = gpu
-        self._config = self._gpu.aws
+class _Checks:
+    def __init__(self, settings: AwsConfig, context: Context) -> None:
+        self._config = settings
+        self._context = context
+        self._name = context.gpu
         self._account: Account
         self._raw: dict[str, Any] = {}
 
     def table(self) -> Iterable[Finding]:
         try:
-            from qwenctl.clouds.aws.provider import AwsProvider
+            from qwenctl.clouds.aws.provider import make
 
-            provider = AwsProvider.from_config(self._name, self._gpu, self._whole)
+            provider = make(self._config, self._context)
             self._account = provider.account
         except ConfigError as error:
             raise Stop(
@@ -202,8 +198,8 @@ class _Patient:
             )
 
     def address(self) -> Iterable[Finding]:
-        if self._gpu.address:
-            yield ok("address", f"{self._gpu.address} (gpu.{self._name}.address)")
+        if self._context.address:
+            yield ok("address", f"{self._context.address} (gpu.{self._name}.address)")
             return
         private = self._raw.get("PrivateIpAddress")
         public = self._raw.get("PublicIpAddress")

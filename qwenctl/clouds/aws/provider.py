@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from qwenctl.clouds.aws.api import Account, account_of, observation
-from qwenctl.clouds.base import Accepted, Observation
+from qwenctl.clouds.aws.settings import AwsConfig
+from qwenctl.clouds.base import Accepted, Context, Observation
 from qwenctl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from qwenctl.config.deployment import Config
-    from qwenctl.config.gpu import GpuConfig
-
 
 __all__ = [
     "AwsProvider",
+    "make",
 ]
 
 
@@ -40,23 +37,6 @@ class AwsProvider:
         self.call_timeout: float = account.call_timeout
         self._address = address
 
-    @classmethod
-    def from_config(cls, name: str, gpu: GpuConfig, config: Config) -> AwsProvider:  # noqa: ARG003
-        """The instance of the GPU called ``name``.
-
-        Raises:
-            ConfigError: no instance is named, or requests would travel unprotected.
-            ModuleNotFoundError: boto3 is not installed.
-        """
-        import botocore  # noqa: F401  (missing: it shows now, and not in the controller's thread)
-
-        if not gpu.aws.instance_id:
-            raise ConfigError(
-                f"gpu.{name}.aws.instance_id is not set: name the EC2 instance to start and stop"
-            )
-        account = account_of(gpu.aws, f"gpu.{name}.aws")
-        return cls(account, gpu.aws.instance_id, gpu.aws.address)
-
     def describe(self) -> Observation:
         """DescribeInstances, shared with others who look at this moment. Status checks are not asked for: the agent's hello says more."""
         found = self.account.looks.get(self.instance_id)
@@ -69,3 +49,20 @@ class AwsProvider:
     def stop(self) -> Accepted:
         """StopInstances. See `Account.stop`."""
         return Accepted(self.account.stop(self.instance_id))
+
+
+def make(settings: AwsConfig, context: Context) -> AwsProvider:
+    """Make the provider of a GPU on EC2.
+
+    Raises:
+        ConfigError: no instance is named, or requests would travel unprotected.
+        ModuleNotFoundError: boto3 is not installed.
+    """
+    import botocore  # noqa: F401  (missing: it shows now, and not in the controller's thread)
+
+    table = f"gpu.{context.gpu}.aws"
+    if not settings.instance_id:
+        raise ConfigError(
+            f"{table}.instance_id is not set: name the EC2 instance to start and stop"
+        )
+    return AwsProvider(account_of(settings, table), settings.instance_id, settings.address)

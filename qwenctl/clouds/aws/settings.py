@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Literal
 
 from pydantic import (
     Field,
 )
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+from qwenctl.clouds.base import ProviderSettings
 from qwenctl.lib.settings_types import Duration, Table
 
 __all__ = [
     "AwsConfig",
     "AwsTemplate",
+    "Settings",
 ]
 
 
@@ -50,7 +47,7 @@ class AwsTemplate(Table):
     release` raises it."""
 
 
-class AwsConfig(Table):
+class AwsConfig(ProviderSettings):
     """An instance of AWS EC2. Credentials are not here: boto3 finds them in its environment
     variables, its profile file, or the instance profile of the machine that the proxy runs on."""
 
@@ -70,3 +67,6 @@ class AwsConfig(Table):
     """Longest wait for an answer of the API."""
     template: AwsTemplate = Field({}, validate_default=True)
     """What `qwenctl provision create` makes."""
+
+
+Settings = AwsConfig

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from qwenctl.clouds.base import (
     Accepted,
     Conflict,
+    Context,
     Denied,
     NoCapacity,
     Observation,
@@ -35,11 +36,9 @@ from qwenctl.lib.private_file import write_private
 
 if TYPE_CHECKING:
     from qwenctl.clouds.local.settings import LocalConfig
-    from qwenctl.config.deployment import Config
-    from qwenctl.config.gpu import GpuConfig
     from qwenctl.protocol.messages import Spec
 
-__all__ = ["LocalProvider"]
+__all__ = ["LocalProvider", "make"]
 
 ADDRESS = "127.0.0.1"
 
@@ -95,32 +94,6 @@ class LocalProvider:
         self._spec = spec
         self._program = program
         self._record = Record(self.directory)
-
-    @classmethod
-    def from_config(cls, name: str, gpu: GpuConfig, config: Config) -> LocalProvider:
-        """The instance of the GPU called ``name``.
-
-        Raises:
-            ConfigError: the node secret can be neither read nor made.
-        """
-        inline = config.node_secret.get_secret_value()
-        config.read_node_secret()  # makes the file at need
-        file = (
-            Path(config.node_secret_file).expanduser()
-            if config.node_secret_file
-            else config.state_path / "node.secret"
-        )
-        return cls(
-            gpu=name,
-            config=gpu.local,
-            state_dir=config.state_path / "instances" / config.deployment,
-            proxy_urls=config.node_urls,
-            node_secret_file=None if inline else file.absolute(),
-            node_secret=inline,
-            dead_man=gpu.timing.dead_man,
-            spec=gpu.spec if gpu.agent else None,
-            program=None if gpu.agent else gpu.service[0].command if gpu.service else (),
-        )
 
     def describe(self) -> Observation:
         """What the instance's record says, and whether its process still lives. Takes no lock."""
@@ -248,3 +221,25 @@ class LocalProvider:
 def _failed(verb: str, error: OSError) -> ProviderError:
     where = f" ({error.filename})" if error.filename else ""
     return Transient(f"cannot {verb} the local instance: {error.strerror}{where}")
+
+
+def make(
+    settings: LocalConfig, context: Context, kind: type[LocalProvider] = LocalProvider
+) -> LocalProvider:
+    """Make the provider of a GPU on this machine.
+
+    Raises:
+        ConfigError: the node secret can be neither read nor made.
+    """
+    secret = context.read_secret()  # makes the file at need
+    return kind(
+        gpu=context.gpu,
+        config=settings,
+        state_dir=context.state_path / "instances" / context.deployment,
+        proxy_urls=context.node_urls,
+        node_secret_file=context.secret_file,
+        node_secret="" if context.secret_file else secret,
+        dead_man=context.dead_man,
+        spec=context.spec if context.agent else None,
+        program=None if context.agent else context.program,
+    )

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Literal
+from typing import ClassVar, Literal
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-from qwenctl.lib.settings_types import Duration, Table
+from qwenctl.clouds.base import ProviderSettings
+from qwenctl.lib.settings_types import Duration
 
-__all__ = [
-    "LocalConfig",
-]
+__all__ = ["LocalConfig", "Settings"]
 
 
-class LocalConfig(Table):
+class LocalConfig(ProviderSettings):
     """The local provider: an "instance" that is a process group on this machine."""
+
+    on_this_machine: ClassVar[bool] = True
 
     boot_seconds: Duration = 3.0
     """How long the instance takes from start to running."""
@@ -27,3 +23,6 @@ class LocalConfig(Table):
     """A fault to play: no capacity at start, a boot that never ends, an instance that dies."""
     dies_after: Duration = 10.0
     """With ``fail = "dies_after"``: how long after running the instance dies."""
+
+
+Settings = LocalConfig

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import time
 
+from qwenctl.clouds.base import Context
 from qwenctl.clouds.local.provider import LocalProvider
-from qwenctl.config.deployment import Config
-from qwenctl.config.gpu import GpuConfig
+from qwenctl.clouds.local.provider import make as make_local
+from qwenctl.clouds.local.settings import LocalConfig as Settings
+
+__all__ = ["Settings", "make"]
 
 GAP_SECONDS = 1.0
 
@@ -23,5 +26,5 @@ class SlowCloud(LocalProvider):
         return LocalProvider.call_timeout
 
 
-def make(name: str, gpu: GpuConfig, config: Config) -> LocalProvider:
-    return SlowCloud.from_config(name, gpu, config)
+def make(settings: Settings, context: Context) -> LocalProvider:
+    return make_local(settings, context, SlowCloud)

@@ -74,7 +74,7 @@ def file(configure: Configure, ecs: FakeEcs) -> Path:
 
 def instance_of(file: Path) -> str:
     gpu = load_config(str(file), env={}).gpu["main"]
-    return gpu.aliyun.instance_id or gpu.aws.instance_id
+    return gpu.settings.instance_id
 
 
 def stop(cloud: WholeCloud, instance_id: str) -> None:
@@ -381,7 +381,7 @@ def test_release_and_create_again(run: Run, cloud: WholeCloud, file: Path) -> No
     assert (done.returncode, f"Deleted {first}" in done.stdout) == (0, True), done.stderr
     assert not cloud.instances
     assert instance_of(file) == ""
-    assert load_config(str(file), env={}).gpu["main"].aliyun.template.generation == 2
+    assert load_config(str(file), env={}).gpu["main"].settings.template.generation == 2
     assert run("provision", "release", "--yes").returncode == ExitCode.USAGE  # there is none
     assert run("provision", "create", "--yes").returncode == 0
     assert list(cloud.instances) == [instance_of(file)] != [first]

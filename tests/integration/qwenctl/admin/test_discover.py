@@ -34,7 +34,7 @@ def test_aliyun_section(run: Run, ecs: FakeEcs, tmp_path: Path) -> None:
     path.write_text(done.stdout)
     gpu = load_config(str(path), env={}).gpu["small"]
     assert gpu.provider == "aliyun"
-    assert (gpu.aliyun.region, gpu.aliyun.instance_id) == ("cn-hangzhou", INSTANCE)
+    assert (gpu.settings.region, gpu.settings.instance_id) == ("cn-hangzhou", INSTANCE)
     assert gpu.price_per_hour == 9.9  # the instance type alone, without the disk
     for words in ("ecs.gn7i-c8g1.2xlarge", "pay-as-you-go", "192.168.7.10", "47.96.0.9", "CNY"):
         assert words in done.stdout
@@ -134,7 +134,7 @@ def test_write_fills_in_what_init_left_empty(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Filled in [gpu.main.aliyun] of ")
     gpu = load_config(str(path), env={}).gpu["main"]
-    assert (gpu.aliyun.region, gpu.aliyun.instance_id) == ("cn-hangzhou", INSTANCE)
+    assert (gpu.settings.region, gpu.settings.instance_id) == ("cn-hangzhou", INSTANCE)
     assert (gpu.aliyun.endpoint, gpu.aliyun.protocol) == (ecs.endpoint, "http")
     assert (gpu.price_per_hour, gpu.workload, len(gpu.service)) == (9.9, "qwen3-vl-webui", 1)
     comments = [line for line in before.splitlines() if line.startswith("#")]

@@ -19,8 +19,8 @@ import pytest
 import tomllib
 
 from qwenctl.clouds.base import Provider
-from qwenctl.clouds.registry import make_provider
 from qwenctl.config.loading import load_config
+from qwenctl.config.providers import make_provider
 from qwenctl.core.lifecycle import Guard, Move, Observed, Phase
 from qwenctl.errors import ExitCode
 from qwenctl.store.store import Store

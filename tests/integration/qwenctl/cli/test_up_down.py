@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 
-from qwenctl.clouds.registry import make_provider
 from qwenctl.config.deployment import Config
 from qwenctl.config.loading import load_config
+from qwenctl.config.providers import make_provider
 from qwenctl.core.lifecycle import Guard, Move, Observed, Phase
 from qwenctl.errors import ExitCode
 from qwenctl.protocol.messages import Hello, Report

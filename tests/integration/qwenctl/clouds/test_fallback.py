@@ -346,8 +346,8 @@ region = "us-east-1"
 
 def test_the_file(tmp_path: Path) -> None:
     from qwenctl.admin.permissions import configured
-    from qwenctl.clouds.registry import make_provider
     from qwenctl.config.loading import load_config
+    from qwenctl.config.providers import make_provider
 
     file = tmp_path / "qwenctl.toml"
     file.write_text(FILE)

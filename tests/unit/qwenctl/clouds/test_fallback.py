@@ -8,11 +8,11 @@ from qwenctl.clouds.base import (
     Accepted,
     Conflict,
     Denied,
+    MultiInstanceProvider,
     NoCapacity,
     NotFound,
     Observation,
     ProviderError,
-    Several,
     Throttled,
     Transient,
 )
@@ -228,7 +228,7 @@ def test_a_start_of_long_ago_says_nothing(fleet: Fleet) -> None:
 
 def test_the_one_that_serves_goes_on_serving_and_a_surplus_one_is_stopped(fleet: Fleet) -> None:
     """EC2 starts a reclaimed spot instance again by itself."""
-    assert isinstance(fleet.provider, Several)
+    assert isinstance(fleet.provider, MultiInstanceProvider)
     fleet.b.state = fleet.spot.state = Observed.RUNNING
     fleet.provider.serving("zone-b")
     seen = fleet.provider.describe()
@@ -242,7 +242,7 @@ def test_the_one_that_serves_goes_on_serving_and_a_surplus_one_is_stopped(fleet:
 
 def test_one_that_is_to_be_avoided_is_started_last_for_a_while(fleet: Fleet) -> None:
     """The cloud takes it back soon after each start."""
-    assert isinstance(fleet.provider, Several)
+    assert isinstance(fleet.provider, MultiInstanceProvider)
     fleet.spot.state = Observed.RUNNING
     fleet.provider.describe()
     fleet.spot.state = Observed.STOPPED

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from qwenctl.clouds.local.provider import LocalProvider
-from qwenctl.clouds.registry import ENTRY_POINTS, make_provider
+from qwenctl.clouds.registry import ENTRY_POINTS
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
+from qwenctl.config.providers import make_provider
 from qwenctl.errors import ConfigError
 
 
@@ -44,20 +45,20 @@ def test_somebody_elses_provider_is_found_by_its_entry_point(
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: qwenctl-mycloud\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        f"[{ENTRY_POINTS}]\nmycloud = qwenctl_mycloud:make\nbroken = qwenctl_broken:make\n"
+        f"[{ENTRY_POINTS}]\nmycloud = qwenctl_mycloud\nbroken = qwenctl_broken\n"
     )
     (package / "qwenctl_mycloud.py").write_text(
         "class MyCloud:\n"
         "    call_timeout = observe_interval = 1.0\n"
         "    def __init__(self, name): self.name = name\n"
-        "def make(name, gpu, config): return MyCloud(name)\n"
+        "def make(settings, context): return MyCloud(context.gpu)\n"
     )
     monkeypatch.syspath_prepend(package)
     importlib.metadata.MetadataPathFinder().invalidate_caches()
     config = Config(state_dir=str(tmp_path))
     provider = make_provider("main", GpuConfig(provider="mycloud"), config)
     assert provider.name == "main"  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="cannot load qwenctl_broken:make"):
+    with pytest.raises(ConfigError, match="cannot load qwenctl_broken"):
         make_provider("main", GpuConfig(provider="broken"), config)
     with pytest.raises(ConfigError, match="known: aliyun, aws, broken, local, mycloud"):
         make_provider("main", GpuConfig(provider="other"), config)
@@ -68,4 +69,9 @@ def test_the_package_loads_no_provider_by_itself() -> None:
     shown = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert shown.stdout.split() == ["qwenctl", "qwenctl.clouds", "qwenctl.clouds.registry"]
+    assert shown.stdout.split() == [
+        "qwenctl",
+        "qwenctl.clouds",
+        "qwenctl.clouds.registry",
+        "qwenctl.errors",
+    ]

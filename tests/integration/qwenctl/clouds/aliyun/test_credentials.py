@@ -21,7 +21,7 @@ TEMPORARY = Key("STS.NTfake", "temporary-secret", "token+of/one=hour")
 DESCRIBE = """
 import sys
 from qwenctl.config.deployment import Config
-from qwenctl.clouds.registry import make_provider
+from qwenctl.config.providers import make_provider
 from qwenctl.clouds.base import ProviderError
 table = dict(region="cn-hangzhou", instance_id=sys.argv[2], endpoint=sys.argv[1], protocol="http",
              connect_timeout=5, read_timeout=20)

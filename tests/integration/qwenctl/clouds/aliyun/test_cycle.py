@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from qwenctl.clouds.aliyun.provider import AliyunProvider
-from qwenctl.clouds.registry import make_provider
 from qwenctl.config.loading import load_config
+from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller
 from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.protocol.messages import Hello, Report

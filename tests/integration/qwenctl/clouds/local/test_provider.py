@@ -18,8 +18,8 @@ import pytest
 from qwenctl.clouds.base import Denied, NoCapacity, Provider
 from qwenctl.clouds.local.provider import LocalProvider
 from qwenctl.clouds.local.settings import LocalConfig
-from qwenctl.clouds.registry import make_provider
 from qwenctl.config.deployment import Config
+from qwenctl.config.providers import make_provider
 from qwenctl.core.lifecycle import Observed
 from qwenctl.protocol.messages import Service, Spec
 from tests.support.net import free_port

@@ -24,9 +24,9 @@ from qwenctl.clouds.base import (
     Throttled,
     Transient,
 )
-from qwenctl.clouds.registry import make_provider
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
+from qwenctl.config.providers import make_provider
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError
 
@@ -202,7 +202,7 @@ def test_it_is_made_from_the_configuration(tmp_path: Path) -> None:
 
 def test_the_sdk_is_loaded_at_the_first_call_only() -> None:
     script = (
-        "import sys; from qwenctl.config.deployment import *; from qwenctl.config.gpu import *; from qwenctl.clouds.aws.settings import *; from qwenctl.clouds.registry import make_provider\n"
+        "import sys; from qwenctl.config.deployment import *; from qwenctl.config.gpu import *; from qwenctl.clouds.aws.settings import *; from qwenctl.config.providers import make_provider\n"
         f"gpu = GpuConfig(provider='aws', aws=AwsConfig(instance_id='{ID}'))\n"
         "make_provider('main', gpu, Config())\n"
         "assert 'boto3' not in sys.modules"
@@ -213,7 +213,7 @@ def test_the_sdk_is_loaded_at_the_first_call_only() -> None:
 def test_without_the_sdk_its_name_is_said() -> None:
     script = (
         "import sys; sys.modules['botocore'] = None\n"
-        "from qwenctl.config.deployment import *; from qwenctl.config.gpu import *; from qwenctl.clouds.aws.settings import *; from qwenctl.clouds.registry import make_provider\n"
+        "from qwenctl.config.deployment import *; from qwenctl.config.gpu import *; from qwenctl.clouds.aws.settings import *; from qwenctl.config.providers import make_provider\n"
         f"gpu = GpuConfig(provider='aws', aws=AwsConfig(instance_id='{ID}'))\n"
         "try: make_provider('main', gpu, Config())\n"
         "except ModuleNotFoundError as error: assert error.name == 'botocore'\n"
