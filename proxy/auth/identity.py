@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from qwenctl.core.leases import request
+
 from ..http.request import Request
 
 __all__ = [
@@ -40,7 +42,7 @@ class Identity:
     @property
     def lease(self) -> str:
         """The name of this client's demand lease."""
-        return f"request:{'' if self.kind == 'anonymous' else f'{self.kind}:'}{self.name}"
+        return request(self.name if self.kind == "anonymous" else f"{self.kind}:{self.name}")
 
 
 def api_key(headers: dict[str, str]) -> str:

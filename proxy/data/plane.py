@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from qwenctl.config.deployment import Config, UnknownTier
+from qwenctl.core import leases
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.rules import Activity
 from qwenctl.core.snapshot import Admission
@@ -227,7 +228,7 @@ class DataPlane:
     async def _counted(self, exchange: Exchange, decision: Decision, base: str) -> None:
         """Forward what is use of the GPU from its first byte to its last, or at each message.
         (What is only finished is counted by `_finish`, from before it is forwarded.)"""
-        lease = exchange.identity.lease if exchange.identity else "request:unknown"
+        lease = exchange.identity.lease if exchange.identity else leases.request("unknown")
         use = self._usage.use(exchange.name, lease)
         counts = decision.counts and decision.action is not Action.FINISH
         with use if counts else contextlib.nullcontext():

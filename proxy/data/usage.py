@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from qwenctl.config.gpu import GpuConfig
+from qwenctl.core import leases
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Touch
 from qwenctl.errors import StoreUnavailable
@@ -85,7 +86,7 @@ class UsageTracker:
     def __init__(self, store: Store, gpus: Mapping[str, GpuConfig], owner: str) -> None:
         self._store = store
         self._owner = owner
-        self.inflight_lease = f"inflight:{owner}"
+        self.inflight_lease = leases.inflight(owner)
         self._gpus = {name: _Gpu(config) for name, config in gpus.items()}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="activity")
         self._dirty = asyncio.Event()

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from qwenctl.core.leases import ADOPTED, LEASES
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.words import NODE_PHASES
@@ -68,7 +69,7 @@ class Metrics:
         """Take over what a snapshot says."""
         for phase in Phase:
             self.phase.labels(snapshot.gpu, phase.value).set(phase is snapshot.phase)
-        kinds: dict[str, int] = dict.fromkeys(("request", "inflight", "busy", "pin", "prewarm"), 0)
+        kinds: dict[str, int] = dict.fromkeys(sorted(LEASES - {ADOPTED}), 0)
         for lease in snapshot.leases:
             kinds[lease.kind] = kinds.get(lease.kind, 0) + 1
         for kind, count in kinds.items():

@@ -11,6 +11,7 @@ from zoneinfo import TZPATH, ZoneInfo, ZoneInfoNotFoundError
 from qwenctl.config.deployment import Config
 from qwenctl.config.holidays import read_calendar
 from qwenctl.config.schedules import OffHoursConfig, PrewarmConfig
+from qwenctl.core.leases import OFF_HOURS, PREWARM
 from qwenctl.core.schedule import Cron, Schedule
 from qwenctl.errors import ConfigError
 
@@ -43,7 +44,7 @@ def _schedule(config: Config, gpu: str, entry: OffHoursConfig) -> Schedule:
         raise ConfigError(f"{key}: exceptions: {error}") from None
     return Schedule(
         entry.name,
-        "prewarm" if prewarm else "off-hours",
+        PREWARM if prewarm else OFF_HOURS,
         Cron(entry.cron),
         ZoneInfo(entry.timezone) if entry.timezone else machine_zone(),
         entry.duration,

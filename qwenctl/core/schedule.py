@@ -16,11 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from typing import Literal
 
-__all__ = ["Cron", "Kind", "Schedule", "Window", "moments"]
+from qwenctl.core.leases import ScheduleKind
 
-Kind = Literal["prewarm", "off-hours"]
+__all__ = ["Cron", "Schedule", "Window", "moments"]
 
 _HORIZON = 50 * 366 * 86400.0
 """Seconds that `Schedule.upcoming` looks ahead: there are days that come every 28 years."""
@@ -80,7 +79,7 @@ class Schedule:
     """When a GPU is wanted ready (``prewarm``) or off (``off-hours``)."""
 
     name: str
-    kind: Kind
+    kind: ScheduleKind
     cron: Cron
     zone: tzinfo
     duration: float

@@ -9,6 +9,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, cast
 
+from qwenctl.core import leases
 from qwenctl.core.lifecycle import Failure, NodeView, Phase
 from qwenctl.protocol.messages import Report
 
@@ -37,13 +38,13 @@ class Lease:
 
     @property
     def kind(self) -> str:
-        """``request``, ``inflight``, ``busy``, ``pin``, ``maintenance``, …"""
-        return self.name.partition(":")[0]
+        """Its kind; see `qwenctl.core.leases`."""
+        return leases.kind_of(self.name)
 
     @property
     def is_work(self) -> bool:
         """Running work, which nothing but ``--now`` may cut."""
-        return self.kind in ("inflight", "busy")
+        return self.kind in leases.WORK
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qwenctl.core import leases
 from qwenctl.core.lifecycle import Failure, Phase
 from qwenctl.lib.text import plain
 
@@ -81,22 +82,22 @@ def lease_words(lease: Lease) -> str:
 
 def name_words(name: str, actor: str = "", reason: str = "") -> str:
     """The name of a lease or block (``pin:anna``) in plain words: who, and what for."""
-    kind, _, rest = name.partition(":")
+    kind, rest = leases.parse(name)
     who = actor or rest
-    if kind == "request":
-        return _because(f"a visitor ({who})", "" if reason == "request" else reason)
-    if kind == "inflight":
+    if kind == leases.REQUEST:
+        return _because(f"a visitor ({who})", "" if reason == leases.REQUEST else reason)
+    if kind == leases.INFLIGHT:
         return f"requests in flight through {rest}"
-    if kind == "busy":
+    if kind == leases.BUSY:
         return "running work that the node reports"
-    if kind == "adopted":
+    if kind == leases.ADOPTED:
         return "the rule that an instance found running is kept for one idle timeout"
     named = {
-        "pin": f"{who} (qwenctl up)",
-        "prewarm": f"the schedule {rest}",
-        "maintenance": f"{who} (qwenctl block)",
-        "off-hours": f"the off-hours {rest}",
-        "budget": "the budget",
+        leases.PIN: f"{who} (qwenctl up)",
+        leases.PREWARM: f"the schedule {rest}",
+        leases.MAINTENANCE: f"{who} (qwenctl block)",
+        leases.OFF_HOURS: f"the off-hours {rest}",
+        leases.BUDGET: "the budget",
     }
     return _because(named.get(kind, name), reason)
 
@@ -190,7 +191,7 @@ def stopped_by(
 def command_words(event: Event) -> str:
     """A `down` or `block` in plain words."""
     fields = event.fields
-    if event.kind == "block" and not fields.get("name", "").startswith("maintenance:"):
+    if event.kind == "block" and leases.kind_of(fields.get("name", "")) != leases.MAINTENANCE:
         return name_words(fields.get("name", ""), reason=fields.get("cause", ""))
     command = f"qwenctl {event.kind}" + (" --now" if fields.get("cut") == "1" else "")
     return _because(f"{fields.get('actor') or 'somebody'} ({command})", fields.get("cause", ""))

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 import redis
 
 from qwenctl.config.deployment import Config
+from qwenctl.core import leases
 from qwenctl.core.lifecycle import TRANSITIONS, Guard, Move, Phase
 from qwenctl.core.snapshot import (
     Admission,
@@ -363,7 +364,7 @@ class Store:
         The window that opens at that moment is written once, however often this is called and by
         however many: ``new``. After that it is ``held``, or ``given_up`` if somebody ended it.
         """
-        kind = "block" if name.startswith("off-hours:") else "lease"
+        kind = "block" if leases.kind_of(name) in leases.BLOCKS else "lease"
         return cast(
             Literal["new", "held", "given_up", "over"],
             self._run(
@@ -418,7 +419,7 @@ class Store:
             report.error,
             report.progress.phase,
             report.model_dump_json(exclude={"log"}),
-            f"busy:{report.gpu}",
+            leases.busy(report.gpu),
             _ms(2 * heartbeat) if report.active else 0,
             plain(report.interruption.action) if report.interruption else "",
             _ms(report.interruption.seconds_left) if report.interruption else 0,

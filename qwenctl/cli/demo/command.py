@@ -230,9 +230,10 @@ class _Demo:
 
     def _turn_off(self) -> None:
         from qwenctl.cli.use.follow import Follower
+        from qwenctl.core.leases import maintenance
         from qwenctl.core.lifecycle import Phase
 
-        self.store.block(GPU, "maintenance:demo", None, reason="end", actor="demo", cut=True)
+        self.store.block(GPU, maintenance("demo"), None, reason="end", actor="demo", cut=True)
         with Follower(self._target) as follower:
             deadline = time.monotonic() + STOP_SECONDS
             for snapshot in follower.snapshots(every=1.0, deadline=deadline):

@@ -22,6 +22,7 @@ from qwenctl.cli.common.context import (
     print_json,
 )
 from qwenctl.cli.common.terminal import warn
+from qwenctl.core.leases import PREWARM
 from qwenctl.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _row(
                 key: schedule.at(getattr(window, key)).isoformat(timespec="seconds")
                 for key in ("opens", "ends", "starts")
             },
-            "cost": round(hours * price, 2) if price and schedule.kind == "prewarm" else None,
+            "cost": round(hours * price, 2) if price and schedule.kind == PREWARM else None,
         }
 
     return {
@@ -159,7 +160,7 @@ def _row_lines(row: dict[str, Any]) -> Iterator[str]:
     from qwenctl.cli.common.terminal import paint
     from qwenctl.core.words import duration
 
-    prewarm = row["kind"] == "prewarm"
+    prewarm = row["kind"] == PREWARM
     what = "ready" if prewarm else "off"
     head = f"{row['gpu']}: {paint(row['name'], bold=True)} keeps it {what} for "
     head += f"{duration(row['duration_seconds'])} at {row['cron']} ({row['timezone']})"
@@ -260,7 +261,7 @@ def _run(
     leads = _Leads(config, store)
     for gpu, schedule in plans:
         before = leads.of(gpu, schedule)
-        if lead is not None and schedule.kind == "prewarm":
+        if lead is not None and schedule.kind == PREWARM:
             before = lead
         snapshot = store.snapshot(gpu)
         window = schedule.window(snapshot.now, before + EARLY_SECONDS)
@@ -470,7 +471,7 @@ def crontab(
         lead = -(-leads.of(at, schedule) // 60) * 60
         now = store.snapshot(at).now
         about = f"{schedule.cron.text} {schedule.zone}"
-        if schedule.kind == "prewarm":
+        if schedule.kind == PREWARM:
             about += f", started {duration(lead)} before"
         print(f"# {at}: {schedule.lease}: {about}")
         fields = _cron_fields(schedule, now, lead, zone)
@@ -511,6 +512,6 @@ def _command(config: Config, gpu: str, schedule: Schedule, lead: float) -> str:
     if config.source:
         words += ["--config", config.source]
     words += ["prewarm", "run", schedule.name, "--gpu", gpu]
-    if schedule.kind == "prewarm":
+    if schedule.kind == PREWARM:
         words += ["--lead", f"{lead:.0f}s"]
     return shlex.join(words).replace("%", "\\%")

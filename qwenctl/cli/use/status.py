@@ -21,6 +21,7 @@ from qwenctl.cli.common.context import (
 )
 from qwenctl.cli.common.terminal import clock, live, paint, phase_style, shorten, stamp
 from qwenctl.cli.use.gpu_stats import figure_lines
+from qwenctl.core.leases import WORK
 
 if TYPE_CHECKING:
     from qwenctl.config.deployment import Config
@@ -185,11 +186,7 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         percent = "" if progress["percent"] is None else f" {progress['percent']:.0f} %"
         yield row("progress", f"{progress['phase']}{percent} {progress['text']}".strip())
     for index, lease in enumerate(state["leases"]):
-        left = (
-            ""
-            if lease["kind"] in ("inflight", "busy")
-            else f", {duration(lease['seconds_left'])} left"
-        )
+        left = "" if lease["kind"] in WORK else f", {duration(lease['seconds_left'])} left"
         yield row("used by" if index == 0 else "", lease["text"] + left)
     if state["idle_seconds_left"] is not None:
         text = f"goes off in {duration(state['idle_seconds_left'])} unless it is used"

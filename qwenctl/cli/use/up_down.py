@@ -26,6 +26,7 @@ from qwenctl.cli.common.context import (
 )
 from qwenctl.cli.common.terminal import warn
 from qwenctl.cli.use.wake_errors import wake_error
+from qwenctl.core import leases
 from qwenctl.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class _Wake:
     def __init__(self, target: Target, for_: float | None, because: str, *, quiet: bool) -> None:
         self.target, self.quiet = target, quiet
         self.who = user()
-        self.lease = f"pin:{self.who}"
+        self.lease = leases.pin(self.who)
         self.reason = because
         self.exact = for_ is not None
         gpu = target.gpu
@@ -676,7 +677,9 @@ def block(
         _explain_down(before, json, now)
         return
     who = user()
-    target.store.block(target.name, f"maintenance:{who}", for_, reason=because, actor=who, cut=now)
+    target.store.block(
+        target.name, leases.maintenance(who), for_, reason=because, actor=who, cut=now
+    )
     if not json:
         print(f"{target.name} is blocked {span}", flush=True)
     if _found_off(target, before, timeout):

@@ -1,0 +1,153 @@
+"""Words that are stored or sent have one owner: kinds of leases, codes of failures, kinds of events,
+phases. No other module spells them out."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from qwenctl.core import leases
+
+ROOT = Path(__file__).parents[4]
+LUA = ROOT / "qwenctl/store/lua"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words, the modules that may spell them, and the names of what holds one of them."""
+
+    words: frozenset[str]
+    owners: frozenset[str]
+    names: frozenset[str]
+    """`x.NAME`, `NAME`, `x["NAME"]` or `x.get("NAME")` that a word is compared with."""
+    prefix: bool = False
+    """Whether a word begins longer ones: ``pin:anna``."""
+
+
+VOCABULARIES = [
+    Vocabulary(
+        leases.LEASES | leases.BLOCKS,
+        frozenset({"qwenctl/core/leases.py"}),
+        frozenset({"kind"}),
+        prefix=True,
+    ),
+]
+
+PLAIN = re.compile(r"[a-z]+")
+"""A word that means other things elsewhere too; it is looked for in comparisons only."""
+
+ELSEWHERE: dict[str, set[str]] = {}
+"""Modules in which a word means something else."""
+
+
+def names_in(node: ast.expr) -> set[str]:
+    """The names that an expression reads its value from."""
+    if isinstance(node, ast.Attribute):
+        return {node.attr}
+    if isinstance(node, ast.Name):
+        return {node.id}
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        return {str(node.slice.value)}
+    if isinstance(node, ast.Call):
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        if called == "get" and node.args and isinstance(node.args[0], ast.Constant):
+            return {str(node.args[0].value)}
+    return set()
+
+
+def texts_in(node: ast.expr) -> Iterator[ast.Constant]:
+    """The strings of an expression: itself, or what it lists."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node
+    elif isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        for element in node.elts:
+            yield from texts_in(element)
+
+
+def spelled(source: str, path: str, vocabulary: Vocabulary) -> Iterator[str]:
+    """Each place of a source where a word is spelled out, as ``path:line: word``."""
+    if path in vocabulary.owners:
+        return
+    tree = ast.parse(source)
+    found: set[tuple[int, str]] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if vocabulary.names & set().union(*map(names_in, sides)):
+                found |= {(t.lineno, str(t.value)) for side in sides for t in texts_in(side)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            word, colon, _ = node.value.partition(":")
+            plain = PLAIN.fullmatch(word)
+            if (
+                (vocabulary.prefix and colon and word == node.value[:-1])
+                or not (plain or colon)
+                or (vocabulary.prefix and colon and re.fullmatch(r"[\w-]+:[\w-]+", node.value))
+            ):
+                found.add((node.lineno, word))
+    for line, word in sorted(found):
+        if word in vocabulary.words and path not in ELSEWHERE.get(word, set()):
+            yield f"{path}:{line}: {word}"
+
+
+def production() -> Iterator[tuple[str, str]]:
+    for room in ("qwenctl", "proxy", "gpu_node"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), path.read_text()
+
+
+def lua() -> str:
+    return "\n".join(path.read_text() for path in sorted(LUA.glob("*.lua")))
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES, ids=lambda v: min(v.owners))
+def test_no_other_module_spells_them_out(vocabulary: Vocabulary) -> None:
+    sources = dict(production())
+    assert vocabulary.owners <= set(sources)
+    found = [place for path, text in sources.items() for place in spelled(text, path, vocabulary)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("x = f'pin:{user}'", "pin"),
+        ("x = 'maintenance:ops'", "maintenance"),
+        ("if lease.kind == 'busy': pass", "busy"),
+        ("if entry['kind'] in ('pin', 'x'): pass", "pin"),
+        ("x = name.startswith('off-hours:')", "off-hours"),
+    ],
+)
+def test_a_planted_literal_is_found(line: str, word: str) -> None:
+    found = [p for v in VOCABULARIES for p in spelled(f"\n{line}\n", "proxy/planted.py", v)]
+    assert found == [f"proxy/planted.py:2: {word}"]
+
+
+def test_words_of_other_meaning_are_not_found() -> None:
+    harmless = "x = {'busy': 1}\nif state == 'request': pass\ny = 'pin: what for'\n"
+    assert not [p for v in VOCABULARIES for p in spelled(harmless, "proxy/a.py", v)]
+
+
+def test_every_lease_that_lua_names_is_known() -> None:
+    named = set(re.findall(r"'([a-z-]+):'", lua())) - {"window"}
+    assert named == {leases.REQUEST, leases.INFLIGHT, leases.BUSY, leases.ADOPTED}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "rest"),
+    [
+        (leases.request("key:ci"), leases.REQUEST, "key:ci"),
+        (leases.inflight("proxy-1"), leases.INFLIGHT, "proxy-1"),
+        (leases.busy("main"), leases.BUSY, "main"),
+        (leases.pin("anna"), leases.PIN, "anna"),
+        (leases.maintenance("ops"), leases.MAINTENANCE, "ops"),
+        ("budget", leases.BUDGET, ""),
+    ],
+)
+def test_a_name_is_its_kind_and_the_rest(name: str, kind: str, rest: str) -> None:
+    assert leases.parse(name) == (kind, rest)
+    assert leases.kind_of(name) == kind
