@@ -33,6 +33,7 @@ from .auth.password import make_authenticator
 from .control.node_api import NodeDesk, NodeDoor
 from .control.status_stream import Feed
 from .control.views import PREFIX, Parts, make_control
+from .data.admit import Admit
 from .data.forward import Forwarder
 from .data.plane import DataPlane, with_path
 from .data.snapshot_cache import SnapshotCache
@@ -63,6 +64,7 @@ class Proxy:
         self.authenticator = make_authenticator(config)
         self.snapshots = SnapshotCache(store, list(config.gpu), delay=snapshot_delay)
         self.usage = UsageTracker(store, config.gpu, self.owner)
+        self.admit = Admit(store, self.snapshots, self.usage, self.metrics)
         self.forwarder = Forwarder()
         self.feed = Feed(config, store, self.snapshots, self.authenticator, trusted)
         self.trusted = trusted
@@ -86,6 +88,7 @@ class Proxy:
             store,
             self.snapshots,
             self.usage,
+            self.admit,
             self.forwarder,
             self.authenticator,
             self._page,
@@ -94,7 +97,7 @@ class Proxy:
             self.owner,
         )
         self.gate = ForwardAuth(
-            config, store, self.snapshots, self.usage, self.authenticator, trusted
+            config, self.snapshots, self.usage, self.admit, self.authenticator, trusted
         )
         self.asgi: ASGIApp = HostCheck(self._route, config, trusted)
         self._stop = threading.Event()
@@ -206,6 +209,7 @@ class Proxy:
         await self.snapshots.stop()
         await self.feed.stop()
         await self.data.stop()
+        await self.admit.stop()
         await self.forwarder.stop()
         self.store.close()
 

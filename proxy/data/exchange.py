@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.lifecycle import Phase
 
-from ..auth.identity import Identity
 from ..http.problem import refuse_websocket, send_problem
-from ..http.request import Message, Receive, Request, Scope, Send
-from .snapshot_cache import View
+from ..http.request import Message, Receive, Scope, Send
+from .admit import Inbound
 
 __all__ = ["Exchange", "Pages"]
 
@@ -21,24 +18,13 @@ Pages = Callable[[str, Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(slots=True)
-class Exchange:
-    """A request, whose it is, which GPU it is for and what is known of that."""
+class Exchange(Inbound):
+    """A request with its ASGI channels, and the ways to answer it without the node."""
 
-    request: Request
-    identity: Identity | None
-    name: str
-    gpu: GpuConfig
-    view: View
     scope: Scope
     receive: Receive
     send: Send
     pages: Pages
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def reason(self) -> str:
-        """What to write down as the reason for a lease."""
-        return f"{self.request.method} {self.request.target.partition('?')[0][:120]}"
 
     async def page(self, name: str) -> None:
         """Answer with one of our pages."""

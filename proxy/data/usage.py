@@ -138,12 +138,19 @@ class UsageTracker:
                 await self._write_now(gpu, state)
             return state.phase
 
+    async def recorded_before_stop(self, gpu: str) -> bool:
+        """Return whether the store has recorded the requests in flight before a stop began.
+
+        True without the store, because nothing can be stopped without it.
+        """
+        return await self.recorded(gpu) in (Phase.READY, Phase.DRAINING, None)
+
     async def begin_unseen(self, gpu: str, lease: str) -> bool:
         """Count a part of running work that another data plane forwards: its end is not seen, so for
         `UNSEEN` seconds. False: not counted, because the instance is being stopped already."""
         with contextlib.ExitStack() as use:
             use.enter_context(self.use(gpu, lease))
-            if await self.recorded(gpu) not in (Phase.READY, Phase.DRAINING, None):
+            if not await self.recorded_before_stop(gpu):
                 return False
             asyncio.get_running_loop().call_later(UNSEEN, use.pop_all().close)
         return True

@@ -7,15 +7,13 @@ that takes longer than the idle timeout needs `service.activity`, by which the n
 
 from __future__ import annotations
 
-import asyncio
 from urllib.parse import unquote
 
 from qwenctl.config.deployment import Config, UnknownTier
-from qwenctl.errors import StoreUnavailable
-from qwenctl.store.store import Store
 
 from ..auth.authenticator import Authenticator
-from ..data.admission import Action, decide
+from ..data.admission import Action
+from ..data.admit import Admit, Inbound
 from ..data.routing import gpu_of
 from ..data.snapshot_cache import SnapshotCache
 from ..data.usage import UsageTracker
@@ -36,16 +34,16 @@ class ForwardAuth:
     def __init__(
         self,
         config: Config,
-        store: Store,
         snapshots: SnapshotCache,
         usage: UsageTracker,
+        admit: Admit,
         authenticator: Authenticator,
         trusted: Networks,
     ) -> None:
         self._config = config
-        self._store = store
         self._snapshots = snapshots
         self._usage = usage
+        self._admit = admit
         self._authenticator = authenticator
         self._trusted = trusted
         self._prefix = config.proxy.gate_headers
@@ -69,45 +67,26 @@ class ForwardAuth:
             return
         original = self._original(asked, scope)
         identity = self._authenticator.identify(original)
-        gpu, view = self._config.gpu[name], await self._snapshots.view(name)
-        decision = decide(gpu, original, identity, view.snapshot)
-        if decision.action is Action.LEASE and identity:
-            try:
-                await asyncio.to_thread(
-                    self._store.demand,
-                    name,
-                    identity.lease,
-                    gpu.idle_timeout,
-                    reason=f"{original.method} {original.path[:120]}",
-                    actor=identity.name,
-                    may_wake=decision.wakes,
-                )
-                await self._snapshots.refresh(name)
-            except StoreUnavailable:
-                pass  # it is judged by what is known
-            decision = decide(gpu, original, identity, view.snapshot)
-        finishes = False
-        if decision.action is Action.FINISH and identity:
-            finishes = await self._usage.begin_unseen(name, identity.lease)
-            if not finishes:  # it is too late
-                await self._snapshots.refresh(name)
+        inbound = Inbound(
+            original, identity, name, self._config.gpu[name], self._snapshots.peek(name)
+        )
+        decision = await self._admit.decide_at_once(inbound)
         if decision.action is Action.SIGN_IN:
             await send_problem(asked, send, 401, "sign_in", "sign in first")
-        elif decision.action is Action.FORWARD or finishes:
-            if decision.counts and identity:
-                self._usage.touch(name, identity.lease)
-            node = f"{gpu.address or view.snapshot.address}:{gpu.port}".encode()
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": 204,
-                    "headers": [(b"x-qwenctl-node", node)],
-                }
-            )
-            await send({"type": "http.response.body", "body": b""})
+        elif decision.action is Action.FORWARD:
+            if decision.counts:
+                self._usage.touch(name, inbound.lease)
+            await self._allow(inbound, send)
         else:
-            detail = f"the GPU is {view.snapshot.phase.value}"
+            detail = f"the GPU is {inbound.view.snapshot.phase.value}"
             await send_problem(asked, send, 403, "not_ready", decision.why or detail)
+
+    async def _allow(self, inbound: Inbound, send: Send) -> None:
+        """Answer 204 with the node's address."""
+        node = f"{inbound.gpu.address or inbound.view.snapshot.address}:{inbound.gpu.port}"
+        headers = [(b"x-qwenctl-node", node.encode())]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
 
     def _original(self, asked: Request, scope: Scope) -> Request:
         """The request that the other data plane asks about."""

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from qwenctl.core.leases import ADOPTED, LEASES
 from qwenctl.core.lifecycle import Phase
+from qwenctl.core.observer import NoObserver
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.words import NODE_PHASES
 from qwenctl.protocol.messages import GpuFigures
@@ -18,7 +19,7 @@ from qwenctl.protocol.messages import GpuFigures
 __all__ = ["Metrics"]
 
 
-class Metrics:
+class Metrics(NoObserver):
     """All metrics of one proxy process."""
 
     def __init__(self) -> None:
@@ -64,6 +65,9 @@ class Metrics:
     def count(self, gpu: str, outcome: str) -> None:
         """One more request with that outcome. Called on the event loop only."""
         self._requests.counts[gpu, outcome] += 1
+
+    def admitted(self, gpu: str, decision: str) -> None:
+        self.count(gpu, decision)
 
     def observe(self, snapshot: Snapshot, in_flight: int) -> None:
         """Take over what a snapshot says."""

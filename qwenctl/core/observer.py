@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["NO_OBSERVER", "Observer"]
+__all__ = ["NO_OBSERVER", "NoObserver", "Observer"]
 
 
 class Observer(Protocol):
@@ -28,7 +28,9 @@ class Observer(Protocol):
         """An answer of the node has been forwarded to its last byte."""
 
 
-class _NoObserver:
+class NoObserver:
+    """Ignores all hooks; a base for observers of some of them."""
+
     def stepped(self, gpu: str, step: str, seconds: float) -> None: ...
 
     def called_cloud(self, gpu: str, action: str, outcome: str, seconds: float) -> None: ...
@@ -38,5 +40,5 @@ class _NoObserver:
     def forwarded(self, gpu: str, status: int, seconds: float) -> None: ...
 
 
-NO_OBSERVER: Observer = _NoObserver()
+NO_OBSERVER: Observer = NoObserver()
 """Where nobody measures."""

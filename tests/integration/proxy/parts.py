@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from proxy.auth.authenticator import NoAccessControl
 from proxy.control.status_stream import Feed
+from proxy.data.admit import Admit
 from proxy.data.forward import Forwarder
 from proxy.data.plane import DataPlane
 from proxy.data.snapshot_cache import SnapshotCache
@@ -24,6 +25,7 @@ from proxy.http.metrics import Metrics
 from proxy.http.request import Message, Networks
 from qwenctl.config.deployment import Config
 from qwenctl.core.lifecycle import Phase
+from qwenctl.core.observer import NO_OBSERVER
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
 from tests.simulation.life import Life
@@ -65,12 +67,16 @@ class Parts:
         self.usage = UsageTracker(store, gpus, "me")
         self.forwarder = Forwarder()
         self.feed = Feed(self.config, store, self.snapshots, everybody, trusted)
-        self.gate = ForwardAuth(self.config, store, self.snapshots, self.usage, everybody, trusted)
+        self.admit = Admit(store, self.snapshots, self.usage, NO_OBSERVER)
+        self.gate = ForwardAuth(
+            self.config, self.snapshots, self.usage, self.admit, everybody, trusted
+        )
         self.data = DataPlane(
             self.config,
             store,
             self.snapshots,
             self.usage,
+            self.admit,
             self.forwarder,
             everybody,
             no_pages,
@@ -102,6 +108,7 @@ async def parts(store: Store, trusted: Networks = (), **settings: Any) -> AsyncI
         await made.snapshots.stop()
         await made.feed.stop()
         await made.data.stop()
+        await made.admit.stop()
         await made.forwarder.stop()
 
 
