@@ -91,7 +91,10 @@ def stop_this_instance(metadata: str, endpoint: str | None, protocol: str) -> No
 _STRANGER = "what has answered is not the ECS API; is a proxy in between?"
 
 _HINTS = (
-    (r"Forbid|NoPermission|Unauthorized", "its role may not: see `qwenctl policy aliyun --node`"),
+    (
+        r"Forbid|NoPermission|Unauthorized",
+        "its role may not: see `qwenctl permissions aliyun --node`",
+    ),
     (r"Signature|AccessKey|SecurityToken", "the API does not accept the credentials of its role"),
     (r"Time[Ss]tamp", "its clock is wrong; set it by NTP"),
     (r"IncorrectInstanceStatus", "it is not in a state in which it can be stopped"),

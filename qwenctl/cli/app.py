@@ -28,7 +28,7 @@ COMMANDS = {
     "demo": "demo.command",
     "config": "setup.config",
     "access": "setup.access",
-    "policy": "cloud.permissions",
+    "permissions": "cloud.permissions",
     "provision": "cloud.provision",
     "doctor": "cloud.doctor",
     "node": "setup.node",

@@ -74,5 +74,5 @@ def test_an_example_works_once_what_is_marked_is_replaced(cloud: str) -> None:
     marked = re.findall(r"^(\w+) = .*# REPLACE", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert marked == ["listen", "node_urls", "password_hash", "region", "instance_id"]
     page = (path.parent / "README.md").read_text(encoding="utf-8")
-    for command in ("import", "policy", "provision", "doctor"):
+    for command in ("import", "permissions", "provision", "doctor"):
         assert page.count(f"`qwenctl {command}") + page.count(f"$ qwenctl {command}") >= 2

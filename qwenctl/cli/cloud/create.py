@@ -263,7 +263,7 @@ def _advice(cloud: str) -> Iterator[None]:
         except Denied as error:
             if not error.cloud_code.startswith(("Forbidden", "NoPermission", "Unauthorized")):
                 raise
-            more = f"; `qwenctl policy {cloud} --admin` prints what create and release need"
+            more = f"; `qwenctl permissions {cloud} --admin` prints what create and release need"
             raise Denied(f"{error}{more}") from None
         except Transient as error:
             more = "; run the same command again: nothing is created or deleted twice"
@@ -345,7 +345,7 @@ def _left(config: Config, plan: Plan, price: Price, with_secret: bool) -> list[s
     left = [
         "`qwenctl provision --apply` opens the security group"
         + (", and on Alibaba Cloud makes the role" if plan.agent else ""),
-        f"`qwenctl policy {plan.cloud}` prints the proxy's rights: attach them to its role",
+        f"`qwenctl permissions {plan.cloud}` prints the proxy's rights: attach them to its role",
     ]
     if plan.agent:
         itself = "; it also stops itself when no proxy is heard"

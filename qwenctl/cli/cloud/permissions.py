@@ -1,4 +1,4 @@
-"""`qwenctl policy`: the least that the proxy, a node or an administrator must be allowed to do."""
+"""`qwenctl permissions`: the least that the proxy, a node or an administrator must be allowed to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from qwenctl.cli.common.context import ConfigOption, GpuOption, load, print_json
 
-__all__ = ["CloudName", "policy"]
+__all__ = ["CloudName", "permissions"]
 
 
 class CloudName(str, Enum):
@@ -19,7 +19,7 @@ class CloudName(str, Enum):
     aws = "aws"
 
 
-def policy(
+def permissions(
     cloud: Annotated[CloudName, typer.Argument(help="Which cloud's policy.")],
     gpu: GpuOption = None,
     node: Annotated[
@@ -38,9 +38,9 @@ def policy(
 
     \b
     Examples:
-      qwenctl policy aliyun > qwenctl-proxy.json
-      qwenctl policy aws --node --gpu main
-      qwenctl policy aws --admin
+      qwenctl permissions aliyun > qwenctl-proxy.json
+      qwenctl permissions aws --node --gpu main
+      qwenctl permissions aws --admin
     """
     from qwenctl.admin.permissions import admin_policy, configured, proxy_policy
     from qwenctl.clouds.permissions import node_policy

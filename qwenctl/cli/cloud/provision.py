@@ -248,7 +248,7 @@ def _print_all(config: Config, plan: Plan) -> None:
         print("An instance role for ECS, so that the node can stop itself and end its billing.")
         print("`qwenctl provision --apply` makes and attaches it. Trust policy:")
         print(json_module.dumps(found["role"]["trust"], indent=2))
-        print("Permissions (also `qwenctl policy aliyun --node`):")
+        print("Permissions (also `qwenctl permissions aliyun --node`):")
         print(json_module.dumps(found["role"]["policy"], indent=2))
         print(
             "By hand, with Alibaba Cloud's own command line. An instance has one role at most: if"

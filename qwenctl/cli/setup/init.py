@@ -80,7 +80,7 @@ instance_id = ""  # fill in, such as "i-bp1abcdefgh"; pay-as-you-go or spot, no 
 # vswitch_id = "vsw-bp1abcdefgh"
 # security_group_id = "sg-bp1abcdefgh"
 # system_disk_gb = 100
-# ram_role_name = "qwenctl-node"  # lets the node stop itself: `qwenctl policy aliyun --node`
+# ram_role_name = "qwenctl-node"  # lets the node stop itself: `qwenctl permissions aliyun --node`
 """
 
 _AWS = """\

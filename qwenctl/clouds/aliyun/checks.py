@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["checks"]
 
-POLICY = "Attach what `qwenctl policy aliyun` prints to the RAM user or role that the proxy uses."
+POLICY = (
+    "Attach what `qwenctl permissions aliyun` prints to the RAM user or role that the proxy uses."
+)
 
 
 def checks(

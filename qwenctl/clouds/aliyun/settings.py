@@ -42,7 +42,7 @@ class AliyunTemplate(Table):
     key_pair_name: str = ""
     """SSH key pair; empty: nobody can sign in by SSH."""
     ram_role_name: str = ""
-    """RAM role of the instance, so that the node can stop itself: `qwenctl policy aliyun --node`."""
+    """RAM role of the instance, so that the node can stop itself: `qwenctl permissions aliyun --node`."""
     market: Literal["on-demand", "spot"] = "on-demand"
     """``spot`` is cheaper and may be taken back; it is then stopped, not released."""
     spot_price_limit: float = Field(0.0, ge=0)

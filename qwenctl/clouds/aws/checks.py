@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["checks"]
 
-POLICY = "Attach what `qwenctl policy aws` prints to the IAM user or role that the proxy uses."
+POLICY = "Attach what `qwenctl permissions aws` prints to the IAM user or role that the proxy uses."
 
 
 def checks(settings: AwsConfig, context: Context) -> tuple[list[Check], Callable[[], Observation]]:

@@ -107,7 +107,7 @@ TABLE: dict[str, tuple[type[ProviderError], str]] = {
     ),
     **_row(
         Denied,
-        "these credentials may not do this; attach the policy that `qwenctl policy aws` prints"
+        "these credentials may not do this; attach the policy that `qwenctl permissions aws` prints"
         + _QUOTED,
         "AccessDenied",
         "AccessDeniedException",

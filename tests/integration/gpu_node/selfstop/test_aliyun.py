@@ -146,7 +146,7 @@ def test_a_role_that_may_not_is_told_of_the_policy(metadata: Metadata, ecs: Fake
     ecs.cloud.add(status="Running")
     ecs.fail("StopInstance", "error", code="Forbidden.RAM", status=403)
     done = stop(metadata.url, ecs.endpoint)
-    assert (done.returncode, "qwenctl policy aliyun --node" in done.stderr) == (1, True)
+    assert (done.returncode, "qwenctl permissions aliyun --node" in done.stderr) == (1, True)
 
 
 def test_a_wrong_signature_shows_no_part_of_what_was_signed(

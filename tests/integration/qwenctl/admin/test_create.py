@@ -181,7 +181,7 @@ def test_a_dry_run_changes_nothing(run: Run, ecs: FakeEcs, file: Path) -> None:
     [
         ("OperationDenied.NoStock", 403, ExitCode.NO_CAPACITY, "no such machine free"),
         ("QuotaExceed.ElasticQuota", 403, ExitCode.DENIED, "Quota Center"),
-        ("Forbidden.RAM", 403, ExitCode.DENIED, "qwenctl policy aliyun --admin"),
+        ("Forbidden.RAM", 403, ExitCode.DENIED, "qwenctl permissions aliyun --admin"),
         ("InvalidImageId.NotFound", 404, ExitCode.ERROR, "InvalidImageId.NotFound"),
     ],
 )

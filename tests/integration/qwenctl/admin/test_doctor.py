@@ -294,7 +294,7 @@ def test_aliyun_permission_by_dry_run(
     mine, other = ("may start", "may stop")[:: 1 if action == "StartInstance" else -1]
     assert (found[mine]["level"], found[other]["level"]) == ("fail", "ok")
     assert "Forbidden.RAM" in found[mine]["found"]
-    assert "qwenctl policy aliyun" in found[mine]["fix"]
+    assert "qwenctl permissions aliyun" in found[mine]["fix"]
     assert "billing" in found  # the rest is checked all the same
 
 
@@ -311,7 +311,7 @@ def test_aws_permission_by_dry_run(
     assert (found[mine]["level"], found[other]["level"]) == ("fail", "ok")
     assert "UnauthorizedOperation" in found[mine]["found"]
     assert "abcDEF0123" not in found[mine]["found"]
-    assert "qwenctl policy aws" in found[mine]["fix"]
+    assert "qwenctl permissions aws" in found[mine]["fix"]
 
 
 def test_aws_may_not_look(run: Run, moto: MotoCloud, ec2: FaultProxy, configure: Configure) -> None:
@@ -382,7 +382,7 @@ def test_aliyun_without_a_role(run: Run, ecs: FakeEcs, configure: Configure) -> 
     found = findings(run("doctor", "--json"))
     assert found["role"]["level"] == "warn"
     assert "ecs:DescribeInstanceRamRole" in found["role"]["found"]
-    assert "qwenctl policy aliyun" in found["role"]["fix"]
+    assert "qwenctl permissions aliyun" in found["role"]["fix"]
     assert found["billing"]["level"] == "ok"  # the rest is looked at all the same
 
 

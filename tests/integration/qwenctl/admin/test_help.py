@@ -14,7 +14,7 @@ from tests.integration.qwenctl.admin.commands import Run
 @pytest.mark.parametrize(
     "command",
     [
-        "policy",
+        "permissions",
         "provision",
         "provision create",
         "provision release",
@@ -29,7 +29,7 @@ def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     assert re.search(r"Examples?:\n +\S", done.stdout), done.stdout
 
 
-@pytest.mark.parametrize("command", ["policy", "provision", "doctor", "import"])
+@pytest.mark.parametrize("command", ["permissions", "provision", "doctor", "import"])
 def test_help_imports_no_sdk(command: str) -> None:
     code = (
         f"import sys; from qwenctl.cli import main; main(['{command}', '--help']);"

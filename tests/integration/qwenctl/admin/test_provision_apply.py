@@ -1,4 +1,4 @@
-"""`qwenctl policy` and `qwenctl provision` as commands; what --apply changes in both fake clouds."""
+"""`qwenctl permissions` and `qwenctl provision` as commands; what --apply changes in both fake clouds."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def permits(moto: MotoCloud, group: str) -> list[Any]:
 
 def test_policy(run: Run, ecs: FakeEcs, configure: Configure) -> None:
     configure(aliyun_table(ecs))
-    done = run("policy", "aliyun")
+    done = run("permissions", "aliyun")
     assert json.loads(done.stdout)["Statement"][0]["Resource"] == [
         "acs:ecs:cn-hangzhou:*:instance/i-bp1fake0001"
     ]
-    node = json.loads(run("policy", "aliyun", "--node").stdout)
+    node = json.loads(run("permissions", "aliyun", "--node").stdout)
     assert [one["Action"] for one in node["Statement"]] == [["ecs:StopInstance"]]
-    wrong = run("policy", "aws")
+    wrong = run("permissions", "aws")
     assert (wrong.returncode, wrong.stdout) == (ExitCode.USAGE, "")
-    admin = json.loads(run("policy", "aliyun", "--admin").stdout)
+    admin = json.loads(run("permissions", "aliyun", "--admin").stdout)
     assert ["ecs:DeleteInstance"] in [one["Action"] for one in admin["Statement"]]
-    both = run("policy", "aliyun", "--admin", "--node")
+    both = run("permissions", "aliyun", "--admin", "--node")
     assert (both.returncode, both.stdout) == (ExitCode.USAGE, "")
     assert ecs.calls == []
 

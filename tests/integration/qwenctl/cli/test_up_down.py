@@ -577,7 +577,7 @@ def test_logs_say_why_there_are_none(machine: Machine) -> None:
 
 
 def test_a_missing_choice_is_one_error(machine: Machine) -> None:
-    done = machine.run("policy")
+    done = machine.run("permissions")
     assert done.returncode == ExitCode.USAGE
     [line] = done.stderr.splitlines()
     assert line.startswith("error: ")

@@ -268,7 +268,7 @@ def test_a_person_is_told_what_to_do(live: Live) -> None:
     failure = life.now.failure
     assert failure is not None
     assert failure.code == "denied"
-    assert "`qwenctl policy aws`" in failure.headline
+    assert "`qwenctl permissions aws`" in failure.headline
     assert "(UnauthorizedOperation, request r-42)" in failure.message
     stored = " ".join(str(event.fields) for event in life.store.events(GPU))
     assert "x7Ab" not in stored + str(life.now.state)
