@@ -1,6 +1,6 @@
-"""What happens to a request, given who asks, what for, and what the GPU is doing.
+"""Decide what happens to a request, by visitor, kind of request and state of the GPU.
 
-Pure: the data plane and the forward-auth endpoint ask here and perform the answer.
+Pure: `admit` calls it with what the store says; the data planes perform the decision.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Action", "Decision", "decide", "may_wake"]
 
 
 class Action(str, Enum):
-    """What to do with a request."""
+    """An action on a request."""
 
     FORWARD = "forward"
     LEASE = "lease"  # turn it into a lease first, then look again (the GPU is draining)
@@ -36,15 +36,17 @@ class Action(str, Enum):
 
 @dataclass(frozen=True)
 class Decision:
+    """An action, and why."""
+
     action: Action
     activity: Activity = Activity.PASSIVE
     why: str = ""
     wakes: bool = False
-    """Whether it may start the GPU: by its rule, by who asks, and from where."""
+    """Whether the request may start the GPU, by its rule, its visitor and its origin."""
 
     @property
     def counts(self) -> bool:
-        """Whether the request keeps the GPU on while it is in flight."""
+        """Return whether the request keeps the GPU on while it is in flight."""
         return self.activity in (Activity.WAKES, Activity.KEEPS_ON)
 
 
@@ -52,7 +54,7 @@ _FORWARD = {activity: Decision(Action.FORWARD, activity) for activity in Activit
 
 
 def may_wake(gpu: GpuConfig, identity: Identity | None, *, by_page: bool = False) -> bool:
-    """Whether this visitor may wake this GPU by a request, or by the waiting page's button.
+    """Return whether a visitor may wake a GPU by a request, or by the waiting page's button.
 
     ========  ==================  ===================  ===============
     wake_on   API key             other clients, tabs  waiting page
@@ -72,14 +74,16 @@ def may_wake(gpu: GpuConfig, identity: Identity | None, *, by_page: bool = False
 def decide(
     gpu: GpuConfig, request: Request, identity: Identity | None, snapshot: Snapshot
 ) -> Decision:
-    """The decision for one request, given what is known of the GPU now."""
+    """Return the decision for a request by a snapshot of the GPU."""
     if identity is None:
         return Decision(Action.SIGN_IN)
     rules = gpu.rule_table
     activity = rules.classify(request.method, request.path, request.headers)
     if rules.refuses and ("//" in request.path or "/." in request.path):
-        # Another way to write a path must not be a way around a rule that refuses it.
-        plain = posixpath.normpath("/" + request.path.lstrip("/"))  # it would keep two slashes
+        # A path written differently must not evade a rule that refuses it.
+        plain = posixpath.normpath(
+            "/" + request.path.lstrip("/")
+        )  # normpath would keep two slashes
         if request.path.endswith(("/", "/.", "/..")):
             plain = plain.rstrip("/") + "/"
         if rules.classify(request.method, plain, request.headers) is Activity.REFUSED:
@@ -92,9 +96,9 @@ def decide(
     no = _no_wake(gpu, request, identity, activity)
     drains = phase is Phase.DRAINING and not snapshot.blocks
     if drains and snapshot.interrupted_at is not None:
-        # The cloud takes it back: what is new waits for the next start, and what still shows the
-        # running work goes on. A part of that work (the stream of an answer whose request has been
-        # accepted) must be known as such first: without work the instance is stopped.
+        # The cloud reclaims the instance: new work waits for the next start, and requests that show
+        # the running work pass. A request that belongs to that work (the stream of an answer whose
+        # request has been accepted) must be recorded first: without work the instance is stopped.
         if activity is Activity.PASSIVE and not request.is_navigation:
             return _FORWARD[activity]
         if activity is Activity.KEEPS_ON and not request.is_navigation:
@@ -111,7 +115,7 @@ def decide(
 
 
 def _no_wake(gpu: GpuConfig, request: Request, identity: Identity, activity: Activity) -> str:
-    """Why this request does not start the GPU, or empty if it does."""
+    """Return why a request does not start the GPU, or an empty text if it does."""
     if activity is not Activity.WAKES:
         return "this request does not wake it"
     if not request.same_origin and identity.kind != "key":

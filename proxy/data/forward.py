@@ -1,4 +1,4 @@
-"""Streams one HTTP request to the node and its answer back, holding neither in memory."""
+"""Stream an HTTP request to the node and its answer back, holding neither in memory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .headers import request_headers, response_headers
 __all__ = ["ClientGone", "Forwarder", "NotConnected", "UpstreamDied", "node_url"]
 
 SWEEP = 0.25
-"""Every so many seconds, requests older than that get a task that waits for the client to hang up.
-Nearly all requests are done by then and are spared the cost."""
+"""How often requests older than this get a task that watches for a disconnect, in seconds. Nearly
+all requests have ended by then and are spared the cost."""
 
 HEADERS_ALONE = 0.05
-"""How long a request's headers wait for its body's first piece, in seconds, to go out as one."""
+"""How long a request's headers wait for the first piece of the body, in seconds, to be sent
+together."""
 
 KEEP_ALIVE = 4.0
-"""How long an idle connection to the node is kept: less than the 5 s after which uvicorn, under
-Gradio and vLLM, closes it, so that no request meets a connection that is just closing."""
-
+"""How long an idle connection to the node is kept, in seconds: less than the 5 s after which
+uvicorn, under Gradio and vLLM, closes it, so that no request meets a closing connection."""
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-"""Methods that may be sent once more (RFC 9110 §9.2.2)."""
+"""Idempotent methods, which may be sent again (RFC 9110 §9.2.2)."""
 
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
 
@@ -41,11 +41,11 @@ READ_BUFFER = 256 * 1024
 
 
 class NotConnected(Exception):
-    """No connection to the node; nothing of the request has been sent or read."""
+    """The node refuses connections; nothing of the request has been sent or read."""
 
 
 class UpstreamDied(Exception):
-    """The connection broke off. ``started``: the client already has a part of the answer."""
+    """The node's connection broke. ``started``: the client already has a part of the answer."""
 
     def __init__(self, message: str, *, started: bool) -> None:
         super().__init__(message)
@@ -53,14 +53,14 @@ class UpstreamDied(Exception):
 
 
 class ClientGone(Exception):
-    """The client hung up; the node's connection has been closed."""
+    """The client disconnected; the node's connection has been closed."""
 
 
 _NO_CONTENT_TYPE: CIMultiDict[None] = CIMultiDict([("Content-Type", None)])
 
 
 class _PlainRequest(aiohttp.ClientRequest):
-    """Sends the client's headers and none of aiohttp's own (Accept, User-Agent, …)."""
+    """Send the client's headers and none of aiohttp's own (Accept, User-Agent, …)."""
 
     DEFAULT_HEADERS = {}  # noqa: RUF012 - aiohttp's own attribute
 
@@ -70,7 +70,7 @@ class _PlainRequest(aiohttp.ClientRequest):
             self.headers["Host"] = self.url.host_port_subcomponent or ""
 
     def update_auto_headers(self, skip_auto_headers: object) -> None:  # noqa: ARG002
-        # Nothing is added here, and later no Content-Type to a body whose sender gave none.
+        # Add nothing here, and later no Content-Type to a body that was sent without.
         self._skip_auto_headers = _NO_CONTENT_TYPE
 
     async def write_bytes(
@@ -79,8 +79,8 @@ class _PlainRequest(aiohttp.ClientRequest):
         conn: Connection,
         content_length: int | None = None,
     ) -> None:
-        # aiohttp sends the headers together with the first piece of the body. The node must see
-        # them also when the client wants to hear from it before it sends any.
+        # aiohttp sends the headers together with the first piece of the body. The node must get
+        # them too when the client waits for its answer before it sends the body.
         timer = asyncio.get_running_loop().call_later(HEADERS_ALONE, writer.send_headers)
         try:
             await super().write_bytes(writer, conn, content_length)
@@ -97,10 +97,10 @@ async def _refuse_redirect(*_: object) -> None:
 
 
 def node_url(base: str, request: Request) -> URL:
-    """The request's target at the node, byte for byte.
+    """Return the request's target at the node, byte for byte.
 
     A target that does not begin with a slash (``*@other-host/…``) would change the host that it is
-    appended to; the router refuses those, and this holds should it ever not.
+    appended to. The router refuses such targets; this check is a second line.
     """
     if not request.target.startswith("/"):
         raise ValueError("the target is no path")
@@ -119,7 +119,7 @@ class Forwarder:
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
-        # aiohttp follows redirects of a WebSocket handshake and cannot be told not to: one could
+        # aiohttp has no option against following redirects of a WebSocket handshake, which could
         # lead to any host. A trace may raise.
         trace = aiohttp.TraceConfig()
         trace.on_request_redirect.append(_refuse_redirect)
@@ -144,7 +144,7 @@ class Forwarder:
 
     @property
     def websockets(self) -> aiohttp.ClientSession:
-        """The session for WebSocket handshakes; raises `Redirected` instead of following."""
+        """Return the session for WebSocket handshakes; it raises `Redirected` at a redirect."""
         assert self._websockets is not None, "start() was not awaited"
         return self._websockets
 
@@ -155,12 +155,12 @@ class Forwarder:
                 watch.grow_older()
 
     async def __call__(self, base: str, request: Request, receive: Receive, send: Send) -> int:
-        """Forward one request to the node at ``base`` (``http://host:port``); the answer's status.
+        """Forward a request to the node at ``base`` (``http://host:port``); return the status.
 
         Raises:
-            NotConnected: the request can be tried elsewhere or later, as it was.
-            UpstreamDied: it cannot.
-            ClientGone: nobody waits for the answer any more.
+            NotConnected: the request is intact and can be sent elsewhere or later.
+            UpstreamDied: the request may have had effects, or its answer has begun.
+            ClientGone: the client disconnected.
         """
         body = _Body(receive) if _has_body(request) else None
         watch = _ClientWatch(body, receive)
@@ -176,10 +176,10 @@ class Forwarder:
             watch.stop()
 
     async def _ask(self, base: str, request: Request, body: _Body | None) -> aiohttp.ClientResponse:
-        """Send the request; the answer, of which the head has been read.
+        """Send the request; return the answer once its head has been read.
 
-        What `ClientSession.request` does, without redirects, cookies, proxies, credentials in URLs
-        and middlewares, none of which a forwarder may have: they are a tenth of a request's time.
+        Does as `ClientSession.request`, without redirects, cookies, proxies, credentials in URLs
+        and middlewares. A forwarder must not have them, and they are a tenth of a request's time.
         """
         assert self._connector is not None, "start() was not awaited"
         url, headers = node_url(base, request), request_headers(request)
@@ -215,7 +215,7 @@ class Forwarder:
                     answer.close()
                     raise
             except (OSError, aiohttp.ServerDisconnectedError):
-                # The node may close an idle connection at the moment we use it.
+                # The node may close an idle connection at the moment it is used.
                 connection.close()
                 if not again:
                     raise
@@ -258,7 +258,7 @@ class _Hangup(Exception):
 
 
 class _Body:
-    """The request's body as it arrives; nothing is read before the node takes it."""
+    """The request's body as it arrives; it is read no faster than the node takes it."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -279,7 +279,7 @@ class _Body:
 
 
 class _ClientWatch:
-    """Cancels the present task when the client hangs up, so that the node stops generating."""
+    """Cancel the current task when the client disconnects, so that the node stops generating."""
 
     __slots__ = ("_body", "_receive", "_seen", "_task", "_watcher", "hung_up")
 
@@ -291,7 +291,7 @@ class _ClientWatch:
         self._seen = False
 
     def grow_older(self) -> None:
-        """Begin to watch at the second sweep that finds the request still there."""
+        """Start to watch at the second sweep that finds the request still running."""
         if self._seen and self._watcher is None:
             self._watcher = asyncio.ensure_future(self._watch())
         self._seen = True

@@ -1,4 +1,4 @@
-"""Which headers pass through a proxy, and which it adds (RFC 9110 §7.6, RFC 9112)."""
+"""Select the headers that pass through, and add the proxy's own (RFC 9110 §7.6, RFC 9112)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["HOP_BY_HOP", "TIER_COOKIE", "TIER_HEADER", "request_headers", "respo
 
 TIER_HEADER = "x-qwenctl-tier"
 TIER_COOKIE = "qwenctl_tier"
-"""By these a visitor chooses one of several GPUs (`tiers`)."""
+"""Header and cookie by which a visitor chooses among several GPUs (`routing`)."""
 
 HOP_BY_HOP = frozenset(
     {
@@ -29,19 +29,19 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-"""Headers that speak of one connection only."""
+"""Headers that are valid for a single connection (RFC 9110 §7.6.1)."""
 
 _OUR_COOKIES = (COOKIE, TIER_COOKIE, VISIT_COOKIE)
 _CREDENTIALS = (b"authorization", b"x-api-key")
 _OUR_KEY = re.compile(rf"(?:^|[\s,]){KEY_PREFIX}")
 
-# We say "100 Continue" ourselves once the node's connection stands and the body is wanted; a node
-# that does not know Expect would have us wait for its word for ever.
+# The proxy answers "100 Continue" itself when the node reads the body. A node that does not know
+# Expect would never answer it.
 _DROPPED = HOP_BY_HOP | {b"expect", TIER_HEADER.encode()}
 
 _SPOKEN_FOR = (b"x-forwarded-", b"x_forwarded_", b"forwarded", b"x-real-ip", b"x_real_ip")
-"""Beginnings of headers that tell the node who the client is: those are for us to say, except where
-a trusted proxy before us has said them. (Many servers read an underscore as a hyphen.)"""
+"""Prefixes of headers that identify the client: set by the proxy, unless a trusted proxy has set
+them before. Many servers read an underscore as a hyphen."""
 
 _OURS_TO_SAY = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
 _END_TO_END = frozenset(
@@ -60,14 +60,16 @@ _WEBSOCKET = frozenset(
 
 
 def _named(connection: str) -> frozenset[bytes]:
-    """The headers that a Connection header declares hop-by-hop."""
+    """Return the headers that a Connection header declares hop-by-hop."""
     named = {part.strip().lower().encode("latin-1", "replace") for part in connection.split(",")}
     return frozenset(named) - _END_TO_END
 
 
 def _text(value: bytes) -> str:
-    """A header's value as the client library, which writes UTF-8, sends on byte for byte; the rare
-    Latin-1 value becomes UTF-8."""
+    """Decode a header's value so that the client library, which writes UTF-8, keeps its bytes.
+
+    A Latin-1 value, which is rare, becomes UTF-8.
+    """
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -75,8 +77,11 @@ def _text(value: bytes) -> str:
 
 
 def request_headers(request: Request) -> CIMultiDict[str]:
-    """What the node gets: the client's headers without hop-by-hop ones and without those that are
-    for us, our credentials above all, and who the client is."""
+    """Return the headers for the node.
+
+    Hop-by-hop headers and the proxy's own (credentials above all) are left out; headers that
+    identify the client are added.
+    """
     drop = _DROPPED
     if connection := request.headers.get("connection"):
         drop |= _named(connection)
@@ -110,10 +115,10 @@ def request_headers(request: Request) -> CIMultiDict[str]:
 def response_headers(
     raw: Iterable[tuple[bytes, bytes]], status: int = 200
 ) -> list[tuple[bytes, bytes]]:
-    """What the client gets: the node's headers without hop-by-hop ones."""
+    """Return the node's headers for the client, without hop-by-hop headers."""
     headers = [(name.lower(), value) for name, value in raw]
     drop = HOP_BY_HOP
-    if status in (204, 304):  # may name the length of a body that does not come
+    if status in (204, 304):  # may give the length of a body that is not sent
         drop |= {b"content-length"}
     for name, value in headers:
         if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):

@@ -24,7 +24,7 @@ __all__ = [
 MIB = 1 << 20
 
 MAX_AHEAD = 16 * MIB
-"""How much of one body is looked through for the model, in bytes. It is not always near the
+"""How much of a body is searched for the model, in bytes. The model is not always near the
 beginning: a common client library writes the messages first, with pictures of megabytes in them."""
 
 MAX_AHEAD_IN_ALL = 128 * MIB
@@ -32,26 +32,27 @@ MAX_AHEAD_IN_ALL = 128 * MIB
 first `READ_AHEAD` bytes of a body, and beyond twice as much nothing at all."""
 
 READ_SECONDS = 300.0
-"""How long a client may take to send what is looked through."""
+"""How long a client may take to send what is searched, in seconds."""
 
 
 class TooMuchAhead(Exception):
-    """To look through one more body, or further, would take too much memory or time."""
+    """Searching a body for its model would take too much memory or time."""
 
 
 def asked_tier(request: Request) -> str:
+    """Return the tier that the request's header names, or an empty text."""
     return request.headers.get(TIER_HEADER, "").strip().lower()
 
 
 class Models:
-    """Finds out which model an API request is for."""
+    """Find the model that an API request is for."""
 
     def __init__(self, config: Config, in_all: ReadAheadBudget | None = None) -> None:
         self._config = config
         self._in_all = in_all or ReadAheadBudget()
 
     def matters(self, names: Sequence[str], request: Request) -> bool:
-        """Whether the body tells which of these GPUs the request is for."""
+        """Return whether the body decides which of these GPUs the request is for."""
         headers = request.headers
         return (
             request.method == "POST"
@@ -64,11 +65,11 @@ class Models:
         )
 
     async def read(self, request: Request, receive: Receive) -> tuple[str, RequestBuffer]:
-        """The model that the body names, or empty; and what gives the body out again, whole.
+        """Return the model that the body names, or empty, and the buffer that replays the body.
 
         Raises:
             ClientGone: the client has hung up.
-            TooMuchAhead: there is no memory for it now.
+            TooMuchAhead: the memory for it is taken.
         """
         held = RequestBuffer(request, receive, self._in_all)
         try:
@@ -98,32 +99,32 @@ class Models:
 
 
 class ModelFinder:
-    """Finds the value of the key ``model`` of a JSON object that comes in pieces.
+    """Find the value of the key ``model`` of a JSON object that comes in pieces.
 
-    Only keys of the outermost object count, and of several the first. What is no JSON object, or
-    has no such text, has no model; it never raises.
+    Only keys of the outermost object count, and the first if there are several. Anything else than
+    a JSON object with such a text has no model. Never raises.
     """
 
     MAX_NAME = 512
-    """Bytes; longer texts are no names of models."""
+    """The longest name of a model, in bytes."""
     MAX_STEPS = 200_000
-    """Marks and texts that it looks at: a tenth of a second, many times what a chat has."""
+    """The most marks and texts to look at: a tenth of a second, many times those of a chat."""
 
     def __init__(self) -> None:
         self.model = ""
-        """What it has found."""
+        """The model, once found."""
         self.done = False
-        """Whether the rest does not matter."""
+        """Whether the rest of the body does not matter."""
         self.tired = False
-        """Whether it has given up: looking through such a text would hold up everybody else."""
+        """Whether the search has been given up, because it would delay all other requests."""
         self._steps = 0
         self._depth = 0
-        self._text: bytes | None = None  # the text that it is in the middle of
+        self._text: bytes | None = None  # the text at the end of the last piece
         self._escape = b""  # a backslash at the end of a piece
-        self._key: bytes | None = None  # the key whose value comes next, if a value does
+        self._key: bytes | None = None  # the key whose value may come next
 
     def feed(self, piece: bytes) -> None:
-        """Look at the next piece."""
+        """Search the next piece."""
         piece, self._escape = self._escape + piece, b""
         at = 0
         while at < len(piece) and not self.done:
@@ -175,14 +176,14 @@ class ModelFinder:
 
 _MARK = re.compile(rb'["{}\[\],]')
 _NESTED_MARK = re.compile(rb'["{}\[\]]')
-"""What matters outside of texts. A text after a text, with no comma between, is a key's value."""
+"""Marks that matter outside of texts. A text after a text without a comma is a key's value."""
 
 _REST_OF_TEXT = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 """A text up to the quote that ends it, or to the end of the piece or a backslash there."""
 
 
 def _plain(text: bytes) -> str:
-    """A JSON text without its quotes, decoded; empty if it is none."""
+    """Decode a JSON text without its quotes; return an empty text if it is invalid."""
     try:
         return str(json.loads(f'"{text.decode()}"'))
     except ValueError:

@@ -1,11 +1,12 @@
-"""Notices that the client of a held request has hung up, so that it wakes and keeps on nothing.
+"""Buffer a held request's body, to notice when its client disconnects.
 
-ASGI tells of that only to whoever reads the body to its end. So a body that fits into the server's
-own buffer is read ahead and given out again later; a larger one is left where it is, with the
-client, and its hanging up is seen when the node asks for the body. So a held request takes no more
-memory than the server's buffer does anyway, and `proxy.max_held` bounds their number.
+A client that has gone must not wake the GPU or keep it on. ASGI reports a disconnect only to an
+application that reads the body to its end, so a body that fits into the server's own buffer is read
+ahead and replayed later. A larger body stays with the client, whose disconnect is noticed when the
+node reads it. A held request so takes no more memory than the server's buffer takes anyway, and
+`proxy.max_held` bounds the number of held requests.
 
-Whoever must look into a body before it is forwarded (`tiers`) reads ahead here too.
+`model_finder`, which must look into a body before it is forwarded, reads ahead here too.
 """
 
 from __future__ import annotations
@@ -24,27 +25,26 @@ __all__ = ["READ_AHEAD", "ReadAheadBudget", "RequestBuffer"]
 READ_AHEAD = 64 * 1024
 """The longest body that is read ahead, in bytes: as much as the server buffers anyway."""
 
-
 MESSAGE = 512
-"""About what a piece of a body takes besides its bytes: many tiny ones are not free."""
+"""About how many bytes a piece of a body takes besides its content; tiny pieces are not free."""
 
 
 class ReadAheadBudget:
-    """How much all requests together have read ahead and not given out again."""
+    """Count the bytes that all requests together have read ahead and not replayed yet."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
 
 class RequestBuffer:
-    """The ``receive`` of a request that may wait long; used in place of the server's own."""
+    """An ASGI ``receive`` for a request that may wait long, in place of the server's own."""
 
     def __init__(self, request: Request, receive: Receive, in_all: ReadAheadBudget) -> None:
         self._receive = receive
         self._in_all = in_all
         self._messages: deque[Message] = deque()
         self.ahead = 0
-        """What has been read ahead and not given out again yet takes so many bytes."""
+        """How many bytes have been read ahead and not replayed yet."""
         self._size = 0
         self._whole = False
         self._gone = False
@@ -63,7 +63,7 @@ class RequestBuffer:
         return message
 
     def close(self) -> None:
-        """The request has ended: forget what nobody has asked for."""
+        """Drop what has not been replayed, because the request has ended."""
         self._messages.clear()
         self._count(-self.ahead)
 
@@ -72,8 +72,9 @@ class RequestBuffer:
         self._in_all.bytes += size
 
     async def read_more(self) -> bytes | None:
-        """Read one more piece of the body ahead, even if the client waits with "Expect:
-        100-continue" for somebody who wants it; None after the last one.
+        """Read the next piece of the body ahead; return None after the last.
+
+        The client may wait with "Expect: 100-continue": reading makes the server ask for the body.
 
         Raises:
             ClientGone: the client has hung up.
@@ -86,7 +87,7 @@ class RequestBuffer:
         return piece
 
     async def wait(self, view: View, timeout: float) -> None:
-        """Return at the next snapshot, or after so many seconds.
+        """Return at the next snapshot, or after ``timeout`` seconds.
 
         Raises:
             ClientGone: the client has hung up.
@@ -106,7 +107,7 @@ class RequestBuffer:
             raise ClientGone
 
     async def stop(self) -> None:
-        """Read nothing ahead any more."""
+        """Stop reading ahead."""
         watcher, self._watcher = self._watcher, None
         if watcher:
             watcher.cancel()
@@ -125,7 +126,6 @@ class RequestBuffer:
         self._count(MESSAGE + len(piece))
         self._size += len(piece)
         self._whole = not message.get("more_body")
-        # A chunked body may turn out to be long; one that has come whole is followed by the
-        # news of the client's hanging up only.
+        # A chunked body may turn out to be long. After a whole body only the disconnect follows.
         self._may_read = self._size <= READ_AHEAD or self._whole
         return piece

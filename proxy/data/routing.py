@@ -19,11 +19,10 @@ __all__ = [
 
 
 def gpu_of(config: Config, request: Request, model: str = "") -> str:
-    """The GPU that a request is for, by its host name, its headers and its body's model; empty if
-    none is configured.
+    """Return the GPU for a request, by host, headers and model; empty if none is configured.
 
     Raises:
-        UnknownTier: the header asks for a tier that there is not.
+        UnknownTier: the header names a tier that is not configured.
     """
     names = config.gpus_at(request.hostname)
     if len(names) < 2:
@@ -34,8 +33,11 @@ def gpu_of(config: Config, request: Request, model: str = "") -> str:
 
 
 def tier_status(tier: str, status: Mapping[str, Any]) -> dict[str, Any]:
-    """A `page_status` put short, for somebody who chooses: ``state`` is ``ready``, ``waking``,
-    ``asleep``, ``failed`` or ``blocked``, and ``seconds`` how long it takes to be ready, or None."""
+    """Summarise a `page_status` for the choice of a tier.
+
+    ``state`` is ``ready``, ``waking``, ``asleep``, ``failed`` or ``blocked``; ``seconds`` is the
+    expected time until it is ready, or None.
+    """
     phase = Phase(status["phase"])
     seconds = None
     if phase.serves:
@@ -43,7 +45,7 @@ def tier_status(tier: str, status: Mapping[str, Any]) -> dict[str, Any]:
     elif status["blocked"]:
         state = "blocked"
     elif phase is Phase.DRAINING and not status.get("interruption"):
-        state = "ready"  # as soon as somebody wants it
+        state = "ready"  # the next request turns the drain back
     elif status["wanted"] and phase is not Phase.FAILED:
         state, seconds = "waking", status["eta_seconds"]
     elif phase is Phase.FAILED:

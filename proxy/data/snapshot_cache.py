@@ -1,8 +1,8 @@
-"""The data plane's view of each GPU: a snapshot in memory, refreshed when something changes.
+"""Cache a snapshot of each GPU's state, refreshed when something changes.
 
-No request waits for Redis as long as the snapshot is fresh. One older than `FRESH` seconds is not
-used without asking first; a proxy that has lost the store goes on with what it knew last, and knows
-that it does (docs/architecture.md#why-no-request-is-forwarded-into-a-stop).
+No request waits for Redis while the snapshot is fresh. A snapshot older than `FRESH` seconds is
+refreshed before use. A proxy that has lost the store goes on with the last snapshot, and knows that
+it does (docs/architecture.md#why-no-request-is-forwarded-into-a-stop).
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ FRESH = 1.0
 docs/architecture.md#why-no-request-is-forwarded-into-a-stop."""
 
 REFRESH = 0.4
-"""How often the snapshot of a GPU in use is refreshed ahead of time."""
+"""How often the snapshot of a GPU in use is refreshed ahead of time, in seconds."""
 
 PATIENCE = 1.0
-"""How long a request waits for the store before it counts as lost."""
+"""How long a request waits for the store before it counts as lost, in seconds."""
 
 
 class View:
-    """What this process knows of one GPU. Used on the event loop only."""
+    """The last known state of a GPU. Used on the event loop only."""
 
     def __init__(self, gpu: str) -> None:
         self.gpu = gpu
         self.snapshot = Snapshot(gpu, 0.0, {})
         self.fetched_at = float("-inf")
-        """When the snapshot was asked for, on the monotonic clock."""
+        """When the snapshot was requested (monotonic)."""
         self.tried_at = float("-inf")
         self.lost = ""
-        """Why the store cannot be reached, or empty."""
+        """Why the store cannot be reached, or an empty text."""
         self.used = False
         self.version = 0
         self.changed = asyncio.Event()
-        """Set, and replaced by a new one, at each new snapshot and each vain attempt at one."""
+        """Set, and replaced by a new event, at each new snapshot and each failed refresh."""
         self.refreshing: asyncio.Task[None] | None = None
         self.stale = False
-        """Something has changed since the refresh under way began."""
+        """Whether something has changed since the running refresh began."""
 
     @property
     def age(self) -> float:
         return time.monotonic() - self.fetched_at
 
     def tell(self) -> None:
-        """Wake everybody who waits for news."""
+        """Wake all tasks that wait for a change."""
         self.changed.set()
         self.changed = asyncio.Event()
 
     async def wait(self, timeout: float) -> None:
-        """Return at the next snapshot, or after so many seconds."""
+        """Return at the next snapshot, or after ``timeout`` seconds."""
         try:
             await asyncio.wait_for(self.changed.wait(), timeout)
         except asyncio.TimeoutError:
@@ -69,10 +69,10 @@ class View:
 
 
 class SnapshotCache:
-    """Keeps the views of all GPUs fresh."""
+    """Keep the views of all GPUs fresh."""
 
     def __init__(self, store: Store, gpus: Sequence[str], *, delay: float = 0.0) -> None:
-        """``delay`` makes every snapshot late by so many seconds; for tests of the protocol."""
+        """``delay`` makes every snapshot late, in seconds; for tests of the protocol."""
         self._store = store
         self._views = {gpu: View(gpu) for gpu in gpus}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="snapshot")
@@ -87,7 +87,7 @@ class SnapshotCache:
             try:
                 loop.call_soon_threadsafe(self._invalidate, gpu)
             except RuntimeError:
-                pass  # the loop has been closed: we are going down
+                pass  # the loop has been closed: the proxy goes down
 
         self._watcher = self._store.watch(list(self._views), on_change)
         self._ahead = asyncio.create_task(self._keep_fresh())
@@ -101,18 +101,18 @@ class SnapshotCache:
         self._threads.shutdown(wait=False)
 
     def peek(self, gpu: str) -> View:
-        """What is known, however old."""
+        """Return the last known state, however old."""
         return self._views[gpu]
 
     async def view(self, gpu: str) -> View:
-        """What is known, asking the store first if that is not fresh."""
+        """Return the state, refreshed first if it is not fresh."""
         view = self._views[gpu]
         view.used = True
         if view.age <= FRESH:
             return view
         began = time.monotonic()
         if view.lost and began - view.tried_at < FRESH:
-            return view  # tried a moment ago, in vain
+            return view  # the store has just failed to answer
         self._ask(view)
         while view.age > FRESH and not (view.lost and view.tried_at >= began):
             if (left := began + PATIENCE - time.monotonic()) <= 0:
@@ -123,8 +123,7 @@ class SnapshotCache:
         return view
 
     async def refresh(self, gpu: str) -> None:
-        """Ask the store; return with a snapshot that is younger than this call, or with the store
-        known to be lost."""
+        """Refresh the view; return with a snapshot younger than this call, or the store lost."""
         view = self._views[gpu]
         began = time.monotonic()
         view.stale = True
@@ -138,8 +137,10 @@ class SnapshotCache:
         self._ask(view)
 
     def _ask(self, view: View) -> None:
-        """Have a new snapshot come. Nobody waits for this task itself: while things change faster
-        than snapshots come, it goes on and on."""
+        """Start a refresh unless one runs.
+
+        Nothing waits for the task itself: it goes on while changes come faster than snapshots.
+        """
         if view.refreshing is None or view.refreshing.done():
             view.refreshing = asyncio.create_task(self._refresh(view))
 
@@ -152,7 +153,7 @@ class SnapshotCache:
                 snapshot = await loop.run_in_executor(self._threads, self._store.snapshot, view.gpu)
                 if self._delay:
                     await asyncio.sleep(self._delay)
-            except Exception as error:  # whatever it is, requests are served with what is known
+            except Exception as error:  # whatever the cause, the last snapshot serves requests
                 if not view.lost:
                     log.warning("%s; going on with what is known", error)
                 view.lost, view.tried_at = str(error), time.monotonic()

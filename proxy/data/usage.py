@@ -1,4 +1,4 @@
-"""Writes back who uses the GPU: at most once a second, however many requests there are.
+"""Write back who uses the GPU, at most once a second however many requests there are.
 
 While anything counts as in flight, the process holds one `inflight:` lease, renewed every
 `RENEW` seconds; when a request begins or ends, its client's lease is extended by one idle timeout.
@@ -30,13 +30,14 @@ WRITE_BACK = 1.0
 docs/architecture.md#why-no-request-is-forwarded-into-a-stop."""
 
 RENEW = 1.5
-"""How often the in-flight lease is renewed: within every drain (3 s or more), so that a lease that
-the store has lost (an append-only file cut short, a failover) is there again before a stop."""
+"""How often the in-flight lease is renewed, in seconds: within every drain (3 s or more), so that a
+lease that the store has lost (a truncated append-only file, a failover) is back before a stop."""
 
 INFLIGHT_TTL = 30.0
+"""How long the in-flight lease outlives this process, in seconds."""
 
 UNSEEN = 30.0
-"""How long a request counts as in flight that another data plane forwards to finish what runs, in
+"""How long a request of running work that another data plane forwards counts as in flight, in
 seconds: until the node has reported that work itself."""
 
 
@@ -49,27 +50,27 @@ class _Gpu:
     written_at: float = float("-inf")
     leased: bool = False
     phase: Phase | None = None
-    """The GPU's phase as of the last write-back; None if that was in vain."""
+    """The GPU's phase as of the last write-back; None if that failed."""
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """One write-back at a time: an earlier one must not undo what a later one has written."""
+    """Serialises write-backs: an earlier one must not undo a later one."""
 
     @property
     def due(self) -> float:
-        """When the next write-back is due (monotonic), or infinity."""
+        """Return when the next write-back is due (monotonic), or infinity."""
         if self.touched or self.leased != (self.in_flight > 0):
             return self.written_at + WRITE_BACK * 0.9
         return self.written_at + RENEW if self.in_flight else float("inf")
 
 
 class InFlight:
-    """One request that counts, from its first byte to its last."""
+    """A request that counts as use from its first byte to its last."""
 
     def __init__(self, usage: UsageTracker, gpu: str, lease: str) -> None:
         self._usage, self._gpu, self._lease = usage, gpu, lease
         self._began = time.monotonic()
 
     def touch(self) -> None:
-        """Something happened that counts as activity now, whenever the request began."""
+        """Record activity now, whenever the request began."""
         self._usage.touch(self._gpu, self._lease)
 
     def __enter__(self) -> InFlight:
@@ -81,7 +82,7 @@ class InFlight:
 
 
 class UsageTracker:
-    """All that this process has to write back. Used on the event loop only."""
+    """Collect the use that this process writes back. Used on the event loop only."""
 
     def __init__(self, store: Store, gpus: Mapping[str, GpuConfig], owner: str) -> None:
         self._store = store
@@ -96,7 +97,7 @@ class UsageTracker:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Write back the last news and give the in-flight leases up."""
+        """Write back the last use and release the in-flight leases."""
         if self._task:
             self._task.cancel()
         for name, gpu in self._gpus.items():
@@ -106,11 +107,11 @@ class UsageTracker:
         self._threads.shutdown(wait=False)
 
     def in_flight(self, gpu: str) -> int:
-        """How many requests that count are in flight."""
+        """Return how many requests that count are in flight."""
         return self._gpus[gpu].in_flight
 
     def use(self, gpu: str, lease: str) -> InFlight:
-        """Count a request of that client as in flight, as a context manager."""
+        """Return a context manager that counts a request of that client as in flight."""
         return InFlight(self, gpu, lease)
 
     def touch(self, gpu: str, lease: str, began: float | None = None) -> None:
@@ -130,8 +131,10 @@ class UsageTracker:
         self.touch(gpu, lease, began)
 
     async def recorded(self, gpu: str) -> Phase | None:
-        """Return once the store knows of the requests that are in flight now; the phase in which it
-        took them down, or None if it cannot be reached."""
+        """Return once the store has recorded the requests in flight now, with its phase then.
+
+        Return None if the store cannot be reached.
+        """
         began, state = time.monotonic(), self._gpus[gpu]
         async with state.writing:
             if state.written_at < began:
@@ -146,8 +149,10 @@ class UsageTracker:
         return await self.recorded(gpu) in (Phase.READY, Phase.DRAINING, None)
 
     async def begin_unseen(self, gpu: str, lease: str) -> bool:
-        """Count a part of running work that another data plane forwards: its end is not seen, so for
-        `UNSEEN` seconds. False: not counted, because the instance is being stopped already."""
+        """Count a request of running work that another data plane forwards, for `UNSEEN` seconds.
+
+        Return False, without counting it, if the stop has begun.
+        """
         with contextlib.ExitStack() as use:
             use.enter_context(self.use(gpu, lease))
             if not await self.recorded_before_stop(gpu):
@@ -182,8 +187,8 @@ class UsageTracker:
         in_flight = gpu.in_flight > 0
 
         def write() -> Phase:
-            # Ages are taken here, at the last moment: one that is too small would make a request
-            # look younger than a `down` that came after it.
+            # Ages are computed at the last moment: too small an age would make a request look
+            # younger than a later `down`.
             now = time.monotonic()
             return self._store.touch(
                 name,
@@ -196,7 +201,7 @@ class UsageTracker:
         try:
             gpu.phase = await asyncio.get_running_loop().run_in_executor(self._threads, write)
             gpu.leased = in_flight
-        except Exception as error:  # whatever it is: use that is not written down is cut off
+        except Exception as error:  # whatever the cause: unrecorded use would be cut off
             level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING
             log.log(level, "%s: activity is kept for later: %s", name, error)
             gpu.phase = None

@@ -1,4 +1,4 @@
-"""Passes WebSocket messages between a client and the node, both ways, until either side closes."""
+"""Forward WebSocket messages between client and node until either side closes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HANDSHAKE = 30.0
 
 GOING_AWAY = 1001
 ABNORMAL = 1011
-"""What the client gets when the node's connection broke without a close frame (RFC 6455 §7.4)."""
+"""The close code for a node's connection that broke without a close frame (RFC 6455 §7.4)."""
 
 
 async def forward_websocket(
@@ -30,9 +30,9 @@ async def forward_websocket(
     send: Send,
     on_message: Callable[[], None],
 ) -> None:
-    """Connect to the node with the client's subprotocols, accept with the one the node chose.
+    """Connect to the node with the client's subprotocols; accept with the node's choice.
 
-    ``on_message`` is called for each data message in either direction (pings are none).
+    ``on_message`` is called for each data message in either direction, and not for pings.
 
     Raises:
         NotConnected: the node refuses the connection or the handshake; nothing was accepted.
@@ -53,7 +53,7 @@ async def forward_websocket(
         await _refuse(scope, send, 502)
         return
     except aiohttp.WSServerHandshakeError as error:
-        # A plain answer where a handshake was due is no success.
+        # An HTTP answer to a handshake is a failure, whatever its status.
         await _refuse(scope, send, error.status if error.status >= 400 else 502)
         return
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
@@ -82,7 +82,7 @@ async def _from_client(
         message = await receive()
         if message["type"] == "websocket.disconnect":
             code = int(message.get("code") or GOING_AWAY)
-            # 1005 and 1006 stand for "no frame" and must not be sent in one.
+            # 1005 and 1006 mean "no frame" and must not be sent (RFC 6455 §7.4.1).
             await node.close(code=GOING_AWAY if code in (1005, 1006) else code)
             return
         on_message()

@@ -1,7 +1,7 @@
-"""``/_qwenctl/gate``: the admission decision for another data plane in front of the node.
+"""Answer ``/_qwenctl/gate``: admit requests for another data plane in front of the node.
 
-For nginx (``auth_request``), Caddy and Traefik (forward auth). Such a data plane tells us of a
-request when it begins and not when it ends, so that it counts as use when it begins only: an answer
+For nginx (``auth_request``), Caddy and Traefik (forward auth). Such a data plane announces the
+beginning of a request and not its end, so a request counts as use when it begins only. An answer
 that takes longer than the idle timeout needs `service.activity`, by which the node reports it.
 """
 
@@ -24,11 +24,11 @@ __all__ = ["ForwardAuth"]
 
 
 class ForwardAuth:
-    """204: forward it, to the node in ``X-Qwenctl-Node``; 401: sign in first; 403: not now.
+    """Answers 204 to forward to the node in ``X-Qwenctl-Node``, 401 to sign in, 403 to refuse.
 
-    The original request's method and address come in one pair of headers, the configured one
-    (`proxy.gate_headers`), and are believed from this machine and from trusted proxies only: a
-    client could send the other pair.
+    The original request's method and address come in the configured pair of headers
+    (`proxy.gate_headers`), because a client could send another pair. They are believed from this
+    machine and from trusted proxies only.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ForwardAuth:
         self._prefix = config.proxy.gate_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Decide about one request of the other data plane."""
+        """Admit a request of the other data plane."""
         asked = Request.of(scope, self._trusted)
         if not asked.trusted_peer and not asked.from_loopback:
             await send_problem(
@@ -57,7 +57,7 @@ class ForwardAuth:
             )
             return
         try:
-            # Not by ?gpu=: Caddy sends the visitor's own query here too.
+            # Not by ?gpu=: Caddy sends the visitor's query here too.
             name = gpu_of(self._config, asked)
         except UnknownTier as error:
             await send_problem(asked, send, 400, "unknown_tier", str(error))
@@ -89,7 +89,7 @@ class ForwardAuth:
         await send({"type": "http.response.body", "body": b""})
 
     def _original(self, asked: Request, scope: Scope) -> Request:
-        """The request that the other data plane asks about."""
+        """Return the request that the other data plane asks about."""
         uri = asked.headers.get(f"{self._prefix}-uri", "/")
         path, _, query = uri.partition("?")
         return Request.from_scope(
