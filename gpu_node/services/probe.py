@@ -7,14 +7,25 @@ import json
 import math
 from collections.abc import Sequence
 from typing import Literal
+from urllib.parse import urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError
 
 from gpu_node.machine.nvidia import GpuView
+from qwenctl.lib import http_probe
 from qwenctl.protocol.messages import Activity, Readiness
 
 __all__ = ["GpuLoad", "probe_active", "probe_ready", "sum_samples"]
+
+AGENT = "qwenctl-node"
+
+_READY: dict[http_probe.Answer, Literal["yes", "no", "refused", "slow"]] = {
+    http_probe.Answer.READY: "yes",
+    http_probe.Answer.ERROR: "no",
+    http_probe.Answer.REFUSED: "refused",
+    http_probe.Answer.SILENT: "slow",
+}
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 
@@ -22,18 +33,19 @@ BLIND = 3
 """Looks at GPUs without figures until they count as doing nothing."""
 
 
-def probe_ready(
-    http: requests.Session, base: str, readiness: Readiness
-) -> Literal["yes", "no", "refused", "slow"]:
+def probe_ready(base: str, readiness: Readiness) -> Literal["yes", "no", "refused", "slow"]:
     """Whether a GET of the readiness path answers with a status below 400; ``refused``: nothing
     answers there, ``slow``: not in time."""
-    try:
-        with contextlib.closing(_get(http, base + readiness.path, readiness.timeout)) as response:
-            return "yes" if response.status_code < 400 else "no"
-    except requests.Timeout:
-        return "slow"
-    except requests.RequestException:
-        return "refused"
+    where = urlsplit(base)
+    found, _ = http_probe.probe(
+        where.hostname or "",
+        where.port or 80,
+        readiness.path,
+        timeout=readiness.timeout,
+        connect_timeout=readiness.timeout,
+        agent=AGENT,
+    )
+    return _READY[found]
 
 
 def probe_active(
@@ -121,5 +133,5 @@ def _get(http: requests.Session, url: str, timeout: float) -> requests.Response:
         allow_redirects=False,
         stream=True,
         # Many servers log every request; this says whose it is.
-        headers={"User-Agent": "qwenctl-node", "Connection": "close"},
+        headers={"User-Agent": AGENT, "Connection": "close"},
     )

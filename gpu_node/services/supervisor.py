@@ -284,7 +284,7 @@ class Supervisor:
         tries = 0
         while not ended.is_set() and not self._stop.is_set():
             readiness = self.service.readiness
-            found = probe_ready(http, instance.base_url, readiness) if instance.up else "refused"
+            found = probe_ready(instance.base_url, readiness) if instance.up else "refused"
             if found == "yes":
                 if self._warmed_up(instance, http, ended, tries):
                     return
@@ -315,7 +315,7 @@ class Supervisor:
             by_load = load.look(self._gpus.look()) if activity.gpu_percent else 0
             self._count(max(told, by_load))
             # One that is slow to answer may be at work; one that refuses is not.
-            found = probe_ready(http, instance.base_url, readiness)
+            found = probe_ready(instance.base_url, readiness)
             unready = unready + 1 if found in ("no", "refused") and not self._active else 0
             if unready >= UNREADY_PROBES:
                 what = "answers with an error" if found == "no" else "does not answer any more"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from qwenctl.config.deployment import Config, UnknownTier
+from qwenctl.core.address import NodeAddress
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.observer import Observer
 from qwenctl.core.rules import Activity
@@ -182,7 +183,7 @@ class DataPlane:
     async def _to_node(self, exchange: Exchange, decision: Decision) -> bool:
         """Forward; return False if the GPU turns out not to be ready, to be admitted again."""
         name, address = exchange.name, exchange.gpu.address or exchange.view.snapshot.address
-        base = f"http://{f'[{address}]' if ':' in address else address}:{exchange.gpu.port}"
+        base = NodeAddress(address, exchange.gpu.port).url
         try:
             if not address:
                 raise NotConnected("the cloud has not said where the node is")

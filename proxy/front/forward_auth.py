@@ -10,6 +10,7 @@ from __future__ import annotations
 from urllib.parse import unquote
 
 from qwenctl.config.deployment import Config, UnknownTier
+from qwenctl.core.address import NodeAddress
 
 from ..auth.authenticator import Authenticator
 from ..data.admission import Action
@@ -83,7 +84,8 @@ class ForwardAuth:
 
     async def _allow(self, inbound: Inbound, send: Send) -> None:
         """Answer 204 with the node's address."""
-        node = f"{inbound.gpu.address or inbound.view.snapshot.address}:{inbound.gpu.port}"
+        address = inbound.gpu.address or inbound.view.snapshot.address
+        node = NodeAddress(address, inbound.gpu.port).netloc
         headers = [(b"x-qwenctl-node", node.encode())]
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b""})

@@ -276,9 +276,8 @@ def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterabl
     snapshot = deployment.snapshot(name)
     hello = snapshot is not None and snapshot.node_view.hello
     if address and snapshot is not None:
-        host, _, port = address.rpartition(":") if address.count(":") == 1 else (address, "", "")
         ours = hello and gpu.agent
-        yield _reach(name, host or address, int(port or gpu.port), hello=ours, agent=gpu.agent)
+        yield _reach(name, address, gpu.port, hello=ours, agent=gpu.agent)
     age = snapshot.node_view.heartbeat_age if snapshot is not None else None
     if snapshot is None:
         return

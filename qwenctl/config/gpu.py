@@ -24,6 +24,7 @@ from qwenctl.clouds.base import ProviderSettings
 from qwenctl.config.schedules import OffHoursConfig, PrewarmConfig
 from qwenctl.config.service import ServiceConfig
 from qwenctl.config.workloads import CACHE, PRESET_OF, services_of, with_changes
+from qwenctl.core.address import check_host
 from qwenctl.core.rules import Rule, RuleTable
 from qwenctl.lib.settings_types import NAME, NAME_OR_EMPTY, Duration, Table, is_loopback
 from qwenctl.protocol.messages import Spec
@@ -160,6 +161,11 @@ class GpuConfig(Table):
     def port(self) -> int:
         """The port on the node that traffic goes to."""
         return self.service[0].port if self.service else 7860
+
+    @field_validator("address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return value and check_host(value)
 
     @field_validator("service")
     @classmethod

@@ -18,31 +18,27 @@ that says nothing for a while may be at work, so that alone does not make it one
 
 from __future__ import annotations
 
-import http.client
 import logging
 import secrets
 import threading
 from collections.abc import Callable
-from enum import Enum
 from typing import Literal
-from urllib.parse import quote
 
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import StoreUnavailable
+from qwenctl.lib import http_probe
+from qwenctl.lib.http_probe import Answer
 from qwenctl.protocol.messages import Hello, Progress, Readiness, Report, ServiceState
 from qwenctl.store.store import Store
 
-__all__ = ["Answer", "Prober", "probe"]
+__all__ = ["Prober", "probe"]
 
 log = logging.getLogger("qwenctl.control.agentless")
 
 HURRY = 0.25
 """Seconds between two probes while the WebUI is waited for."""
-
-CONNECT_SECONDS = 1.0
-"""A machine that boots drops what is sent to it; a new try finds it sooner than the old one does."""
 
 IDLE = 30.0
 """Seconds until the next look while there is nothing to ask; `Prober.wake` ends them."""
@@ -54,45 +50,11 @@ BOOT = "agentless-"
 """How the id of a boot begins that no agent has named."""
 
 _PHASES = (Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
-_SAFE = "!#$%&'()*+,/:;=?@[]~"
-
-
-class Answer(Enum):
-    """What became of one probe."""
-
-    READY = "ready"
-    ERROR = "error"  # a status of 400 or above: something is there
-    REFUSED = "refused"  # nothing listens, or it hangs up
-    SILENT = "silent"  # no answer in time, or no way there
 
 
 def probe(address: str, port: int, readiness: Readiness) -> tuple[Answer, str]:
-    """Ask the WebUI once; the answer, and what is wrong in a few words.
-
-    One GET. No redirect is followed, no body is read, no cookie, credential or web proxy of this
-    machine is used. A server that sends its headers byte by byte holds up this probe alone, and only
-    for as long as its instance is on: meanwhile nothing is heard of it.
-    """
-    connection = http.client.HTTPConnection(
-        address, port, timeout=min(CONNECT_SECONDS, readiness.timeout)
-    )
-    path = quote("/" + readiness.path.lstrip("/"), safe=_SAFE)
-    try:
-        connection.connect()
-        connection.sock.settimeout(readiness.timeout)
-        connection.request("GET", path, headers={"User-Agent": "qwenctl", "Connection": "close"})
-        status = connection.getresponse().status
-    except TimeoutError:
-        return Answer.SILENT, "no answer"
-    except ConnectionRefusedError:
-        return Answer.REFUSED, "connection refused"
-    except (ConnectionError, http.client.HTTPException):
-        return Answer.REFUSED, "it hangs up without an HTTP answer"
-    except OSError as error:
-        return Answer.SILENT, error.strerror or type(error).__name__
-    finally:
-        connection.close()
-    return (Answer.READY, "") if status < 400 else (Answer.ERROR, f"HTTP {status}")
+    """Probe the WebUI's readiness path once (`qwenctl.lib.http_probe.probe`)."""
+    return http_probe.probe(address, port, readiness.path, timeout=readiness.timeout)
 
 
 class Prober:

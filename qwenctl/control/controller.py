@@ -49,6 +49,7 @@ from qwenctl.core.lifecycle import (
 )
 from qwenctl.core.snapshot import Lock, Outcome, Snapshot
 from qwenctl.errors import StoreUnavailable
+from qwenctl.lib import http_probe
 from qwenctl.store.store import Store
 
 __all__ = ["LOCK_MARGIN", "Controller", "owner_name", "timings_of"]
@@ -347,15 +348,10 @@ class Controller:
             return False  # the agent knows better
         if snapshot.phase not in (Phase.BOOTING, Phase.LOADING) or not snapshot.address:
             return self._probed_seq == snapshot.start_seq and snapshot.phase is not Phase.OFF
-        import requests
-
         path = self._gpu.service[0].readiness.path if self._gpu.service else "/"
-        try:
-            url = f"http://{snapshot.address}:{self._gpu.port}{path}"
-            if requests.get(url, timeout=1.0, allow_redirects=False).status_code < 400:
-                self._probed_seq = snapshot.start_seq
-        except requests.RequestException:
-            return False
+        found, _ = http_probe.probe(snapshot.address, self._gpu.port, path, timeout=1.0)
+        if found is http_probe.Answer.READY:
+            self._probed_seq = snapshot.start_seq
         return self._probed_seq == snapshot.start_seq
 
     # Acting

@@ -12,6 +12,7 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qwenctl.core.address import NodeAddress
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.wakes import STEPS, Mark, Outcome, Wake, expected, wakes
 from qwenctl.core.words import (
@@ -304,9 +305,7 @@ def _cost(snapshot: Snapshot, gpu_config: GpuSettings) -> float | None:
 def node_url(snapshot: Snapshot, gpu_config: GpuSettings) -> str:
     """Where the service itself answers, without a proxy; empty as long as nobody knows."""
     host = gpu_config.address or snapshot.address
-    if not host:
-        return ""
-    return f"http://{f'[{host}]' if ':' in host else host}:{gpu_config.port}"
+    return NodeAddress(host, gpu_config.port).url if host else ""
 
 
 def _idle_left(snapshot: Snapshot) -> float | None:

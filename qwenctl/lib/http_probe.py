@@ -1,19 +1,71 @@
-"""Words for HTTP requests that failed."""
+"""Probe an HTTP service once, and name in a few words why a request failed."""
 
 from __future__ import annotations
 
-import sys
+import http.client
+from enum import Enum
+from urllib.parse import quote
 
 import requests
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+__all__ = ["CONNECT_SECONDS", "PATIENCE", "Answer", "brief_reason", "probe"]
 
-__all__ = [
-    "brief_reason",
-]
+CONNECT_SECONDS = 1.0
+"""A machine that boots drops packets; a new connection reaches it sooner than a retransmission."""
+
+_SAFE = "!#$%&'()*+,/:;=?@[]~"
+
+
+class Answer(Enum):
+    """Result of a probe."""
+
+    READY = "ready"
+    ERROR = "error"  # a status of 400 or above: something is there
+    REFUSED = "refused"  # nothing listens, or the connection is closed without an answer
+    SILENT = "silent"  # no answer in time, or no route
+
+
+def probe(
+    host: str,
+    port: int,
+    path: str,
+    *,
+    timeout: float,
+    connect_timeout: float = CONNECT_SECONDS,
+    agent: str = "qwenctl",
+) -> tuple[Answer, str]:
+    """Send one GET; return the result and, unless ready, the reason in a few words.
+
+    No redirect is followed, no body is read, and no cookie, credential or web proxy of the
+    environment is used. A server that sends its headers byte by byte delays this probe only.
+
+    Args:
+        host: name or address, IPv6 without brackets.
+        port: TCP port.
+        path: path and query; a leading slash is added if missing.
+        timeout: seconds to wait for each part of the answer.
+        connect_timeout: seconds to wait for the connection, at most ``timeout``.
+        agent: the User-Agent header, since many servers log each request.
+    """
+    connection = http.client.HTTPConnection(host, port, timeout=min(connect_timeout, timeout))
+    headers = {"User-Agent": agent, "Connection": "close"}
+    try:
+        connection.connect()
+        connection.sock.settimeout(timeout)
+        connection.request("GET", quote("/" + path.lstrip("/"), safe=_SAFE), headers=headers)
+        status = connection.getresponse().status
+    except TimeoutError:
+        return Answer.SILENT, "no answer"
+    except ConnectionRefusedError:
+        return Answer.REFUSED, "connection refused"
+    except (ConnectionError, http.client.HTTPException):
+        return Answer.REFUSED, "it hangs up without an HTTP answer"
+    except OSError as error:
+        return Answer.SILENT, error.strerror or type(error).__name__
+    finally:
+        connection.close()
+    return (Answer.READY, "") if status < 400 else (Answer.ERROR, f"HTTP {status}")
+
 
 PATIENCE = 5.0
 """Seconds for one connection."""

@@ -18,7 +18,7 @@ ARROW = re.compile(r"^\s*(\S+?)(?:\[.*?\])? (-->|-\.->)(?:\|.*?\|)? (\S+?)(?:\[.
 
 @lru_cache(maxsize=1)
 def graph() -> grimp.ImportGraph:
-    return grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True)
+    return grimp.build_graph(*PACKAGES, cache_dir=None)
 
 
 def pictures() -> dict[str, list[tuple[str, str, str]]]:

@@ -6,6 +6,7 @@ import sys
 ALLOWED = {
     "qwenctl",
     "qwenctl.lib",
+    "qwenctl.lib.http_probe",
     "qwenctl.lib.private_file",
     "qwenctl.protocol",
     "qwenctl.protocol.messages",

@@ -13,10 +13,11 @@ import pytest
 
 from qwenctl.clouds.base import Accepted, Observation
 from qwenctl.config.gpu import GpuConfig
-from qwenctl.control.agentless import HURRY, IDLE, Answer, Prober, probe
+from qwenctl.control.agentless import HURRY, IDLE, Prober, probe
 from qwenctl.control.controller import Controller
 from qwenctl.core.lifecycle import Guard, Move, Observed, Phase
 from qwenctl.core.snapshot import Lock
+from qwenctl.lib.http_probe import Answer
 from qwenctl.protocol.messages import Hello, Readiness
 from qwenctl.store.store import Store
 from tests.support.net import free_port

@@ -1,0 +1,58 @@
+"""Where a node's service is reached: host and port, written as URLs need it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+__all__ = ["NodeAddress", "check_host"]
+
+_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
+
+
+@dataclass(frozen=True)
+class NodeAddress:
+    """A host name or address without brackets, and a port."""
+
+    host: str
+    port: int
+
+    @property
+    def netloc(self) -> str:
+        """``host:port``, an IPv6 address in brackets (RFC 3986 §3.2.2)."""
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """``http://host:port``, without a path."""
+        return f"http://{self.netloc}"
+
+
+def check_host(text: str) -> str:
+    """Return a host name, IPv4 or IPv6 address as it is meant: without brackets.
+
+    Raises:
+        ValueError: a scheme, a port or a path is in it, or it is no host.
+    """
+    host = text.strip()
+    if "://" in host or "/" in host:
+        raise ValueError(f"{text!r} is a URL; give the host name or address only, such as 10.0.0.7")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    try:
+        return str(ip_address(host)) if ":" in host or host[:1].isdigit() else _name(host)
+    except ValueError:
+        name, colon, port = host.rpartition(":")
+        if colon and port.isdigit() and (name.count(":") == 0 or name.endswith("]")):
+            raise ValueError(
+                f"{text!r} has a port in it; give {name!r} here, and the port as `port` of the "
+                "first [[gpu.NAME.service]]"
+            ) from None
+        return _name(host)
+
+
+def _name(host: str) -> str:
+    if not _NAME.fullmatch(host):
+        raise ValueError(f"{host!r} is neither a host name nor an address such as 10.0.0.7")
+    return host
