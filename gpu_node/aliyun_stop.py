@@ -1,4 +1,7 @@
-"""`gpu_node.selfstop.aliyun`, by the name that ``power_off_command`` has in written settings."""
+"""Run `gpu_node.selfstop.aliyun` under the module name that node settings contain.
+
+The name stays: docs/decisions/0008-names-that-outlive-the-move.md.
+"""
 
 import sys
 

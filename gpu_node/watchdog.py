@@ -1,4 +1,7 @@
-"""`gpu_node.selfstop.watchdog`, by the name that installed systemd units call it."""
+"""Run `gpu_node.selfstop.watchdog` under the module name that installed systemd units contain.
+
+The name stays: docs/decisions/0008-names-that-outlive-the-move.md.
+"""
 
 import sys
 

@@ -39,7 +39,7 @@ T = TypeVar("T")
 GPU_LABEL, SERVICE_LABEL, HASH_LABEL = (
     "qwenctl.gpu",
     "qwenctl.service",
-    "qwenctl.config.deployment-hash",
+    "qwenctl.config-hash",
 )
 
 NETWORK = "qwenctl"

@@ -291,7 +291,7 @@ def _power_off(node: _Node) -> Iterator[Finding]:
             "warn",
             name,
             "no power_off_command: nothing stops this instance if the proxy is gone",
-            "on Alibaba Cloud: the Python of this program with -m gpu_node.selfstop.aliyun",
+            "on Alibaba Cloud: the Python of this program with -m gpu_node.aliyun_stop",
         )
 
 

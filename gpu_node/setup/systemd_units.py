@@ -169,7 +169,7 @@ Description=Stops this instance if no qwenctl agent is in charge of it
 [Service]
 Type=oneshot
 User={node.user}
-ExecStart={_command([node.python, "-m", "gpu_node.selfstop.watchdog", "--config", node.config])}
+ExecStart={_command([node.python, "-m", "gpu_node.watchdog", "--config", node.config])}
 SuccessExitStatus=70
 {_power_off(node)}TimeoutStartSec=5min
 {_directories(node)}MemoryMax=256M

@@ -137,5 +137,5 @@ def _settings(config: Config, gpu: str, cloud: Cloud) -> str:
         "cloud": cloud,
     }
     if cloud == "aliyun":
-        values["power_off_command"] = [f"{VENV}/bin/python", "-m", "gpu_node.selfstop.aliyun"]
+        values["power_off_command"] = [f"{VENV}/bin/python", "-m", "gpu_node.aliyun_stop"]
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

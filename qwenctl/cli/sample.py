@@ -1,4 +1,7 @@
-"""`qwenctl.cli.demo.sample`, by the name that config files call it which `qwenctl init` wrote."""
+"""Run `qwenctl.cli.demo.sample` under the module name that config files contain.
+
+The name stays: docs/decisions/0008-names-that-outlive-the-move.md.
+"""
 
 import runpy
 

@@ -175,7 +175,7 @@ def init(
         path = Path("qwenctl.toml")
     elif given := config or config_file() or os.environ.get("QWENCTL_CONFIG"):
         path = Path(given).expanduser()  # never another one than meant
-    command = [sys.executable, "-m", "qwenctl.cli.demo.sample", "7860"]
+    command = [sys.executable, "-m", "qwenctl.cli.sample", "7860"]
     local = provider == "local"
     text = _TEMPLATES[provider].format(
         name=gpu,

@@ -115,7 +115,7 @@ def answering() -> Iterator[Callable[[int, str], str]]:
 def stop(metadata_url: str, endpoint: str) -> subprocess.CompletedProcess[str]:
     options = ["--metadata", metadata_url, "--endpoint", endpoint, "--protocol", "http"]
     done = subprocess.run(
-        [sys.executable, "-m", "gpu_node.selfstop.aliyun", *options],
+        [sys.executable, "-m", "gpu_node.aliyun_stop", *options],
         env={**os.environ, "DEBUG": "sdk"},  # the SDK then prints signed requests
         capture_output=True,
         text=True,

@@ -13,7 +13,7 @@ from gpu_node.setup.bake import BakeError, bake, check
 from qwenctl.protocol.messages import Container, Service, Spec
 from tests.support.docker_engine import IMAGE, DockerEngine, Registry
 
-LABELS = {"qwenctl.gpu": "main", "qwenctl.service": "webui", "qwenctl.config.deployment-hash": "x"}
+LABELS = {"qwenctl.gpu": "main", "qwenctl.service": "webui", "qwenctl.config-hash": "x"}
 
 
 @pytest.fixture

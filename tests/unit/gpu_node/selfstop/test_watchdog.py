@@ -222,8 +222,12 @@ def test_it_needs_nothing_of_the_agent() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    agents = {"agent", "client", "service", "process", "docker_runtime", "guard", "__main__"}
-    assert not {f"gpu_node.{name}" for name in agents} & set(done.stdout.split())
+    parts = ("supervisor", "process", "docker", "orphans")
+    agents = {f"gpu_node.services.{name}" for name in parts}
+    agents |= {f"gpu_node.{name}" for name in ("__main__", "agent", "client", "conversation")}
+    loaded = set(done.stdout.split())
+    assert "gpu_node.selfstop.watchdog" in loaded
+    assert not agents & loaded
 
 
 def test_as_a_program(settings: NodeSettings, tmp_path: Path) -> None:
@@ -233,7 +237,7 @@ def test_as_a_program(settings: NodeSettings, tmp_path: Path) -> None:
         f'state_dir = "{tmp_path}"\npower_off_command = ["touch", "{off}"]\n'
     )
     contact(settings, time.monotonic())
-    program = [sys.executable, "-m", "gpu_node.selfstop.watchdog", "--config"]
+    program = [sys.executable, "-m", "gpu_node.watchdog", "--config"]
     done = subprocess.run([*program, str(config)], capture_output=True, text=True)
     assert (done.returncode, off.exists()) == (0, False)
     assert "no agent runs; this instance stops itself in" in done.stderr
