@@ -1,15 +1,12 @@
-"""An instance template of the configuration as the clouds' ``RunInstances`` wants it.
-
-Pure: it makes parameters; `qwenctl.admin.create` sends them.
-"""
+"""Create and release the instance of a template, whatever the cloud."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
-from qwenctl.clouds.admin import TOKEN_MISMATCH, Existing, Maker
-from qwenctl.clouds.aliyun.settings import AliyunTemplate
-from qwenctl.clouds.aws.settings import AwsTemplate
+from qwenctl.clouds.admin import TOKEN_MISMATCH, Existing, InstanceCreator
 from qwenctl.clouds.base import Conflict, NotFound, ProviderError, Transient
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import UserError
@@ -22,42 +19,34 @@ __all__ = [
     "the_one",
 ]
 
-_REQUIRED = {
-    AliyunTemplate: ("image_id", "instance_type", "vswitch_id", "security_group_id"),
-    AwsTemplate: ("image_id", "instance_type", "subnet_id", "security_group_ids"),
-}
 
-
-def missing_keys(template: AliyunTemplate | AwsTemplate) -> list[str]:
-    """The keys without which nothing can be created, as far as they are not set."""
-    return [key for key in _REQUIRED[type(template)] if not getattr(template, key)]
+def missing_keys(template: Any, required: Sequence[str]) -> list[str]:
+    """Return the keys that creating needs and the template does not set."""
+    return [key for key in required if not getattr(template, key)]
 
 
 APPEAR_SECONDS = 60.0
 """How long an instance may stay unseen after the cloud has accepted it."""
 
 
-# What to do
-
-
-def create(maker: Maker, *, patience: float = APPEAR_SECONDS) -> tuple[Existing, bool]:
+def create(creator: InstanceCreator, *, patience: float = APPEAR_SECONDS) -> tuple[Existing, bool]:
     """The one instance of this order, and whether it was there before.
 
     Args:
-        maker: the cloud.
+        creator: the cloud.
         patience: seconds to wait until the cloud shows what it has accepted.
 
     Raises:
         UserError: there are several, or the one that was created is gone again.
         ProviderError: the cloud refuses, or has not answered; then it may have accepted.
     """
-    if found := the_one(maker):
+    if found := the_one(creator):
         return found, True
     try:
-        instance_id = maker.run()
+        instance_id = creator.run()
     except ProviderError as error:
         if error.cloud_code == TOKEN_MISMATCH:
-            return _earlier(maker, patience), True
+            return _earlier(creator, patience), True
         if isinstance(error, Conflict):
             raise Transient(
                 "the cloud is still at an earlier create; run the same command again in a minute",
@@ -66,78 +55,80 @@ def create(maker: Maker, *, patience: float = APPEAR_SECONDS) -> tuple[Existing,
             ) from None
         raise
     deadline = time.monotonic() + patience
-    while not (seen := maker.look(instance_id)):
+    while not (seen := creator.look(instance_id)):
         if time.monotonic() >= deadline:
-            raise UserError(f"{instance_id} was accepted and cannot be seen; {_anew(maker)}")
+            raise UserError(f"{instance_id} was accepted and cannot be seen; {_anew(creator)}")
         time.sleep(1.0)
     if seen.state is Observed.ABSENT:
         why = f": {seen.reason}" if seen.reason else ""
-        raise UserError(f"{instance_id} was created and is gone again{why}; {_anew(maker)}")
+        raise UserError(f"{instance_id} was created and is gone again{why}; {_anew(creator)}")
     return seen, False
 
 
-def the_one(maker: Maker) -> Existing | None:
+def the_one(creator: InstanceCreator) -> Existing | None:
     """The instance that carries our tags, if there is one.
 
     Raises:
         UserError: there are several.
     """
-    found = maker.find()
+    found = creator.find()
     if len(found) > 1:
         ids = ", ".join(one.id for one in found)
         raise UserError(
-            f"several instances carry the tags of gpu.{maker.order.gpu}: {ids}; put the id of the "
+            f"several instances carry the tags of gpu.{creator.request.gpu}: {ids}; put the id of the "
             "right one into the configuration as instance_id, and release the others in the console"
         )
     return found[0] if found else None
 
 
-def _earlier(maker: Maker, patience: float) -> Existing:
+def _earlier(creator: InstanceCreator, patience: float) -> Existing:
     """The instance of an earlier call that had other settings."""
     deadline = time.monotonic() + patience
-    while not (found := the_one(maker)):
+    while not (found := the_one(creator)):
         if time.monotonic() >= deadline:
             raise UserError(
                 "an earlier create had other settings, and there is no instance of it; "
-                + _anew(maker)
+                + _anew(creator)
             )
         time.sleep(1.0)
     return found
 
 
-def _anew(maker: Maker) -> str:
+def _anew(creator: InstanceCreator) -> str:
     return (
         "look in the console whether it is still there. If it is not, set generation = "
-        f"{maker.order.generation + 1} in the template and run the command again"
+        f"{creator.request.generation + 1} in the template and run the command again"
     )
 
 
-def release(maker: Maker, instance_id: str, *, force: bool = False) -> Existing | None:
+def release(creator: InstanceCreator, instance_id: str, *, force: bool = False) -> Existing | None:
     """Delete the instance for good; None if it was gone already.
 
     Raises:
         UserError: it does not carry our tags, or it is not stopped and ``force`` is not set.
         ProviderError: the cloud refuses, or has not answered; then it may have accepted.
     """
-    existing = may_release(maker, instance_id, force=force)
+    existing = may_release(creator, instance_id, force=force)
     if existing is not None:
         try:
-            maker.delete(existing, force=force)
+            creator.delete(existing, force=force)
         except NotFound:
             return None
     return existing
 
 
-def may_release(maker: Maker, instance_id: str, *, force: bool = False) -> Existing | None:
+def may_release(
+    creator: InstanceCreator, instance_id: str, *, force: bool = False
+) -> Existing | None:
     """The instance, if it may be released; None if it is gone.
 
     Raises:
         UserError: as `release`.
     """
-    existing = maker.look(instance_id)
+    existing = creator.look(instance_id)
     if existing is None or existing.state is Observed.ABSENT:
         return None
-    wanted = maker.order.tags
+    wanted = creator.request.tags
     if any(existing.tags.get(key) != value for key, value in wanted.items()):
         tags = ", ".join(f"{key}={value}" for key, value in wanted.items())
         raise UserError(

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from qwenctl.clouds.admin import admin_of
 from qwenctl.clouds.base import Observation, ProviderError
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
@@ -218,12 +219,12 @@ def gpu_checks(deployment: Deployment, name: str) -> list[Check]:
 
 
 def _alarm(gpu: GpuConfig) -> str:
-    """What the cloud itself can do about an instance that idles."""
-    if gpu.provider == "aws":
-        return ", and a CloudWatch alarm that stops the instance when its CPU idles for hours"
-    if gpu.provider == "aliyun":
-        return ", and a scheduled stop of the instance (OOS) at night"
-    return ""
+    """Return what the cloud itself can do about an instance that idles."""
+    try:
+        admin = admin_of(gpu.provider)
+    except ConfigError:
+        return ""
+    return f", and {admin.IDLE_ALARM}" if admin else ""
 
 
 def _ignored(gpu: GpuConfig) -> list[str]:

@@ -1,38 +1,34 @@
-"""The least that the proxy, a node and an administrator must be allowed to do in the cloud, as
-policy documents.
+"""Print the least-privilege policies of the proxy, a node and an administrator.
 
 Pure: it makes JSON for an administrator to attach; nothing is read from or written to a cloud.
-
-Which actions can be limited to single instances is the cloud's choice. EC2's start, stop and
-``DescribeInstanceAttribute`` can; the other two ``Describe`` actions take ``"Resource": "*"`` only,
-so they are limited by region. On Alibaba Cloud a ``Describe`` that lists is checked against
-``instance/*`` of the region.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qwenctl.clouds.aliyun.permissions import aliyun_admin_policy
-from qwenctl.clouds.aws.permissions import aws_admin_policy
-from qwenctl.clouds.permissions import Cloud, Document, Instance, document, unique
+from qwenctl.clouds.admin import Admin, admin_of
+from qwenctl.clouds.permissions import Document, Instance
 from qwenctl.config.deployment import Config
 from qwenctl.errors import ConfigError
 
 __all__ = [
     "admin_policy",
     "configured",
+    "node_policy",
+    "node_trust",
     "proxy_policy",
 ]
 
 
-def configured(config: Config, cloud: Cloud, gpu: str | None = None) -> list[Instance]:
+def configured(config: Config, cloud: str, gpu: str | None = None) -> list[Instance]:
     """The configured instances in that cloud, or only those of one GPU.
 
     Raises:
         ConfigError: there is none, or its table lacks the region or the instance id.
     """
     names = [config.gpu_name(gpu)] if gpu is not None else list(config.gpu)
+    _admin(cloud)
     found = []
     for name in names:
         for _, table in config.gpu[name].candidates():
@@ -53,43 +49,27 @@ def configured(config: Config, cloud: Cloud, gpu: str | None = None) -> list[Ins
 
 
 def proxy_policy(instances: Sequence[Instance]) -> Document:
-    """What the proxy needs: look at, start and stop exactly these instances of one cloud."""
-    arns = unique(instance.arn for instance in instances)
-    regions = unique(instance.region for instance in instances)
-    if instances[0].cloud == "aliyun":
-        return document(
-            "1",
-            {
-                "Effect": "Allow",
-                "Action": ["ecs:StartInstance", "ecs:StopInstance"],
-                "Resource": arns,
-            },
-            {
-                "Effect": "Allow",
-                # The second is for `doctor`: without a role the node cannot end its billing.
-                "Action": ["ecs:DescribeInstances", "ecs:DescribeInstanceRamRole"],
-                "Resource": [f"acs:ecs:{region}:*:instance/*" for region in regions],
-            },
-        )
-    return document(
-        "2012-10-17",
-        {
-            "Sid": "StartAndStop",
-            "Effect": "Allow",
-            "Action": ["ec2:StartInstances", "ec2:StopInstances", "ec2:DescribeInstanceAttribute"],
-            "Resource": arns,
-        },
-        {
-            "Sid": "Look",
-            "Effect": "Allow",
-            "Action": ["ec2:DescribeInstances", "ec2:DescribeSpotInstanceRequests"],
-            "Resource": "*",
-            "Condition": {"StringEquals": {"aws:RequestedRegion": regions}},
-        },
-    )
+    """Allow the proxy to look at, start and stop exactly these instances of one cloud."""
+    return _admin(instances[0].cloud).proxy_policy(instances)
 
 
-def admin_policy(config: Config, cloud: Cloud, gpu: str | None = None) -> Document:
+def node_policy(instances: Sequence[Instance]) -> Document:
+    """Allow a node of these instances of one cloud to stop itself, nothing else."""
+    return _admin(instances[0].cloud).node_policy(instances)
+
+
+def node_trust(cloud: str, region: str) -> Document:
+    """Allow the instances of a cloud to take the node's role."""
+    return _admin(cloud).node_trust(region)
+
+
+def _admin(cloud: str) -> Admin:
+    if (found := admin_of(cloud)) is None:
+        raise ConfigError(f"the provider {cloud!r} has no permissions to print")
+    return found
+
+
+def admin_policy(config: Config, cloud: str, gpu: str | None = None) -> Document:
     """What `qwenctl provision --apply`, `create` and `release` need, for the GPUs in that cloud or
     one of them.
 
@@ -111,6 +91,4 @@ def admin_policy(config: Config, cloud: Cloud, gpu: str | None = None) -> Docume
     for name, gpu_config in gpus:
         if not gpu_config.settings.region:
             raise ConfigError(f"gpu.{name}.{cloud}: region missing")
-    if cloud == "aliyun":
-        return aliyun_admin_policy(config.deployment, [gpu.settings for _, gpu in gpus])
-    return aws_admin_policy(config.deployment, [gpu.settings for _, gpu in gpus])
+    return _admin(cloud).admin_policy(config.deployment, [gpu.settings for _, gpu in gpus])

@@ -1,7 +1,7 @@
 """What a GPU's instance needs before its first wake: rules, a role, and the agent as a service.
 
 Pure: it renders texts for the cloud and for the instance. `qwenctl provision` prints them; with
---apply, `qwenctl.admin.security_groups` and `qwenctl.clouds.aliyun.ram_role` see to rules and role.
+--apply, the cloud's `qwenctl.clouds.admin.Admin` sees to rules and role.
 
 The node ends its own billing when no proxy is heard for too long. On EC2 it powers the operating
 system off, which needs no right at all. On Alibaba Cloud that goes on costing, so it calls
@@ -18,8 +18,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qwenctl import __version__
-from qwenctl.clouds.permissions import Cloud, Instance
-from qwenctl.clouds.plan import SECRET_FILE, VENV, Plan, Rule
+from qwenctl.clouds.admin import Admin, admin_of
+from qwenctl.clouds.permissions import Instance
+from qwenctl.clouds.plan import SECRET_FILE, Plan, Rule
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.errors import ConfigError
@@ -27,6 +28,7 @@ from qwenctl.lib.settings_types import is_loopback
 
 __all__ = [
     "make_plan",
+    "role_commands",
 ]
 
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-\[\],=<>~!+:/@ ]*")
@@ -54,16 +56,13 @@ def make_plan(
         ConfigError: not a cloud's GPU, a node URL that means this machine, or an unusable argument.
     """
     table = config.gpu[gpu]
-    cloud: Cloud
-    if table.provider == "aliyun":
-        cloud, region, instance_id = "aliyun", table.settings.region, table.settings.instance_id
-    elif table.provider == "aws":
-        cloud, region, instance_id = "aws", table.settings.region, table.settings.instance_id
-    else:
+    cloud, settings = table.provider, table.settings
+    if (admin := admin_of(cloud)) is None:
         raise ConfigError(
-            f"gpu.{gpu} has the provider {table.provider!r}, which needs nothing provisioned; "
+            f"gpu.{gpu} has the provider {cloud!r}, which needs nothing provisioned; "
             "this is for aliyun and aws"
         )
+    region, instance_id = settings.region, settings.instance
     if local := [url for url in config.node_urls if is_loopback(urlsplit(url).hostname or "")]:
         raise ConfigError(
             f"nodes cannot reach {local[0]}: it means the node itself; set proxy.node_urls to an "
@@ -71,8 +70,7 @@ def make_plan(
         )
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
         raise ConfigError(f"{user!r} is no name of a Linux user")
-    extra = "[node,aliyun]" if cloud == "aliyun" else "[node]"
-    package = package or f"qwenctl{extra}=={__version__}"
+    package = package or f"qwenctl[{admin.NODE_EXTRAS}]=={__version__}"
     if not _PACKAGE.fullmatch(package):
         raise ConfigError(f"{package!r} is nothing that pip can install")
     return Plan(
@@ -85,7 +83,7 @@ def make_plan(
         ),
         user=user,
         package=package,
-        settings=_settings(config, gpu, cloud),
+        settings=_settings(config, gpu, admin),
         runs="docker" if _all_containers(table) else "process",
         containers=any(service.container for service in table.service),
         agent=table.agent,
@@ -125,7 +123,7 @@ def _source(text: str) -> str:
     return str(network)
 
 
-def _settings(config: Config, gpu: str, cloud: Cloud) -> str:
+def _settings(config: Config, gpu: str, admin: Admin) -> str:
     """What `gpu_node.settings.NodeSettings` reads. Strings, numbers and lists of JSON are TOML."""
     values: dict[str, Any] = {
         "proxy_urls": list(config.node_urls),
@@ -134,8 +132,14 @@ def _settings(config: Config, gpu: str, cloud: Cloud) -> str:
         "state_dir": "/var/lib/qwenctl-node",
         "log_dir": "/var/log/qwenctl-node",
         "dead_man": config.gpu[gpu].timing.dead_man,
-        "cloud": cloud,
+        **admin.NODE_SETTINGS,
     }
-    if cloud == "aliyun":
-        values["power_off_command"] = [f"{VENV}/bin/python", "-m", "gpu_node.aliyun_stop"]
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def role_commands(plan: Plan) -> list[str]:
+    """Return the commands that make the node's role by hand; none where none is needed."""
+    admin = admin_of(plan.cloud)
+    if admin is None or plan.instance is None or not plan.agent:
+        return []
+    return admin.role_commands(plan.instance)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from qwenctl.clouds import registry
 from qwenctl.clouds.base import ProviderError
+from qwenctl.clouds.permissions import Document, Instance
+from qwenctl.clouds.plan import Change, Plan
 from qwenctl.core.lifecycle import Observed
 
 __all__ = [
     "TOKEN_MISMATCH",
+    "Admin",
     "Existing",
     "Found",
-    "Maker",
-    "Order",
+    "InstanceCreator",
+    "LaunchRequest",
     "Price",
+    "admin_of",
     "client_token",
     "expect_dry_run",
     "instance_name",
@@ -66,7 +71,7 @@ TOKEN_MISMATCH = "IdempotentParameterMismatch"
 
 
 @dataclass(frozen=True)
-class Order:
+class LaunchRequest:
     """What is to be created, the cloud's part aside."""
 
     deployment: str
@@ -107,10 +112,10 @@ class Price:
     """What it is for, or why there is none."""
 
 
-class Maker(Protocol):
+class InstanceCreator(Protocol):
     """One cloud, for one template. Every call raises `ProviderError`."""
 
-    order: Order
+    request: LaunchRequest
 
     def find(self) -> list[Existing]:
         """The instances that carry our tags and are not gone."""
@@ -146,3 +151,46 @@ def expect_dry_run(call: Any) -> None:
     except ProviderError as error:
         if error.cloud_code != _DRY_RUN:
             raise
+
+
+class Admin(Protocol):
+    """A cloud's part of `permissions` and `provision`; its file `admin` is one."""
+
+    REQUIRED_KEYS: Sequence[str]
+    """The keys of a template without which nothing can be created."""
+    NODE_EXTRAS: str
+    """The extras of qwenctl that a node needs."""
+    NODE_SETTINGS: Mapping[str, Any]
+    """Settings of the agent (`gpu_node.settings`)."""
+    ROLE_NOT_NEEDED: Sequence[str]
+    """Why its nodes need no role, in lines for people; empty if they need one."""
+    IDLE_ALARM: str
+    """An alarm of the cloud against instances that idle."""
+
+    def proxy_policy(self, instances: Sequence[Instance]) -> Document: ...
+
+    def node_policy(self, instances: Sequence[Instance]) -> Document: ...
+
+    def node_trust(self, region: str) -> Document: ...
+
+    def admin_policy(self, deployment: str, tables: Sequence[Any]) -> Document: ...
+
+    def role_commands(self, instance: Instance) -> list[str]: ...
+
+    def make_creator(
+        self, settings: Any, request: LaunchRequest, *, creating: bool
+    ) -> InstanceCreator: ...
+
+    def apply(
+        self, settings: Any, plan: Plan, group: str = "", *, dry_run: bool = False
+    ) -> Iterator[Change]: ...
+
+
+def admin_of(provider: str) -> Admin | None:
+    """Return a provider's part of the commands for administrators; None if it has none.
+
+    Raises:
+        ConfigError: no such provider is installed.
+    """
+    found: Admin | None = registry.part(provider, "admin")
+    return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwenctl.clouds.bootstrap import install_package, look_for_docker
-from qwenctl.clouds.permissions import Cloud, Instance, node_policy, node_role_name, node_trust
+from qwenctl.clouds.permissions import Instance
 
 __all__ = [
     "IMAGE_FOR_CONTAINERS",
@@ -77,7 +77,7 @@ class Plan:
     """All that one GPU needs."""
 
     gpu: str
-    cloud: Cloud
+    cloud: str
     instance: Instance | None
     """None while the configuration has no instance id."""
     rules: tuple[Rule, ...]
@@ -113,45 +113,6 @@ class Plan:
         if self.containers:
             commands.append(look_for_docker(commands[-1]))
         return commands
-
-    def role_commands(self) -> list[str]:
-        """What makes the role, with Alibaba Cloud's own command line; none where none is needed."""
-        if self.cloud != "aliyun" or self.instance is None or not self.agent:
-            return []
-        instance, name = self.instance, node_role_name(self.instance)
-
-        def command(product: str, action: str, **parameters: str) -> str:
-            flags = [word for key, value in parameters.items() for word in (f"--{key}", value)]
-            return shlex.join(["aliyun", product, action, *flags])
-
-        return [
-            command(
-                "ram",
-                "CreateRole",
-                RoleName=name,
-                AssumeRolePolicyDocument=compact(node_trust("aliyun", instance.region)),
-            ),
-            command(
-                "ram",
-                "CreatePolicy",
-                PolicyName=name,
-                PolicyDocument=compact(node_policy([instance])),
-            ),
-            command(
-                "ram",
-                "AttachPolicyToRole",
-                PolicyType="Custom",
-                PolicyName=name,
-                RoleName=name,
-            ),
-            command(
-                "ecs",
-                "AttachInstanceRamRole",
-                RegionId=instance.region,
-                RamRoleName=name,
-                InstanceIds=json.dumps([instance.instance_id]),
-            ),
-        ]
 
     def user_data(self, secret: str = "") -> str:
         """cloud-init user data. It runs at the *first* boot of an instance only."""

@@ -22,7 +22,7 @@ from qwenctl.cli.common.context import (
 )
 
 if TYPE_CHECKING:
-    from qwenctl.clouds.admin import Existing, Maker, Price
+    from qwenctl.clouds.admin import Existing, InstanceCreator, Price
     from qwenctl.clouds.plan import Plan
     from qwenctl.config.deployment import Config
 
@@ -92,19 +92,19 @@ def create(
     if plan.agent:
         user_data = plan.user_data(loaded.read_node_secret() if with_secret else "")
     with _advice(cloud):
-        maker = _maker(loaded, name, user_data)
+        creator = _creator(loaded, name, user_data)
         # Before anything costs: can it be written?
         check(path, _with_id(read(path), name, cloud, "i-00000000"))
-        found, price = the_one(maker), maker.price()
+        found, price = the_one(creator), creator.price()
         if not found and (dry_run or not yes):
-            maker.check()
+            creator.check()
         if dry_run:
-            _show_dry_run(maker, plan, table.template, found, price, json)
+            _show_dry_run(creator, plan, table.template, found, price, json)
             return
         if not yes:
-            _say(_what(maker, plan, table.template, found, price))
+            _say(_what(creator, plan, table.template, found, price))
             _confirm(f"Type the name of the GPU ({name}) to go on", name)
-        made, adopted = make(maker)
+        made, adopted = make(creator)
     try:
         edit(path, lambda text: _with_id(text, name, cloud, made.id))
     except ConfigError as error:
@@ -180,12 +180,12 @@ def release(
 
     check(path, without_id(read(path)))  # before anything is gone: can it be written?
     with _advice(cloud):
-        maker = _maker(loaded, name)
-        existing = may_release(maker, instance_id, force=force)
+        creator = _creator(loaded, name)
+        existing = may_release(creator, instance_id, force=force)
         if not force:
             _check_free(loaded, name)
         if dry_run and existing:
-            maker.check_delete(existing, force=force)
+            creator.check_delete(existing, force=force)
         if dry_run:
             gone = existing is None
             if json:
@@ -197,7 +197,7 @@ def release(
             _say([f"{instance_id} ({existing.type}) and its system disk will be deleted for good."])
             _confirm(f"Type the name of the GPU ({name}) to delete it", name)
         with _kept_off(loaded, name, force):
-            deleted = delete(maker, instance_id, force=force)
+            deleted = delete(creator, instance_id, force=force)
     edit(path, without_id)
     if json:
         result = {"gpu": name, "instance_id": instance_id, "gone": deleted is None}
@@ -208,47 +208,41 @@ def release(
 
 
 def _cloud_of(config: Config, name: str) -> str:
+    from qwenctl.clouds.admin import admin_of
     from qwenctl.errors import ConfigError
 
     provider = config.gpu[name].provider
-    if provider not in ("aliyun", "aws"):
+    if admin_of(provider) is None:
         raise ConfigError(
             f"gpu.{name} has the provider {provider!r}; instances are created for aliyun and aws"
         )
     return provider
 
 
-def _maker(config: Config, name: str, user_data: str | None = None) -> Maker:
+def _creator(config: Config, name: str, user_data: str | None = None) -> InstanceCreator:
     """The cloud of that GPU; without ``user_data`` it is not good for creating.
 
     Raises:
         ConfigError: the template or the region is missing.
     """
     from qwenctl.admin.create import missing_keys
-    from qwenctl.clouds.admin import Order
-    from qwenctl.clouds.aliyun.create import AliyunMaker
-    from qwenctl.clouds.aws.create import AwsMaker
+    from qwenctl.clouds.admin import LaunchRequest, admin_of
     from qwenctl.config.providers import make_provider
     from qwenctl.errors import ConfigError
 
-    gpu, cloud = config.gpu[name], _cloud_of(config, name)
-    table: Any = gpu.settings
+    gpu = config.gpu[name]
+    cloud, table, admin = gpu.provider, gpu.settings, admin_of(gpu.provider)
+    assert admin is not None  # see `_cloud_of`
     if not table.region:
         raise ConfigError(f"gpu.{name}.{cloud}.region is missing")
-    if user_data is not None and (missing := missing_keys(table.template)):
+    missing = missing_keys(table.template, admin.REQUIRED_KEYS)
+    if user_data is not None and missing:
         raise ConfigError(f"gpu.{name}.{cloud}.template: missing {', '.join(missing)}")
     # The provider's own checks, such as of the endpoint; any id will do for them.
     named = table.model_copy(update={"instance_id": table.instance_id or "i-00000000"})
     make_provider(name, gpu.model_copy(update={"fallback": (), cloud: named}), config)
-    order = Order(config.deployment, name, table.template.generation, user_data or "")
-    if cloud == "aliyun":
-        from qwenctl.clouds.aliyun.api import ecs_of
-
-        keep = gpu.settings.keep_charging or user_data is None
-        return AliyunMaker(ecs_of(gpu.settings), gpu.settings.template, order, keep_charging=keep)
-    from qwenctl.clouds.aws.api import account_of
-
-    return AwsMaker(account_of(gpu.settings), gpu.settings.template, order)
+    request = LaunchRequest(config.deployment, name, table.template.generation, user_data or "")
+    return admin.make_creator(table, request, creating=user_data is not None)
 
 
 @contextmanager
@@ -286,7 +280,7 @@ def _with_id(text: str, name: str, cloud: str, instance_id: str) -> str:
 
 
 def _what(
-    maker: Maker, plan: Plan, template: Any, found: Existing | None, price: Price
+    creator: InstanceCreator, plan: Plan, template: Any, found: Existing | None, price: Price
 ) -> list[str]:
     """What create does, for people."""
     from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS
@@ -294,7 +288,7 @@ def _what(
     if found:
         words = (
             f"{found.id} ({found.type}, {found.state.value}) carries the tags of "
-            f"gpu.{maker.order.gpu} and will be taken over; nothing is created."
+            f"gpu.{creator.request.gpu} and will be taken over; nothing is created."
         )
         return [words]
     cost = (
@@ -315,12 +309,17 @@ def _what(
 
 
 def _show_dry_run(
-    maker: Maker, plan: Plan, template: Any, found: Existing | None, price: Price, json: bool
+    creator: InstanceCreator,
+    plan: Plan,
+    template: Any,
+    found: Existing | None,
+    price: Price,
+    json: bool,
 ) -> None:
     if json:
         print_json(
             {
-                "gpu": maker.order.gpu,
+                "gpu": creator.request.gpu,
                 "dry_run": True,
                 "adopts": found.id if found else None,
                 "instance_type": template.instance_type,
@@ -331,7 +330,7 @@ def _show_dry_run(
             }
         )
         return
-    for line in _what(maker, plan, template, found, price):
+    for line in _what(creator, plan, template, found, price):
         print(line.replace(" will ", " would "))
     if not found:
         print("The cloud would accept it; nothing was changed.")

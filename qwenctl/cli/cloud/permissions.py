@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Annotated
 
 import typer
 
 from qwenctl.cli.common.context import ConfigOption, GpuOption, load, print_json
 
-__all__ = ["CloudName", "permissions"]
-
-
-class CloudName(str, Enum):
-    """The clouds that we know, as an argument."""
-
-    aliyun = "aliyun"
-    aws = "aws"
+__all__ = ["permissions"]
 
 
 def permissions(
-    cloud: Annotated[CloudName, typer.Argument(help="Which cloud's policy.")],
+    cloud: Annotated[
+        str,
+        typer.Argument(metavar="aliyun|aws|…", help="Which cloud's policy.", show_default=False),
+    ],
     gpu: GpuOption = None,
     node: Annotated[
         bool,
@@ -42,14 +37,13 @@ def permissions(
       qwenctl permissions aws --node --gpu main
       qwenctl permissions aws --admin
     """
-    from qwenctl.admin.permissions import admin_policy, configured, proxy_policy
-    from qwenctl.clouds.permissions import node_policy
+    from qwenctl.admin.permissions import admin_policy, configured, node_policy, proxy_policy
 
     if node and admin:
         raise typer.BadParameter("--node and --admin are for different roles; give one of them")
     loaded = load(config)
     if admin:
-        print_json(admin_policy(loaded, cloud.value, gpu))
+        print_json(admin_policy(loaded, cloud, gpu))
         return
-    instances = configured(loaded, cloud.value, gpu)
+    instances = configured(loaded, cloud, gpu)
     print_json(node_policy(instances) if node else proxy_policy(instances))

@@ -190,16 +190,19 @@ def _part(plan: Plan, part: Part | None, secret: str) -> str:
 def _as_json(plan: Plan) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from qwenctl.clouds.permissions import node_policy, node_role_name, node_trust
+    from qwenctl.admin.permissions import node_policy, node_trust
+    from qwenctl.admin.plan import role_commands
+    from qwenctl.clouds.admin import admin_of
+    from qwenctl.clouds.permissions import node_role_name
 
-    role = None
+    role, admin = None, admin_of(plan.cloud)
     if plan.instance is not None:
         role = {
             "name": node_role_name(plan.instance),
             "trust": node_trust(plan.cloud, plan.instance.region),
             "policy": node_policy([plan.instance]),
-            "needed": plan.cloud == "aliyun",
-            "commands": plan.role_commands(),
+            "needed": not (admin and admin.ROLE_NOT_NEEDED),
+            "commands": role_commands(plan),
         }
     return {
         "gpu": plan.gpu,
@@ -223,6 +226,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print_all(config: Config, plan: Plan) -> None:
+    from qwenctl.clouds.admin import admin_of
     from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS
 
     found = _as_json(plan)
@@ -238,17 +242,18 @@ def _print_all(config: Config, plan: Plan) -> None:
         print("\nagent = false: no role, no agent and no secret are needed. See docs/agentless.md.")
         return
     _heading("2. Role of the instance")
-    if plan.cloud == "aws":
-        print("None is needed, and --apply makes none: the node powers itself off when no proxy is")
-        print("heard for too long, and asks AWS for nothing else than its own metadata.")
-        print("InstanceInitiatedShutdownBehavior must be `stop`; --apply sees to that.")
+    admin = admin_of(plan.cloud)
+    if admin and admin.ROLE_NOT_NEEDED:
+        print("\n".join(admin.ROLE_NOT_NEEDED))
     elif found["role"] is None:
-        print(f"First set instance_id in [gpu.{plan.gpu}.aliyun]: the policy names the instance.")
+        print(
+            f"First set instance_id in [gpu.{plan.gpu}.{plan.cloud}]: the policy names the instance."
+        )
     else:
         print("An instance role for ECS, so that the node can stop itself and end its billing.")
         print("`qwenctl provision --apply` makes and attaches it. Trust policy:")
         print(json_module.dumps(found["role"]["trust"], indent=2))
-        print("Permissions (also `qwenctl permissions aliyun --node`):")
+        print(f"Permissions (also `qwenctl permissions {plan.cloud} --node`):")
         print(json_module.dumps(found["role"]["policy"], indent=2))
         print(
             "By hand, with Alibaba Cloud's own command line. An instance has one role at most: if"
@@ -333,24 +338,10 @@ def _apply(config: Config, plan: Plan, group: str, *, dry_run: bool, json: bool)
 
 
 def _changes(config: Config, plan: Plan, group: str, dry_run: bool) -> Iterator[Change]:
-    from qwenctl.clouds.aliyun.security_group import apply_aliyun
-    from qwenctl.clouds.aws.security_group import apply_aws
-
-    gpu = config.gpu[plan.gpu]
-    if plan.cloud == "aws":
-        from qwenctl.clouds.aws.api import account_of
-
-        account = account_of(gpu.settings, f"gpu.{plan.gpu}.aws")
-        yield from apply_aws(account, plan, group, dry_run=dry_run)
-        return
-    from qwenctl.clouds.aliyun.api import Ecs, default_credentials
-    from qwenctl.clouds.aliyun.ram_role import Ram, apply_role
+    from qwenctl.clouds.admin import admin_of
     from qwenctl.config.providers import make_provider
 
+    gpu = config.gpu[plan.gpu]
     make_provider(plan.gpu, gpu, config)  # its checks, as of the endpoints
-    credentials = default_credentials()
-    ecs = Ecs(gpu.settings, credentials)
-    yield from apply_aliyun(ecs, plan, group, dry_run=dry_run)
-    if plan.instance is not None and plan.agent:
-        ram = Ram(gpu.settings, credentials)
-        yield from apply_role(ecs, ram, plan.instance, dry_run=dry_run)
+    if (admin := admin_of(plan.cloud)) is not None:
+        yield from admin.apply(gpu.settings, plan, group, dry_run=dry_run)

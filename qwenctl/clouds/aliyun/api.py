@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from qwenctl.clouds.aliyun.errors import error_of, network_error
 from qwenctl.clouds.base import Denied, Observation, Transient
 from qwenctl.clouds.batch import MAX_IDS, Batch
-from qwenctl.clouds.deadline import punctual
+from qwenctl.clouds.deadline import with_deadline
 from qwenctl.core.lifecycle import Observed
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ def _adapter(check: Callable[[], object]) -> Any:
         def get_connection(self, url: str, proxies: Any = None) -> Any:
             pool = super().get_connection(url, proxies)
             if "ConnectionCls" not in vars(pool):
-                pool.ConnectionCls = punctual(pool.ConnectionCls, check)
+                pool.ConnectionCls = with_deadline(pool.ConnectionCls, check)
             return pool
 
     return Adapter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qwenctl.clouds.admin import Existing, Order, Price, expect_dry_run
+from qwenctl.clouds.admin import Existing, LaunchRequest, Price, expect_dry_run
 from qwenctl.clouds.aliyun.api import Ecs, Instance
 from qwenctl.clouds.aliyun.calls import aliyun_price, ecs_call, ecs_instance
 from qwenctl.clouds.aliyun.launch import aliyun_launch, spot_strategy
@@ -14,23 +14,25 @@ from qwenctl.clouds.base import ProviderError, Transient
 from qwenctl.errors import UserError
 
 __all__ = [
-    "AliyunMaker",
+    "AliyunCreator",
 ]
 
 
-# Alibaba Cloud
-
-
-class AliyunMaker:
-    """Creates on ECS: a `Maker`."""
+class AliyunCreator:
+    """Creates on ECS: a `InstanceCreator`."""
 
     def __init__(
-        self, ecs: Ecs, template: AliyunTemplate, order: Order, *, keep_charging: bool = False
+        self,
+        ecs: Ecs,
+        template: AliyunTemplate,
+        request: LaunchRequest,
+        *,
+        keep_charging: bool = False,
     ) -> None:
         """Raises UserError if a stop would not end the billing of such an instance."""
         self._ecs = ecs
         self._template = template
-        self.order = order
+        self.request = request
         why = Instance("", "", type=template.instance_type).keeps_charging
         if why and not keep_charging:
             raise UserError(
@@ -43,7 +45,7 @@ class AliyunMaker:
             self._ecs,
             "DescribeInstances",
             self._resource("*"),
-            Tags=[{"Key": key, "Value": value} for key, value in self.order.tags.items()],
+            Tags=[{"Key": key, "Value": value} for key, value in self.request.tags.items()],
             PageSize=100,
         )
         try:
@@ -84,8 +86,8 @@ class AliyunMaker:
         self._delete(existing, force)
 
     def _run(self, **more: Any) -> dict[str, Any]:
-        order = self.order
-        parameters = aliyun_launch(self._template, order.tags, order.token, order.user_data)
+        request = self.request
+        parameters = aliyun_launch(self._template, request.tags, request.token, request.user_data)
         return ecs_call(self._ecs, "RunInstances", self._resource("*"), **parameters, **more)
 
     def _delete(self, existing: Existing, force: bool, **more: Any) -> None:

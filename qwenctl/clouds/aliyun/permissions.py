@@ -1,18 +1,101 @@
-"""RAM policy for administrators who create, change and release instances."""
+"""RAM policies of the proxy, of a node and of administrators.
+
+A ``Describe`` action that lists is checked against ``instance/*`` of the region; see
+https://www.alibabacloud.com/help/en/ecs/developer-reference/api-ecs-2014-05-26-ram.
+"""
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 
+from qwenctl.clouds.aliyun.api import arn_of
 from qwenctl.clouds.aliyun.settings import AliyunConfig
-from qwenctl.clouds.permissions import NODE_ROLES, Document, document, unique
+from qwenctl.clouds.permissions import (
+    NODE_ROLES,
+    Document,
+    Instance,
+    document,
+    node_role_name,
+    unique,
+)
+from qwenctl.clouds.plan import compact
 
-__all__ = [
-    "aliyun_admin_policy",
-]
+__all__ = ["admin_policy", "node_policy", "node_trust", "proxy_policy", "role_commands"]
 
 
-def aliyun_admin_policy(deployment: str, tables: Sequence[AliyunConfig]) -> Document:
+def proxy_policy(instances: Sequence[Instance]) -> Document:
+    """Allow to look at, start and stop exactly these instances."""
+    regions = unique(instance.region for instance in instances)
+    return document(
+        "1",
+        {
+            "Effect": "Allow",
+            "Action": ["ecs:StartInstance", "ecs:StopInstance"],
+            "Resource": _arns(instances),
+        },
+        {
+            "Effect": "Allow",
+            # The second is for `doctor`: without a role the node cannot end its billing.
+            "Action": ["ecs:DescribeInstances", "ecs:DescribeInstanceRamRole"],
+            "Resource": [f"acs:ecs:{region}:*:instance/*" for region in regions],
+        },
+    )
+
+
+def node_policy(instances: Sequence[Instance]) -> Document:
+    """Allow a node to stop itself, nothing else.
+
+    There is no condition that names the instance that asks: give each a role of its own.
+    """
+    return document(
+        "1",
+        {"Effect": "Allow", "Action": ["ecs:StopInstance"], "Resource": _arns(instances)},
+    )
+
+
+def node_trust(region: str) -> Document:  # noqa: ARG001
+    """Allow instances to take the node's role."""
+    return document(
+        "1",
+        {
+            "Effect": "Allow",
+            "Action": "sts:AssumeRole",
+            "Principal": {"Service": ["ecs.aliyuncs.com"]},
+        },
+    )
+
+
+def role_commands(instance: Instance) -> list[str]:
+    """Return the commands of Alibaba Cloud's own command line that make the node's role."""
+    name = node_role_name(instance)
+
+    def command(product: str, action: str, **parameters: str) -> str:
+        flags = [word for key, value in parameters.items() for word in (f"--{key}", value)]
+        return shlex.join(["aliyun", product, action, *flags])
+
+    trust, policy = compact(node_trust(instance.region)), compact(node_policy([instance]))
+    return [
+        command("ram", "CreateRole", RoleName=name, AssumeRolePolicyDocument=trust),
+        command("ram", "CreatePolicy", PolicyName=name, PolicyDocument=policy),
+        command("ram", "AttachPolicyToRole", PolicyType="Custom", PolicyName=name, RoleName=name),
+        command(
+            "ecs",
+            "AttachInstanceRamRole",
+            RegionId=instance.region,
+            RamRoleName=name,
+            InstanceIds=json.dumps([instance.instance_id]),
+        ),
+    ]
+
+
+def _arns(instances: Sequence[Instance]) -> list[str]:
+    return unique(arn_of(one.region, one.instance_id) for one in instances)
+
+
+def admin_policy(deployment: str, tables: Sequence[AliyunConfig]) -> Document:
+    """Allow what `qwenctl provision --apply`, `create` and `release` need."""
     regions = unique(table.region for table in tables)
     instances = [f"acs:ecs:{region}:*:instance/*" for region in regions]
     groups = [f"acs:ecs:{region}:*:securitygroup/*" for region in regions]

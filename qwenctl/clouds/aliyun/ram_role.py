@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qwenctl.clouds.aliyun.api import Credentials, Ecs
 from qwenctl.clouds.aliyun.calls import ecs_call, ecs_instance_role
 from qwenctl.clouds.aliyun.errors import error_of
+from qwenctl.clouds.aliyun.permissions import node_policy, node_trust
 from qwenctl.clouds.base import ProviderError, Throttled, Transient
-from qwenctl.clouds.permissions import Instance, node_policy, node_role_name, node_trust
+from qwenctl.clouds.permissions import Instance, node_role_name
 from qwenctl.clouds.plan import Change, compact
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def apply_role(
             "note",
         )
     else:  # its name stays with the instance when the role is deleted
-        yield from _role(ram, own, node_trust("aliyun", instance.region), dry_run)
+        yield from _role(ram, own, node_trust(instance.region), dry_run)
     yield _policy(ram, own, node_policy([instance]), dry_run)
     yield _policy_in_role(ram, own, given or own, dry_run)
     what = f"RAM role {given or own} to {id_}"

@@ -11,11 +11,11 @@ from qwenctl.clouds.plan import Change, Plan
 from qwenctl.clouds.security import Permit, change_of, covered, group_of, instance_of, notes_of
 
 __all__ = [
-    "apply_aliyun",
+    "apply_rules",
 ]
 
 
-def apply_aliyun(
+def apply_rules(
     ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False
 ) -> Iterator[Change]:
     """The rules, in the instance's security group on Alibaba Cloud; yields each once it is there.

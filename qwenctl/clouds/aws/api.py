@@ -21,7 +21,7 @@ from qwenctl.clouds.aws.errors import quote, translate
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import NoCapacity, Observation, ProviderError, Transient
 from qwenctl.clouds.batch import MAX_IDS, Batch
-from qwenctl.clouds.deadline import punctual
+from qwenctl.clouds.deadline import with_deadline
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
@@ -202,7 +202,7 @@ class Account:
         # boto3 has no public way to look at the clock once more when the connection stands.
         pools = client._endpoint.http_session._pool_classes_by_scheme
         for scheme, pool in pools.items():
-            own = punctual(pool.ConnectionCls, self._before_bytes)
+            own = with_deadline(pool.ConnectionCls, self._before_bytes)
             pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": own})
         return client
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from qwenctl.clouds.admin import Existing, Order, Price, expect_dry_run
+from qwenctl.clouds.admin import Existing, LaunchRequest, Price, expect_dry_run
 from qwenctl.clouds.aws.api import Account, observation
 from qwenctl.clouds.aws.calls import ec2_call, ec2_instance
 from qwenctl.clouds.aws.launch import aws_launch
@@ -14,24 +14,21 @@ from qwenctl.clouds.aws.settings import AwsTemplate
 from qwenctl.clouds.base import NotFound, ProviderError, Transient
 
 __all__ = [
-    "AwsMaker",
+    "AwsCreator",
 ]
 
 
-# AWS
+class AwsCreator:
+    """Creates on EC2: a `InstanceCreator`."""
 
-
-class AwsMaker:
-    """Creates on EC2: a `Maker`."""
-
-    def __init__(self, account: Account, template: AwsTemplate, order: Order) -> None:
+    def __init__(self, account: Account, template: AwsTemplate, request: LaunchRequest) -> None:
         self._account = account
         self._template = template
-        self.order = order
+        self.request = request
 
     def find(self) -> list[Existing]:
         filters = [
-            {"Name": f"tag:{key}", "Values": [value]} for key, value in self.order.tags.items()
+            {"Name": f"tag:{key}", "Values": [value]} for key, value in self.request.tags.items()
         ]
         states = ["pending", "running", "stopping", "stopped"]
         filters.append({"Name": "instance-state-name", "Values": states})
@@ -97,11 +94,11 @@ class AwsMaker:
         self._call("terminate_instances", existing.id, InstanceIds=[existing.id], **more)
 
     def _run(self, **more: Any) -> Any:
-        order, device = self.order, ""
+        request, device = self.request, ""
         if self._template.root_volume_gb:
             device = self._root_device()
         parameters = aws_launch(
-            self._template, order.tags, order.token, order.user_data, root_device=device
+            self._template, request.tags, request.token, request.user_data, root_device=device
         )
         return self._call("run_instances", **parameters, **more)
 

@@ -1,27 +1,99 @@
-"""IAM policy for administrators who create, change and release instances."""
+"""IAM policies of the proxy, of a node and of administrators.
+
+``DescribeInstances`` and ``DescribeSpotInstanceRequests`` take ``"Resource": "*"`` only, so they are
+limited by region; see
+https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from qwenctl.clouds.aws.settings import AwsConfig
-from qwenctl.clouds.permissions import Document, Instance, document, partition, unique
+from qwenctl.clouds.permissions import Document, Instance, document, unique
 
-__all__ = [
-    "aws_admin_policy",
-]
+__all__ = ["admin_policy", "node_policy", "node_trust", "proxy_policy", "role_commands"]
 
 
-def aws_admin_policy(deployment: str, tables: Sequence[AwsConfig]) -> Document:
-    regions = unique(table.region for table in tables)
-    known = unique(
-        Instance("", "aws", table.region, table.instance_id).arn
-        for table in tables
-        if table.instance_id
+def proxy_policy(instances: Sequence[Instance]) -> Document:
+    """Allow to look at, start and stop exactly these instances."""
+    return document(
+        "2012-10-17",
+        {
+            "Sid": "StartAndStop",
+            "Effect": "Allow",
+            "Action": ["ec2:StartInstances", "ec2:StopInstances", "ec2:DescribeInstanceAttribute"],
+            "Resource": _arns(instances),
+        },
+        {
+            "Sid": "Look",
+            "Effect": "Allow",
+            "Action": ["ec2:DescribeInstances", "ec2:DescribeSpotInstanceRequests"],
+            "Resource": "*",
+            "Condition": {
+                "StringEquals": {"aws:RequestedRegion": unique(one.region for one in instances)}
+            },
+        },
     )
 
+
+def node_policy(instances: Sequence[Instance]) -> Document:
+    """Allow a node to stop itself, nothing else.
+
+    Instances that share a role may not stop each other: the condition names the one that asks.
+    """
+    return document(
+        "2012-10-17",
+        *(
+            {
+                "Effect": "Allow",
+                "Action": ["ec2:StopInstances"],
+                "Resource": arn,
+                "Condition": {"ArnLike": {"ec2:SourceInstanceARN": arn}},
+            }
+            for arn in _arns(instances)
+        ),
+    )
+
+
+def node_trust(region: str) -> Document:
+    """Allow instances to take the node's role."""
+    suffix = ".cn" if _partition(region) == "aws-cn" else ""
+    service = f"ec2.amazonaws.com{suffix}"
+    return document(
+        "2012-10-17",
+        {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"Service": [service]}},
+    )
+
+
+def role_commands(instance: Instance) -> list[str]:  # noqa: ARG001
+    """Return nothing: a node on EC2 needs no role."""
+    return []
+
+
+def _partition(region: str) -> str:
+    """Return the first part of resource names in that region."""
+    for prefix in ("cn-", "us-gov-"):
+        if region.startswith(prefix):
+            return f"aws-{prefix.rstrip('-')}"
+    return "aws"
+
+
+def _arns(instances: Sequence[Instance]) -> list[str]:
+    # The account is left open: an instance id is unique without it.
+    return unique(
+        f"arn:{_partition(one.region)}:ec2:{one.region}:*:instance/{one.instance_id}"
+        for one in instances
+    )
+
+
+def admin_policy(deployment: str, tables: Sequence[AwsConfig]) -> Document:
+    """Allow what `qwenctl provision --apply`, `create` and `release` need."""
+    regions = unique(table.region for table in tables)
+    known = _arns([Instance("", "aws", t.region, t.instance_id) for t in tables if t.instance_id])
+
     def arns(*kinds: str) -> list[str]:
-        return [f"arn:{partition(r)}:ec2:{r}:*:{kind}/*" for r in regions for kind in kinds]
+        return [f"arn:{_partition(r)}:ec2:{r}:*:{kind}/*" for r in regions for kind in kinds]
 
     statements: list[Document] = [
         {
@@ -87,6 +159,14 @@ def aws_admin_policy(deployment: str, tables: Sequence[AwsConfig]) -> Document:
             "Resource": arns("instance"),
         },
     ]
+    return document("2012-10-17", *statements, *_where_configured(tables, known, regions[0]))
+
+
+def _where_configured(
+    tables: Sequence[AwsConfig], known: Sequence[str], region: str
+) -> list[Document]:
+    """Return the statements that only some configurations need."""
+    statements: list[Document] = []
     if known:
         # It can change an instance's user data, too. What `create` makes does not need it.
         statements.append(
@@ -94,10 +174,10 @@ def aws_admin_policy(deployment: str, tables: Sequence[AwsConfig]) -> Document:
                 "Sid": "StopOnShutdown",
                 "Effect": "Allow",
                 "Action": ["ec2:ModifyInstanceAttribute"],
-                "Resource": known,
+                "Resource": list(known),
             }
         )
-    part = partition(regions[0])
+    part = _partition(region)
     profiles = unique(t.template.instance_profile for t in tables if t.template.instance_profile)
     if profiles:
         statements.append(
@@ -120,4 +200,4 @@ def aws_admin_policy(deployment: str, tables: Sequence[AwsConfig]) -> Document:
                 "Condition": {"StringEquals": {"iam:AWSServiceName": "spot.amazonaws.com"}},
             }
         )
-    return document("2012-10-17", *statements)
+    return statements

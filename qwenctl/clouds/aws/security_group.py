@@ -12,11 +12,11 @@ from qwenctl.clouds.plan import Change, Plan, Rule
 from qwenctl.clouds.security import Permit, change_of, covered, group_of, instance_of, notes_of
 
 __all__ = [
-    "apply_aws",
+    "apply_rules",
 ]
 
 
-def apply_aws(
+def apply_rules(
     account: Account, plan: Plan, group: str = "", *, dry_run: bool = False
 ) -> Iterator[Change]:
     """The rules, in the instance's security group on EC2, and `stop` as its shutdown behaviour;

@@ -63,7 +63,7 @@ def test_the_unit_has_the_name_that_every_version_knows() -> None:
 @pytest.mark.parametrize(
     ("file", "name"),
     [
-        ("qwenctl/admin/plan.py", '"-m", "gpu_node.aliyun_stop"'),
+        ("qwenctl/clouds/aliyun/admin.py", '"-m", "gpu_node.aliyun_stop"'),
         ("qwenctl/cli/setup/init.py", '"-m", "qwenctl.cli.sample"'),
     ],
 )

@@ -15,9 +15,9 @@ import pytest
 import redis
 
 from qwenctl.admin.create import create
-from qwenctl.clouds.admin import Order
+from qwenctl.clouds.admin import LaunchRequest
 from qwenctl.clouds.aliyun.api import Ecs
-from qwenctl.clouds.aliyun.create import AliyunMaker
+from qwenctl.clouds.aliyun.create import AliyunCreator
 from qwenctl.clouds.aliyun.settings import AliyunTemplate
 from qwenctl.config.loading import load_config
 from qwenctl.errors import ExitCode, UserError
@@ -347,11 +347,11 @@ def test_a_token_whose_instance_is_gone_makes_none(ecs: FakeEcs) -> None:
     )
     api = Ecs(config_for(ecs), credentials_of(ecs.key))
 
-    def maker(**changes: Any) -> AliyunMaker:
-        order = Order(
+    def maker(**changes: Any) -> AliyunCreator:
+        order = LaunchRequest(
             **{"deployment": "d", "gpu": "g", "generation": 1, "user_data": "", **changes}
         )
-        return AliyunMaker(api, template, order)
+        return AliyunCreator(api, template, order)
 
     made, adopted = create(maker())
     assert (adopted, list(ecs.cloud.instances)) == (False, [made.id])

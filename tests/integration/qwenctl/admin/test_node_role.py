@@ -11,13 +11,13 @@ import uuid
 import pytest
 import requests
 
-from qwenctl.admin.permissions import admin_policy
+from qwenctl.admin.permissions import admin_policy, node_policy, node_trust
 from qwenctl.clouds.aliyun import ram_role as node_role
 from qwenctl.clouds.aliyun.api import Ecs
 from qwenctl.clouds.aliyun.ram_role import Ram, apply_role
 from qwenctl.clouds.aliyun.settings import AliyunConfig
 from qwenctl.clouds.base import Denied, ProviderError, Throttled, Transient
-from qwenctl.clouds.permissions import Instance, node_policy, node_trust
+from qwenctl.clouds.permissions import Instance
 from qwenctl.clouds.plan import Change
 from qwenctl.config.loading import load_config
 from qwenctl.errors import ExitCode

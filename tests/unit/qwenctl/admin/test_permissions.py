@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 from alibabacloud_ram20150501 import models as ram_models
 
-from qwenctl.admin.permissions import admin_policy, configured, proxy_policy
-from qwenctl.clouds.permissions import Instance, node_policy, node_role_name, node_trust
+from qwenctl.admin.permissions import (
+    admin_policy,
+    configured,
+    node_policy,
+    node_trust,
+    proxy_policy,
+)
+from qwenctl.clouds.permissions import Instance, node_role_name
 from qwenctl.config.deployment import Config
 from qwenctl.config.loading import load_config
 from qwenctl.errors import ConfigError

@@ -12,8 +12,8 @@ import yaml
 
 from gpu_node.settings import load_settings
 from qwenctl import __version__
-from qwenctl.admin.plan import make_plan
-from qwenctl.clouds.permissions import node_policy
+from qwenctl.admin.permissions import node_policy
+from qwenctl.admin.plan import make_plan, role_commands
 from qwenctl.clouds.plan import SECRET_FILE, Plan
 from qwenctl.config.deployment import Config
 from qwenctl.config.loading import load_config
@@ -73,7 +73,7 @@ def test_the_agent_accepts_its_settings(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_only_alibaba_cloud_needs_a_role(plan: Plan) -> None:
-    commands = [shlex.split(line) for line in plan.role_commands()]
+    commands = [shlex.split(line) for line in role_commands(plan)]
     if plan.cloud == "aws":
         assert commands == []
         return
@@ -116,7 +116,7 @@ def test_without_an_agent_no_role_is_made(tmp_path: Path) -> None:
     config = load(tmp_path, "aliyun")
     gpu = config.gpu["main"].model_copy(update={"agent": False})
     plan = make_plan(config.model_copy(update={"gpu": {"main": gpu}}), "main")
-    assert plan.role_commands() == []
+    assert role_commands(plan) == []
     assert not plan.agent
 
 

@@ -13,9 +13,11 @@ from pydantic import ValidationError
 
 from qwenctl.admin.create import missing_keys
 from qwenctl.clouds.admin import client_token, tags_of
+from qwenctl.clouds.aliyun import admin as aliyun_admin
 from qwenctl.clouds.aliyun.api import ecs_of
 from qwenctl.clouds.aliyun.launch import aliyun_launch
 from qwenctl.clouds.aliyun.settings import AliyunConfig, AliyunTemplate
+from qwenctl.clouds.aws import admin as aws_admin
 from qwenctl.clouds.aws.api import account_of
 from qwenctl.clouds.aws.launch import aws_launch
 from qwenctl.clouds.aws.settings import AwsConfig, AwsTemplate
@@ -147,11 +149,10 @@ def test_a_token_is_for_one_gpu_and_one_generation() -> None:
 
 
 def test_what_is_missing() -> None:
-    assert missing_keys(AliyunTemplate.model_validate(ALIYUN)) == []
-    assert missing_keys(AwsTemplate.model_validate({**AWS, "security_group_ids": []})) == [
-        "security_group_ids"
-    ]
-    assert len(missing_keys(AliyunTemplate())) == 4
+    assert missing_keys(AliyunTemplate.model_validate(ALIYUN), aliyun_admin.REQUIRED_KEYS) == []
+    without_groups = AwsTemplate.model_validate({**AWS, "security_group_ids": []})
+    assert missing_keys(without_groups, aws_admin.REQUIRED_KEYS) == ["security_group_ids"]
+    assert len(missing_keys(AliyunTemplate(), aliyun_admin.REQUIRED_KEYS)) == 4
 
 
 @pytest.mark.parametrize(

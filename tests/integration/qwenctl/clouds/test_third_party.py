@@ -1,0 +1,116 @@
+"""An installed third party's provider: its settings, checks, policies, and use as a fallback."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwenctl.clouds.base import NoCapacity, Provider
+from qwenctl.config.loading import load_config
+from qwenctl.config.providers import make_provider
+from qwenctl.core.lifecycle import Observed
+from qwenctl.errors import ConfigError
+
+OTHER_CLOUD = Path(__file__).parents[3] / "support" / "other_cloud"
+
+CONFIG = """
+state_dir = "{state}"
+[gpu.main]
+provider = "other"
+[[gpu.main.service]]
+command = ["sleep", "1"]
+[gpu.main.other]
+instance_id = "m-1-full"
+rack = 7
+"""
+
+FALLBACK = """
+[[gpu.main.fallback]]
+name = "spare"
+instance_id = "m-2"
+"""
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(OTHER_CLOUD)
+    importlib.invalidate_caches()
+
+
+def written(directory: Path, text: str) -> str:
+    file = directory / "qwenctl.toml"
+    file.write_text(text.replace("{state}", str(directory / "state")))
+    return str(file)
+
+
+def run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(OTHER_CLOUD), "NO_COLOR": "1"}
+    command = [str(Path(sys.executable).with_name("qwenctl")), *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=directory, env=env, timeout=60, check=False
+    )
+
+
+def test_its_table_is_validated_by_itself(tmp_path: Path) -> None:
+    gpu = load_config(written(tmp_path, CONFIG), env={}).gpu["main"]
+    assert (gpu.settings.rack, gpu.machine) == (7, "other m-1-full")
+    assert gpu.model_dump(mode="json")["other"]["rack"] == 7
+    with pytest.raises(ConfigError, match=r"gpu\.main\.other\.rack: .*less than or equal to 40"):
+        load_config(written(tmp_path, CONFIG.replace("rack = 7", "rack = 70")), env={})
+    with pytest.raises(
+        ConfigError, match=r"gpu\.main\.other\.rak: unknown key; did you mean 'rack'"
+    ):
+        load_config(written(tmp_path, CONFIG.replace("rack", "rak")), env={})
+    with pytest.raises(ConfigError, match=r"gpu\.main\.othr: unknown key; did you mean 'other'"):
+        load_config(written(tmp_path, CONFIG.replace("main.other", "main.othr")), env={})
+    variables = {"QWENCTL_GPU__MAIN__OTHER__RACK": "9"}
+    assert load_config(written(tmp_path, CONFIG), env=variables).gpu["main"].settings.rack == 9
+
+
+def test_it_can_be_a_fallback(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, CONFIG + FALLBACK), env={})
+    provider = make_provider("main", config.gpu["main"], config)
+    assert isinstance(provider, Provider)
+    accepted = provider.start()
+    assert accepted.note.startswith("spare was started instead of m-1-full: the rack is full")
+    assert provider.describe().instance_id == "m-2"
+    assert provider.describe().state is Observed.RUNNING
+    with pytest.raises(NoCapacity):
+        make_provider("main", config.gpu["main"].candidates()[0][1], config).start()
+
+
+def test_it_can_be_the_fallback_of_another_cloud(tmp_path: Path) -> None:
+    aws = (
+        CONFIG.replace('provider = "other"', 'provider = "aws"').replace(
+            'instance_id = "m-1-full"', ""
+        )
+        + '[gpu.main.aws]\nregion = "us-east-1"\ninstance_id = "i-0123456789abcdef0"\n'
+    )
+    text = aws + FALLBACK.replace("instance_id", 'provider = "other"\ninstance_id')
+    own, (name, spare) = load_config(written(tmp_path, text), env={}).gpu["main"].candidates()
+    assert own[0] == "i-0123456789abcdef0"
+    assert (name, spare.provider, spare.settings.rack) == ("spare", "other", 7)
+    with pytest.raises(ConfigError, match=r"gpu\.main: fallback: instance_id: .*pattern"):
+        load_config(written(tmp_path, text.replace('"m-2"', '"i-2"')), env={})
+    with pytest.raises(ConfigError, match=r"fallback is for providers .*not 'azur'"):
+        load_config(written(tmp_path, text.replace('"other"', '"azur"')), env={})
+
+
+def test_doctor_and_permissions_know_it(tmp_path: Path) -> None:
+    written(tmp_path, CONFIG)
+    found = json.loads(run(tmp_path, "doctor", "--json").stdout)["checks"]
+    [rack] = [one for one in found if one["check"] == "rack"]
+    assert rack["found"] == "main is in rack 7"
+    done = run(tmp_path, "permissions", "other")
+    assert done.returncode == 2, done.stderr
+    assert "region missing" in done.stderr
+    written(tmp_path, CONFIG + 'region = "cellar"\n')
+    policy = json.loads(run(tmp_path, "permissions", "other").stdout)
+    assert policy == {"Version": "other", "Statement": [{"Machines": ["m-1-full"]}]}
+    assert "no such provider is installed" in run(tmp_path, "permissions", "azur").stderr
