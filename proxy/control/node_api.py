@@ -1,11 +1,13 @@
-"""Takes the node's messages: checks who sends them, records them, answers with what to run."""
+"""Receive messages of nodes: verify the signature, record, answer with the services to run."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import ValidationError
 
@@ -17,9 +19,10 @@ from qwenctl.protocol import signing
 from qwenctl.store.store import Store
 
 from ..http.metrics import Metrics
-from ..http.request import ASGIApp, Receive, Scope, Send
+from ..http.problem import send_problem
+from ..http.request import Receive, Request, Scope, Send
 
-__all__ = ["NodeDesk", "NodeDoor"]
+__all__ = ["NodeApi"]
 
 log = logging.getLogger("qwenctl.node")
 
@@ -27,8 +30,18 @@ LOG_INTERVAL = 10.0
 """Refused messages of one kind are logged once in so many seconds, with their number."""
 
 
-class NodeDesk:
-    """Where nodes report. Called in control-plane threads, but for `screen`."""
+Reply = tuple[int, bytes, dict[str, str]]
+"""Status, body and headers of an answer."""
+
+
+class NodeApi:
+    """An ASGI application that verifies a message's signature and records what it says.
+
+    The signature is verified on the event loop, so that a flood of forged messages keeps no thread
+    from the others; the store is called in threads.
+    """
+
+    PATHS = frozenset((wire.HELLO_PATH, wire.REPORT_PATH))
 
     def __init__(
         self,
@@ -46,48 +59,52 @@ class NodeDesk:
         self._clock = clock
         self._specs = {name: gpu.spec for name, gpu in config.gpu.items()}
         self._refusals: dict[tuple[str, str], tuple[float, int]] = {}
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="node")
 
-    def take(
-        self, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[int, bytes, dict[str, str]]:
-        """Status, body and headers of the answer to one message."""
-        return self._signed(headers, *self._verdict(path, body, headers))
+    async def stop(self) -> None:
+        self._threads.shutdown(wait=False)
 
-    def screen(
-        self, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[int, bytes, dict[str, str]] | None:
-        """The answer to a message that nobody who knows the secret has sent now; None: `take` it.
-        Quick and without I/O, so that a flood of them does not keep threads from the others."""
-        if (refusal := self._forged(path, body, headers)) is None:
-            return None
-        return self._signed(headers, *refusal)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a message, whose body `BoundedBody` has read as a whole."""
+        if scope["method"] != "POST":
+            request = Request.of(scope, ())
+            await send_problem(request, send, 405, "method_not_allowed", "nodes POST here")
+            return
+        path, body = scope["path"], (await receive()).get("body", b"")
+        headers = {
+            name.decode("latin-1").title(): value.decode("latin-1")
+            for name, value in scope["headers"]
+        }
+        reply = self.refuse_forged(path, body, headers)
+        if reply is None:
+            loop = asyncio.get_running_loop()
+            reply = await loop.run_in_executor(self._threads, self.record, path, body, headers)
+        status, content, signature = reply
+        more = {"content-type": "application/json", "content-length": str(len(content))}
+        fields = [(k.lower().encode(), v.encode()) for k, v in {**signature, **more}.items()]
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+        await send({"type": "http.response.body", "body": content})
 
-    def _signed(
-        self, headers: Mapping[str, str], status: int, answer: wire.Answer
-    ) -> tuple[int, bytes, dict[str, str]]:
+    def refuse_forged(self, path: str, body: bytes, headers: Mapping[str, str]) -> Reply | None:
+        """Return the refusal of a message without a valid, fresh signature; else None."""
+        try:
+            signing.check_message(self._secret, "POST", path, body, headers, now=self._clock())
+        except signing.BadSignature as error:
+            return self._signed(headers, *self._refuse(401, "?", "bad_signature", str(error)))
+        except signing.Stale as error:
+            return self._signed(headers, *self._refuse(401, "?", "stale", str(error)))
+        return None
+
+    def record(self, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        """Record a message whose signature is valid; return the answer."""
+        return self._signed(headers, *self._record(path, body, headers[signing.NONCE_HEADER]))
+
+    def _signed(self, headers: Mapping[str, str], status: int, answer: wire.Answer) -> Reply:
         content = answer.model_dump_json().encode()
         nonce = headers.get(signing.NONCE_HEADER, "")
         return status, content, signing.sign_answer(self._secret, nonce, status, content)
 
-    def _forged(
-        self, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[int, wire.Answer] | None:
-        if len(body) > wire.MAX_MESSAGE_BYTES:
-            return self._refuse(413, "?", "too_large", "the message is too large")
-        try:
-            signing.check_message(self._secret, "POST", path, body, headers, now=self._clock())
-        except signing.BadSignature as error:
-            return self._refuse(401, "?", "bad_signature", str(error))
-        except signing.Stale as error:
-            return self._refuse(401, "?", "stale", str(error))
-        return None
-
-    def _verdict(
-        self, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[int, wire.Answer]:
-        if (refusal := self._forged(path, body, headers)) is not None:
-            return refusal
-        nonce = headers[signing.NONCE_HEADER]
+    def _record(self, path: str, body: bytes, nonce: str) -> tuple[int, wire.Answer]:
         try:
             message = (
                 wire.Hello.model_validate_json(body)
@@ -178,39 +195,6 @@ class NodeDesk:
 
     def _count(self, gpu: str, outcome: str) -> None:
         self._metrics.callbacks.labels(gpu, outcome).inc()
-
-
-class NodeDoor:
-    """Lets a node's messages in to the control plane's threads, and answers all others itself."""
-
-    PATHS = frozenset((wire.HELLO_PATH, wire.REPORT_PATH))
-
-    def __init__(self, desk: NodeDesk, app: ASGIApp) -> None:
-        self._desk = desk
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in self.PATHS or scope.get("method") != "POST":
-            await self._app(scope, receive, send)
-            return
-        message = await receive()  # whole: `BoundedBody` has read it
-        headers = {
-            name.decode("latin-1").title(): value.decode("latin-1")
-            for name, value in scope["headers"]
-        }
-        answer = self._desk.screen(scope["path"], message.get("body", b""), headers)
-        if answer is None:
-
-            async def again() -> dict[str, object]:
-                return dict(message)
-
-            await self._app(scope, again, send)
-            return
-        status, content, signature = answer
-        more = {"Content-Type": "application/json", "Content-Length": str(len(content))}
-        fields = [(k.encode(), v.encode()) for k, v in {**signature, **more}.items()]
-        await send({"type": "http.response.start", "status": status, "headers": fields})
-        await send({"type": "http.response.body", "body": content})
 
 
 def _first(error: ValidationError) -> str:

@@ -13,22 +13,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from qwenctl.config.deployment import Config, UnknownTier
+from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Event
 from qwenctl.core.status import page_status
 from qwenctl.errors import StoreUnavailable
-from qwenctl.store.store import Store
 
-from ..auth.authenticator import Authenticator
 from ..auth.identity import Identity
 from ..data.admission import may_wake
 from ..data.routing import gpu_of
-from ..data.snapshot_cache import SnapshotCache
+from ..data.services import Services
 from ..http.problem import send_problem
-from ..http.request import Networks, Receive, Request, Scope, Send
+from ..http.request import Receive, Request, Scope, Send
 
-__all__ = ["Feed"]
+__all__ = ["StatusStream"]
 
 log = logging.getLogger("qwenctl.proxy")
 
@@ -40,23 +38,16 @@ RENEW = 30.0
 """How often a page that waits renews its demand, in seconds."""
 
 
-class Feed:
+class StatusStream:
     """Statuses of all GPUs, for the control plane's threads and for the event stream."""
 
-    def __init__(
-        self,
-        config: Config,
-        store: Store,
-        snapshots: SnapshotCache,
-        authenticator: Authenticator,
-        trusted: Networks,
-    ) -> None:
-        self._config = config
-        self._store = store
-        self._snapshots = snapshots
-        self._authenticator = authenticator
-        self._trusted = trusted
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="feed")
+    def __init__(self, services: Services) -> None:
+        self._config = services.config
+        self._store = services.store
+        self._snapshots = services.snapshots
+        self._authenticator = services.authenticator
+        self._trusted = services.trusted
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="status")
         self._lock = threading.Lock()
         self._texts: dict[str, tuple[int, asyncio.Task[dict[bool, str]]]] = {}
         self._closing = False
@@ -104,7 +95,7 @@ class Feed:
     async def stop(self) -> None:
         self._threads.shutdown(wait=False)
 
-    async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """``GET /_qwenctl/api/events?gpu=NAME``: server-sent events, one ``status`` each change."""
         request = Request.of(scope, self._trusted)
         identity = self._authenticator.identify(request)

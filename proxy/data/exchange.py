@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from qwenctl.core.lifecycle import Phase
 
-from ..http.problem import refuse_websocket, send_problem
-from ..http.request import Message, Receive, Scope, Send
+from ..auth.identity import Identity
+from ..http.problem import Problem, refuse_websocket, send_problem
+from ..http.request import Receive, Request, Scope, Send
 from .admit import Inbound
 
 __all__ = ["Exchange", "Pages"]
 
-Pages = Callable[[str, Scope, Receive, Send], Awaitable[None]]
-"""``pages(name, scope, receive, send)`` renders one of the control plane's pages as the answer."""
+
+class Pages(Protocol):
+    """Pages for a browser in place of an answer of the node."""
+
+    async def waiting(self, request: Request, identity: Identity, gpu: str, send: Send) -> None:
+        """Answer with the waiting page of a GPU."""
+        ...
+
+    async def sign_in(self, request: Request, send: Send) -> None:
+        """Send a browser to the login form, and back afterwards."""
+        ...
+
+    async def problem(self, request: Request, send: Send, problem: Problem) -> None:
+        """Answer with a page that explains an error."""
+        ...
 
 
 @dataclass(slots=True)
@@ -26,9 +40,10 @@ class Exchange(Inbound):
     send: Send
     pages: Pages
 
-    async def page(self, name: str) -> None:
-        """Answer with one of our pages."""
-        await self.pages(name, {**self.scope, "qwenctl.gpu": self.name}, _no_body, self.send)
+    async def waiting_page(self) -> None:
+        """Answer with the waiting page."""
+        assert self.identity is not None  # else `admission` says SIGN_IN
+        await self.pages.waiting(self.request, self.identity, self.name, self.send)
 
     async def problem(
         self, status: int, code: str, detail: str, retry_after: float | None = None
@@ -37,8 +52,8 @@ class Exchange(Inbound):
         if self.scope["type"] == "websocket":
             await refuse_websocket(self.scope, self.send, status, code, detail)
         elif self.request.is_navigation:
-            scope = {**self.scope, "qwenctl.problem": (status, code, detail, retry_after)}
-            await self.pages("problem", scope, _no_body, self.send)
+            problem = Problem(status, code, detail, retry_after)
+            await self.pages.problem(self.request, self.send, problem)
         else:
             await send_problem(
                 self.request, self.send, status, code, detail, retry_after=retry_after
@@ -47,7 +62,7 @@ class Exchange(Inbound):
     async def sign_in(self) -> None:
         """Send a person to the login form, tell a client what to send."""
         if self.request.is_navigation:
-            await self.page("sign-in")
+            await self.pages.sign_in(self.request, self.send)
         else:
             await self.problem(
                 401,
@@ -86,7 +101,3 @@ class Exchange(Inbound):
             f"the GPU {self.name!r} is blocked by {block.name if block else 'somebody'}{because}",
             None if left == float("inf") else left,
         )
-
-
-async def _no_body() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}

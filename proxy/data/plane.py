@@ -13,32 +13,27 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from qwenctl.config.deployment import Config, UnknownTier
+from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.address import NodeAddress
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.observer import Observer
 from qwenctl.core.rules import Activity
 from qwenctl.errors import StoreUnavailable
-from qwenctl.store.store import Store
 
-from ..auth.authenticator import Authenticator
-from ..http.metrics import Metrics
 from ..http.problem import send_problem
-from ..http.request import ASGIApp, Networks, Receive, Request, Scope, Send
+from ..http.request import Receive, Request, Scope, Send
 from .admission import Action, Decision
-from .admit import Admit
 from .exchange import Exchange, Pages
 from .forward import ClientGone, Forwarder, NotConnected, UpstreamDied
 from .model_finder import Models, TooMuchAhead
 from .request_buffer import ReadAheadBudget, RequestBuffer
 from .response_observer import FirstByte, ObservedSend, ObserverFactory
 from .routing import gpu_of
-from .snapshot_cache import SnapshotCache
-from .usage import UsageTracker
+from .services import Services
 from .waiting import HeldRequests
 from .websocket import forward_websocket
 
-__all__ = ["DataPlane", "with_path"]
+__all__ = ["DataPlane"]
 
 log = logging.getLogger("qwenctl.proxy")
 
@@ -61,34 +56,28 @@ class DataPlane:
 
     def __init__(
         self,
-        config: Config,
-        store: Store,
-        snapshots: SnapshotCache,
-        usage: UsageTracker,
-        admit: Admit,
+        services: Services,
         forwarder: Forwarder,
-        authenticator: Authenticator,
         pages: Pages,
-        metrics: Metrics,
-        trusted: Networks,
-        owner: str,
         response_observers: Sequence[ObserverFactory] = (),
     ) -> None:
-        self._config = config
-        self._store = store
-        self._snapshots = snapshots
-        self._usage = usage
-        self._admit = admit
+        self._config = config = services.config
+        self._store = services.store
+        self._snapshots = services.snapshots
+        self._usage = services.usage
+        self._admit = services.admit
         self._forward = forwarder
-        self._authenticator = authenticator
+        self._authenticator = services.authenticator
         self._pages = pages
-        self._metrics = metrics
-        self._observer: Observer = metrics
-        self._trusted = trusted
-        self._owner = owner
+        self._metrics = services.metrics
+        self._observer: Observer = services.metrics
+        self._trusted = services.trusted
+        self._owner = services.owner
         budget = ReadAheadBudget()
         self._models = Models(config, budget)
-        self._waiting = HeldRequests(config, admit, snapshots, metrics, budget)
+        self._waiting = HeldRequests(
+            config, services.admit, services.snapshots, services.metrics, budget
+        )
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="note")
         first_byte: ObserverFactory = FirstByte(self._note_first_byte)
         self._response_observers = (first_byte, *response_observers)
@@ -162,7 +151,7 @@ class DataPlane:
             case Action.REFUSE:
                 await exchange.problem(403, "refused", decision.why)
             case Action.PAGE:
-                await exchange.page("waiting")
+                await exchange.waiting_page()
             case Action.UNREADY:
                 if exchange.view.lost:
                     raise StoreUnavailable(exchange.view.lost)
@@ -304,22 +293,3 @@ class DataPlane:
 
 def _nothing() -> None:
     pass
-
-
-def with_path(app: ASGIApp, path: str) -> ASGIApp:
-    """The same application, asked for another path; the original one is kept in the scope."""
-
-    async def asked(scope: Scope, receive: Receive, send: Send) -> None:
-        inner = {
-            **scope,
-            "path": path,
-            "raw_path": path.encode(),
-            # As it was sent: decoded, a %3F or %2F in it would become another address.
-            "qwenctl.original_path": (scope.get("raw_path") or scope["path"].encode())
-            .decode("latin-1")
-            .partition("?")[0],
-            "qwenctl.original_query": scope.get("query_string", b""),
-        }
-        await app(inner, receive, send)
-
-    return asked

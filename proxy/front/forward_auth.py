@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
-from qwenctl.config.deployment import Config, UnknownTier
+from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.address import NodeAddress
 
-from ..auth.authenticator import Authenticator
 from ..data.admission import Action
-from ..data.admit import Admit, Inbound
+from ..data.admit import Inbound
 from ..data.routing import gpu_of
-from ..data.snapshot_cache import SnapshotCache
-from ..data.usage import UsageTracker
+from ..data.services import Services
 from ..http.problem import send_problem
-from ..http.request import Networks, Receive, Request, Scope, Send
+from ..http.request import Receive, Request, Scope, Send
 
 __all__ = ["ForwardAuth"]
 
@@ -32,22 +30,14 @@ class ForwardAuth:
     machine and from trusted proxies only.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        snapshots: SnapshotCache,
-        usage: UsageTracker,
-        admit: Admit,
-        authenticator: Authenticator,
-        trusted: Networks,
-    ) -> None:
-        self._config = config
-        self._snapshots = snapshots
-        self._usage = usage
-        self._admit = admit
-        self._authenticator = authenticator
-        self._trusted = trusted
-        self._prefix = config.proxy.gate_headers
+    def __init__(self, services: Services) -> None:
+        self._config = services.config
+        self._snapshots = services.snapshots
+        self._usage = services.usage
+        self._admit = services.admit
+        self._authenticator = services.authenticator
+        self._trusted = services.trusted
+        self._prefix = self._config.proxy.gate_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Admit a request of the other data plane."""

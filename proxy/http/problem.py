@@ -8,6 +8,7 @@ from typing import Any
 from .request import Request, Scope, Send
 
 __all__ = [
+    "Problem",
     "problem_body",
     "refuse_websocket",
     "send_problem",
@@ -87,3 +88,13 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.status, self.code, self.detail, self.retry_after = status, code, detail, retry_after
+
+    @property
+    def body(self) -> bytes:
+        return problem_body(self.status, self.code, self.detail)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if not self.retry_after:
+            return {}
+        return {"Retry-After": str(max(1, round(self.retry_after)))}

@@ -16,6 +16,10 @@ from tests.support.paths import ROOT
 
 HTTP = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
 PROXY = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "proxy").rglob("*.py")}
+ROUTES = re.findall(
+    r'\("(GET|POST)", "(/[^"]*)", (self\.\w+)\)',
+    "".join(PROXY[name] for name in ("api.py", "forms.py", "health.py")),
+)
 LUA = {
     p.stem: p.read_text(encoding="utf-8")
     for p in (ROOT / "qwenctl" / "store" / "lua").glob("*.lua")
@@ -35,17 +39,21 @@ def test_the_sample_configuration_is_valid() -> None:
 
 
 def test_every_endpoint_is_documented() -> None:
-    routes = re.findall(r'add\("(/[^"]*)"', PROXY["views.py"])
+    routes = [path for _, path, _ in ROUTES]
     assert len(routes) > 8
-    for route in [*routes, "/api/events", "/gate"]:
+    for route in [*routes, "/api/events", "/gate", "/node/hello", "/node/report"]:
         assert f"`/_qwenctl{route}`" in HTTP, route
 
 
 def test_every_documented_endpoint_exists() -> None:
-    code = PROXY["views.py"] + PROXY["app.py"]
+    code = "".join(PROXY.values()) + (ROOT / "qwenctl/protocol/messages.py").read_text()
     for route in re.findall(r"^\| `/_qwenctl(/[^`]*)`", HTTP, re.MULTILINE):
         if not route.startswith("/static"):
-            assert f'"{route}"' in code or f'{{PREFIX}}{route}"' in code, route
+            assert (
+                f'"{route}"' in code
+                or f'{{PREFIX}}{route}"' in code
+                or f'"/_qwenctl{route}"' in code
+            ), route
 
 
 def test_every_metric_is_documented_and_the_other_way_round() -> None:

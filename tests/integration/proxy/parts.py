@@ -14,10 +14,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from proxy.auth.authenticator import NoAccessControl
-from proxy.control.status_stream import Feed
+from proxy.control.pages import Pages
+from proxy.control.status_stream import StatusStream
 from proxy.data.admit import Admit
 from proxy.data.forward import Forwarder
 from proxy.data.plane import DataPlane
+from proxy.data.services import Services
 from proxy.data.snapshot_cache import SnapshotCache
 from proxy.data.usage import UsageTracker
 from proxy.front.forward_auth import ForwardAuth
@@ -52,6 +54,15 @@ class FaultyStore(Store):
         return super()._run(script, gpu, *args)
 
 
+def made_services(config: Config, store: Store, trusted: Networks = ()) -> Services:
+    """What the parts share, with open access."""
+    snapshots, metrics = SnapshotCache(store, list(config.gpu)), Metrics()
+    usage = UsageTracker(store, config.gpu, "me")
+    admit = Admit(store, snapshots, usage, NO_OBSERVER)
+    everybody = NoAccessControl()
+    return Services(config, store, "me", trusted, snapshots, usage, everybody, metrics, admit)
+
+
 class Parts:
     """A proxy's parts without its server. Made on the event loop."""
 
@@ -62,28 +73,13 @@ class Parts:
         self.config = Config.model_validate(
             {"node_secret": SECRET, "proxy": options, "gpu": {GPU: table}}
         )
-        everybody, gpus = NoAccessControl(), self.config.gpu
-        self.snapshots = SnapshotCache(store, [GPU])
-        self.usage = UsageTracker(store, gpus, "me")
+        services = made_services(self.config, store, trusted)
+        self.snapshots, self.usage = services.snapshots, services.usage
+        self.admit = services.admit
         self.forwarder = Forwarder()
-        self.feed = Feed(self.config, store, self.snapshots, everybody, trusted)
-        self.admit = Admit(store, self.snapshots, self.usage, NO_OBSERVER)
-        self.gate = ForwardAuth(
-            self.config, self.snapshots, self.usage, self.admit, everybody, trusted
-        )
-        self.data = DataPlane(
-            self.config,
-            store,
-            self.snapshots,
-            self.usage,
-            self.admit,
-            self.forwarder,
-            everybody,
-            no_pages,
-            Metrics(),
-            trusted,
-            "me",
-        )
+        self.stream = StatusStream(services)
+        self.gate = ForwardAuth(services)
+        self.data = DataPlane(services, self.forwarder, Pages(services, self.stream))
 
     def know(self, snapshot: Snapshot) -> None:
         """Take this for what is so now."""
@@ -106,7 +102,7 @@ async def parts(store: Store, trusted: Networks = (), **settings: Any) -> AsyncI
     finally:
         await made.usage.stop()
         await made.snapshots.stop()
-        await made.feed.stop()
+        await made.stream.stop()
         await made.data.stop()
         await made.admit.stop()
         await made.forwarder.stop()
@@ -129,10 +125,6 @@ def scope(
         "client": (peer, 1234),
         "scheme": "http",
     }
-
-
-async def no_pages(*_: object) -> None:
-    raise AssertionError("no page is due here")
 
 
 async def nothing_more() -> Message:

@@ -34,7 +34,7 @@ def test_a_page_gets_news_after_any_error(
             await made.snapshots.start()
             sent: list[Message] = []
             stream = asyncio.ensure_future(
-                made.feed.stream(scope(path="/_qwenctl/api/events"), nothing_more, into(sent))
+                made.stream(scope(path="/_qwenctl/api/events"), nothing_more, into(sent))
             )
 
             def told(what: str) -> bool:
@@ -72,7 +72,7 @@ def test_many_waiting_pages_cost_as_much_as_one(
             inboxes: list[list[Message]] = [[] for _ in range(pages)]
             streams = [
                 asyncio.ensure_future(
-                    made.feed.stream(scope(path="/_qwenctl/api/events"), nothing_more, into(inbox))
+                    made.stream(scope(path="/_qwenctl/api/events"), nothing_more, into(inbox))
                 )
                 for inbox in inboxes
             ]

@@ -7,15 +7,10 @@ import json
 
 import pytest
 
-from proxy.auth.authenticator import NoAccessControl
-from proxy.data.admit import Admit
-from proxy.data.snapshot_cache import SnapshotCache
-from proxy.data.usage import UsageTracker
 from proxy.front.forward_auth import ForwardAuth
 from proxy.http.request import Message, networks
 from qwenctl.config.deployment import Config
 from qwenctl.core.lifecycle import Phase
-from qwenctl.core.observer import NO_OBSERVER
 from qwenctl.store.store import Store
 from tests.integration.proxy.parts import (
     FORM,
@@ -25,6 +20,7 @@ from tests.integration.proxy.parts import (
     Parts,
     into,
     leaving,
+    made_services,
     nothing_more,
     parts,
     scope,
@@ -73,10 +69,7 @@ def test_the_gate_tells_nothing_to_strangers(store: Store) -> None:
 
     async def ask(peer: str) -> str:
         sent: list[Message] = []
-        usage = UsageTracker(store, config.gpu, "me")
-        snapshots = SnapshotCache(store, list(config.gpu))
-        admit = Admit(store, snapshots, usage, NO_OBSERVER)
-        gate = ForwardAuth(config, snapshots, usage, admit, NoAccessControl(), ())
+        gate = ForwardAuth(made_services(config, store))
         headers = {"x-qwenctl-tier": "fast"}
         request = scope(path="/_qwenctl/gate", headers=headers, peer=peer)
         await gate(request, nothing_more, into(sent))
@@ -91,9 +84,7 @@ def test_the_gate_without_any_gpu(store: Store) -> None:
 
     async def ask() -> int:
         sent: list[Message] = []
-        usage, snapshots = UsageTracker(store, {}, "me"), SnapshotCache(store, [])
-        admit = Admit(store, snapshots, usage, NO_OBSERVER)
-        gate = ForwardAuth(config, snapshots, usage, admit, NoAccessControl(), ())
+        gate = ForwardAuth(made_services(config, store))
         await gate(scope(path="/_qwenctl/gate"), nothing_more, into(sent))
         return int(sent[0]["status"])
 

@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from werkzeug.serving import make_server
 
 from proxy.control.i18n import negotiate, text
+from proxy.control.pages import environment
 from qwenctl.clouds import base
 from qwenctl.core.lifecycle import Phase
 from tests.support.paths import ROOT
@@ -105,15 +106,13 @@ STATUSES = {
 }
 
 
+TEMPLATES = environment(StrictUndefined)
+
+
 def page_app() -> flask.Flask:
     app = flask.Flask(
-        "pages",
-        root_path=str(PROXY),
-        template_folder="templates",
-        static_folder="static",
-        static_url_path="/_qwenctl/static",
+        "pages", root_path=str(PROXY), static_folder="static", static_url_path="/_qwenctl/static"
     )
-    app.jinja_env.undefined = StrictUndefined
     app.after_request(_with_csp)
     return app
 
@@ -124,9 +123,7 @@ def _with_csp(response: flask.Response) -> flask.Response:
 
 
 def render(template: str, lang: str = "en", **variables: Any) -> str:
-    app = page_app()
-    with app.test_request_context():
-        return flask.render_template(template, lang=lang, t=text(lang), **variables)
+    return TEMPLATES.get_template(template).render(lang=lang, t=text(lang), **variables)
 
 
 def waiting(given: dict[str, Any], lang: str = "en", gpu: str = "main", next_url: str = "/") -> str:
@@ -430,14 +427,7 @@ class Backend:
         return self.waiting(flask.request.full_path), 503
 
     def waiting(self, next_url: str) -> str:
-        return flask.render_template(
-            "waiting.html",
-            lang="en",
-            t=text("en"),
-            gpu="main",
-            status=self.status,
-            next_url=next_url,
-        )
+        return waiting(self.status, next_url=next_url)
 
     def wake(self) -> Any:
         self.wakes.append({"gpu": flask.request.args["gpu"], **flask.request.headers})

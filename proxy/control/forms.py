@@ -1,0 +1,101 @@
+"""Pages at addresses of their own, and the forms on them: sign-in, wake, choice of a tier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flask import make_response, request
+from flask.typing import ResponseReturnValue
+
+from qwenctl.config.deployment import UnknownTier
+
+from ..auth.identity import COOKIE
+from ..auth.throttle import Throttled
+from ..data.headers import TIER_COOKIE
+from ..data.services import Services
+from ..http.problem import Problem
+from .page_demand import PageDemand
+from .pages import Pages
+from .views import Route, Views
+
+__all__ = ["Forms"]
+
+
+class Forms(Views):
+    """Views for people without script."""
+
+    def __init__(self, services: Services, pages: Pages, demand: PageDemand) -> None:
+        super().__init__(services)
+        self._pages, self._demand = pages, demand
+
+    def routes(self) -> Iterable[Route]:
+        return (
+            ("GET", "/", self.waiting),
+            ("GET", "/waiting", self.waiting),
+            ("GET", "/sign-in", self.sign_in),
+            ("GET", "/login", self.login),
+            ("POST", "/login", self.check_password),
+            ("POST", "/logout", self.logout),
+            ("POST", "/wake", self.wake),
+            ("GET", "/tier", self.tier),
+            ("POST", "/tier", self.choose_tier),
+        )
+
+    def waiting(self) -> ResponseReturnValue:
+        if (identity := self.visitor) is None:
+            return self.sign_in()
+        page, _ = self._pages.waiting_page(self.request, identity, self.gpu, self.target)
+        return self.answer(page)
+
+    def sign_in(self) -> ResponseReturnValue:
+        return self.answer(self._pages.to_login(self.target))
+
+    def login(self) -> ResponseReturnValue:
+        return self.answer(self._pages.login_page(self.request, self.target))
+
+    def check_password(self) -> ResponseReturnValue:
+        self.check_origin()
+        asked = self.request
+        password = request.form.get("password", "")[:1024]
+        try:
+            cookie = self._services.authenticator.sign_in(password, asked.client)
+        except Throttled as throttled:
+            seconds = throttled.seconds
+            return self.answer(self._pages.login_page(asked, self.target, retry_after=seconds))
+        if not cookie:
+            return self.answer(self._pages.login_page(asked, self.target, wrong=True))
+        answer = self.redirect()
+        self.set_cookie(answer, COOKIE, cookie, self._config.access.session)
+        return answer
+
+    def logout(self) -> ResponseReturnValue:
+        self.check_origin()
+        answer = make_response("", 303, {"Location": "/"})
+        answer.delete_cookie(COOKIE)
+        return answer
+
+    def wake(self) -> ResponseReturnValue:
+        identity = self.identity
+        self._demand.wake(self.gpu, self.request, identity)
+        return self.redirect()
+
+    def tier(self) -> ResponseReturnValue:
+        if self.visitor is None:
+            return self.sign_in()
+        return self.answer(self._pages.tier_page(self.request, self.gpu, self.target))
+
+    def choose_tier(self) -> ResponseReturnValue:
+        identity = self.identity
+        self.check_origin()
+        names = self._config.gpus_at(self.request.hostname)
+        tier = request.form.get("tier", "")
+        try:
+            chosen = self._config.choose_gpu(names, tier=tier) if len(names) > 1 else ""
+        except UnknownTier as error:
+            raise Problem(400, "unknown_tier", str(error)) from None
+        if not chosen or not tier:
+            raise Problem(400, "unknown_tier", "no tier was chosen, or there is no choice here")
+        self._demand.choose(chosen, self.request, identity)
+        answer = self.redirect()
+        self.set_cookie(answer, TIER_COOKIE, tier)
+        return answer

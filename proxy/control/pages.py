@@ -1,0 +1,260 @@
+"""Render the pages that people see: waiting page, choice of a tier, sign-in, errors.
+
+The data plane answers with them directly; Flask's routes (`forms`) return the same pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from jinja2 import Environment, FileSystemLoader, Undefined
+from werkzeug.http import dump_cookie
+
+from qwenctl.errors import StoreUnavailable
+
+from ..auth.identity import VISIT_COOKIE, VISIT_SLOTS, Identity, visit_slot
+from ..data.admission import may_wake
+from ..data.routing import tier_status
+from ..data.services import Services
+from ..http.problem import Problem
+from ..http.request import Request, Send
+from . import i18n
+from .status_stream import StatusStream
+
+__all__ = ["PREFIX", "SECURITY_HEADERS", "Page", "Pages", "environment", "safe_path", "store_lost"]
+
+log = logging.getLogger("qwenctl.proxy")
+
+PREFIX = "/_qwenctl"
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; form-action 'self'; frame-ancestors 'self'; base-uri 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """An answer for a browser."""
+
+    body: str
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def environment(undefined: type[Undefined] = Undefined) -> Environment:
+    """Return the Jinja environment of the pages' templates."""
+    templates = FileSystemLoader(Path(__file__).parents[1] / "templates")
+    return Environment(loader=templates, autoescape=True, auto_reload=False, undefined=undefined)
+
+
+def safe_path(target: str) -> str:
+    """Return a path of this site to go to; ``/`` if the target leads to another site."""
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        return "/"
+    safe = target.startswith("/") and not target.startswith(("//", "/\\"))
+    safe = safe and target.isprintable()  # browsers drop tabs and line ends
+    return target if safe and not parts.scheme and not parts.netloc else "/"
+
+
+def store_lost(error: StoreUnavailable) -> Problem:
+    """Return the problem to answer with while the store cannot be reached."""
+    log.warning("%s", error)
+    detail = "the proxy cannot reach its store; nothing is started or stopped"
+    return Problem(503, "store_lost", detail, 5.0)
+
+
+def crashed(path: str) -> Problem:
+    """Log the current exception; return the problem that names it by a reference."""
+    reference = secrets.token_hex(4)
+    log.exception("a request to %s failed (reference %s)", path, reference)
+    detail = f"something went wrong in the proxy (reference {reference})"
+    return Problem(500, "internal", detail)
+
+
+class Pages:
+    """Renders pages, and sends them in place of an answer of the WebUI."""
+
+    def __init__(self, services: Services, stream: StatusStream) -> None:
+        self._config = services.config
+        self._stream = stream
+        self._templates = environment()
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="pages")
+
+    async def stop(self) -> None:
+        self._threads.shutdown(wait=False)
+
+    # In place of an answer
+
+    async def waiting(self, request: Request, identity: Identity, gpu: str, send: Send) -> None:
+        """Answer with the waiting page of a GPU."""
+        await self._answer(request, send, lambda: self._waiting_in_place(request, identity, gpu))
+
+    async def sign_in(self, request: Request, send: Send) -> None:
+        """Send a browser to the login form, and back afterwards."""
+        await self._answer(request, send, lambda: self.to_login(request.target))
+
+    async def problem(self, request: Request, send: Send, problem: Problem) -> None:
+        """Answer with a page that explains an error."""
+        again = request.target if problem.status >= 500 else ""
+        await self._answer(request, send, lambda: self.problem_page(request, problem, again))
+
+    def _waiting_in_place(self, request: Request, identity: Identity, gpu: str) -> Page:
+        page, eta = self.waiting_page(request, identity, gpu, request.target)
+        retry_after = {"Retry-After": str(max(2, round(eta or 10)))}
+        return Page(page.body, 503, {**page.headers, **retry_after})
+
+    async def _answer(self, request: Request, send: Send, make: Callable[[], Page]) -> None:
+        """Render in a thread, because a status may come from the store."""
+
+        def page() -> Page:
+            try:
+                return make()
+            except StoreUnavailable as error:
+                problem = store_lost(error)
+            except Exception:
+                problem = crashed(request.path)
+            return self.problem_page(request, problem, request.target)
+
+        answer = await asyncio.get_running_loop().run_in_executor(self._threads, page)
+        body = answer.body.encode()
+        headers = {
+            "Content-Type": "text/html; charset=utf-8",
+            "Content-Length": str(len(body)),
+            **SECURITY_HEADERS,
+            **answer.headers,
+        }
+        fields = [(key.lower().encode(), value.encode("latin-1")) for key, value in headers.items()]
+        await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+        content = b"" if request.method == "HEAD" else body
+        await send({"type": "http.response.body", "body": content})
+
+    # Rendering
+
+    def waiting_page(
+        self, request: Request, identity: Identity, gpu: str, target: str
+    ) -> tuple[Page, float | None]:
+        """Return the waiting page, and in how many seconds the GPU may be ready.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached.
+        """
+        allowed = may_wake(self._config.gpu[gpu], identity, by_page=True)
+        status = self._stream.status(gpu, may_wake=allowed)
+        tiers = self.tiers(request)
+        body = self._render(
+            "waiting.html",
+            request,
+            gpu=gpu,
+            status=status,
+            next_url=safe_path(target),
+            signed_in=identity.kind == "browser",
+            tiers=tiers,
+        )
+        headers = {}
+        if tiers and identity.kind == "anonymous" and not visit_slot(request):
+            # So that a choice takes back this visitor's wait, and not that of others.
+            headers["Set-Cookie"] = dump_cookie(
+                VISIT_COOKIE,
+                secrets.choice(VISIT_SLOTS),
+                httponly=True,
+                samesite="Lax",
+                secure=request.proto == "https",
+            )
+        return Page(body, headers=headers), status.get("eta_seconds")
+
+    def tier_page(self, request: Request, gpu: str, target: str) -> Page:
+        """Return the choice of a tier, for visitors whose GPU is ready.
+
+        Raises:
+            Problem: there is no choice.
+            StoreUnavailable: Redis cannot be reached.
+        """
+        tiers = self.tiers(request)
+        if not tiers:
+            raise Problem(404, "not_found", "there is only one GPU here")
+        return Page(
+            self._render("tier.html", request, gpu=gpu, tiers=tiers, next_url=safe_path(target))
+        )
+
+    def login_page(
+        self, request: Request, target: str, *, wrong: bool = False, retry_after: float = 0.0
+    ) -> Page:
+        """Return the login form; after too many wrong passwords with ``retry_after`` seconds."""
+        body = self._render(
+            "login.html",
+            request,
+            next_url=safe_path(target),
+            error=self._texts(request)["login.wrong"] if wrong else "",
+            retry_after=retry_after,
+        )
+        status = 429 if retry_after else 403 if wrong else 200
+        return Page(body, status, {"Retry-After": str(round(retry_after))} if retry_after else {})
+
+    def to_login(self, target: str) -> Page:
+        """Return a redirect to the login form, which leads back."""
+        where = f"{PREFIX}/login?next={quote(safe_path(target), safe='/')}"
+        return Page("", 303, {"Location": where})
+
+    def problem_page(
+        self, request: Request, problem: Problem, again: str = "", *, shown: bool = True
+    ) -> Page:
+        """Return a page about an error, with a link that tries ``again``.
+
+        ``shown``: whether the page says the problem's detail, too.
+        """
+        if problem.status == 401:
+            return self.to_login(again)
+        table = self._texts(request)
+        body = self._render(
+            "message.html",
+            request,
+            title=table.get(f"message.{problem.status}.title", table["message.title"]),
+            text=table.get(f"message.{problem.status}.text", problem.detail),
+            detail=problem.detail if shown else "",
+            link={"url": safe_path(again), "label": table["message.retry"]} if again else None,
+        )
+        return Page(body, problem.status, problem.headers)
+
+    def tiers(self, request: Request, max_age: float | None = None) -> list[dict[str, Any]]:
+        """Return the state of each GPU of this host; empty if there is no choice.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached.
+        """
+        names = self._config.gpus_at(request.hostname)
+        if len(names) < 2:
+            return []
+        return [
+            tier_status(
+                self._config.gpu[name].tier,
+                self._stream.status(name, may_wake=True, max_age=max_age),
+            )
+            for name in names
+        ]
+
+    def _lang(self, request: Request) -> str:
+        accepted = request.headers.get("accept-language", "")
+        return i18n.negotiate(accepted, self._config.language)
+
+    def _texts(self, request: Request) -> dict[str, str]:
+        return i18n.text(self._lang(request))
+
+    def _render(self, template: str, request: Request, **values: Any) -> str:
+        lang = self._lang(request)
+        return self._templates.get_template(template).render(lang=lang, t=i18n.text(lang), **values)
