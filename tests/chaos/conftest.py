@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.deployment import Deployment
-from tests.support.valkey import ValkeyServer
+from tests.support.valkey_server import ValkeyServer
 
 Deploy = Callable[..., Deployment]
 
@@ -18,8 +18,8 @@ _numbers = count(1)
 
 
 @pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    with ValkeyServer(tmp_path_factory.mktemp("valkey")) as server:
+def valkey() -> Iterator[ValkeyServer]:
+    with ValkeyServer(appendonly="yes") as server:
         yield server
 
 

@@ -18,7 +18,7 @@ import requests
 from qwenctl.core.lifecycle import Phase
 from tests.chaos.conftest import Deploy
 from tests.support.deployment import Deployment, processes_of
-from tests.support.valkey import ValkeyServer
+from tests.support.valkey_server import ValkeyServer
 
 GPU = {"idle_timeout": 3}
 
@@ -111,19 +111,19 @@ def wipe(deployment: Deployment) -> None:
 
 
 @pytest.mark.slow
-def test_a_frozen_store_stops_nothing(deploy: Deploy, tmp_path: Path) -> None:
-    with ValkeyServer(tmp_path / "valkey") as server:
+def test_a_frozen_store_stops_nothing(deploy: Deploy) -> None:
+    with ValkeyServer(appendonly="yes") as server:
         deployment = deploy(replicas=2, redis_url=server.url, gpus={"main": GPU}).start()
         assert deployment.proxies[0].post().status_code == 200
         with streaming(deployment, 8.0) as rest:
-            server.signal(signal.SIGSTOP)
+            server.process.send_signal(signal.SIGSTOP)
             try:
                 frozen_at = time.monotonic()
                 while time.monotonic() - frozen_at < 5.0:
                     for proxy in deployment.proxies:
                         assert proxy.post(timeout=3).status_code == 200
             finally:
-                server.signal(signal.SIGCONT)
+                server.process.send_signal(signal.SIGCONT)
             assert rest().endswith("end\n"), deployment.history()
         assert deployment.store.snapshot("main").phase is Phase.READY, deployment.history()
         assert_nothing_issued(deployment)

@@ -24,19 +24,11 @@ from qwenctl.store.connect import connect
 from qwenctl.store.store import Store
 from tests.support.net import free_ports
 from tests.support.paths import ROOT
+from tests.support.toml import toml
 
-__all__ = ["Deployment", "Instance", "ProxyProcess", "gpu_table", "toml"]
+__all__ = ["Deployment", "Instance", "ProxyProcess", "gpu_table"]
 
 WEBUI = str(Path(__file__).with_name("webui.py"))
-
-
-def toml(value: object) -> str:
-    """A value as TOML, tables inline."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(toml(item) for item in value) + "]"
-    return json.dumps(value)
 
 
 def gpu_table(
@@ -229,7 +221,7 @@ class Deployment:
                 {**content[key], **value} if isinstance(content.get(key), dict) else value
             )
         self.config_file = directory / "qwenctl.toml"
-        self.config_file.write_text("".join(f"{k} = {toml(v)}\n" for k, v in content.items()))
+        self.config_file.write_text(toml(content))
         self.config: Config = load_config(str(self.config_file), env={})
         self.store = Store(connect(self.config), name)
         self.proxies = [

@@ -9,9 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +22,13 @@ from qwenctl.store.connect import connect
 from qwenctl.store.store import Store
 from tests.support.net import free_port
 from tests.support.paths import ROOT
+from tests.support.toml import toml
+from tests.support.waiting import until
 
 UPSTREAM = str(Path(__file__).with_name("upstream.py"))
 
 PASSWORD = "correct horse"
 KEY = "qk_0123456789abcdef0123456789abcdef"
-
-
-def until(condition: Callable[[], Any], seconds: float = 5.0, what: str = "it") -> Any:
-    """Wait for something in another process that sends us no event; its first true value."""
-    deadline = time.monotonic() + seconds
-    while True:
-        if value := condition():
-            return value
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        threading.Event().wait(0.02)
 
 
 def gpu(**settings: Any) -> dict[str, Any]:
@@ -77,9 +67,18 @@ def password_access() -> dict[str, Any]:
 class RunningProxy:
     """One proxy process and all that belongs to it."""
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
-        """``settings`` are those of the config file; ``gpu`` maps names to `gpu` tables."""
-        self.directory = directory
+    def __init__(
+        self,
+        directory: Path,
+        source: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        """``settings`` are those of the config file; ``gpu`` maps names to `gpu` tables.
+
+        The proxy's code is that in ``source``.
+        """
+        self.directory, self.source = directory, source
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         proxy = {"listen": f"127.0.0.1:{self.port}", **settings.pop("proxy", {})}
@@ -93,7 +92,7 @@ class RunningProxy:
         self.log_file = directory / "proxy.log"
         self.write_config()
         self.store: Store = Store(connect(self.config), self.config.deployment)
-        self.start()
+        self.start(**(env or {}))
 
     @property
     def config(self) -> Any:
@@ -109,7 +108,7 @@ class RunningProxy:
                 stdout=log,
                 stderr=log,
                 env={**_clean_environment(), "QWENCTL_EMBEDDED_LINGER": "1", **env},
-                cwd=ROOT,
+                cwd=self.source,
             )
 
         def up() -> bool:
@@ -207,20 +206,6 @@ def running(directory: Path, **settings: Any) -> Iterator[RunningProxy]:
         yield proxy
     finally:
         proxy.close()
-
-
-def toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
-    """A config file from plain values; JSON's spelling of scalars and lists is TOML's too."""
-    lines, tables = [], []
-    for key, value in table.items():
-        inner = (*path, json.dumps(key))
-        if isinstance(value, Mapping):
-            tables.append(f"[{'.'.join(inner)}]\n{toml(value, inner)}")
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            tables += [f"[[{'.'.join(inner)}]]\n{toml(item, inner)}" for item in value]
-        else:
-            lines.append(f"{json.dumps(key)} = {json.dumps(value)}\n")
-    return "".join(lines) + "".join(tables)
 
 
 def _clean_environment() -> dict[str, str]:

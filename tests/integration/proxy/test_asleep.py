@@ -23,8 +23,8 @@ from tests.integration.proxy.running import (
     gpu,
     password_access,
     running,
-    until,
 )
+from tests.support.waiting import until
 
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
 SAME = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}

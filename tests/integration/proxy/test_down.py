@@ -9,13 +9,8 @@ import pytest
 import requests
 from websockets.sync.client import connect
 
-from tests.integration.proxy.running import (
-    RunningProxy,
-    gpu,
-    leases,
-    running,
-    until,
-)
+from tests.integration.proxy.running import RunningProxy, gpu, leases, running
+from tests.support.waiting import until
 
 
 def test_a_message_counts_after_a_down_that_came_after_the_connection(on: RunningProxy) -> None:

@@ -24,8 +24,8 @@ from tests.integration.proxy.running import (
     RunningProxy,
     password_access,
     running,
-    until,
 )
+from tests.support.waiting import until
 
 MIB = 1 << 20
 

@@ -19,10 +19,10 @@ from tests.integration.proxy.running import (
     gpu,
     password_access,
     running,
-    until,
 )
 from tests.support.net import free_port
 from tests.support.paths import ROOT
+from tests.support.waiting import until
 
 DOC = ROOT / "docs" / "reverse-proxies.md"
 

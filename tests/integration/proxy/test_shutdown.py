@@ -11,12 +11,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.integration.proxy.running import (
-    gpu,
-    leases,
-    running,
-    until,
-)
+from tests.integration.proxy.running import gpu, leases, running
+from tests.support.waiting import until
 
 
 @pytest.mark.slow

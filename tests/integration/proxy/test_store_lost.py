@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 import requests
 
-from qwenctl.store import embedded
-from tests.integration.proxy.running import RunningProxy, gpu, running, until
+from tests.integration.proxy.running import RunningProxy, gpu, running
 from tests.support.net import free_port
+from tests.support.valkey_server import ValkeyServer
+from tests.support.waiting import until
 
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate"}
 
 
-class Server:
-    """A Valkey of our own, which is gone when it is stopped."""
-
-    def __init__(self, directory: Path) -> None:
-        self.port = free_port()
-        self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def start(self) -> None:
-        program = embedded._server_program()
-        options = f"--port {self.port} --bind 127.0.0.1 --appendonly yes --loglevel warning"
-        self._process = subprocess.Popen(
-            [program, *options.split(), "--dir", str(self._directory)], stdout=subprocess.DEVNULL
-        )
-        client = redis.Redis(port=self.port)
-
-        def answers() -> bool:
-            try:
-                return bool(client.ping())
-            except redis.exceptions.RedisError:
-                return False
-
-        until(answers, 10, "Valkey's start")
-        client.close()
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    folder = tmp_path / "valkey"
-    folder.mkdir()
-    server = Server(folder)
-    yield server
-    server.kill()
+def server() -> Iterator[ValkeyServer]:
+    with ValkeyServer(port=free_port(), appendonly="yes") as server:
+        yield server
 
 
 def timed(method: str, url: str, **options: Any) -> tuple[requests.Response, float]:
@@ -66,10 +30,9 @@ def timed(method: str, url: str, **options: Any) -> tuple[requests.Response, flo
 
 
 @pytest.mark.slow
-def test_the_store_is_lost_and_found(server: Server, tmp_path: Path) -> None:
+def test_the_store_is_lost_and_found(server: ValkeyServer, tmp_path: Path) -> None:
     gpus = {"main": gpu(preset="generic"), "idle": gpu(preset="generic", hosts=["idle.localhost"])}
-    url = f"redis://127.0.0.1:{server.port}"
-    with running(tmp_path / "proxy", redis_url=url, gpu=gpus) as proxy:
+    with running(tmp_path / "proxy", redis_url=server.url, gpu=gpus) as proxy:
         proxy.wake()
         server.kill()
         # The node is known to be ready: on it goes.

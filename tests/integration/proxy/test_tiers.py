@@ -14,7 +14,8 @@ import pytest
 import requests
 
 from proxy.control.api import TIERS_AGE
-from tests.integration.proxy.running import RawClient, RunningProxy, gpu, running, until
+from tests.integration.proxy.running import RawClient, RunningProxy, gpu, running
+from tests.support.waiting import until
 
 MIB = 1 << 20
 SMALL, LARGE = "qwen3-vl-4b", "Qwen/Qwen3-VL-8B-Instruct"

@@ -11,7 +11,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
-from tests.integration.proxy.running import RunningProxy, gpu, running, until
+from tests.integration.proxy.running import RunningProxy, gpu, running
+from tests.support.waiting import until
 
 MIB = 1 << 20
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 from qwenctl.protocol.messages import Container, Service
@@ -11,7 +9,7 @@ from tests.support.docker_engine import IMAGE
 from tests.support.net import free_port
 from tests.support.stand_in_proxy import StandInProxy
 
-__all__ = ["containerised", "ready", "wait_until"]
+__all__ = ["containerised", "ready"]
 
 
 def containerised(*arguments: str, **more: Any) -> Service:
@@ -33,11 +31,3 @@ def containerised(*arguments: str, **more: Any) -> Service:
 
 def ready(proxy: StandInProxy) -> Any:
     return proxy.wait_report(lambda r: r.state == "ready", timeout=60)
-
-
-def wait_until(what: Callable[[], Any], timeout: float = 30.0) -> None:
-    """Until ``what()`` is true."""
-    deadline = time.monotonic() + timeout
-    while not what():
-        assert time.monotonic() < deadline, f"not within {timeout} s"
-        time.sleep(0.02)

@@ -12,11 +12,12 @@ import pytest
 import requests
 
 from qwenctl.protocol.messages import Command
-from tests.integration.gpu_node.services.boxes import containerised, ready, wait_until
+from tests.integration.gpu_node.services.boxes import containerised, ready
 from tests.support.agent import AgentProcess, Start, service, spec
 from tests.support.docker_engine import IMAGE, DockerEngine
 from tests.support.net import free_port
 from tests.support.stand_in_proxy import StandInProxy
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docker")]
 
@@ -108,7 +109,7 @@ def test_an_agent_that_is_stopped_as_it_begins_cuts_nothing(
     for number in range(8):
         agent = start()
         lines = len(agent.log.splitlines())
-        wait_until(lambda agent=agent, lines=lines: len(agent.log.splitlines()) > lines)
+        until(lambda agent=agent, lines=lines: len(agent.log.splitlines()) > lines, 30.0)
         time.sleep(0.02 * number)
         assert agent.terminate() == 0
         assert container(engine)["State"] | {"StartedAt": before} == container(engine)["State"]
@@ -183,7 +184,7 @@ def test_a_container_goes_when_its_service_becomes_a_command(
     ready(proxy)
     proxy.spec = spec(service(), version="2")
     proxy.wait_report(lambda r: r.spec_version == "2" and r.state == "ready", timeout=60)
-    wait_until(lambda: not containers(engine))
+    until(lambda: not containers(engine), 30.0)
 
 
 def test_a_crash_loop_is_given_up_with_the_last_words(
@@ -406,7 +407,7 @@ def test_an_agent_that_reloads_reads_its_settings_and_cuts_nothing(
     # Settings that could not be used are refused: an agent is worth more than a wish.
     secret.write_text("")
     proxy.commands.append(Command(verb="reload"))
-    wait_until(lambda: "not reloaded" in agent.log)
+    until(lambda: "not reloaded" in agent.log, 30.0)
     secret.write_text(kept)
     hellos = len(proxy.hellos)
     proxy.commands.append(Command(verb="reload"))

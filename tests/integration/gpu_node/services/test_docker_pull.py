@@ -16,10 +16,11 @@ import pytest
 
 from gpu_node.services.docker import DockerRuntime
 from qwenctl.protocol.messages import Command, Progress, Report, Service
-from tests.integration.gpu_node.services.boxes import containerised, ready, wait_until
+from tests.integration.gpu_node.services.boxes import containerised, ready
 from tests.support.agent import AgentProcess, Start, spec
 from tests.support.docker_engine import IMAGE, DockerEngine, Registry, SlowFront
 from tests.support.stand_in_proxy import StandInProxy
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docker")]
 
@@ -83,7 +84,7 @@ def test_a_stop_in_the_middle_of_a_pull_is_heeded_at_once(
     slow.rate = 0
     proxy.spec = spec(from_front(slow))
     agent = start()
-    wait_until(lambda: slow.layers_asked_for)
+    until(lambda: slow.layers_asked_for, 30.0)
     proxy.commands.append(Command(verb="drain"))
     proxy.wait_report(lambda r: r.services and r.services[0].state == "stopped")
     assert agent.terminate(5.0) == 0
@@ -97,7 +98,7 @@ def test_an_agent_killed_in_the_middle_of_a_pull_begins_anew_and_makes_one_conta
     slow.rate = 0
     proxy.spec = spec(from_front(slow))
     agent = start()
-    wait_until(lambda: slow.layers_asked_for)
+    until(lambda: slow.layers_asked_for, 30.0)
     agent.process.kill()
     agent.process.wait()
     slow.rate = 100_000_000
@@ -113,7 +114,7 @@ def test_a_registry_that_breaks_off_is_asked_again(
     slow.rate = 300_000
     proxy.spec = spec(from_front(slow))
     start()
-    wait_until(lambda: slow.layers_asked_for)
+    until(lambda: slow.layers_asked_for, 30.0)
     time.sleep(0.5)
     slow.break_off()
     slow.rate = 100_000_000
@@ -241,11 +242,11 @@ def test_a_registry_that_hangs_is_given_up_and_asked_again(
     life = threading.Thread(target=lambda: ended.append(instance.wait()))
     life.start()
     try:
-        wait_until(lambda: slow.layers_asked_for >= 3)
+        until(lambda: slow.layers_asked_for >= 3, 30.0)
         asked = slow.layers_asked_for
-        wait_until(lambda: slow.layers_asked_for > asked)  # anew, not joined to what hangs
+        until(lambda: slow.layers_asked_for > asked, 30.0)  # anew, not joined to what hangs
         slow.rate = 100_000_000
-        wait_until(lambda: instance.up, timeout=60)
+        until(lambda: instance.up, seconds=60)
     finally:
         slow.rate = slow.rate or 100_000_000
         instance.stop(1.0)

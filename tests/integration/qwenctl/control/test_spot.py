@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import requests
 
-from tests.integration.proxy.running import RunningProxy, gpu, running, until
+from tests.integration.proxy.running import RunningProxy, gpu, running
 from tests.support.metadata import MetadataService
+from tests.support.waiting import until
 
 NAVIGATION = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
 USE = {"Content-Type": "application/json"}

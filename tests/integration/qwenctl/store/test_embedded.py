@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ from qwenctl.config.deployment import Config
 from qwenctl.errors import ConfigError, ExitCode, StoreUnavailable
 from qwenctl.store import embedded
 from qwenctl.store.store import Store, open_store
+from tests.support.waiting import until
 
 GPU = "main"
 
@@ -45,13 +46,6 @@ def processes(state: Path) -> dict[str, list[psutil.Process]]:
         ):
             found["server"].append(process)
     return found
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def gone(state: Path) -> bool:
@@ -90,7 +84,7 @@ def test_it_starts_is_shared_and_goes_away(state: Path) -> None:
     time.sleep(1.0)  # more than the linger time: the second client keeps it
     assert second.snapshot(GPU).wanted
     second.close()
-    wait_for(lambda: gone(state))
+    until(lambda: gone(state), 15.0)
     assert not embedded.socket_path(state).exists()
 
 
@@ -99,7 +93,7 @@ def test_nothing_is_lost_over_a_rest(state: Path) -> None:
     store = open_in(state)
     pin(store)
     store.close()
-    wait_for(lambda: gone(state))
+    until(lambda: gone(state), 15.0)
     again = open_in(state)
     assert again.snapshot(GPU).wanted
     assert [event.kind for event in again.events(GPU)] == ["lease"]
@@ -126,7 +120,7 @@ def test_killed(state: Path, victim: str) -> None:
     before = {p.pid for kind in processes(state).values() for p in kind}
     (process,) = processes(state)[victim]
     process.kill()
-    wait_for(lambda: not any(psutil.pid_exists(pid) and _runs(pid) for pid in before))
+    until(lambda: not any(psutil.pid_exists(pid) and _runs(pid) for pid in before), 15.0)
     deadline = time.monotonic() + 15
     while True:
         try:
@@ -196,7 +190,7 @@ def test_many_start_it_at_once(state: Path) -> None:
     for opener in openers[3:]:
         opener.kill()  # not asked to go: their connections end with them
         opener.communicate(timeout=10)
-    wait_for(lambda: gone(state))
+    until(lambda: gone(state), 15.0)
 
 
 @pytest.mark.slow
@@ -204,7 +198,7 @@ def test_a_torn_write_does_not_keep_it_from_starting(state: Path) -> None:
     store = open_in(state)
     pin(store)
     store.close()
-    wait_for(lambda: gone(state))
+    until(lambda: gone(state), 15.0)
     (log,) = (state / "valkey" / "appendonlydir").glob("*.incr.aof")
     with open(log, "ab") as file:
         file.write(b"*3\r\n$3\r\nSET\r\n$1\r\nx")  # cut off by a power failure
@@ -233,7 +227,7 @@ def test_a_removed_directory_ends_its_server(state: Path) -> None:
     pin(store)
     assert not gone(state)
     shutil.rmtree(state / "valkey")
-    wait_for(lambda: gone(state))
+    until(lambda: gone(state), 15.0)
     pin(store)  # the same client, with a new server
     store.close()
 
@@ -247,7 +241,7 @@ def test_a_deep_directory(state: Path) -> None:
     pin(store)
     assert path.exists()
     store.close()
-    wait_for(lambda: gone(deep))
+    until(lambda: gone(deep), 15.0)
     assert not path.exists()
 
 
@@ -299,6 +293,6 @@ def test_the_keeper_passes_on_being_asked_to_stop(state: Path) -> None:
     pin(store)
     (keeper,) = processes(state)["keeper"]
     keeper.send_signal(signal.SIGTERM)
-    wait_for(lambda: gone(state))
+    until(lambda: gone(state), 15.0)
     assert store.snapshot(GPU).wanted  # a call starts it again
     store.close()

@@ -16,6 +16,7 @@ from gpu_node.machine.nvidia import GpuWatch, Nvml, Reading
 from gpu_node.machine.resources import read_resources
 from qwenctl.protocol.messages import MAX_GPUS, MAX_MESSAGE_BYTES, GpuFigures, Report, Resources
 from tests.support.nvml_library import A10, A100_MIG, H100, NvmlLibrary
+from tests.support.waiting import until
 
 # What goes wrong in the stand-in's C functions would go unseen.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -242,13 +243,6 @@ def nvml_threads() -> int:
     return sum(thread.name == "nvml" for thread in threading.enumerate())
 
 
-def until(what: Any, timeout: float = 20.0) -> None:
-    end = time.monotonic() + timeout
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @pytest.mark.usefixtures("impatient")
 def test_a_driver_that_hangs_holds_up_nobody() -> None:
     driver = Driver()
@@ -257,14 +251,14 @@ def test_a_driver_that_hangs_holds_up_nobody() -> None:
         first = watch.look()
         assert (first.gpus, first.age) == ((), None)
         assert first.note == "the NVIDIA driver has not answered yet"
-        until(lambda: "has not answered for" in watch.look().note)
+        until(lambda: "has not answered for" in watch.look().note, 20.0)
         for _ in range(50):
             watch.look()
         assert (driver.asked, nvml_threads()) == (1, 1)
     finally:
         driver.may_answer.set()
-    until(lambda: watch.look().gpus)
-    until(lambda: watch.look().note == "")
+    until(lambda: watch.look().gpus, 20.0)
+    until(lambda: watch.look().note == "", 20.0)
 
 
 def test_who_may_wait_waits_for_the_first_reading() -> None:
@@ -278,13 +272,13 @@ def test_the_last_known_figures_are_told_with_their_age() -> None:
     driver = Driver()
     driver.may_answer.set()
     watch = GpuWatch(driver)
-    until(lambda: watch.look().gpus)
+    until(lambda: watch.look().gpus, 20.0)
     driver.may_answer.clear()
     try:
         asked = driver.asked
-        until(lambda: (watch.look(), driver.asked > asked)[1])
+        until(lambda: (watch.look(), driver.asked > asked)[1], 20.0)
         known = watch.look().gpus
-        until(lambda: "has not answered for" in watch.look().note)
+        until(lambda: "has not answered for" in watch.look().note, 20.0)
         view = watch.look()
         assert view.gpus == known != ()
         assert view.age is not None
@@ -301,7 +295,7 @@ def test_a_reading_serves_all_who_ask_within_a_second() -> None:
     driver = Driver()
     driver.may_answer.set()
     watch = GpuWatch(driver)
-    until(lambda: watch.look().gpus)
+    until(lambda: watch.look().gpus, 20.0)
     asked, read_at = driver.asked, time.monotonic()
     for _ in range(20):
         watch.look()
@@ -319,7 +313,7 @@ def test_a_machine_without_a_thread_left_has_no_figures(monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", none_left)
         assert watch.look().note == "the NVIDIA driver has not answered yet"
-    until(lambda: watch.look().gpus)
+    until(lambda: watch.look().gpus, 20.0)
 
 
 # On the wire
@@ -328,7 +322,7 @@ def test_a_machine_without_a_thread_left_has_no_figures(monkeypatch: pytest.Monk
 def test_resources_say_what_the_machine_has(install: Any) -> None:
     install(H100)
     watch = GpuWatch()
-    until(lambda: watch.look().gpus)
+    until(lambda: watch.look().gpus, 20.0)
     told = read_resources("/", watch)
     assert [gpu.name for gpu in told.gpus] == ["NVIDIA H100 80GB HBM3"]
     assert told.gpu_note == ""

@@ -20,6 +20,7 @@ from qwenctl.protocol.messages import Activity, Container, Progress, Readiness, 
 from tests.support.net import free_port
 from tests.support.nvml_library import A10, H100, NvmlLibrary
 from tests.support.paths import ROOT
+from tests.support.waiting import until
 
 PROGRAM = str(ROOT / "tests" / "support" / "service_program.py")
 
@@ -113,7 +114,7 @@ def test_what_it_says_and_its_gpu_both_count(
     wait_for_readings(library, 10)
     assert running.active == 3  # the larger one, not the sum
     (tmp_path / "active").write_text("0")
-    wait_for(lambda: running.active == 1)  # the GPU is still busy: no change for the listener
+    until(lambda: running.active == 1, 30.0)  # the GPU is still busy: no change for the listener
     library.devices = (A10,)
     listener.wait(lambda: running.active == 0)
 
@@ -149,12 +150,4 @@ def test_only_one_that_was_taken_up_while_it_generates_needs_no_first_inference(
 def wait_for_readings(library: NvmlLibrary, count: int) -> None:
     """Wait for so many heartbeats: each takes a reading of its own."""
     first = library.calls.count("nvmlDeviceGetCount_v2")
-    wait_for(lambda: library.calls.count("nvmlDeviceGetCount_v2") >= first + count)
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if what():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("not within 30 s")
+    until(lambda: library.calls.count("nvmlDeviceGetCount_v2") >= first + count, 30.0)

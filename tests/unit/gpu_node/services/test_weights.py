@@ -6,8 +6,6 @@ import functools
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,15 +20,9 @@ from qwenctl.protocol.messages import Progress, Readiness, Service
 from tests.support.cold_files import MB, make_cold, write
 from tests.support.net import free_port
 from tests.support.paths import ROOT
+from tests.support.waiting import until
 
 PROGRAM = str(ROOT / "tests" / "support" / "service_program.py")
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen"
-        time.sleep(0.02)
 
 
 def resident(file: Path) -> int:
@@ -152,9 +144,9 @@ def test_a_service_on_its_way_to_ready(
         service, ProcessRuntime(tmp_path, guard, "m", os.environ), listener, heartbeat=1.0
     )
     try:
-        wait_for(lambda: line in listener.lines)
+        until(lambda: line in listener.lines, 30.0)
         loading.set()
-        wait_for(lambda: supervisor.view.state == "ready")
+        until(lambda: supervisor.view.state == "ready", 30.0)
         assert resident(model / "a.safetensors") > 58 * MB
         percents = [one.percent for one in listener.told if one.phase == "weights"]
         assert percents[-1] == (50 if log_tells else 100)

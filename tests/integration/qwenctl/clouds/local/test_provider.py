@@ -24,6 +24,7 @@ from qwenctl.core.lifecycle import Observed
 from qwenctl.protocol.messages import Service, Spec
 from tests.support.net import free_port
 from tests.support.stand_in_proxy import SECRET, StandInProxy
+from tests.support.waiting import until
 from tests.unit.qwenctl.clouds.contract import ProviderContract, wait_for
 
 NOBODY = "http://127.0.0.1:9"
@@ -46,14 +47,6 @@ def processes_of(directory: Path) -> list[psutil.Process]:
         if process.pid != os.getpid() and any(word.startswith(str(directory)) for word in words):
             found.append(process)
     return found
-
-
-def wait_until(what: Callable[[], Any], timeout: float = 8.0) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return value
 
 
 Make = Callable[..., LocalProvider]
@@ -112,7 +105,7 @@ def test_the_machine_runs_an_agent_that_gets_its_services_ready(
     provider.stop()
     wait_for(provider, Observed.STOPPED)
     assert proxy.reports[-1].state == "stopping"
-    wait_until(lambda: not processes_of(provider.directory))
+    until(lambda: not processes_of(provider.directory), 8.0)
     second = provider.start().request_id
     assert second != boot_id
     proxy.wait(lambda p: p.hellos[-1].boot_id == second)
@@ -193,7 +186,7 @@ def test_kill_9_of_the_machine_is_stopped_and_leaves_nothing(
     (os.kill if whom == "machine" else os.killpg)(pid, signal.SIGKILL)
     seen = wait_for(provider, Observed.STOPPED)
     assert seen.reason == "the instance died"
-    wait_until(lambda: not processes_of(provider.directory))
+    until(lambda: not processes_of(provider.directory), 8.0)
     provider.start()
     wait_for(provider, Observed.RUNNING)
 
@@ -220,7 +213,7 @@ def test_a_machine_whose_starter_died_too_early_records_itself(make: Make, tmp_p
     wait_for(provider, Observed.RUNNING)
     # A second one, for which nobody wrote a record either, gives way.
     second = psutil.Process(provider._spawn("orphan-0002"))
-    wait_until(lambda: not second.is_running() or second.status() == psutil.STATUS_ZOMBIE)
+    until(lambda: not second.is_running() or second.status() == psutil.STATUS_ZOMBIE, 8.0)
     assert json.loads((provider.directory / "status.json").read_text())["boot_id"] == boot_id
     provider.stop()
     wait_for(provider, Observed.STOPPED)
@@ -243,7 +236,7 @@ def test_the_dead_mans_switch_turns_the_machine_off(make: Make) -> None:
     provider.start()
     seen = wait_for(provider, Observed.STOPPED)
     assert "switched itself off" in seen.reason
-    wait_until(lambda: not processes_of(provider.directory))
+    until(lambda: not processes_of(provider.directory), 8.0)
 
 
 def test_faults(make: Make) -> None:
@@ -271,7 +264,7 @@ def test_an_instance_that_dies_takes_everything_along(make: Make, proxy: StandIn
     proxy.wait_report(lambda r: r.state == "ready")
     assert provider.describe().state is Observed.RUNNING
     assert wait_for(provider, Observed.STOPPED).reason == "the instance died"
-    wait_until(lambda: not processes_of(provider.directory))
+    until(lambda: not processes_of(provider.directory), 8.0)
 
 
 def test_calls_are_quick(make: Make) -> None:
