@@ -5,8 +5,8 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 ONCE ?=
 ARGS ?=
-# What runs in seconds: pure logic, the store against a real Valkey, and whole lives in virtual time.
-FAST := tests/unit tests/simulation tests/integration/qwenctl/store/test_store.py tests/integration/gpu_node/test_agent.py
+# Most tests wait for other processes, so that two workers a core pay.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * (os.cpu_count() or 1))')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast check format docs bench setup wheel clean
@@ -18,10 +18,10 @@ demo: .venv/.demo ## Run the whole thing on this machine until Ctrl-C (ONCE=1: o
 	@$(BIN)/qwenctl demo $(if $(ONCE),--once) $(ARGS)
 
 test: .venv/.dev ## Run all tests (a few minutes; needs nginx and Chromium for some)
-	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-fast: .venv/.dev ## Run the fast tests (under a minute)
-	@$(BIN)/pytest -n 2 -m "not slow and not browser" $(FAST) $(ARGS)
+	@$(BIN)/pytest -n auto -m "fast and not slow and not browser" $(ARGS)
 
 check: .venv/.dev ## Lint, types, import contracts, oldest Python, generated docs
 	@$(BIN)/ruff check .

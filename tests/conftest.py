@@ -9,10 +9,22 @@ import pytest
 import redis
 
 from qwenctl.store.store import Store
+from tests.support.paths import ROOT
 from tests.support.valkey_server import ValkeyServer
 from tests.support.virtual_time import VirtualClock
 
+FAST = ("unit", "simulation", "integration/qwenctl/store/test_store.py")
+"""What needs no process of its own but Valkey; other files say ``pytestmark = pytest.mark.fast``."""
+
 _deployments = (f"test-{number}" for number in itertools.count())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as fast what stands in a folder of fast tests."""
+    fast = tuple(ROOT / "tests" / path for path in FAST)
+    for item in items:
+        if any(item.path.is_relative_to(path) for path in fast):
+            item.add_marker("fast")
 
 
 @pytest.fixture(scope="session")

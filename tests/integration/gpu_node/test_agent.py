@@ -22,6 +22,8 @@ from tests.support.metadata import MetadataService
 from tests.support.net import free_port
 from tests.support.stand_in_proxy import SECRET, StandInProxy
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def proxy() -> Iterator[StandInProxy]:
