@@ -1,13 +1,13 @@
-"""The agent on the GPU instance: it runs the services, and tells the proxy how they are.
+"""The agent on the GPU instance: it runs the services and reports them to the proxy.
 
-Beside `qwenctl.wire` (the messages) it needs nothing of qwenctl, and of other packages only
-requests, psutil and pydantic. Who owns what:
+It imports `qwenctl.protocol` and small parts of `qwenctl.lib`, and of other packages only requests,
+psutil and pydantic.
 
 ==============  ============================================================================
-`agent`         the conversation with the proxy, the list of services, the way out
-`service`       one service: start, readiness, restart after a crash, stop
-`process`       the process runtime behind `runtime.Runtime`
-`deadman`       how long no proxy has been heard, across restarts of the agent
-`guard`         that nothing outlives the agent, however the agent ends
+`agent`         the conversation with the proxy, the list of services, the end
+`services`      one service (`supervisor`), as a process or a container, and its probes
+`machine`       GPUs, resources, metadata and interruption notices of the instance
+`selfstop`      how long no proxy has been heard, and stopping the own instance then
+`setup`         install, check and bake a node
 ==============  ============================================================================
 """

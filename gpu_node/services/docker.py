@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 
 import requests
 
-from gpu_node.services.docker_errors import NO_COMMAND, error_text, is_hopeless, start_error_text
+from gpu_node.services.docker_errors import NO_COMMAND, error_text, start_error_text
 from gpu_node.services.docker_options import container_options
 from gpu_node.services.environment import service_environment
-from gpu_node.services.image_pull import API_TIMEOUT, PullProgress, pull_events
-from gpu_node.services.log_lines import LineSink, redacted, secrets_of
+from gpu_node.services.image_pull import API_TIMEOUT, ImagePull, Leaving
+from gpu_node.services.log_lines import LineSink, secrets_of
 from gpu_node.services.runtime import Output, StartFailed, base_url_of
 from qwenctl.protocol.messages import Progress, Service
 
@@ -47,9 +47,6 @@ NETWORK = "qwenctl"
 
 DAEMON_PATIENCE = 60.0
 """Seconds to wait for a Docker daemon that is starting, or is being restarted."""
-
-PULL_ATTEMPTS, PULL_PAUSE = 3, 3.0
-"""A pull that breaks off goes on where it was; attempts, and seconds between two."""
 
 LOOK_INTERVAL = 5.0
 """Seconds between two looks at a container that runs, for its health."""
@@ -232,7 +229,7 @@ class ServiceContainer:
         try:
             self._bring_up()
             return self._follow()
-        except _Leaving:
+        except Leaving:
             return "stopped" if self._detached else self._end()
         finally:
             self._up = False
@@ -286,7 +283,7 @@ class ServiceContainer:
                 how = ends.get(timeout=0.1)
             except queue.Empty:
                 if self._leaving.is_set():
-                    raise _Leaving from None
+                    raise Leaving from None
             else:
                 reader.join(2.0)  # the last words matter most
                 return how
@@ -344,7 +341,7 @@ class ServiceContainer:
                     self._patiently(self._client.ping)
                 except StartFailed as reason:
                     return f"the Docker daemon is gone: {reason}"
-                except _Leaving:
+                except Leaving:
                     break
                 time.sleep(RECONNECT)
         return ""
@@ -406,7 +403,8 @@ class ServiceContainer:
             text = f'the image {name} is not on this node, and pull = "never"'
             raise StartFailed(text, final=True)
         try:
-            self._pull(name)
+            pull = ImagePull(self._runtime.client, self._leaving, self._output.progress)
+            pull.run(name)
         except StartFailed as reason:
             if not found:
                 raise
@@ -424,75 +422,6 @@ class ServiceContainer:
             return str(self._client.inspect_image(name)["Id"])
         except NotFound:
             return ""
-
-    def _pull(self, name: str) -> None:
-        for attempt in range(1, PULL_ATTEMPTS + 1):
-            problem = self._pull_once(name)
-            if not problem:
-                return
-            if sentence := is_hopeless(name, problem):
-                raise StartFailed(sentence, final=True)
-            if attempt == PULL_ATTEMPTS:
-                raise StartFailed(f"the image {name} cannot be pulled: {problem}")
-            log.warning("pulling %s broke off (%s); trying again", name, problem)
-            if self._leaving.wait(PULL_PAUSE * attempt):
-                raise _Leaving
-
-    def _pull_once(self, name: str) -> str:
-        """Pull; what went wrong, or nothing."""
-        events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        given_up = threading.Event()
-        puller = threading.Thread(
-            target=self._read_pull, args=(name, events, given_up), daemon=True
-        )
-        puller.start()
-        progress = PullProgress()
-        told = heard = time.monotonic()
-        try:
-            while True:
-                try:
-                    event = events.get(timeout=0.2)
-                except queue.Empty:
-                    if self._leaving.is_set():
-                        raise _Leaving from None
-                    continue
-                if event is None:
-                    return ""
-                if "error" in event:
-                    return redacted(str(event["error"]))
-                heard = time.monotonic()
-                progress.take(event)
-                if heard - told >= 0.2:
-                    told = heard
-                    self._output.progress(progress.view())
-                if self._leaving.is_set():
-                    raise _Leaving
-        finally:
-            given_up.set()
-
-    def _read_pull(
-        self,
-        name: str,
-        events: queue.SimpleQueue[dict[str, Any] | None],
-        given_up: threading.Event,
-    ) -> None:
-        """Put what the daemon says of a pull into the queue; None at its good end. Breaking off the
-        answer has the daemon break off the pull."""
-        try:
-            client = self._runtime.client()
-            try:
-                for event in pull_events(client, name):
-                    if given_up.is_set():
-                        return
-                    events.put(event)
-                    if "error" in event:
-                        return
-            finally:
-                client.close()
-        except Exception as error:
-            events.put({"error": error_text(error)})
-        else:
-            events.put(None)
 
     def _create(self, image: str) -> str:
         container, service = self._container, self._service
@@ -598,7 +527,7 @@ class ServiceContainer:
         """Do one step with the daemon; wait for one that does not answer.
 
         Raises:
-            _Leaving: nothing more is to be begun.
+            Leaving: nothing more is to be begun.
             StartFailed: the daemon refused, or did not answer for `DAEMON_PATIENCE`.
         """
         from docker.errors import APIError, DockerException
@@ -606,7 +535,7 @@ class ServiceContainer:
         until = time.monotonic() + DAEMON_PATIENCE
         while True:
             if self._leaving.is_set():
-                raise _Leaving
+                raise Leaving
             try:
                 return step()
             except StartFailed:
@@ -627,10 +556,6 @@ class ServiceContainer:
 
     def _tell(self, phase: str, text: str) -> None:
         self._output.progress(Progress(phase=phase, text=text))
-
-
-class _Leaving(Exception):
-    """The service is to be stopped, or left to itself: begin nothing more."""
 
 
 def _remove(client: Any, container: str) -> None:
