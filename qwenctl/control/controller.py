@@ -12,13 +12,14 @@ only in the pass that holds the epoch in which it was decided (docs/architecture
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from qwenctl.clouds.base import (
@@ -41,12 +42,14 @@ from qwenctl.core.lifecycle import (
     Observe,
     Observed,
     Phase,
+    Step,
     Timings,
     View,
     Wait,
     decide,
     failed,
 )
+from qwenctl.core.observer import NO_OBSERVER, Observer
 from qwenctl.core.snapshot import Lock, Outcome, Snapshot
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lib import http_probe
@@ -112,6 +115,7 @@ class Controller:
         owner: str | None = None,
         probe: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
+        observer: Observer = NO_OBSERVER,
     ) -> None:
         """``probe``: also ask the service itself whether it is ready, for when no proxy runs that
         the agent could report to."""
@@ -122,6 +126,7 @@ class Controller:
         self._owner = owner or owner_name()
         self._probe = probe
         self._monotonic = monotonic
+        self._observer = observer
         self._timings = timings_of(gpu, provider)
         self._ttl = provider.call_timeout + LOCK_MARGIN
         self._due = threading.Event()
@@ -195,22 +200,45 @@ class Controller:
             snapshot = self._store.snapshot(self.name)
             view = self._view(snapshot)
             step = decide(view, self._timings, snapshot.now)
-            if isinstance(step, Observe):
-                self._observe(lock, snapshot)
-            elif self._observation.surplus and not self._leaves_alone(snapshot):
-                if not self._lock_outlives_call():
-                    return 0.0
-                self._stop_surplus()
-            elif isinstance(step, Wait):
-                return self._delay(step.seconds, snapshot)
-            elif isinstance(step, Move):
-                if self._move(lock, snapshot, step) is Outcome.EPOCH:
-                    return 0.05
-            elif not self._lock_outlives_call():
-                return 0.0  # renew it, decide anew
-            elif delay := self._call(lock, snapshot, view, step):
+            began = self._monotonic()
+            delay = self._perform(lock, snapshot, view, step)
+            self._observer.stepped(
+                self.name, type(step).__name__.lower(), self._monotonic() - began
+            )
+            if delay is not None:
                 return delay
         return 0.05
+
+    def _perform(self, lock: Lock, snapshot: Snapshot, view: View, step: Step) -> float | None:
+        """Perform one step. Return the seconds until the next pass, or None to go on at once."""
+        if isinstance(step, Observe):
+            self._observe(lock, snapshot)
+        elif self._observation.surplus and not self._leaves_alone(snapshot):
+            if not self._lock_outlives_call():
+                return 0.0
+            self._stop_surplus()
+        elif isinstance(step, Wait):
+            return self._delay(step.seconds, snapshot)
+        elif isinstance(step, Move):
+            if self._move(lock, snapshot, step) is Outcome.EPOCH:
+                return 0.05
+        elif not self._lock_outlives_call():
+            return 0.0  # renew it, decide anew
+        else:
+            return self._call(lock, snapshot, view, step) or None
+        return None
+
+    @contextlib.contextmanager
+    def _timed(self, action: str) -> Iterator[None]:
+        """Report a call to the cloud, with its outcome, to the observer."""
+        began, outcome = self._monotonic(), "ok"
+        try:
+            yield
+        except ProviderError as error:
+            outcome = error.code
+            raise
+        finally:
+            self._observer.called_cloud(self.name, action, outcome, self._monotonic() - began)
 
     def _delay(self, seconds: float, snapshot: Snapshot) -> float:
         asked, looked = snapshot.time("look_at"), self._observed_at
@@ -302,7 +330,8 @@ class Controller:
         try:
             if isinstance(self._provider, MultiInstanceProvider):
                 self._provider.serving(snapshot.state.get("instance_id", ""))
-            self._observation = self._provider.describe()
+            with self._timed("describe"):
+                self._observation = self._provider.describe()
         except ProviderError as problem:
             error = str(problem)
             self._denied = isinstance(problem, Denied)
@@ -335,7 +364,8 @@ class Controller:
         log.warning("%s: %s", self.name, self._observation.reason)
         self._observation = replace(self._observation, surplus=False)  # once for each look
         try:
-            self._provider.stop_surplus()
+            with self._timed("stop_surplus"):
+                self._provider.stop_surplus()
         except Conflict as error:
             log.info("%s: %s", self.name, error)
             self._surplus_left = True
@@ -392,7 +422,8 @@ class Controller:
         seen_at, self._observed_at = self._observed_at, None  # what was seen before is over
         try:
             act = self._provider.start if call.verb == "start" else self._provider.stop
-            accepted = act()
+            with self._timed(call.verb):
+                accepted = act()
         except Conflict as error:
             log.info("%s: %s: %s", self.name, call.verb, error)
             return self._timings.observe_moving

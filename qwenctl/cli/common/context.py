@@ -18,7 +18,9 @@ __all__ = [
     "DryRunOption",
     "GpuOption",
     "JsonOption",
+    "NoWaitOption",
     "Target",
+    "TimeoutOption",
     "config_file",
     "duration_option",
     "heed_interrupt",
@@ -45,6 +47,8 @@ BecauseOption = Annotated[
     str,
     typer.Option("--because", metavar="TEXT", help="Reason, shown in `why`.", show_default=False),
 ]
+
+NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Return at once.")]
 
 _config_file: str | None = None
 
@@ -120,6 +124,11 @@ def duration_option(*names: str, help: str) -> Any:  # noqa: A002
             raise typer.BadParameter(f"{text!r}: {error}") from None
 
     return typer.Option(*names, metavar="DURATION", parser=parse, help=help, show_default=False)
+
+
+TimeoutOption = Annotated[
+    float | None, duration_option("--timeout", help="Give up waiting after this long (exit 5).")
+]
 
 
 def heed_interrupt() -> None:

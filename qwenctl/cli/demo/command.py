@@ -15,19 +15,26 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from qwenctl.cli import missing
 from qwenctl.cli.common.context import Target, heed_interrupt, open_store
 from qwenctl.cli.common.terminal import paint, warn
+from qwenctl.cli.setup.init import sample_webui
+from qwenctl.cli.setup.serve import proxy_command
+from qwenctl.cli.use.follow import Follower
+from qwenctl.cli.use.status import FOLLOW_SECONDS, event_words
+from qwenctl.clouds.base import ProviderError
+from qwenctl.config.deployment import Config
+from qwenctl.config.loading import load_config
+from qwenctl.config.providers import make_provider
+from qwenctl.config.secrets import state_dir
+from qwenctl.config.toml import to_toml
+from qwenctl.core.leases import maintenance
+from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.wakes import wakes
 from qwenctl.errors import ConfigError, ExitCode, UserError
-
-if TYPE_CHECKING:
-    from qwenctl.config.deployment import Config
-    from qwenctl.core.lifecycle import Phase
-    from qwenctl.store.store import Store
+from qwenctl.store.embedded import socket_path
+from qwenctl.store.store import Store
 
 __all__ = ["demo"]
 
@@ -44,29 +51,8 @@ def _failed(text: str) -> UserError:
     return UserError(text, ExitCode.FAILED)
 
 
-def demo(
-    once: Annotated[
-        bool, typer.Option("--once", help="Run one cycle unattended, print the timeline, end.")
-    ] = False,
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port of the proxy; 0: a free one.")
-    ] = 0,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the demo's state and logs afterwards.")
-    ] = False,
-) -> None:
-    """Try everything on this machine: no account, no Docker, no root.
-
-    The "instance" is a group of processes here, its WebUI a small chat app that
-    looks at pictures. Ctrl-C stops everything.
-
-    \b
-    Examples:
-      qwenctl demo
-      qwenctl demo --port 8080
-      qwenctl demo --once
-    """
-    from qwenctl.config.secrets import state_dir
+def demo(once: bool, port: int, keep: bool) -> None:
+    """Do `qwenctl demo`."""
 
     for module in ("gradio", "PIL", "redis", "uvicorn", "aiohttp", "flask"):
         if importlib.util.find_spec(module) is None:
@@ -129,9 +115,6 @@ class _Demo:
         return self
 
     def _configure(self) -> Config:
-        from qwenctl.cli.setup.init import sample_webui
-        from qwenctl.config.loading import load_config
-        from qwenctl.config.toml import to_toml
 
         webui = sample_webui()
         if webui is None:
@@ -170,7 +153,6 @@ class _Demo:
         return load_config(str(path))
 
     def _start_proxy(self) -> None:
-        from qwenctl.cli.setup.serve import proxy_command
 
         command, env = proxy_command(self.config.source)
         with open(self._log, "wb") as log:
@@ -229,9 +211,6 @@ class _Demo:
             _clear(self._state)
 
     def _turn_off(self) -> None:
-        from qwenctl.cli.use.follow import Follower
-        from qwenctl.core.leases import maintenance
-        from qwenctl.core.lifecycle import Phase
 
         self.store.block(GPU, maintenance("demo"), None, reason="end", actor="demo", cut=True)
         with Follower(self._target) as follower:
@@ -248,7 +227,6 @@ class _Demo:
 
     def invite(self) -> None:
         """Tell what to try and print what happens, until Ctrl-C."""
-        from qwenctl.cli.use.status import FOLLOW_SECONDS, event_words
 
         url = paint(self.config.url, "cyan", bold=True)
         print(f"\n  The GPU is asleep. Open {url} and watch it wake.\n")
@@ -282,7 +260,6 @@ class _Demo:
         import requests
 
         from qwenctl.cli.demo.chat import chat, sample_png
-        from qwenctl.core.lifecycle import Phase
 
         url = self.config.url
         self._say(f"proxy is up at {url}, the GPU is off")
@@ -326,8 +303,6 @@ class _Demo:
 
     def _wait(self, phase: Phase, seconds: float) -> None:
         """Until the GPU is in that phase, telling each one on the way."""
-        from qwenctl.cli.use.follow import Follower
-        from qwenctl.core.lifecycle import Phase as Phases
 
         seen = self.store.snapshot(GPU).phase
         with Follower(self._target) as follower:
@@ -338,7 +313,7 @@ class _Demo:
                 if snapshot.phase is not seen:
                     seen = snapshot.phase
                     self._say(f"  {seen.value}")
-                if snapshot.phase is Phases.FAILED and snapshot.failure:
+                if snapshot.phase is Phase.FAILED and snapshot.failure:
                     self._show_log()
                     raise _failed(f"{snapshot.failure.code}: {snapshot.failure.message}")
                 if self._proxy and self._proxy.poll() is not None:
@@ -354,7 +329,6 @@ class _Demo:
             warn(f"  {line}")
 
     def _durations(self) -> str:
-        from qwenctl.core.wakes import wakes
 
         history = wakes(self.store.events(GPU, 500))
         if not history or history[-1].seconds is None:
@@ -420,11 +394,6 @@ def _clear(state: Path) -> None:
 
 
 def _stop_leftovers(state: Path) -> None:
-    from qwenctl.clouds.base import ProviderError
-    from qwenctl.config.loading import load_config
-    from qwenctl.config.providers import make_provider
-    from qwenctl.core.lifecycle import Observed
-    from qwenctl.store.embedded import socket_path
 
     path = state / "qwenctl.toml"
     if path.is_file():

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from qwenctl.cli.common.context import print_json
+from qwenctl.errors import ConfigError
 
-import typer
-
-from qwenctl.cli.common.context import JsonOption, print_json
-
-__all__ = ["app"]
-
-app = typer.Typer(no_args_is_help=True, help="Make a password hash or an API key.")
+__all__ = ["hash_password", "new_key"]
 
 
-@app.command("hash-password")
-def hash_password(json: JsonOption = False) -> None:
-    """Hash the shared password for access.password_hash (argon2id).
-
-    Asks for the password, or reads it from standard input.
-
-    \b
-    Examples:
-      qwenctl access hash-password
-      pass show qwenctl | qwenctl access hash-password
-    """
+def hash_password(json: bool) -> None:
+    """Do `qwenctl access hash_password`."""
     import sys
-
-    from qwenctl.errors import ConfigError
 
     if sys.stdin.isatty():
         import getpass
@@ -50,23 +34,11 @@ def hash_password(json: JsonOption = False) -> None:
     )
 
 
-@app.command("new-key")
-def new_key(
-    name: Annotated[str, typer.Argument(help="Who uses the key; shown in `why`.")],
-    json: JsonOption = False,
-) -> None:
-    """Make an API key. It is shown once; the config gets only its hash.
-
-    \b
-    Examples:
-      qwenctl access new-key laptop
-      curl -H "Authorization: Bearer qk_…" https://gpu.example.com/v1/models
-    """
+def new_key(name: str, json: bool) -> None:
+    """Do `qwenctl access new_key`."""
     import hashlib
     import re
     import secrets
-
-    from qwenctl.errors import ConfigError
 
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
         raise ConfigError(

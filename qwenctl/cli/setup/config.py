@@ -5,35 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwenctl.cli.common.context import ConfigOption, JsonOption, load, print_json
+from qwenctl.cli.common import context
+from qwenctl.cli.common.context import load, print_json
+from qwenctl.config.deployment import Config
+from qwenctl.config.docs import schema as described
+from qwenctl.config.loading import config_path
 from qwenctl.config.masking import masked
+from qwenctl.config.providers import make_provider
+from qwenctl.config.read_schedules import schedules
+from qwenctl.config.secrets import read_secret
 from qwenctl.config.toml import to_toml
-
-if TYPE_CHECKING:
-    from qwenctl.config.deployment import Config
-
+from qwenctl.errors import ConfigError
 
 __all__ = [
-    "app",
     "check_password",
+    "path",
+    "schema",
+    "show",
+    "validate",
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Show and check the configuration.")
 
-
-@app.command()
-def show(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Print the configuration in force, defaults included, secrets masked.
-
-    \b
-    Examples:
-      qwenctl config show
-      QWENCTL_PROXY__LISTEN=127.0.0.1:9000 qwenctl config show --json
-    """
+def show(config: str | None, json: bool) -> None:
+    """Do `qwenctl config show`."""
     loaded = load(config)
     data = masked(loaded.model_dump(mode="json"))
     if json:
@@ -43,26 +40,9 @@ def show(config: ConfigOption = None, json: JsonOption = False) -> None:
     print(to_toml(data))
 
 
-@app.command()
-def validate(
-    file: Annotated[
-        str | None, typer.Argument(help="The file to check.", show_default=False)
-    ] = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Check the configuration; one line for each mistake, exit code 2 if there is one.
-
-    It refuses what `qwenctl serve` would refuse, and starts nothing.
-
-    \b
-    Examples:
-      qwenctl config validate
-      qwenctl config validate ./qwenctl.toml
-    """
+def validate(file: str | None, config: str | None, json: bool) -> None:
+    """Do `qwenctl config validate`."""
     import sys
-
-    from qwenctl.errors import ConfigError
 
     try:
         loaded = load(file or config)
@@ -103,10 +83,6 @@ def _check(config: Config) -> None:
     Raises:
         ConfigError: one line a mistake.
     """
-    from qwenctl.config.providers import make_provider
-    from qwenctl.config.read_schedules import schedules
-    from qwenctl.config.secrets import read_secret
-    from qwenctl.errors import ConfigError
 
     if not config.gpu and not config.source:
         raise ConfigError(_NO_FILE)
@@ -140,7 +116,6 @@ def check_password(config: Config) -> None:
         ConfigError: it is no whole argon2id hash, as that of an example is none; or that of the
             empty password.
     """
-    from qwenctl.errors import ConfigError
 
     if not config.access.password_hash:
         return
@@ -163,17 +138,8 @@ _NO_FILE = (
 )
 
 
-@app.command()
-def path(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Print which config file is used; exit code 2 if there is none.
-
-    \b
-    Example:
-      $EDITOR "$(qwenctl config path)"
-    """
-    from qwenctl.cli.common import context
-    from qwenctl.config.loading import config_path
-    from qwenctl.errors import ConfigError
+def path(config: str | None, json: bool) -> None:
+    """Do `qwenctl config path`."""
 
     found = config_path(config or context.config_file())
     if found is None:
@@ -184,14 +150,7 @@ def path(config: ConfigOption = None, json: JsonOption = False) -> None:
         print(found.resolve())
 
 
-@app.command()
 def schema() -> None:
-    """Print the JSON Schema of the config file, for editors.
-
-    \b
-    Example:
-      qwenctl config schema > qwenctl.schema.json
-    """
-    from qwenctl.config.docs import schema as described
+    """Do `qwenctl config schema`."""
 
     print_json(described())

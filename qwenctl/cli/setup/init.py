@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from qwenctl.cli.common.context import ConfigOption, JsonOption, config_file, print_json
+from qwenctl.cli.common.context import config_file, print_json
 from qwenctl.config.toml import toml_list
+from qwenctl.errors import ConfigError
 
 __all__ = ["init", "sample_webui"]
 
@@ -135,32 +133,10 @@ def sample_webui() -> Path | None:
     return None
 
 
-def init(
-    here: Annotated[
-        bool, typer.Option("--here", help="Write ./qwenctl.toml instead of the one of the user.")
-    ] = False,
-    gpu: Annotated[str, typer.Option("--gpu", metavar="NAME", help="Name of the GPU.")] = "main",
-    provider: Annotated[
-        str,
-        typer.Option(
-            "--provider", metavar="NAME", help="Who runs the instance: local, aliyun or aws."
-        ),
-    ] = "local",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Write a commented config file to start from.
-
-    \b
-    Examples:
-      qwenctl init
-      qwenctl init --here --gpu main --provider aliyun
-    """
+def init(here: bool, gpu: str, provider: str, force: bool, config: str | None, json: bool) -> None:
+    """Do `qwenctl init`."""
     import os
     import re
-
-    from qwenctl.errors import ConfigError
 
     if provider not in _TEMPLATES:
         known = ", ".join(_TEMPLATES)

@@ -6,12 +6,11 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from qwenctl.cli import missing
-from qwenctl.cli.common.context import ConfigOption, load
+from qwenctl.cli.common.context import load
+from qwenctl.cli.setup.config import check_password
+from qwenctl.errors import UserError
 
 __all__ = ["proxy_command", "serve"]
 
@@ -26,7 +25,6 @@ def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
     Raises:
         UserError: it is not installed, or one of its packages is not.
     """
-    from qwenctl.errors import UserError
 
     for module in ("uvicorn", "aiohttp", "flask", "a2wsgi", "redis"):
         if importlib.util.find_spec(module) is None:
@@ -51,26 +49,8 @@ def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
     return command, env
 
 
-def serve(
-    listen: Annotated[
-        str | None,
-        typer.Option(
-            "--listen", metavar="HOST:PORT", help="Address to listen on.", show_default=False
-        ),
-    ] = None,
-    config: ConfigOption = None,
-) -> None:
-    """Run the proxy that wakes, forwards and stops.
-
-    It serves waiting pages, forwards to the GPU, and runs the controller that starts and stops it.
-
-    \b
-    Examples:
-      qwenctl serve
-      qwenctl serve --listen 127.0.0.1:9000
-      qwenctl serve --config /etc/qwenctl/qwenctl.toml
-    """
-    from qwenctl.cli.setup.config import check_password
+def serve(listen: str | None, config: str | None) -> None:
+    """Do `qwenctl serve`."""
 
     if listen:
         os.environ["QWENCTL_PROXY__LISTEN"] = listen

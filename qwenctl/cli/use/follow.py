@@ -10,14 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qwenctl.cli.common.context import Target
 from qwenctl.cli.common.terminal import coloured, live, paint, warn
-
-if TYPE_CHECKING:
-    from qwenctl.clouds.base import Provider
-    from qwenctl.core.snapshot import Event, Snapshot
+from qwenctl.clouds.base import Provider
+from qwenctl.config.providers import make_provider
+from qwenctl.control.controller import Controller, owner_name
+from qwenctl.core.snapshot import Event, Snapshot
+from qwenctl.core.status import HISTORY
+from qwenctl.core.words import cause_words, duration
 
 __all__ = ["STEP_WORDS", "Follower", "Reconciling", "StepLines", "step_display"]
 
@@ -50,8 +52,6 @@ class Reconciling:
         provider: Provider | None = None,
         keep_found: bool = True,
     ) -> None:
-        from qwenctl.config.providers import make_provider
-        from qwenctl.control.controller import Controller, owner_name
 
         self._stop = threading.Event()
         provider = provider or make_provider(target.name, target.gpu, target.config)
@@ -118,7 +118,6 @@ class Follower:
     """The snapshots of one GPU, a new one at each change. A context manager."""
 
     def __init__(self, target: Target) -> None:
-        from qwenctl.core.status import HISTORY
 
         self._store, self._name = target.store, target.name
         self.events: list[Event] = self._store.events(self._name, HISTORY)
@@ -177,7 +176,6 @@ class StepLines:
 
 
 def _lines(page: dict[str, Any], usual_word: str) -> Iterator[str]:
-    from qwenctl.core.words import cause_words, duration
 
     for step in page["steps"][:-1]:
         word = STEP_WORDS[step["key"]]
@@ -236,8 +234,6 @@ class _StepScreen:
         from rich.table import Table
         from rich.text import Text
 
-        from qwenctl.core.words import duration
-
         page = self._page
         if page is None:
             return Text("")
@@ -264,7 +260,6 @@ class _StepScreen:
 
 
 def _footer(page: dict[str, Any], age: float) -> str:
-    from qwenctl.core.words import cause_words, duration
 
     failure, progress = page["failure"], page["progress"]
     if failure and page["phase"] == "failed":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qwenctl.core.words import one_line
+
 __all__ = ["figure_lines"]
 
 STALE = 15.0
@@ -13,7 +15,6 @@ STALE = 15.0
 
 def figure_lines(resources: Mapping[str, Any]) -> Iterator[str]:
     """A line for the machine, one for each GPU and MIG device, and why there are none."""
-    from qwenctl.core.words import one_line
 
     if machine := _machine(resources):
         yield machine
@@ -42,7 +43,6 @@ def _machine(resources: Mapping[str, Any]) -> str:
 
 
 def _gpu(gpu: Mapping[str, Any]) -> str:
-    from qwenctl.core.words import one_line
 
     parts = [one_line(f"GPU {gpu['index']} {gpu['name'].removeprefix('NVIDIA ')}")]
     if gpu["error"]:

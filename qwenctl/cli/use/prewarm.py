@@ -5,49 +5,41 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import typer
 
 from qwenctl.cli.common.context import (
-    ConfigOption,
-    DryRunOption,
-    GpuOption,
-    JsonOption,
     Target,
-    duration_option,
     heed_interrupt,
     load,
     open_store,
     print_json,
 )
-from qwenctl.cli.common.terminal import warn
+from qwenctl.cli.common.terminal import paint, warn
+from qwenctl.cli.use.without_proxy import make_due_call
+from qwenctl.config.deployment import Config
+from qwenctl.config.edit import check, edit, names_in, read, with_table, without_table
+from qwenctl.config.read_schedules import machine_zone, schedules
+from qwenctl.config.toml import to_toml
+from qwenctl.control.holders import apply, usual_lead
 from qwenctl.core.leases import PREWARM
+from qwenctl.core.schedule import Schedule, Window
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.core.words import duration
 from qwenctl.errors import ConfigError, UserError
+from qwenctl.store.store import Store
 
-if TYPE_CHECKING:
-    from qwenctl.config.deployment import Config
-    from qwenctl.core.schedule import Schedule, Window
-    from qwenctl.core.snapshot import Snapshot
-    from qwenctl.store.store import Store
+__all__ = ["add", "crontab", "list_", "remove", "run"]
 
-__all__ = ["app"]
-
-app = typer.Typer(no_args_is_help=True, help="Keep a GPU ready, or off, by schedule.")
 
 EARLY_SECONDS = 90.0
 """How much too early `run` may come: cron starts by the minute, and by another clock than the
 store's."""
 
-NameArgument = Annotated[str, typer.Argument(help="Name of the schedule.")]
-SomeNameArgument = Annotated[
-    str | None, typer.Argument(help="Name of the schedule; default: all.", show_default=False)
-]
-
 
 def _plans(config: Config, gpu: str | None) -> Iterator[tuple[str, Schedule]]:
     """The schedules of the GPU, or of all."""
-    from qwenctl.config.read_schedules import schedules
 
     for name in [config.gpu_name(gpu)] if gpu or not config.gpu else config.gpu:
         for schedule in schedules(config, name):
@@ -71,7 +63,6 @@ class _Leads:
         self._usual: dict[str, float] = {}
 
     def of(self, gpu: str, schedule: Schedule) -> float:
-        from qwenctl.control.holders import usual_lead
 
         if schedule.lead is not None:
             return schedule.lead
@@ -81,25 +72,8 @@ class _Leads:
         return self._usual[gpu]
 
 
-@app.command("list")
-def list_(
-    gpu: GpuOption = None,
-    count: Annotated[
-        int, typer.Option("--count", "-n", min=1, max=100, help="How many windows of each.")
-    ] = 3,
-    json: JsonOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Show the schedules with their next windows, and what they cost.
-
-    Times are local ones of the schedule's time zone. The cost counts the lead
-    and the whole window, at `price_per_hour`.
-
-    \b
-    Examples:
-      qwenctl prewarm list
-      qwenctl prewarm list -n 10 --json
-    """
+def list_(gpu: str | None, count: int, json: bool, config: str | None) -> None:
+    """Do `qwenctl prewarm list`."""
     loaded = load(config)
     plans = list(_plans(loaded, gpu))
     if not plans and not json:
@@ -157,9 +131,6 @@ def _row(
 def _row_lines(row: dict[str, Any]) -> Iterator[str]:
     from datetime import datetime
 
-    from qwenctl.cli.common.terminal import paint
-    from qwenctl.core.words import duration
-
     prewarm = row["kind"] == PREWARM
     what = "ready" if prewarm else "off"
     head = f"{row['gpu']}: {paint(row['name'], bold=True)} keeps it {what} for "
@@ -189,36 +160,15 @@ def _row_lines(row: dict[str, Any]) -> Iterator[str]:
         yield "  it never opens again"
 
 
-@app.command()
 def run(
-    name: SomeNameArgument = None,
-    gpu: GpuOption = None,
-    lead: Annotated[
-        float | None,
-        duration_option("--lead", help="Begin this long before; default: as configured."),
-    ] = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    config: ConfigOption = None,
+    name: str | None,
+    gpu: str | None,
+    lead: float | None,
+    dry_run: bool,
+    json: bool,
+    config: str | None,
 ) -> None:
-    """Do what the schedules want now, for cron; silent unless something is wrong.
-
-    The proxy does the same by itself: this is for machines without one, or to
-    be safe. It may run at any time, twice at once, and as often as you like:
-    it looks which windows are open now and holds their lease, or block, until
-    they end. What somebody gave up by `qwenctl down` or `unblock` stays given up
-    until the next window. Where no proxy runs, it starts the instance, too.
-
-    \b
-    Examples:
-      qwenctl prewarm run
-      qwenctl prewarm run morning --gpu main
-      */5 * * * *  qwenctl prewarm run        (in a crontab)
-
-    \b
-    Exit codes: 0 done or nothing to do, 2 no such schedule, 3 no capacity, 4 denied,
-    5 the call was not made within a minute, 6 failed to come up, 8 Redis unreachable.
-    """
+    """Do `qwenctl prewarm run`."""
     heed_interrupt()
     loaded = load(config)
     plans = _named(loaded, gpu, name)
@@ -233,7 +183,6 @@ def run(
             print("nothing is due")
     if store is None or dry_run:
         return
-    from qwenctl.cli.use.without_proxy import make_due_call
 
     problems: list[UserError] = []
     for at in dict.fromkeys(e["gpu"] for e in done if e["outcome"] in ("new", "held")):
@@ -256,7 +205,6 @@ def _run(
     dry_run: bool,
 ) -> Iterator[dict[str, Any]]:
     """What is due, done."""
-    from qwenctl.control.holders import apply
 
     leads = _Leads(config, store)
     for gpu, schedule in plans:
@@ -283,47 +231,20 @@ def _run(
         }
 
 
-@app.command()
 def add(
-    name: NameArgument,
-    cron: Annotated[
-        str, typer.Option("--cron", metavar="CRON", help='When, such as "0 9 * * mon-fri".')
-    ],
-    for_: Annotated[str, typer.Option("--for", metavar="DURATION", help="How long each time.")],
-    timezone: Annotated[
-        str, typer.Option("--timezone", metavar="ZONE", help="Default: this machine's.")
-    ] = "",
-    lead: Annotated[
-        str,
-        typer.Option(
-            "--lead", metavar="DURATION", help="Start this long before; default: as starts took."
-        ),
-    ] = "",
-    exceptions: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--except", metavar="DATE|FILE", help="A date, or an .ics file; may be given often."
-        ),
-    ] = None,
-    off_hours: Annotated[
-        bool, typer.Option("--off-hours", help="Keep it off in that time, not ready.")
-    ] = False,
-    gpu: GpuOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    config: ConfigOption = None,
+    name: str,
+    cron: str,
+    for_: str,
+    timezone: str,
+    lead: str,
+    exceptions: list[str] | None,
+    off_hours: bool,
+    gpu: str | None,
+    dry_run: bool,
+    json: bool,
+    config: str | None,
 ) -> None:
-    """Add a schedule to the config file; all else in it stays as it is.
-
-    A running proxy knows of it after its next start.
-
-    \b
-    Examples:
-      qwenctl prewarm add morning --cron "0 9 * * mon-fri" --for 3h
-      qwenctl prewarm add night --off-hours --cron "0 20 * * *" --for 11h --except 2026-12-31
-    """
-    from qwenctl.config.edit import with_table
-    from qwenctl.config.toml import to_toml
+    """Do `qwenctl prewarm add`."""
 
     loaded, path = _with_file(config)
     at = loaded.gpu_name(gpu)
@@ -356,8 +277,6 @@ def _zone_name() -> str:
     """
     from zoneinfo import ZoneInfo
 
-    from qwenctl.config.read_schedules import machine_zone
-
     try:
         return str(ZoneInfo(str(machine_zone())))
     except (ConfigError, ValueError, KeyError, OSError):
@@ -367,24 +286,8 @@ def _zone_name() -> str:
         ) from None
 
 
-@app.command()
-def remove(
-    name: NameArgument,
-    gpu: GpuOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Remove a schedule from the config file; all else in it stays as it is.
-
-    A window that is open now lasts until its end, unless `qwenctl down` (or
-    `unblock`) ends it before. A running proxy knows of it after its next start.
-
-    \b
-    Example:
-      qwenctl prewarm remove morning
-    """
-    from qwenctl.config.edit import names_in, without_table
+def remove(name: str, gpu: str | None, dry_run: bool, json: bool, config: str | None) -> None:
+    """Do `qwenctl prewarm remove`."""
 
     loaded, path = _with_file(config)
     at = loaded.gpu_name(gpu)
@@ -420,7 +323,6 @@ def _put(
     json: bool,
     about: tuple[str, str],
 ) -> None:
-    from qwenctl.config.edit import check, edit, read
 
     if dry_run:
         check(path, change(read(path)))
@@ -439,24 +341,8 @@ MOST_TIMES = 6
 """Times of day that `crontab` writes as lines of their own; with more, one line comes often."""
 
 
-@app.command()
-def crontab(
-    name: SomeNameArgument = None, gpu: GpuOption = None, config: ConfigOption = None
-) -> None:
-    """Print crontab lines that do without a proxy what the schedules say.
-
-    Times are those of this machine, also where a schedule has another time
-    zone: each time of day at which it begins within a year gets a line, and a
-    line that comes when nothing is due does nothing. No CRON_TZ is used, which
-    Debian's cron and busybox do not know.
-
-    \b
-    Examples:
-      qwenctl prewarm crontab
-      (crontab -l; qwenctl prewarm crontab) | crontab -
-    """
-    from qwenctl.config.read_schedules import machine_zone
-    from qwenctl.core.words import duration
+def crontab(name: str | None, gpu: str | None, config: str | None) -> None:
+    """Do `qwenctl prewarm crontab`."""
 
     loaded = load(config)
     plans = _named(loaded, gpu, name)

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption, Target, print_json, user
+from qwenctl.cli.common.context import Target, print_json, user
 from qwenctl.errors import ExitCode, UserError
+from qwenctl.protocol.messages import Command
 
 __all__ = ["restart"]
 
 
 def restart(
-    service: Annotated[
-        str | None, typer.Argument(help="Name of the service; default: the first one.")
-    ] = None,
-    gpu: GpuOption = None,
-    stop: Annotated[
-        bool, typer.Option("--stop", help="Stop it and do not start it again.")
-    ] = False,
-    every: Annotated[bool, typer.Option("--all", help="Every service; only with --stop.")] = False,
-    agent: Annotated[
-        bool,
-        typer.Option(
-            "--agent",
-            help="Have the agent read its settings anew. Containers run on, commands are restarted.",
-        ),
-    ] = False,
-    json: JsonOption = False,
-    config: ConfigOption = None,
+    service: str | None,
+    gpu: str | None,
+    stop: bool,
+    every: bool,
+    agent: bool,
+    json: bool,
+    config: str | None,
 ) -> None:
-    """Restart a service on the running instance, for one that hangs.
-
-    The agent gets the word with its next heartbeat (a few seconds). Running generations are cut.
-
-    What --stop stops stays so until the instance or the agent starts again: after timing.load the
-    GPU counts as failed, and while somebody needs it it is stopped and started anew.
-    `qwenctl block` keeps it off.
-
-    \b
-    Examples:
-      qwenctl restart
-      qwenctl restart webui --gpu main
-      qwenctl restart --stop vllm
-      qwenctl restart --agent
-    """
-    from qwenctl.protocol.messages import Command
+    """Do `qwenctl restart`."""
 
     target = Target.find(gpu, config)
     if (agent and (stop or every or service)) or (every and (service or not stop)):

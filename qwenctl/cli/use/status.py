@@ -5,14 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import Any
 
 from qwenctl.cli.common.context import (
-    ConfigOption,
-    GpuOption,
-    JsonOption,
     Target,
     heed_interrupt,
     load,
@@ -21,13 +16,14 @@ from qwenctl.cli.common.context import (
 )
 from qwenctl.cli.common.terminal import clock, live, paint, phase_style, shorten, stamp
 from qwenctl.cli.use.gpu_stats import figure_lines
+from qwenctl.config.deployment import Config
+from qwenctl.core.explain import Reason, explain
 from qwenctl.core.leases import WORK
-
-if TYPE_CHECKING:
-    from qwenctl.config.deployment import Config
-    from qwenctl.core.explain import Reason
-    from qwenctl.core.snapshot import Event, Snapshot
-    from qwenctl.store.store import Store
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.snapshot import Event, Snapshot
+from qwenctl.core.status import HISTORY, full_status, own_record
+from qwenctl.core.words import NOT_ASKED, cause_words, duration, event_cause, name_words, one_line
+from qwenctl.store.store import Store
 
 __all__ = ["event_words", "events", "logs", "status", "why"]
 
@@ -35,22 +31,8 @@ FOLLOW_SECONDS = 2.0
 """How long one blocking read of the stream lasts; less than the client's socket timeout."""
 
 
-def status(
-    gpu: GpuOption = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show changes until Ctrl-C.")
-    ] = False,
-    json: JsonOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Show what each GPU is doing and who uses it.
-
-    \b
-    Examples:
-      qwenctl status
-      qwenctl status --watch
-      qwenctl status --json | jq -r .gpus.main.phase
-    """
+def status(gpu: str | None, watch: bool, json: bool, config: str | None) -> None:
+    """Do `qwenctl status`."""
     loaded = load(config)
     names = _names(loaded, gpu)
     store = open_store(loaded)
@@ -75,7 +57,6 @@ def status(
 
 
 def _read(config: Config, store: Store, names: list[str]) -> dict[str, Any]:
-    from qwenctl.core.status import HISTORY, full_status
 
     gpus = {
         name: full_status(
@@ -136,7 +117,6 @@ def _status_text(data: Mapping[str, Any]) -> str:
 
 
 def _headline(state: Mapping[str, Any]) -> str:
-    from qwenctl.core.words import NOT_ASKED, duration
 
     phase = state["phase"]
     failed = phase == "failed"
@@ -160,7 +140,6 @@ def _headline(state: Mapping[str, Any]) -> str:
 
 
 def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
-    from qwenctl.core.words import cause_words, duration, one_line
 
     def row(label: str, text: str, colour: str | None = None) -> str:
         return f"  {paint(f'{label:<11}', dim=True)}{paint(text, colour) if colour else text}"
@@ -206,7 +185,6 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _steps_line(steps: list[dict[str, Any]]) -> str:
-    from qwenctl.core.words import duration
 
     marks = {"done": "✓", "active": "…", "todo": "·", "failed": "✗"}
     return "  ".join(
@@ -217,7 +195,6 @@ def _steps_line(steps: list[dict[str, Any]]) -> str:
 
 
 def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
-    from qwenctl.core.words import duration, one_line
 
     node = state["node"]
     if not node:
@@ -251,7 +228,6 @@ def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cloud_line(state: Mapping[str, Any]) -> str:
-    from qwenctl.core.words import duration, one_line
 
     cloud = state["cloud"]
     if cloud["called"] and not cloud["error"]:
@@ -270,7 +246,6 @@ def _cloud_line(state: Mapping[str, Any]) -> str:
 
 
 def _wake_line(wake: Mapping[str, Any]) -> str:
-    from qwenctl.core.words import cause_words, duration
 
     if wake["outcome"] == "ready":
         text = f"ready after {duration(wake['seconds'])}"
@@ -284,19 +259,8 @@ def _wake_line(wake: Mapping[str, Any]) -> str:
     return f"{text}{': ' if steps else ''}{steps}"
 
 
-def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Say who keeps the GPU on or off, and what happens next.
-
-    With several GPUs and no --gpu it says so of each, and --json prints them
-    in an object "gpus".
-
-    \b
-    Examples:
-      qwenctl why
-      qwenctl why --json | jq -r '.reasons[].text'
-    """
-    from qwenctl.core.explain import explain
-    from qwenctl.core.status import HISTORY, own_record
+def why(gpu: str | None, json: bool, config: str | None) -> None:
+    """Do `qwenctl why`."""
 
     loaded = load(config)
     names = _names(loaded, gpu)
@@ -328,7 +292,6 @@ def _names(config: Config, gpu: str | None) -> list[str]:
 
 
 def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
-    from qwenctl.core.words import NOT_ASKED
 
     first, *rest = reasons
     phase = snapshot.phase.value
@@ -355,24 +318,8 @@ def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
         yield f"  {mark} {body}{suffix}"
 
 
-def events(
-    gpu: GpuOption = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many of the last.")] = 20,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
-    json: JsonOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Print the history: every transition, demand, block and cloud call.
-
-    With --json one object on each line. With several GPUs and no --gpu it is
-    the history of all, and each line names its GPU.
-
-    \b
-    Examples:
-      qwenctl events -n 50
-      qwenctl events --follow
-      qwenctl events --json | jq -r 'select(.kind == "transition") | .to'
-    """
+def events(gpu: str | None, count: int, follow: bool, json: bool, config: str | None) -> None:
+    """Do `qwenctl events`."""
     if follow:
         heed_interrupt()
     loaded = load(config)
@@ -409,7 +356,6 @@ def _print_event(event: Event, gpu: str, as_json: bool, width: int) -> None:
 
 def event_words(event: Event) -> str:
     """An event in plain words, with colours for the terminal."""
-    from qwenctl.core.words import event_cause, name_words, one_line
 
     f = event.fields
     actor = f.get("actor", "")
@@ -443,22 +389,8 @@ def event_words(event: Event) -> str:
     return f"{event.kind} {rest}".strip()
 
 
-def logs(
-    gpu: GpuOption = None,
-    count: Annotated[
-        int, typer.Option("--count", "-n", min=1, max=2000, help="How many of the last lines.")
-    ] = 200,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
-    json: JsonOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Print what the node's agent and service wrote: the boot log.
-
-    \b
-    Examples:
-      qwenctl logs -n 50
-      qwenctl logs --follow
-    """
+def logs(gpu: str | None, count: int, follow: bool, json: bool, config: str | None) -> None:
+    """Do `qwenctl logs`."""
     if follow:
         heed_interrupt()
     target = Target.find(gpu, config)
@@ -492,7 +424,6 @@ def logs(
 
 
 def _why_no_lines(target: Target) -> str:
-    from qwenctl.core.lifecycle import Phase
 
     snapshot = target.store.snapshot(target.name)
     if not target.gpu.agent:

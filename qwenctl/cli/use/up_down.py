@@ -8,33 +8,35 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from qwenctl.cli.common.context import (
-    BecauseOption,
-    ConfigOption,
-    DryRunOption,
-    GpuOption,
-    JsonOption,
     Target,
-    duration_option,
     heed_interrupt,
     print_json,
     user,
 )
 from qwenctl.cli.common.terminal import warn
+from qwenctl.cli.use.follow import Follower, Reconciling, say, step_display
 from qwenctl.cli.use.wake_errors import wake_error
+from qwenctl.cli.use.without_proxy import (
+    catch_up,
+    looked_in_vain,
+    make_due_call,
+    new_failure,
+    seen_on,
+)
+from qwenctl.clouds.base import Provider
+from qwenctl.config.providers import make_provider
 from qwenctl.core import leases
+from qwenctl.core.lifecycle import Failure, Observed, Phase
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.core.status import HISTORY, full_status, node_url, page_status
+from qwenctl.core.wakes import learned, wakes
+from qwenctl.core.words import duration, lease_words, name_words, one_line
 from qwenctl.errors import ExitCode, UserError
-
-if TYPE_CHECKING:
-    from qwenctl.cli.use.follow import Follower, Reconciling
-    from qwenctl.clouds.base import Provider
-    from qwenctl.core.lifecycle import Failure
-    from qwenctl.core.snapshot import Snapshot
-
 
 __all__ = [
     "block",
@@ -50,11 +52,6 @@ SETTLE_SECONDS = 120.0
 _TOLD_BY_AGENT = {"agent_silent", "agent_lost", "load_timeout", "service_failed"}
 """Failures about which only the agent knows more."""
 
-NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Return at once.")]
-TimeoutOption = Annotated[
-    float | None, duration_option("--timeout", help="Give up waiting after this long (exit 5).")
-]
-
 
 def _some_time(seconds: float | None) -> None:
     if seconds is not None and seconds < 1:
@@ -62,36 +59,17 @@ def _some_time(seconds: float | None) -> None:
 
 
 def up(
-    gpu: GpuOption = None,
-    for_: Annotated[
-        float | None,
-        duration_option("--for", help="Keep it on this long, counted from when it is ready."),
-    ] = None,
-    because: BecauseOption = "",
-    no_wait: NoWaitOption = False,
-    timeout: TimeoutOption = None,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="After a failure go on trying until --timeout.")
-    ] = False,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    config: ConfigOption = None,
+    gpu: str | None,
+    for_: float | None,
+    because: str,
+    no_wait: bool,
+    timeout: float | None,
+    retry: bool,
+    dry_run: bool,
+    json: bool,
+    config: str | None,
 ) -> None:
-    """Wake the GPU, wait until it is ready, and print its address.
-
-    Without --for it stays on for one idle timeout, and longer while it is used. Ctrl-C stops the
-    waiting, not the wake.
-
-    \b
-    Examples:
-      qwenctl up
-      qwenctl up --for 2h --because "demo for the team"
-      qwenctl up --timeout 10m --json
-
-    \b
-    Exit codes: 0 ready, 3 no capacity, 4 denied, 5 timeout, 6 failed to come up,
-    7 blocked, 130 Ctrl-C.
-    """
+    """Do `qwenctl up`."""
     heed_interrupt()
     _some_time(for_)
     target = Target.find(gpu, config)
@@ -152,7 +130,6 @@ class _Wake:
 
     def prepare(self) -> None:
         """Where no proxy runs, make what is needed to wake it; raises before anything is written."""
-        from qwenctl.config.providers import make_provider
 
         target = self.target
         if not self.first.leader:
@@ -176,9 +153,6 @@ class _Wake:
 
     def explain(self, json: bool) -> None:
         """What would be done."""
-        from qwenctl.core.lifecycle import Phase
-        from qwenctl.core.status import HISTORY, page_status
-        from qwenctl.core.words import duration
 
         snapshot, name = self.first, self.target.name
         if snapshot.blocks:
@@ -211,7 +185,6 @@ class _Wake:
         self._tell_shortened("would shorten")
 
     def _tell_shortened(self, verb: str) -> None:
-        from qwenctl.core.words import duration
 
         if self.shortened is not None:
             warn(
@@ -221,7 +194,6 @@ class _Wake:
 
     def hand_over(self) -> None:
         """With --no-wait: where no controller runs, make the start call ourselves."""
-        from qwenctl.cli.use.without_proxy import make_due_call
 
         if self.first.leader:
             return
@@ -234,7 +206,6 @@ class _Wake:
 
     def _catch_up(self) -> None:
         """Where no controller runs, see what became of it since somebody looked last."""
-        from qwenctl.cli.use.without_proxy import catch_up
 
         self.last = self.target.store.snapshot(self.target.name)
         if self.last.leader:
@@ -248,18 +219,12 @@ class _Wake:
 
     def _is_ready(self, snapshot: Snapshot) -> bool:
         """Whether it is ready; where no proxy runs, not before the cloud has said that it is on."""
-        from qwenctl.cli.use.without_proxy import seen_on
-        from qwenctl.core.lifecycle import Phase
 
         followed = bool(self.first.leader) or seen_on(snapshot, self.first.now)
         return snapshot.phase is Phase.READY and followed
 
     def wait(self, timeout: float | None, retry: bool) -> None:
         """Until it is ready, showing how far it is."""
-        from qwenctl.cli.use.follow import Follower, step_display
-        from qwenctl.core.lifecycle import Phase
-        from qwenctl.core.status import page_status
-        from qwenctl.core.wakes import learned, wakes
 
         began = time.monotonic()
         deadline = None if timeout is None else began + timeout
@@ -312,7 +277,6 @@ class _Wake:
         )
 
     def _reconciling(self, follower: Follower) -> Reconciling:
-        from qwenctl.cli.use.follow import Reconciling
 
         return Reconciling(self.target, follower, provider=self.provider)
 
@@ -328,7 +292,6 @@ class _Wake:
         return text
 
     def _new_failure(self, snapshot: Snapshot) -> Failure | None:
-        from qwenctl.cli.use.without_proxy import new_failure
 
         return new_failure(self.first, snapshot)
 
@@ -340,8 +303,6 @@ class _Wake:
 
     def _settle(self, follower: Any, failure: Failure) -> None:
         """Where no proxy runs, see to it that a bad instance does not stay on."""
-        from qwenctl.cli.use.without_proxy import looked_in_vain
-        from qwenctl.core.lifecycle import Phase
 
         if self.first.leader:
             return
@@ -368,9 +329,6 @@ class _Wake:
 
     def report(self, json: bool) -> None:
         """The result."""
-        from qwenctl.core.lifecycle import Phase
-        from qwenctl.core.status import HISTORY, full_status, node_url
-        from qwenctl.core.words import duration
 
         target = self.target
         snapshot = self.last = target.store.snapshot(target.name)
@@ -425,7 +383,6 @@ class _Wake:
 
     def _agent_heard(self) -> bool:
         """Whether an agent has ever reported, as far back as the history goes."""
-        from qwenctl.core.status import HISTORY
 
         events = self.target.store.events(self.target.name, HISTORY)
         return bool(self.last.node) or any(event.kind in ("hello", "node") for event in events)
@@ -434,8 +391,6 @@ class _Wake:
 def _block_words(target: Target, snapshot: Snapshot) -> str:
     """Who blocks it, why and until when; empty if nobody does."""
     from math import inf
-
-    from qwenctl.core.words import duration, lease_words
 
     if not snapshot.blocks:
         return ""
@@ -448,25 +403,16 @@ def _block_words(target: Target, snapshot: Snapshot) -> str:
 
 
 def down(
-    gpu: GpuOption = None,
-    now: Annotated[bool, typer.Option("--now", help="Cut running work, too.")] = False,
-    because: BecauseOption = "",
-    no_wait: NoWaitOption = False,
-    timeout: TimeoutOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    config: ConfigOption = None,
+    gpu: str | None,
+    now: bool,
+    because: str,
+    no_wait: bool,
+    timeout: float | None,
+    dry_run: bool,
+    json: bool,
+    config: str | None,
 ) -> None:
-    """Give up the demand for the GPU and wait until it is off.
-
-    Running work is finished first, unless --now. The next request may wake it
-    again; `qwenctl block` forbids that.
-
-    \b
-    Examples:
-      qwenctl down
-      qwenctl down --now --because "wrong model"
-    """
+    """Do `qwenctl down`."""
     heed_interrupt()
     target = Target.find(gpu, config)
     before = target.store.snapshot(target.name)
@@ -482,14 +428,12 @@ def down(
 
 
 def _is_off(snapshot: Snapshot) -> bool:
-    from qwenctl.core.lifecycle import Phase
 
     return snapshot.phase is Phase.OFF
 
 
 def _gone(snapshot: Snapshot) -> bool:
     """Whether the cloud says that no instance runs."""
-    from qwenctl.core.lifecycle import Observed
 
     return snapshot.state.get("observed") in (Observed.STOPPED.value, Observed.ABSENT.value)
 
@@ -506,7 +450,6 @@ def _found_off(target: Target, before: Snapshot, timeout: float | None) -> bool:
         UserError: the cloud cannot be asked, or has not answered within ``timeout`` seconds, or
             what runs is to be left alone.
     """
-    from qwenctl.cli.use.follow import Follower, Reconciling
 
     if before.leader or not _is_off(before):
         return _is_off(before)
@@ -526,8 +469,6 @@ def _found_off(target: Target, before: Snapshot, timeout: float | None) -> bool:
 
 def _raise_if_stuck(target: Target, snapshot: Snapshot) -> None:
     """Raises `UserError` where waiting for it to go off is in vain. It has just been looked at."""
-    from qwenctl.core.lifecycle import Observed, Phase
-    from qwenctl.core.words import one_line
 
     if snapshot.phase not in (Phase.OFF, Phase.FAILED):
         return
@@ -544,7 +485,6 @@ def _raise_if_stuck(target: Target, snapshot: Snapshot) -> None:
 
 
 def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
-    from qwenctl.core.words import lease_words
 
     going = [lease for lease in snapshot.leases if now or not lease.is_work]
     staying = [lease for lease in snapshot.leases if lease.is_work and not now]
@@ -597,8 +537,6 @@ def _wait_off(
 
 
 def _follow_down(target: Target, before: Snapshot, timeout: float | None, *, quiet: bool) -> None:
-    from qwenctl.cli.use.follow import Follower, Reconciling, say
-    from qwenctl.core.words import lease_words
 
     leader, said = before.leader, ""
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -643,28 +581,17 @@ def _say_result(target: Target, json: bool, outcome: str, text: str) -> None:
 
 
 def block(
-    gpu: GpuOption = None,
-    for_: Annotated[
-        float | None, duration_option("--for", help="How long; default: until `qwenctl unblock`.")
-    ] = None,
-    because: BecauseOption = "",
-    now: Annotated[bool, typer.Option("--now", help="Cut running work, too.")] = False,
-    no_wait: NoWaitOption = False,
-    timeout: TimeoutOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    config: ConfigOption = None,
+    gpu: str | None,
+    for_: float | None,
+    because: str,
+    now: bool,
+    no_wait: bool,
+    timeout: float | None,
+    dry_run: bool,
+    json: bool,
+    config: str | None,
 ) -> None:
-    """Forbid the GPU to be on, for a time or until unblocked.
-
-    Running work is finished first, unless --now.
-
-    \b
-    Examples:
-      qwenctl block --for 2h --because "driver update"
-      qwenctl block --now
-    """
-    from qwenctl.core.words import duration
+    """Do `qwenctl block`."""
 
     heed_interrupt()
     _some_time(for_)
@@ -689,14 +616,8 @@ def block(
     _wait_off(target, before, no_wait=no_wait, timeout=timeout, json=json)
 
 
-def unblock(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Lift every block; the next demand may wake the GPU again.
-
-    \b
-    Example:
-      qwenctl unblock
-    """
-    from qwenctl.core.words import name_words
+def unblock(gpu: str | None, json: bool, config: str | None) -> None:
+    """Do `qwenctl unblock`."""
 
     target = Target.find(gpu, config)
     lifted = target.store.unblock(target.name, actor=user())

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from qwenctl.core.lifecycle import Failure
+from qwenctl.core.words import one_line
 from qwenctl.errors import ExitCode, UserError
-
-if TYPE_CHECKING:
-    from qwenctl.core.lifecycle import Failure
 
 __all__ = ["wake_error"]
 
@@ -16,7 +13,6 @@ _BY_CODE = {"no_capacity": ExitCode.NO_CAPACITY, "denied": ExitCode.DENIED}
 
 def wake_error(name: str, failure: Failure, more: str = "") -> UserError:
     """Return the error to raise for a GPU that did not come up."""
-    from qwenctl.core.words import one_line
 
     text = f"{name} did not come up ({failure.code}): {one_line(failure.message)}{more}"
     return UserError(text, exit_code=_BY_CODE.get(failure.code, ExitCode.FAILED))

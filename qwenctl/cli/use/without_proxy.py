@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from qwenctl.cli.common.context import Target
+from qwenctl.cli.use.follow import Follower, Reconciling
+from qwenctl.cli.use.wake_errors import wake_error
+from qwenctl.clouds.base import Denied, Provider, ProviderError
+from qwenctl.config.providers import make_provider
+from qwenctl.control.controller import LOCK_MARGIN, owner_name
+from qwenctl.core.lifecycle import Failure, Guard, Move, Observed, Phase
+from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import ExitCode, UserError
-
-if TYPE_CHECKING:
-    from qwenctl.clouds.base import Provider
-    from qwenctl.core.lifecycle import Failure
-    from qwenctl.core.snapshot import Snapshot
 
 __all__ = ["catch_up", "looked_in_vain", "make_due_call", "new_failure", "seen_on"]
 
@@ -33,9 +34,6 @@ def make_due_call(target: Target, provider: Provider | None = None) -> str:
     Raises:
         UserError: the call was refused, or has not been made in time (`ExitCode.TIMEOUT`).
     """
-    from qwenctl.cli.use.follow import Follower, Reconciling
-    from qwenctl.cli.use.wake_errors import wake_error
-    from qwenctl.core.lifecycle import Phase
 
     first = target.store.snapshot(target.name)
     if first.leader or catch_up(target, first, provider):
@@ -66,10 +64,6 @@ def catch_up(target: Target, first: Snapshot, provider: Provider | None = None) 
         UserError: the cloud may not be asked about what is recorded as on. (Of what is off, the
             reconciler says so.)
     """
-    from qwenctl.cli.use.wake_errors import wake_error
-    from qwenctl.clouds.base import Denied, ProviderError
-    from qwenctl.config.providers import make_provider
-    from qwenctl.core.lifecycle import Failure, Observed, Phase
 
     provider = provider or make_provider(target.name, target.gpu, target.config)
     starting = first.phase is Phase.STARTING
@@ -102,15 +96,12 @@ def catch_up(target: Target, first: Snapshot, provider: Provider | None = None) 
 
 
 def _up(snapshot: Snapshot) -> bool:
-    from qwenctl.core.lifecycle import Phase
 
     return snapshot.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY)
 
 
 def _record_off(target: Target, first: Snapshot) -> None:
     """What ended while nobody looked is no failure of the next start, which would have to wait."""
-    from qwenctl.control.controller import LOCK_MARGIN, owner_name
-    from qwenctl.core.lifecycle import Guard, Move, Phase
 
     store, name = target.store, target.name
     lock, _, _ = store.acquire(name, owner_name(), LOCK_MARGIN)
@@ -125,7 +116,6 @@ def _record_off(target: Target, first: Snapshot) -> None:
 
 def seen_on(snapshot: Snapshot, since: float) -> bool:
     """Whether the cloud was seen since then to have it on."""
-    from qwenctl.core.lifecycle import Observed
 
     looked = snapshot.time("observed_at")
     on = snapshot.state.get("observed") in (Observed.STARTING, Observed.RUNNING)
@@ -137,7 +127,6 @@ def _settled(snapshot: Snapshot, since: float, *, ignores: bool) -> bool:
 
     ``ignores``: an instance that is found running is left alone.
     """
-    from qwenctl.core.lifecycle import Observed, Phase
 
     called, looked = snapshot.time("called_at"), snapshot.time("observed_at")
     calls = snapshot.phase is (Phase.STARTING if snapshot.wanted else Phase.STOPPING)
@@ -155,7 +144,6 @@ def _settled(snapshot: Snapshot, since: float, *, ignores: bool) -> bool:
 
 def new_failure(first: Snapshot, snapshot: Snapshot) -> Failure | None:
     """A failure since the first snapshot; an earlier one is being retried already."""
-    from qwenctl.core.lifecycle import Phase
 
     if snapshot.phase is not Phase.FAILED or snapshot.failure is None:
         return None

@@ -266,3 +266,35 @@ def test_a_controller_that_comes_back_gives_a_boot_its_time(
     life.run(60.0, speaks=False)
     life.run(life.gpu.timing.boot + 60.0, speaks=False)
     assert "agent_silent" in [e.fields.get("cause") for e in store.events(GPU, 1000)]
+
+
+def test_the_observer_hears_of_steps_and_calls(life: Life) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.steps: list[str] = []
+            self.calls: list[tuple[str, str]] = []
+
+        def stepped(self, gpu: str, step: str, seconds: float) -> None:
+            assert gpu == GPU
+            assert seconds >= 0
+            self.steps.append(step)
+
+        def called_cloud(self, gpu: str, action: str, outcome: str, seconds: float) -> None:
+            assert gpu == GPU
+            assert seconds >= 0
+            self.calls.append((action, outcome))
+
+        def admitted(self, gpu: str, decision: str) -> None: ...
+
+        def forwarded(self, gpu: str, status: int, seconds: float) -> None: ...
+
+    recorder = Recorder()
+    life.controller._observer = recorder
+    life.cloud.refuse_start = lambda: NoCapacity("none left")
+    life.store.pin(GPU, "pin:ada", 1e6, reason="up", actor="ada")
+    life.step()
+    assert recorder.calls[:2] == [("describe", "ok"), ("start", "no_capacity")]
+    life.cloud.refuse_start = lambda: None
+    life.run(200)
+    assert ("start", "ok") in recorder.calls
+    assert set(recorder.steps) == {"observe", "move", "call", "wait"}

@@ -1,0 +1,36 @@
+"""`qwenctl demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["demo"]
+
+
+def demo(
+    once: Annotated[
+        bool, typer.Option("--once", help="Run one cycle unattended, print the timeline, end.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port of the proxy; 0: a free one.")
+    ] = 0,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the demo's state and logs afterwards.")
+    ] = False,
+) -> None:
+    """Try everything on this machine: no account, no Docker, no root.
+
+    The "instance" is a group of processes here, its WebUI a small chat app that
+    looks at pictures. Ctrl-C stops everything.
+
+    \b
+    Examples:
+      qwenctl demo
+      qwenctl demo --port 8080
+      qwenctl demo --once
+    """
+    from qwenctl.cli.demo import command as body
+
+    body.demo(once, port, keep)

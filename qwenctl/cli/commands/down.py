@@ -1,0 +1,44 @@
+"""`qwenctl down`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qwenctl.cli.common.context import (
+    BecauseOption,
+    ConfigOption,
+    DryRunOption,
+    GpuOption,
+    JsonOption,
+    NoWaitOption,
+    TimeoutOption,
+)
+
+__all__ = ["down"]
+
+
+def down(
+    gpu: GpuOption = None,
+    now: Annotated[bool, typer.Option("--now", help="Cut running work, too.")] = False,
+    because: BecauseOption = "",
+    no_wait: NoWaitOption = False,
+    timeout: TimeoutOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Give up the demand for the GPU and wait until it is off.
+
+    Running work is finished first, unless --now. The next request may wake it
+    again; `qwenctl block` forbids that.
+
+    \b
+    Examples:
+      qwenctl down
+      qwenctl down --now --because "wrong model"
+    """
+    from qwenctl.cli.use import up_down as body
+
+    body.down(gpu, now, because, no_wait, timeout, dry_run, json, config)
