@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from qwenctl.config.deployment import Config
+from qwenctl.core.failures import NEEDS_PERSON
 from qwenctl.core.lifecycle import Phase
 from qwenctl.errors import StoreUnavailable
 
@@ -19,9 +20,6 @@ __all__ = ["HeldRequests"]
 
 RENEW_HELD = 20.0
 """How often a held request renews its lease, in seconds, or a third of the idle timeout."""
-
-HOPELESS = frozenset({"denied", "not_found"})
-"""Failures that no waiting mends: a person has to act."""
 
 
 class HeldRequests:
@@ -99,7 +97,7 @@ class HeldRequests:
         """Return why a request should wait no longer, or an empty text."""
         snapshot = exchange.view.snapshot
         failure = snapshot.failure
-        if snapshot.phase is Phase.FAILED and failure and failure.code in HOPELESS:
+        if snapshot.phase is Phase.FAILED and failure and failure.code in NEEDS_PERSON:
             return failure.headline
         if self._closing:
             return "the proxy is restarting"

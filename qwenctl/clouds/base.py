@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
+from qwenctl.core import failures
 from qwenctl.core.lifecycle import Observed
 from qwenctl.lib.settings_types import Table
 from qwenctl.protocol.messages import Spec
@@ -155,7 +156,7 @@ class ProviderError(Exception):
     are the cloud's own, kept for the user who has to ask the cloud's support.
     """
 
-    code: ClassVar[str] = "provider_error"
+    code: ClassVar[str] = failures.PROVIDER_ERROR
 
     def __init__(self, message: str, *, cloud_code: str = "", request_id: str = "") -> None:
         super().__init__(message)
@@ -175,34 +176,34 @@ class ProviderError(Exception):
 class NoCapacity(ProviderError):
     """Raised by `start`: the cloud has no such machine free. Retried with backoff while wanted."""
 
-    code = "no_capacity"
+    code = failures.NO_CAPACITY
 
 
 class Throttled(ProviderError):
     """Raised by any call: too many calls. Retried with backoff; never at once."""
 
-    code = "throttled"
+    code = failures.THROTTLED
 
 
 class Denied(ProviderError):
     """Raised by any call: permission, credentials or account standing. A person has to act."""
 
-    code = "denied"
+    code = failures.DENIED
 
 
 class NotFound(ProviderError):
     """Raised by `start` and `stop`: no such instance (`describe` returns ``absent`` instead)."""
 
-    code = "not_found"
+    code = failures.NOT_FOUND
 
 
 class Conflict(ProviderError):
     """Raised by `start` and `stop`: not in this state. The controller looks again and decides."""
 
-    code = "conflict"
+    code = failures.CONFLICT
 
 
 class Transient(ProviderError):
     """Raised by any call: time-out, connection cut, 5xx. The call may have been accepted."""
 
-    code = "transient"
+    code = failures.TRANSIENT

@@ -34,8 +34,8 @@ from qwenctl.clouds.base import (
 )
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.agentless import Prober
+from qwenctl.core import failures
 from qwenctl.core.lifecycle import (
-    SPOT,
     Call,
     Move,
     NodeView,
@@ -401,7 +401,11 @@ class Controller:
             idle_timeout=self._gpu.idle_timeout,
         )
         if outcome is Outcome.OK:
-            again = move.cause == SPOT and move.failure is not None and move.failure.attempts > 1
+            again = (
+                move.cause == failures.SPOT_INTERRUPTION
+                and move.failure is not None
+                and move.failure.attempts > 1
+            )
             if again and isinstance(self._provider, MultiInstanceProvider):
                 self._provider.avoid()
             if self._prober:
@@ -433,7 +437,7 @@ class Controller:
             problem = str(error)
             if call.verb == "start":
                 move = failed(
-                    view, self._timings, snapshot.now, error.code, problem, condemns=False
+                    view, self._timings, snapshot.now, error.code, problem, instance_is_bad=False
                 )
                 self._move(lock, snapshot, move)
                 return 0.0

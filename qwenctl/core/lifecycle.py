@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, Union
 
+from qwenctl.core import failures
+from qwenctl.core.failures import Failure
+
 __all__ = [
-    "SPOT",
     "TRANSITIONS",
     "Call",
-    "Failure",
     "Guard",
     "Move",
     "NodeView",
@@ -140,24 +141,6 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why the last attempt failed. Kept until the GPU is ready (and stays so) or off."""
-
-    code: str
-    message: str
-    attempts: int
-    retry_at: float
-    condemns: bool
-    """Whether the instance itself is no good: it must be stopped before the next attempt. False
-    when the start failed, where an instance found running is one that started after all."""
-
-    @property
-    def headline(self) -> str:
-        """The message for visitors: its first line. What follows may be the service's own log."""
-        return (self.message.splitlines() or [""])[0][:300]
-
-
-@dataclass(frozen=True)
 class NodeView:
     """What the agent of the present boot says; all unset before its hello."""
 
@@ -232,9 +215,6 @@ class Wait:
     why: str
 
 
-SPOT = "spot_interruption"
-"""Cause and failure code: the cloud takes a spot instance back."""
-
 Step = Union[Move, Call, Observe, Wait]
 
 
@@ -244,7 +224,7 @@ def backoff(attempts: int, timings: Timings) -> float:
 
 
 def failed(
-    view: View, timings: Timings, now: float, code: str, message: str, *, condemns: bool
+    view: View, timings: Timings, now: float, code: str, message: str, *, instance_is_bad: bool
 ) -> Move:
     """The transition to `failed` with the next retry time."""
     before = 0 if view.failure is None or _stable(view, timings, now) else view.failure.attempts
@@ -252,7 +232,7 @@ def failed(
     return Move(
         Phase.FAILED,
         code,
-        failure=Failure(code, message, attempts, now + backoff(attempts, timings), condemns),
+        failure=Failure(code, message, attempts, now + backoff(attempts, timings), instance_is_bad),
     )
 
 
@@ -263,15 +243,23 @@ def _taken_back(view: View, timings: Timings, now: float) -> Failure | None:
     ready_at = now if view.ready_at is None else view.ready_at
     if not view.wanted or now - ready_at >= timings.spot_stable:
         return None
-    before = view.failure.attempts if view.failure and view.failure.code == SPOT else 0
+    before = (
+        view.failure.attempts
+        if view.failure and view.failure.code == failures.SPOT_INTERRUPTION
+        else 0
+    )
     pause = backoff(before, timings) if before else 0.0
     message = "the cloud took the instance back soon after its start"
-    return Failure(SPOT, message, before + 1, now + pause, condemns=False)
+    return Failure(
+        failures.SPOT_INTERRUPTION, message, before + 1, now + pause, instance_is_bad=False
+    )
 
 
 def _ended(failure: Failure | None) -> Phase:
     """The phase of an instance that has stopped: `failed` where the next start has to wait."""
-    first = failure is not None and failure.code == SPOT and failure.attempts == 1
+    first = (
+        failure is not None and failure.code == failures.SPOT_INTERRUPTION and failure.attempts == 1
+    )
     return Phase.OFF if failure is None or first else Phase.FAILED
 
 
@@ -299,7 +287,7 @@ def decide(view: View, timings: Timings, now: float) -> Step:
     An instance that the cloud is about to take back drains in spite of demand, is stopped as soon
     as no work runs on it, and by that demand is started again.
     """
-    taken_back = view.failure is not None and view.failure.code == SPOT
+    taken_back = view.failure is not None and view.failure.code == failures.SPOT_INTERRUPTION
     calm = timings.spot_stable if taken_back else timings.stable
     ready_at = now if view.ready_at is None else view.ready_at
     if view.phase in (Phase.READY, Phase.DRAINING) and now - ready_at >= calm:
@@ -312,10 +300,12 @@ def decide(view: View, timings: Timings, now: float) -> Step:
         return Observe()
     if view.observed is Observed.UNKNOWN:
         if view.denied and view.wanted and view.phase in (Phase.OFF, Phase.STARTING):
-            return failed(view, timings, now, "denied", view.observed_reason, condemns=False)
+            return failed(
+                view, timings, now, failures.DENIED, view.observed_reason, instance_is_bad=False
+            )
         if view.node.interrupted and view.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY):
             # The node knows; it stops nothing.
-            return Move(Phase.DRAINING, SPOT, failure=view.failure)
+            return Move(Phase.DRAINING, failures.SPOT_INTERRUPTION, failure=view.failure)
         return Wait(due - now, "the cloud cannot be asked; nothing is done blind")
     step = _BY_PHASE[view.phase](view, timings, now)
     return replace(step, seconds=min(step.seconds, due - now)) if isinstance(step, Wait) else step
@@ -357,7 +347,7 @@ def _off(view: View, timings: Timings, now: float) -> Step:
     if not view.wanted:
         return Wait(timings.observe_settled, "nobody needs it")
     if view.observed is Observed.ABSENT:
-        return failed(view, timings, now, "not_found", _absent(view), condemns=False)
+        return failed(view, timings, now, failures.NOT_FOUND, _absent(view), instance_is_bad=False)
     return Move(Phase.STARTING, "demand", Guard.WANTED, failure=view.failure)
 
 
@@ -380,20 +370,22 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
     if view.observed is Observed.RUNNING:
         return Move(Phase.BOOTING, "running", failure=view.failure)
     if view.observed is Observed.ABSENT:
-        return failed(view, timings, now, "not_found", _absent(view), condemns=False)
+        return failed(view, timings, now, failures.NOT_FOUND, _absent(view), instance_is_bad=False)
     if view.cut and view.observed is Observed.STARTING:
         return Move(Phase.STOPPING, "down_now")
     if view.observed is not Observed.STOPPED:
         if now - (view.called_at or view.since) > timings.start:
             message = f"the instance is still {view.observed.value} {timings.start:.0f} s after the start call"
-            return failed(view, timings, now, "start_timeout", message, condemns=True)
+            return failed(view, timings, now, failures.START_TIMEOUT, message, instance_is_bad=True)
         return Wait(timings.observe_moving, f"the instance is {view.observed.value}")
     if view.called_at is None:
         if not view.wanted:
             return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)
         if now - view.since > timings.start:
             message = f"the cloud has refused the start call for {timings.start:.0f} s"
-            return failed(view, timings, now, "start_timeout", message, condemns=False)
+            return failed(
+                view, timings, now, failures.START_TIMEOUT, message, instance_is_bad=False
+            )
         return Call("start")
     if now - view.called_at < timings.call_grace:
         return Wait(min(1.0, timings.observe_moving), "the start call was accepted")
@@ -404,7 +396,7 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
         or view.observed_reason
         or "the cloud accepted the start, but the instance is still stopped"
     )
-    return failed(view, timings, now, "start_failed", message, condemns=False)
+    return failed(view, timings, now, failures.START_FAILED, message, instance_is_bad=False)
 
 
 def _lost(view: View, timings: Timings, now: float) -> Step | None:
@@ -412,7 +404,9 @@ def _lost(view: View, timings: Timings, now: float) -> Step | None:
     gone = view.observed in (Observed.STOPPED, Observed.ABSENT)
     if view.node.interrupted and (gone or view.observed is Observed.STOPPING):
         failure = _taken_back(view, timings, now)
-        return Move(_ended(failure) if gone else Phase.STOPPING, SPOT, failure=failure)
+        return Move(
+            _ended(failure) if gone else Phase.STOPPING, failures.SPOT_INTERRUPTION, failure=failure
+        )
     if view.observed is Observed.STOPPING:
         return Move(Phase.STOPPING, "stopped_outside", failure=view.failure)
     if not gone:
@@ -422,7 +416,7 @@ def _lost(view: View, timings: Timings, now: float) -> Step | None:
     message = (
         view.observed_reason or "the instance stopped by itself or was stopped by somebody else"
     )
-    return failed(view, timings, now, "instance_lost", message, condemns=False)
+    return failed(view, timings, now, failures.INSTANCE_LOST, message, instance_is_bad=False)
 
 
 def _up(view: View, timings: Timings, now: float) -> Step | None:
@@ -432,7 +426,7 @@ def _up(view: View, timings: Timings, now: float) -> Step | None:
     if view.cut:
         return Move(Phase.STOPPING, "down_now")
     if view.node.interrupted:
-        return Move(Phase.DRAINING, SPOT, failure=view.failure)
+        return Move(Phase.DRAINING, failures.SPOT_INTERRUPTION, failure=view.failure)
     if not view.wanted:
         return Move(
             Phase.DRAINING, "blocked" if view.blocked else "idle", Guard.UNWANTED, view.failure
@@ -444,7 +438,7 @@ def _node_failed(view: View, timings: Timings, now: float) -> Step | None:
     if view.node.state != "failed":
         return None
     message = view.node.error or "the agent reports that the service cannot run"
-    return failed(view, timings, now, "service_failed", message, condemns=True)
+    return failed(view, timings, now, failures.SERVICE_FAILED, message, instance_is_bad=True)
 
 
 def _booting(view: View, timings: Timings, now: float) -> Step:
@@ -455,12 +449,12 @@ def _booting(view: View, timings: Timings, now: float) -> Step:
         return Move(Phase.LOADING, cause, failure=view.failure)
     if view.agentless and now - view.since > timings.boot:
         message = "the instance is running, but the cloud names no address of it"
-        return failed(view, timings, now, "load_timeout", message, condemns=True)
+        return failed(view, timings, now, failures.LOAD_TIMEOUT, message, instance_is_bad=True)
     if now - view.since > timings.boot:
         message = (
             f"the instance is running, but its agent has not called within {timings.boot:.0f} s"
         )
-        return failed(view, timings, now, "agent_silent", message, condemns=True)
+        return failed(view, timings, now, failures.AGENT_SILENT, message, instance_is_bad=True)
     return Wait(_until(view.since + timings.boot, now, timings), "waiting for the agent")
 
 
@@ -473,7 +467,7 @@ def _loading(view: View, timings: Timings, now: float) -> Step:
         message = f"the service is not ready after {timings.load:.0f} s"
         if view.agentless and view.node.error:
             message += f" ({view.node.error})"
-        return failed(view, timings, now, "load_timeout", message, condemns=True)
+        return failed(view, timings, now, failures.LOAD_TIMEOUT, message, instance_is_bad=True)
     if (view.node.heartbeat_age or 0.0) > timings.node_lost:
         return _agent_lost(view, timings, now)
     return Wait(_until(view.since + timings.load, now, timings), "waiting for the service")
@@ -497,9 +491,9 @@ def _agent_lost(view: View, timings: Timings, now: float) -> Step:
         message = f"the service has not answered for {timings.node_lost:.0f} s"
         if view.node.error:
             message += f" ({view.node.error})"
-        return failed(view, timings, now, "service_lost", message, condemns=True)
+        return failed(view, timings, now, failures.SERVICE_LOST, message, instance_is_bad=True)
     message = f"the agent has not been heard of for {timings.node_lost:.0f} s"
-    return failed(view, timings, now, "agent_lost", message, condemns=True)
+    return failed(view, timings, now, failures.AGENT_LOST, message, instance_is_bad=True)
 
 
 def _draining(view: View, timings: Timings, now: float) -> Step:
@@ -517,7 +511,12 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
     if view.working:
         return Wait(1.0, "draining: work is still running")
     if interrupted:
-        return Move(Phase.STOPPING, SPOT, Guard.NO_WORK, _taken_back(view, timings, now))
+        return Move(
+            Phase.STOPPING,
+            failures.SPOT_INTERRUPTION,
+            Guard.NO_WORK,
+            _taken_back(view, timings, now),
+        )
     return Move(Phase.STOPPING, "idle", Guard.IDLE)
 
 
@@ -538,7 +537,7 @@ def _stopping(view: View, timings: Timings, now: float) -> Step:
 def _failed(view: View, timings: Timings, now: float) -> Step:
     failure = view.failure
     if view.observed in (Observed.RUNNING, Observed.STARTING):
-        if failure is None or not failure.condemns:
+        if failure is None or not failure.instance_is_bad:
             if view.observed is Observed.RUNNING:
                 return Move(Phase.BOOTING, "started_after_all", failure=failure)
             return Wait(timings.observe_moving, "the instance is starting after all")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,7 +9,8 @@ from functools import cached_property
 from typing import Any, cast
 
 from qwenctl.core import leases
-from qwenctl.core.lifecycle import Failure, NodeView, Phase
+from qwenctl.core.failures import Failure
+from qwenctl.core.lifecycle import NodeView, Phase
 from qwenctl.protocol.messages import Report
 
 __all__ = [
@@ -133,7 +133,8 @@ class Snapshot:
 
     @property
     def failure(self) -> Failure | None:
-        return _failure(self.state.get("failure"))
+        text = self.state.get("failure")
+        return Failure.decode(text) if text else None
 
     @property
     def released_at(self) -> float:
@@ -193,7 +194,3 @@ class Snapshot:
 
 def seconds_of(milliseconds: str | None) -> float | None:
     return None if milliseconds in (None, "") else float(milliseconds) / 1000
-
-
-def _failure(text: str | None) -> Failure | None:
-    return Failure(**json.loads(text)) if text else None

@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qwenctl.core import leases
-from qwenctl.core.lifecycle import Failure, Phase
+from qwenctl.core import failures, leases
+from qwenctl.core.failures import Failure
+from qwenctl.core.lifecycle import Phase
 from qwenctl.lib.text import plain
 
 if TYPE_CHECKING:
@@ -124,27 +125,13 @@ _CAUSES = {
     "blocked": "it was blocked",
     "down_now": "somebody said --now",
     "stopped": "the instance is stopped",
-    "spot_interruption": "the cloud takes the instance back (spot interruption)",
     "stopped_outside": "the instance stopped by itself or was stopped by somebody else",
     "retry": "another attempt after a failure",
     "started_after_all": "the instance started after all",
     "demand_gone": "nobody needed it any more",
     "service_restarted": "its service restarts",
     "unblock": "it was unblocked",
-    # Codes of failures
-    "agent_lost": "its agent is no longer heard of",
-    "agent_silent": "its agent has not called",
-    "denied": "the cloud does not permit it",
-    "instance_lost": "the instance stopped while it was needed",
-    "load_timeout": "its service was not ready in time",
-    "no_capacity": "the cloud has no such machine free",
-    "not_found": "the cloud knows no such instance",
-    "provider_error": "the cloud refused",
-    "service_failed": "its service cannot run",
-    "service_lost": "its service no longer answers",
-    "start_failed": "the instance did not start",
-    "start_timeout": "the instance did not start in time",
-    "throttled": "the cloud takes no more calls for now",
+    **failures.MEANINGS,
 }
 
 
@@ -173,7 +160,7 @@ def stopped_by(
     for event in reversed(events):
         fields = event.fields
         if stopped is None:
-            causes = ("stopped_outside", "spot_interruption")
+            causes = ("stopped_outside", failures.SPOT_INTERRUPTION)
             outside = fields.get("to") == "off" and fields.get("cause") in causes
             if event.kind == "transition" and (fields.get("to") in phases or outside):
                 stopped = event

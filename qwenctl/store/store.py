@@ -212,7 +212,7 @@ class Store:
         """
         if move.to not in TRANSITIONS[source]:
             raise ValueError(f"no transition from {source.value} to {move.to.value}")
-        failure = json.dumps(vars(move.failure)) if move.failure else ""
+        failure = move.failure.encode() if move.failure else ""
         # The states in which the guard is about use need the drain time to have passed.
         wait = drain if move.guard in (Guard.IDLE, Guard.NO_WORK) else 0.0
         return Outcome(

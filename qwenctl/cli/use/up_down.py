@@ -30,8 +30,9 @@ from qwenctl.cli.use.without_proxy import (
 )
 from qwenctl.clouds.base import Provider
 from qwenctl.config.providers import make_provider
-from qwenctl.core import leases
-from qwenctl.core.lifecycle import Failure, Observed, Phase
+from qwenctl.core import failures, leases
+from qwenctl.core.failures import Failure
+from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY, full_status, node_url, page_status
 from qwenctl.core.wakes import learned, wakes
@@ -47,10 +48,6 @@ __all__ = [
 
 SETTLE_SECONDS = 120.0
 """How long `up` waits after a failure for the bad instance to be stopped."""
-
-
-_TOLD_BY_AGENT = {"agent_silent", "agent_lost", "load_timeout", "service_failed"}
-"""Failures about which only the agent knows more."""
 
 
 def _some_time(seconds: float | None) -> None:
@@ -244,11 +241,11 @@ class _Wake:
                 for snapshot in follower.snapshots(every=every, deadline=deadline):
                     self.last = snapshot
                     failure = self._new_failure(snapshot)
-                    if failure and failure.code == "denied":
+                    if failure and failure.code == failures.DENIED:
                         given_up = failure
                         break
                     # The message of one that is denied comes with the error.
-                    if not (snapshot.failure and snapshot.failure.code == "denied"):
+                    if not (snapshot.failure and snapshot.failure.code == failures.DENIED):
                         display.show(
                             page_status(snapshot, follower.events, self.target.gpu, may_wake=True),
                             known=known,
@@ -310,11 +307,11 @@ class _Wake:
         for snapshot in follower.snapshots(every=5.0, deadline=deadline):
             if snapshot.phase is Phase.OFF or snapshot.wanted:
                 return
-            if failure.code == "denied" and looked_in_vain(self.first, snapshot):
+            if failure.code == failures.DENIED and looked_in_vain(self.first, snapshot):
                 return
 
     def _failure_error(self, failure: Failure) -> UserError:
-        more = self._no_proxy() if failure.code in _TOLD_BY_AGENT else ""
+        more = self._no_proxy() if failure.code in failures.REPORTED_BY_AGENT else ""
         return wake_error(self.target.name, failure, more)
 
     def interrupted(self) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from qwenctl.core.lifecycle import Failure
+from qwenctl.core import failures
+from qwenctl.core.failures import Failure
 from qwenctl.core.words import one_line
 from qwenctl.errors import ExitCode, UserError
 
 __all__ = ["wake_error"]
 
-_BY_CODE = {"no_capacity": ExitCode.NO_CAPACITY, "denied": ExitCode.DENIED}
+_BY_CODE = {failures.NO_CAPACITY: ExitCode.NO_CAPACITY, failures.DENIED: ExitCode.DENIED}
 
 
 def wake_error(name: str, failure: Failure, more: str = "") -> UserError:

@@ -15,7 +15,9 @@ from qwenctl.cli.use.wake_errors import wake_error
 from qwenctl.clouds.base import Denied, Provider, ProviderError
 from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import LOCK_MARGIN, owner_name
-from qwenctl.core.lifecycle import Failure, Guard, Move, Observed, Phase
+from qwenctl.core import failures
+from qwenctl.core.failures import Failure
+from qwenctl.core.lifecycle import Guard, Move, Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import ExitCode, UserError
 
@@ -75,7 +77,7 @@ def catch_up(target: Target, first: Snapshot, provider: Provider | None = None) 
             and first.phase not in (Phase.OFF, Phase.FAILED)
             and not starting
         ):
-            failure = Failure(error.code, str(error), 1, 0.0, condemns=False)
+            failure = Failure(error.code, str(error), 1, 0.0, instance_is_bad=False)
             raise wake_error(target.name, failure) from None
         return False  # the reconciler knows what each refusal means
     gone = seen.state in (Observed.STOPPED, Observed.ABSENT)
@@ -149,7 +151,7 @@ def new_failure(first: Snapshot, snapshot: Snapshot) -> Failure | None:
         return None
     if snapshot.failure != first.failure:
         return snapshot.failure
-    if snapshot.failure.code == "denied" and looked_in_vain(first, snapshot):
+    if snapshot.failure.code == failures.DENIED and looked_in_vain(first, snapshot):
         return replace(snapshot.failure, message=snapshot.state["observe_error"])
     return None
 

@@ -31,6 +31,7 @@ from qwenctl.clouds.base import (
     Transient,
 )
 from qwenctl.clouds.local.machine import Record, locked
+from qwenctl.core import failures
 from qwenctl.core.lifecycle import Observed
 from qwenctl.lib.private_file import write_private
 
@@ -147,9 +148,9 @@ class LocalProvider:
             return str(self._record.read().get("boot_id", ""))
         if state is Observed.STOPPING:
             raise Conflict("the instance is being stopped", cloud_code="IncorrectInstanceStatus")
-        if self._config.fail == "no_capacity":
+        if self._config.fail == failures.NO_CAPACITY:
             raise NoCapacity("no such machine is free", cloud_code="local.fail=no_capacity")
-        if self._config.fail == "denied":
+        if self._config.fail == failures.DENIED:
             raise Denied("the account may not start instances", cloud_code="local.fail=denied")
         boot_id = uuid.uuid4().hex
         pid = self._spawn(boot_id)

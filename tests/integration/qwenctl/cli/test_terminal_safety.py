@@ -8,7 +8,8 @@ import pytest
 
 from qwenctl.cli.use.status import _gpu_lines, event_words
 from qwenctl.config.gpu import GpuConfig
-from qwenctl.core.lifecycle import Failure, Guard, Move, Phase
+from qwenctl.core.failures import Failure
+from qwenctl.core.lifecycle import Guard, Move, Phase
 from qwenctl.core.status import full_status
 from qwenctl.core.words import one_line
 from qwenctl.protocol.messages import Hello, Report
@@ -58,7 +59,7 @@ def test_a_node_cannot_steer_the_terminal_by_its_report(
     )
     assert store.report(report, "nonce-0000000002", heartbeat=5.0)[0] == "ok"
     monkeypatch.setenv("NO_COLOR", "1")
-    failure = Failure("service_failed", evil, 1, 0.0, condemns=False)
+    failure = Failure("service_failed", evil, 1, 0.0, instance_is_bad=False)
     shown = []
     for source, to, why in (
         (Phase.BOOTING, Phase.LOADING, None),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 import time
@@ -13,7 +12,8 @@ import pytest
 import redis
 
 from qwenctl.config.deployment import Config
-from qwenctl.core.lifecycle import Failure, Guard, Move, Phase
+from qwenctl.core.failures import Failure
+from qwenctl.core.lifecycle import Guard, Move, Phase
 from qwenctl.core.snapshot import Lock, Outcome, Snapshot, Touch
 from qwenctl.errors import StoreUnavailable
 from qwenctl.protocol.messages import Hello, Interruption, Progress, Report
@@ -401,14 +401,14 @@ class TestLock:
 
 class TestTransition:
     def test_what_it_records(self, store: Store, lock: Lock, clock: VirtualClock) -> None:
-        failure = Failure("no_capacity", 'no "A10" left', 2, clock() + 20.5, condemns=False)
+        failure = Failure("no_capacity", 'no "A10" left', 2, clock() + 20.5, instance_is_bad=False)
         assert move(store, lock, P.FAILED, cause="no_capacity", failure=failure) is Outcome.OK
         now = snap(store)
         assert (now.phase, now.since, now.failure) == (P.FAILED, clock(), failure)
         (event,) = store.events(GPU)
         assert event.kind == "transition"
         assert event.time == clock()
-        assert json.loads(event.fields["failure"]) == vars(failure)
+        assert Failure.decode(event.fields["failure"]) == failure
         assert {key: event.fields[key] for key in ("from", "to", "cause", "actor", "epoch")} == {
             "from": "off",
             "to": "failed",

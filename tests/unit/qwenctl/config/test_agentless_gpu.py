@@ -55,7 +55,7 @@ def failure(step: object) -> tuple[str, str]:
     assert isinstance(step, Move), step
     assert step.to is Phase.FAILED
     assert step.failure is not None
-    assert step.failure.condemns
+    assert step.failure.instance_is_bad
     return step.failure.code, step.failure.message
 
 

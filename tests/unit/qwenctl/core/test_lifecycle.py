@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from qwenctl.core.failures import SPOT_INTERRUPTION, Failure
 from qwenctl.core.lifecycle import (
-    SPOT,
     TRANSITIONS,
     Call,
-    Failure,
     Guard,
     Move,
     NodeView,
@@ -43,7 +42,7 @@ failures = st.builds(
     message=st.just("why"),
     attempts=st.integers(1, 30),
     retry_at=st.floats(NOW - 400, NOW + 400),
-    condemns=st.booleans(),
+    instance_is_bad=st.booleans(),
 )
 nodes = st.builds(
     NodeView,
@@ -320,14 +319,18 @@ def seen(phase: Phase, observed: Observed, **fields: Any) -> View:
     )
 
 
-BAD = Failure("agent_silent", "why", 2, NOW + 20, condemns=True)
-UNLUCKY = Failure("no_capacity", "why", 2, NOW + 20, condemns=False)
+BAD = Failure("agent_silent", "why", 2, NOW + 20, instance_is_bad=True)
+UNLUCKY = Failure("no_capacity", "why", 2, NOW + 20, instance_is_bad=False)
 DUE = dataclasses.replace(UNLUCKY, retry_at=NOW - 1)
 SILENT = NodeView(hello=True, heartbeat_age=21)
 HELLO, READY = NodeView(hello=True), NodeView(hello=True, state="ready")
 LEAVING = NodeView(hello=True, state="ready", interrupted=True)
 ONCE = Failure(
-    SPOT, "the cloud took the instance back soon after its start", 1, NOW, condemns=False
+    SPOT_INTERRUPTION,
+    "the cloud took the instance back soon after its start",
+    1,
+    NOW,
+    instance_is_bad=False,
 )
 TWICE = dataclasses.replace(ONCE, attempts=2, retry_at=NOW + 10)
 BROKEN = NodeView(hello=True, state="failed", error="CUDA out of memory")

@@ -324,12 +324,14 @@ def test_every_failure_code_has_words() -> None:
     import re
 
     from qwenctl.clouds.base import ProviderError
-    from qwenctl.core import lifecycle
+    from qwenctl.core import failures, lifecycle
 
-    codes = set(re.findall(r'failed\(\s*view, timings, now, "(\w+)"', inspect.getsource(lifecycle)))
-    assert len(codes) > 5
-    codes |= {kind.code for kind in ProviderError.__subclasses__()} - {"conflict", "transient"}
-    for code in codes:
+    source = inspect.getsource(lifecycle)
+    names = set(re.findall(r"failed\(\s*view, timings, now, failures\.(\w+)", source))
+    assert len(names) > 5
+    codes = {getattr(failures, name) for name in names}
+    codes |= {kind.code for kind in ProviderError.__subclasses__()}
+    for code in codes | failures.CODES:
         assert cause_words(code) != code.replace("_", " "), code
 
 

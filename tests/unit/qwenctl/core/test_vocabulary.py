@@ -4,6 +4,7 @@ phases. No other module spells them out."""
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from qwenctl.core import leases
+from qwenctl.clouds.base import ProviderError
+from qwenctl.core import failures, leases
+from qwenctl.core.failures import Failure
 
 ROOT = Path(__file__).parents[4]
 LUA = ROOT / "qwenctl/store/lua"
@@ -36,12 +39,20 @@ VOCABULARIES = [
         frozenset({"kind"}),
         prefix=True,
     ),
+    Vocabulary(
+        failures.CODES,
+        frozenset({"qwenctl/core/failures.py"}),
+        frozenset({"code"}),
+    ),
 ]
 
 PLAIN = re.compile(r"[a-z]+")
 """A word that means other things elsewhere too; it is looked for in comparisons only."""
 
-ELSEWHERE: dict[str, set[str]] = {}
+ELSEWHERE = {
+    "not_found": {"proxy/app.py", "proxy/control/pages.py"},  # the code of an HTTP problem
+    "no_capacity": {"qwenctl/clouds/local/settings.py"},  # a setting: which failure to play
+}
 """Modules in which a word means something else."""
 
 
@@ -120,6 +131,8 @@ def test_no_other_module_spells_them_out(vocabulary: Vocabulary) -> None:
         ("if lease.kind == 'busy': pass", "busy"),
         ("if entry['kind'] in ('pin', 'x'): pass", "pin"),
         ("x = name.startswith('off-hours:')", "off-hours"),
+        ("x = {'agent_silent'}", "agent_silent"),
+        ("if failure.code == 'denied': pass", "denied"),
     ],
 )
 def test_a_planted_literal_is_found(line: str, word: str) -> None:
@@ -151,3 +164,34 @@ def test_every_lease_that_lua_names_is_known() -> None:
 def test_a_name_is_its_kind_and_the_rest(name: str, kind: str, rest: str) -> None:
     assert leases.parse(name) == (kind, rest)
     assert leases.kind_of(name) == kind
+
+
+def test_words_of_other_meaning_are_still_there() -> None:
+    """An exception that no module needs any more goes."""
+    sources = dict(production())
+    for word, paths in ELSEWHERE.items():
+        assert all(f'"{word}"' in sources[path] for path in paths), word
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_pages_have_words_for_every_failure(language: str) -> None:
+    texts = json.loads((ROOT / f"proxy/locales/{language}.json").read_text())
+    said = {key.partition(".")[2] for key in texts if key.startswith("failure.")}
+    assert failures.CODES - {failures.PROVIDER_ERROR} <= said  # it is said as failure.other
+
+
+def test_every_error_of_a_cloud_is_a_known_failure() -> None:
+    assert {
+        error.code for error in [ProviderError, *ProviderError.__subclasses__()]
+    } <= failures.CODES
+
+
+def test_a_failure_is_read_as_it_was_written_and_as_older_versions_wrote_it() -> None:
+    failure = Failure(failures.AGENT_SILENT, "no call", 2, 1234.5, instance_is_bad=True)
+    assert Failure.decode(failure.encode()) == failure
+    stored = '{"code": "agent_silent", "message": "no call", "attempts": 2, "retry_at": 1234.5, "condemns": true}'
+    assert Failure.decode(stored) == failure
+    assert json.loads(failure.encode()) == json.loads(stored)
+    for broken in ("", "[]", "null", "{}", '{"code": "x"}'):
+        with pytest.raises(ValueError):
+            Failure.decode(broken)

@@ -1,0 +1,127 @@
+"""Codes of failures, their meaning, and the record of a failure.
+
+The codes are stored, shown, and part of what scripts read; a code never changes its text. Pages
+translate them (``failure.CODE`` and ``advice.CODE`` in ``proxy/locales``).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = [
+    "AGENT_LOST",
+    "AGENT_SILENT",
+    "CODES",
+    "CONFLICT",
+    "DENIED",
+    "INSTANCE_LOST",
+    "LOAD_TIMEOUT",
+    "MEANINGS",
+    "NEEDS_PERSON",
+    "NOT_FOUND",
+    "NO_CAPACITY",
+    "PROVIDER_ERROR",
+    "REPORTED_BY_AGENT",
+    "SERVICE_FAILED",
+    "SERVICE_LOST",
+    "SPOT_INTERRUPTION",
+    "START_FAILED",
+    "START_TIMEOUT",
+    "THROTTLED",
+    "TRANSIENT",
+    "Failure",
+]
+
+# What the cloud answers; see `qwenctl.clouds.base.ProviderError`
+CONFLICT: Final = "conflict"
+DENIED: Final = "denied"
+NOT_FOUND: Final = "not_found"
+NO_CAPACITY: Final = "no_capacity"
+PROVIDER_ERROR: Final = "provider_error"
+THROTTLED: Final = "throttled"
+TRANSIENT: Final = "transient"
+
+# What becomes of an instance
+INSTANCE_LOST: Final = "instance_lost"
+SPOT_INTERRUPTION: Final = "spot_interruption"
+START_FAILED: Final = "start_failed"
+START_TIMEOUT: Final = "start_timeout"
+
+# What becomes of its agent and service
+AGENT_LOST: Final = "agent_lost"
+AGENT_SILENT: Final = "agent_silent"
+LOAD_TIMEOUT: Final = "load_timeout"
+SERVICE_FAILED: Final = "service_failed"
+SERVICE_LOST: Final = "service_lost"
+
+MEANINGS = {
+    AGENT_LOST: "its agent is no longer heard of",
+    AGENT_SILENT: "its agent has not called",
+    CONFLICT: "the instance is in another state than the call needs",
+    DENIED: "the cloud does not permit it",
+    INSTANCE_LOST: "the instance stopped while it was needed",
+    LOAD_TIMEOUT: "its service was not ready in time",
+    NOT_FOUND: "the cloud knows no such instance",
+    NO_CAPACITY: "the cloud has no such machine free",
+    PROVIDER_ERROR: "the cloud refused",
+    SERVICE_FAILED: "its service cannot run",
+    SERVICE_LOST: "its service no longer answers",
+    SPOT_INTERRUPTION: "the cloud takes the instance back (spot interruption)",
+    START_FAILED: "the instance did not start",
+    START_TIMEOUT: "the instance did not start in time",
+    THROTTLED: "the cloud takes no more calls for now",
+    TRANSIENT: "the cloud did not answer properly",
+}
+"""Every code, in plain words."""
+
+CODES = frozenset(MEANINGS)
+
+NEEDS_PERSON = frozenset({DENIED, NOT_FOUND})
+"""Waiting does not help: a person has to act first."""
+
+REPORTED_BY_AGENT = frozenset({AGENT_LOST, AGENT_SILENT, LOAD_TIMEOUT, SERVICE_FAILED})
+"""Failures that also follow when no proxy runs that the agent could report to."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the last attempt failed. Kept until the GPU is ready (and stays so) or off."""
+
+    code: str
+    message: str
+    attempts: int
+    retry_at: float
+    instance_is_bad: bool
+    """Whether the instance must be stopped before the next attempt. False when the start failed,
+    where an instance found running is the instance of that start after all."""
+
+    @property
+    def headline(self) -> str:
+        """The message for visitors: its first line. What follows may be the service's own log."""
+        return (self.message.splitlines() or [""])[0][:300]
+
+    def encode(self) -> str:
+        """The failure as it is stored. ``transition.lua`` reads ``condemns``."""
+        renamed = {"instance_is_bad": "condemns"}
+        return json.dumps({renamed.get(name, name): value for name, value in vars(self).items()})
+
+    @classmethod
+    def decode(cls, text: str) -> Failure:
+        """Read a stored failure.
+
+        Raises:
+            ValueError: the text is no such failure.
+        """
+        try:
+            fields = json.loads(text)
+            return cls(
+                str(fields["code"]),
+                str(fields["message"]),
+                int(fields["attempts"]),
+                float(fields["retry_at"]),
+                bool(fields["condemns"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no failure: {error!r}") from None
