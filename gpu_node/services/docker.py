@@ -26,6 +26,7 @@ from gpu_node.services.environment import service_environment
 from gpu_node.services.image_pull import API_TIMEOUT, ImagePull, Leaving
 from gpu_node.services.log_lines import LineSink, secrets_of
 from gpu_node.services.runtime import Output, StartFailed, base_url_of
+from qwenctl.lib.text import size
 from qwenctl.protocol.messages import Progress, Service
 
 __all__ = [
@@ -363,7 +364,7 @@ class ServiceContainer:
         if state.get("OOMKilled"):
             limit = self._container.memory
             return "killed for want of memory" + (
-                f" (its limit is {_gib(limit)}: raise `memory`)" if limit else ""
+                f" (its limit is {size(limit)}: raise `memory`)" if limit else ""
             )
         code = state.get("ExitCode") if code is None else code
         return f"exit code {code}" + (f": {state['Error']}" if state.get("Error") else "")
@@ -570,7 +571,3 @@ def _remove(client: Any, container: str) -> None:
 def _whole(seconds: float) -> int:
     """Docker counts whole seconds, and answers a stop when they are over."""
     return int(seconds + 0.5)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 1024**3:.1f} GiB" if size >= 1024**3 else f"{size / 1024**2:.0f} MiB"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpu_node.settings import NodeSettings, SettingsError, load_settings
+from qwenctl.lib.text import escape_control
 
 if TYPE_CHECKING:
     from gpu_node.setup.doctor import Finding
@@ -275,9 +276,9 @@ def _show(findings: Sequence[Finding], as_json: bool, bad: str, good: str) -> in
         width = max(len(finding.check) for finding in findings)
         for finding in findings:
             level = "FAIL" if finding.level == "fail" else finding.level
-            _say(f"{level:5} {finding.check:{width}}  {_printable(finding.found)}")
+            _say(f"{level:5} {finding.check:{width}}  {escape_control(finding.found, ' ')}")
             if finding.fix and finding.level != "ok":
-                _say(f"{'':5} {'':{width}}  -> {_printable(finding.fix)}")
+                _say(f"{'':5} {'':{width}}  -> {escape_control(finding.fix, ' ')}")
         _say(f"\n{failed} of these {bad}" if failed else f"\n{good}")
     return 1 if failed else 0
 
@@ -312,12 +313,7 @@ def _complain(text: str, code: int) -> int:
 
 
 def _first_line(text: str) -> str:
-    return _printable((text.splitlines() or [""])[0])
-
-
-def _printable(text: str) -> str:
-    """What others say, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return escape_control((text.splitlines() or [""])[0], " ")
 
 
 def _span(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from qwenctl.clouds.admin import Found
+from qwenctl.lib.text import escape_control
 
 __all__ = [
     "section",
@@ -31,7 +32,7 @@ def section(name: str, found: Found) -> str:
     ]
     lines += [f"{key} = {_toml(value)}" for key, value in found.settings.items()]
     # A cloud's text in a comment must not end the comment.
-    return "\n".join("".join(c if c.isprintable() else " " for c in line) for line in lines) + "\n"
+    return "\n".join(escape_control(line, " ") for line in lines) + "\n"
 
 
 def _toml(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -18,14 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from qwenctl.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.secrets import own_secret, read_secret, state_dir
+from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import NAME, Duration, Table, is_loopback, web_url
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from pydantic import (
@@ -10,10 +9,6 @@ from pydantic import (
     field_validator,
 )
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 from qwenctl.lib.settings_types import NAME, Duration, Lead, Table
 
 __all__ = [

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from qwenctl.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 __all__ = [
     "state_dir",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-import sys
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -13,13 +12,8 @@ from pydantic import (
     field_validator,
 )
 
-from qwenctl.protocol.messages import Activity, Readiness, Service
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 from qwenctl.lib.settings_types import NAME, Duration, Size, Table
+from qwenctl.protocol.messages import Activity, Readiness, Service
 
 __all__ = [
     "ContainerConfig",

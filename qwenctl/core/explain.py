@@ -15,15 +15,14 @@ from qwenctl.core.words import (
     cause_of,
     cause_words,
     command_words,
-    duration,
     is_leaving,
     lease_words,
     name_words,
-    one_line,
     present_failure,
     problem_of,
     stopped_by,
 )
+from qwenctl.lib.text import duration, one_line
 
 if TYPE_CHECKING:
     from qwenctl.core.snapshot import Event, Lease, Snapshot

@@ -24,7 +24,7 @@ from qwenctl.core.words import (
     present_failure,
     problem_of,
 )
-from qwenctl.lib.text import plain
+from qwenctl.lib.text import escape_control
 
 if TYPE_CHECKING:
     from qwenctl.core.snapshot import Event, Lease, Snapshot
@@ -181,7 +181,7 @@ def _progress(snapshot: Snapshot) -> dict[str, Any] | None:
     if snapshot.phase is not Phase.LOADING or snapshot.report is None:
         return None
     progress = snapshot.report.progress
-    words = {"phase": plain(progress.phase), "text": plain(progress.text)}
+    words = {"phase": escape_control(progress.phase), "text": escape_control(progress.text)}
     told = progress.phase or progress.text or problem_of(snapshot)
     return {**progress.model_dump(), **words} if told else None
 
@@ -193,7 +193,7 @@ def _failure(snapshot: Snapshot) -> dict[str, Any] | None:
     again = snapshot.phase is Phase.FAILED and snapshot.wanted
     return {
         "code": failure.code,
-        "message": plain(failure.headline),
+        "message": escape_control(failure.headline),
         "attempts": failure.attempts,
         "retry_in_seconds": _round(max(0.0, failure.retry_at - snapshot.now)) if again else None,
     }

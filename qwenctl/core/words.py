@@ -1,4 +1,4 @@
-"""Words for people: causes, leases, durations, problems."""
+"""Words for people: causes, leases, problems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qwenctl.core import failures, leases
 from qwenctl.core.failures import Failure
 from qwenctl.core.lifecycle import Phase
-from qwenctl.lib.text import plain
+from qwenctl.lib.text import escape_control, one_line
 
 if TYPE_CHECKING:
     from qwenctl.core.snapshot import Event, Lease, Snapshot
@@ -21,12 +21,10 @@ __all__ = [
     "cause_of",
     "cause_words",
     "command_words",
-    "duration",
     "event_cause",
     "is_leaving",
     "lease_words",
     "name_words",
-    "one_line",
     "present_failure",
     "problem_of",
     "stopped_by",
@@ -49,7 +47,7 @@ def problem_of(snapshot: Snapshot) -> str:
     """Why a service has not started so far, by what its agent says; empty if nothing is wrong."""
     # Without an agent, that nothing answers yet is what every boot begins with.
     told = snapshot.phase is Phase.LOADING and snapshot.node.get("version")
-    return plain((snapshot.node_view.error.splitlines() or [""])[0])[:300] if told else ""
+    return escape_control((snapshot.node_view.error.splitlines() or [""])[0])[:300] if told else ""
 
 
 def present_failure(snapshot: Snapshot) -> Failure | None:
@@ -105,13 +103,6 @@ def name_words(name: str, actor: str = "", reason: str = "") -> str:
 
 def _because(who: str, reason: str) -> str:
     return f"{who}: {one_line(reason)}" if reason else who
-
-
-def one_line(text: str) -> str:
-    """The first line of a message, and where to look for what follows it. Without control
-    characters, as it may come from a stranger."""
-    lines = text.strip().splitlines() or [""]
-    return plain(lines[0]) + (" (more in `qwenctl logs`)" if len(lines) > 1 else "")
 
 
 _CAUSES = {
@@ -182,20 +173,3 @@ def command_words(event: Event) -> str:
         return name_words(fields.get("name", ""), reason=fields.get("cause", ""))
     command = f"qwenctl {event.kind}" + (" --now" if fields.get("cut") == "1" else "")
     return _because(f"{fields.get('actor') or 'somebody'} ({command})", fields.get("cause", ""))
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
-    seconds = max(0.0, seconds)
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, size, lower, part in (
-        ("d", 86400, "h", 3600),
-        ("h", 3600, "min", 60),
-        ("min", 60, "s", 1),
-    ):
-        if whole >= size:
-            high, low = whole // size, whole % size // part
-            return f"{high} {unit} {low} {lower}" if low else f"{high} {unit}"
-    return f"{whole} s"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -11,11 +10,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
 )
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 __all__ = [
     "NAME",

@@ -30,7 +30,7 @@ from qwenctl.core.snapshot import (
     Touch,
     seconds_of,
 )
-from qwenctl.lib.text import plain
+from qwenctl.lib.text import escape_control
 from qwenctl.protocol.messages import Command, Hello, Report
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
 from qwenctl.store.connect import connect, explained_errors, place_of
@@ -244,7 +244,7 @@ class Store:
         note: str = "",
     ) -> Outcome:
         """Note that the cloud accepted, or may have accepted, the call of this phase."""
-        args = (lock.owner, lock.epoch, phase.value, verb, request_id, error, plain(note))
+        args = (lock.owner, lock.epoch, phase.value, verb, request_id, error, escape_control(note))
         return Outcome(self._run("record_call", gpu, *args))
 
     def record_observation(
@@ -299,8 +299,8 @@ class Store:
             gpu,
             lease,
             _ms(ttl),
-            plain(reason),
-            plain(actor),
+            escape_control(reason),
+            escape_control(actor),
             inflight,
             _ms(inflight_ttl),
             "1" if may_wake else "0",
@@ -322,7 +322,13 @@ class Store:
     ) -> Admission:
         """Hold a lease for a given time, unless the GPU is blocked."""
         phase, block = self._run(
-            "pin", gpu, lease, _ms(ttl), plain(reason), plain(actor), "1" if exact else "0"
+            "pin",
+            gpu,
+            lease,
+            _ms(ttl),
+            escape_control(reason),
+            escape_control(actor),
+            "1" if exact else "0",
         )
         return Admission(Phase(phase), 0, block)
 
@@ -331,7 +337,14 @@ class Store:
     ) -> int:
         """Drop every lease but running work (``cut``: that too); the number dropped."""
         return int(
-            self._run("release", gpu, plain(actor), plain(reason), "1" if cut else "0", only)
+            self._run(
+                "release",
+                gpu,
+                escape_control(actor),
+                escape_control(reason),
+                "1" if cut else "0",
+                only,
+            )
         )
 
     def block(
@@ -348,7 +361,13 @@ class Store:
         milliseconds = -1 if ttl is None else _ms(ttl)
         return Phase(
             self._run(
-                "block", gpu, name, milliseconds, plain(reason), plain(actor), "1" if cut else "0"
+                "block",
+                gpu,
+                name,
+                milliseconds,
+                escape_control(reason),
+                escape_control(actor),
+                "1" if cut else "0",
             )
         )
 
@@ -368,7 +387,14 @@ class Store:
         return cast(
             Literal["new", "held", "given_up", "over"],
             self._run(
-                "schedule", gpu, name, _ms(opens), _ms(ends), plain(reason), plain(actor), kind
+                "schedule",
+                gpu,
+                name,
+                _ms(opens),
+                _ms(ends),
+                escape_control(reason),
+                escape_control(actor),
+                kind,
             ),
         )
 
@@ -421,7 +447,7 @@ class Store:
             report.model_dump_json(exclude={"log"}),
             leases.busy(report.gpu),
             _ms(2 * heartbeat) if report.active else 0,
-            plain(report.interruption.action) if report.interruption else "",
+            escape_control(report.interruption.action) if report.interruption else "",
             _ms(report.interruption.seconds_left) if report.interruption else 0,
             *report.log,
         )

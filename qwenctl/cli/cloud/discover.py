@@ -12,6 +12,7 @@ import typer
 from qwenctl.cli.common import context
 from qwenctl.cli.common.context import ConfigOption, JsonOption, print_json
 from qwenctl.cli.common.terminal import paint
+from qwenctl.lib.text import escape_control
 
 if TYPE_CHECKING:
     from qwenctl.clouds.admin import Found
@@ -187,7 +188,7 @@ def _show(name: str, found: Found, write: bool, config: str | None, json: bool) 
 
     text = section(name, found)
     for warning in found.warnings:
-        line = f"warning: {''.join(c if c.isprintable() else ' ' for c in warning)}"
+        line = f"warning: {escape_control(warning, ' ')}"
         print(paint(line, "red", bold=True, stream=sys.stderr), file=sys.stderr)
     path, filled = _write(config, name, found, text) if write else (None, False)
     if json:

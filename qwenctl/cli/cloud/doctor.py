@@ -9,6 +9,7 @@ import typer
 
 from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption, load, print_json
 from qwenctl.cli.common.terminal import coloured
+from qwenctl.lib.text import escape_control
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,18 +92,13 @@ def _print_table(findings: Iterable[Finding]) -> None:
     table.add_column("found")
     for finding in findings:
         word, colour = _LEVELS[finding.level.value]
-        found = Text(_printable(finding.found))
+        found = Text(escape_control(finding.found, " "))
         if finding.fix:
-            found.append(f"\n→ {_printable(finding.fix)}", style="bold")
+            found.append(f"\n→ {escape_control(finding.fix, ' ')}", style="bold")
         table.add_row(Text(word, style=colour), Text(finding.gpu), Text(finding.check), found)
     with console.capture() as capture:
         console.print(table)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-
-
-def _printable(text: str) -> str:
-    """What a cloud or a file says, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _summary(failed: int, warned: int) -> str:

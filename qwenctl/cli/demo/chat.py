@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from qwenctl.core.words import one_line
 from qwenctl.errors import ExitCode, UserError
+from qwenctl.lib.text import one_line
 
 if TYPE_CHECKING:
     from gradio_client import Client

@@ -19,7 +19,8 @@ from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller, owner_name
 from qwenctl.core.snapshot import Event, Snapshot
 from qwenctl.core.status import HISTORY
-from qwenctl.core.words import cause_words, duration
+from qwenctl.core.words import cause_words
+from qwenctl.lib.text import duration
 
 __all__ = ["STEP_WORDS", "Follower", "Reconciling", "StepLines", "step_display"]
 

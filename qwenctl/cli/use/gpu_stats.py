@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qwenctl.core.words import one_line
+from qwenctl.lib.text import one_line
 
 __all__ = ["figure_lines"]
 

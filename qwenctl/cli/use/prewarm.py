@@ -26,8 +26,8 @@ from qwenctl.control.holders import apply, usual_lead
 from qwenctl.core.leases import PREWARM
 from qwenctl.core.schedule import Schedule, Window
 from qwenctl.core.snapshot import Snapshot
-from qwenctl.core.words import duration
 from qwenctl.errors import ConfigError, UserError
+from qwenctl.lib.text import duration
 from qwenctl.store.store import Store
 
 __all__ = ["add", "crontab", "list_", "remove", "run"]

@@ -22,7 +22,8 @@ from qwenctl.core.leases import WORK
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Event, Snapshot
 from qwenctl.core.status import HISTORY, full_status, own_record
-from qwenctl.core.words import NOT_ASKED, cause_words, duration, event_cause, name_words, one_line
+from qwenctl.core.words import NOT_ASKED, cause_words, event_cause, name_words
+from qwenctl.lib.text import duration, one_line
 from qwenctl.store.store import Store
 
 __all__ = ["event_words", "events", "logs", "status", "why"]

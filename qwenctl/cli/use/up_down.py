@@ -36,8 +36,9 @@ from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY, full_status, node_url, page_status
 from qwenctl.core.wakes import learned, wakes
-from qwenctl.core.words import duration, lease_words, name_words, one_line
+from qwenctl.core.words import lease_words, name_words
 from qwenctl.errors import ExitCode, UserError
+from qwenctl.lib.text import duration, one_line
 
 __all__ = [
     "block",

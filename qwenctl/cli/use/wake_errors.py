@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from qwenctl.core import failures
 from qwenctl.core.failures import Failure
-from qwenctl.core.words import one_line
 from qwenctl.errors import ExitCode, UserError
+from qwenctl.lib.text import one_line
 
 __all__ = ["wake_error"]
 

@@ -22,6 +22,7 @@ from qwenctl.clouds.base import (
     Throttled,
     Transient,
 )
+from qwenctl.lib.text import escape_control
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -321,7 +322,7 @@ def quote(words: str) -> str:
     before, found, _ = words.partition(encoded)
     if found:
         before = before.rstrip() + " (`aws sts decode-authorization-message` opens the rest)"
-    line = " ".join("".join(c if c.isprintable() else " " for c in before).split())
+    line = " ".join(escape_control(before, " ").split())
     line = re.sub(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}", "…", line)
     line = re.sub(r"[A-Za-z0-9+/=_-]{40,}", "…", line)
     return line if len(line) <= MAX_QUOTE else line[: MAX_QUOTE - 1] + "…"

@@ -8,6 +8,7 @@ ALLOWED = {
     "qwenctl.lib",
     "qwenctl.lib.http_probe",
     "qwenctl.lib.private_file",
+    "qwenctl.lib.text",
     "qwenctl.protocol",
     "qwenctl.protocol.messages",
     "qwenctl.protocol.signing",

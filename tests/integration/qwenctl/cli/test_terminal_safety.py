@@ -11,7 +11,7 @@ from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.failures import Failure
 from qwenctl.core.lifecycle import Guard, Move, Phase
 from qwenctl.core.status import full_status
-from qwenctl.core.words import one_line
+from qwenctl.lib.text import one_line
 from qwenctl.protocol.messages import Hello, Report
 from qwenctl.store.store import Store
 

@@ -14,7 +14,8 @@ from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.explain import explain
 from qwenctl.core.snapshot import Event, Lease, Snapshot
 from qwenctl.core.status import full_status, page_status
-from qwenctl.core.words import cause_words, duration, lease_words, one_line
+from qwenctl.core.words import cause_words, lease_words
+from qwenctl.lib.text import duration, one_line
 
 GPU = GpuConfig(boot_estimate=40.0)
 NOW = 10_000.0
