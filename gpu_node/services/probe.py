@@ -37,7 +37,7 @@ def probe_ready(base: str, readiness: Readiness) -> Literal["yes", "no", "refuse
     """Whether a GET of the readiness path answers with a status below 400; ``refused``: nothing
     answers there, ``slow``: not in time."""
     where = urlsplit(base)
-    found, _ = http_probe.probe(
+    found, why = http_probe.probe(
         where.hostname or "",
         where.port or 80,
         readiness.path,
@@ -45,6 +45,8 @@ def probe_ready(base: str, readiness: Readiness) -> Literal["yes", "no", "refuse
         connect_timeout=readiness.timeout,
         agent=AGENT,
     )
+    if found is http_probe.Answer.SILENT and why != http_probe.NO_ANSWER:
+        return "refused"  # no route to it: it is not at work
     return _READY[found]
 
 

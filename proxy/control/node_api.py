@@ -21,6 +21,7 @@ from qwenctl.store.store import Store
 from ..http.metrics import Metrics
 from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send
+from .pages import crashed
 
 __all__ = ["NodeApi"]
 
@@ -78,7 +79,13 @@ class NodeApi:
         reply = self.refuse_forged(path, body, headers)
         if reply is None:
             loop = asyncio.get_running_loop()
-            reply = await loop.run_in_executor(self._threads, self.record, path, body, headers)
+            try:
+                reply = await loop.run_in_executor(self._threads, self.record, path, body, headers)
+            except Exception:
+                problem = crashed(path)
+                code, detail = problem.code, problem.detail
+                await send_problem(Request.of(scope, ()), send, problem.status, code, detail)
+                return
         status, content, signature = reply
         more = {"content-type": "application/json", "content-length": str(len(content))}
         fields = [(k.lower().encode(), v.encode()) for k, v in {**signature, **more}.items()]

@@ -43,7 +43,7 @@ def part(provider: str, name: str) -> Any:
         raise ConfigError(f"no such provider is installed; known: {', '.join(names())}")
     try:
         return _part_of(point.load(), name)
-    except ImportError as error:
+    except Exception as error:  # others wrote it: whatever its import raises
         raise ConfigError(f"cannot load {point.value}: {error}") from None
 
 

@@ -27,6 +27,11 @@ def make_provider(name: str, gpu: GpuConfig, config: Config) -> Provider:
         make = part(gpu.provider, "make")
     except ConfigError as error:
         raise ConfigError(f"gpu.{name}.provider = {gpu.provider!r}: {error}") from None
+    if make is None:
+        raise ConfigError(
+            f"gpu.{name}.provider = {gpu.provider!r}: it has no make(settings, context); "
+            "see CONTRIBUTING.md"
+        )
     provider: Provider = make(gpu.settings, context_of(name, gpu, config))
     return provider
 

@@ -238,7 +238,10 @@ class Controller:
             outcome = error.code
             raise
         finally:
-            self._observer.called_cloud(self.name, action, outcome, self._monotonic() - began)
+            try:  # what the cloud has accepted must be recorded whatever an observer does
+                self._observer.called_cloud(self.name, action, outcome, self._monotonic() - began)
+            except Exception:
+                log.exception("%s: an observer failed", self.name)
 
     def _delay(self, seconds: float, snapshot: Snapshot) -> float:
         asked, looked = snapshot.time("look_at"), self._observed_at
@@ -380,6 +383,8 @@ class Controller:
             return self._probed_seq == snapshot.start_seq and snapshot.phase is not Phase.OFF
         path = self._gpu.service[0].readiness.path if self._gpu.service else "/"
         found, _ = http_probe.probe(snapshot.address, self._gpu.port, path, timeout=1.0)
+        if found in (http_probe.Answer.REFUSED, http_probe.Answer.SILENT):
+            return False  # even if it was ready before
         if found is http_probe.Answer.READY:
             self._probed_seq = snapshot.start_seq
         return self._probed_seq == snapshot.start_seq

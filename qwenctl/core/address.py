@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 __all__ = ["NodeAddress", "check_host"]
 
-_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
+_NAME = re.compile(r"(?=.{1,253}$)(?!.*\.\.)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ def check_host(text: str) -> str:
 
 
 def _name(host: str) -> str:
+    if not host.isascii():
+        host = host.encode("idna").decode()  # RFC 3490; UnicodeError is a ValueError
     if not _NAME.fullmatch(host):
         raise ValueError(f"{host!r} is neither a host name nor an address such as 10.0.0.7")
     return host

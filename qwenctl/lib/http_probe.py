@@ -8,10 +8,13 @@ from urllib.parse import quote
 
 import requests
 
-__all__ = ["CONNECT_SECONDS", "PATIENCE", "Answer", "brief_reason", "probe"]
+__all__ = ["CONNECT_SECONDS", "NO_ANSWER", "PATIENCE", "Answer", "brief_reason", "probe"]
 
 CONNECT_SECONDS = 1.0
 """A machine that boots drops packets; a new connection reaches it sooner than a retransmission."""
+
+NO_ANSWER = "no answer"
+"""The reason of a probe that was not answered in time."""
 
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
 
@@ -55,7 +58,7 @@ def probe(
         connection.request("GET", quote("/" + path.lstrip("/"), safe=_SAFE), headers=headers)
         status = connection.getresponse().status
     except TimeoutError:
-        return Answer.SILENT, "no answer"
+        return Answer.SILENT, NO_ANSWER
     except ConnectionRefusedError:
         return Answer.REFUSED, "connection refused"
     except (ConnectionError, http.client.HTTPException):

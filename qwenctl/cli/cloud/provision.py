@@ -342,6 +342,7 @@ def _changes(config: Config, plan: Plan, group: str, dry_run: bool) -> Iterator[
     from qwenctl.config.providers import make_provider
 
     gpu = config.gpu[plan.gpu]
-    make_provider(plan.gpu, gpu, config)  # its checks, as of the endpoints
+    # Its checks, as of the endpoints; fallbacks are not touched and may be of other clouds.
+    make_provider(plan.gpu, gpu.model_copy(update={"fallback": ()}), config)
     if (admin := admin_of(plan.cloud)) is not None:
         yield from admin.apply(gpu.settings, plan, group, dry_run=dry_run)

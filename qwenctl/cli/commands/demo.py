@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
+
+from qwenctl.cli import missing
+from qwenctl.errors import UserError
 
 __all__ = ["demo"]
 
@@ -31,6 +35,9 @@ def demo(
       qwenctl demo --port 8080
       qwenctl demo --once
     """
+    for module in ("gradio", "PIL", "redis", "uvicorn", "aiohttp", "flask"):
+        if find_spec(module) is None:
+            raise UserError(missing(module))
     from qwenctl.cli.demo import command as body
 
     body.demo(once, port, keep)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import os
 import shlex
 import shutil
@@ -16,7 +15,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwenctl.cli import missing
 from qwenctl.cli.common.context import Target, heed_interrupt, open_store
 from qwenctl.cli.common.terminal import paint, warn
 from qwenctl.cli.setup.init import sample_webui
@@ -53,10 +51,6 @@ def _failed(text: str) -> UserError:
 
 def demo(once: bool, port: int, keep: bool) -> None:
     """Do `qwenctl demo`."""
-
-    for module in ("gradio", "PIL", "redis", "uvicorn", "aiohttp", "flask"):
-        if importlib.util.find_spec(module) is None:
-            raise UserError(missing(module))
     heed_interrupt()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     base = state_dir()

@@ -32,6 +32,7 @@ def test_a_url_has_ipv6_in_brackets(host: str, url: str) -> None:
         ("2001:DB8::0:1", "2001:db8::1"),
         ("gpu-1.example.org", "gpu-1.example.org"),
         ("gpu_1", "gpu_1"),
+        ("bücher.example", "xn--bcher-kva.example"),
     ],
 )
 def test_hosts(given: str, host: str) -> None:
@@ -47,6 +48,7 @@ def test_hosts(given: str, host: str) -> None:
         ("[::1]:7861", "port in it; give '[::1]' here"),
         ("http://10.0.0.7", "is a URL; give the host name or address only"),
         ("10.0.0.7/x", "is a URL"),
+        ("a..b", "neither a host name nor an address"),
         ("a b", "neither a host name nor an address"),
         ("@evil", "neither a host name nor an address"),
     ],
