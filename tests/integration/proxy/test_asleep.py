@@ -357,6 +357,7 @@ def test_an_api_key_wakes_whatever_wake_on_says(locked: RunningProxy) -> None:
 
 
 def test_the_password_opens_the_page(locked: RunningProxy) -> None:
+    locked.wake()
     with requests.Session() as browser:
         page = browser.get(locked.url("/chat?a=1"), headers=BROWSER, timeout=5)
         assert "/_qwenctl/login" in page.url
