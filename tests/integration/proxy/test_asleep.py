@@ -214,7 +214,9 @@ def test_events_tell_each_phase(tmp_path: Path) -> None:
                     requests.post(proxy.url("/_qwenctl/api/wake"), timeout=5)
                 if phases[-1] == "ready":
                     break
-        assert phases == ["off", "starting", "booting", "loading", "ready"]
+        # The stream sends what is true when it looks: a local boot may be over between two looks.
+        seen = [phase for phase in phases if phase != "booting"]
+        assert seen == ["off", "starting", "loading", "ready"]
 
 
 def test_events_need_a_gpu_that_there_is(asleep: RunningProxy) -> None:
