@@ -22,7 +22,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-import qwenctl.config.loading  # noqa: F401
+from qwenctl.config import loading
 from qwenctl.config.deployment import Config
 from qwenctl.config.docs import descriptions, schema
 from qwenctl.config.gpu import fields_of
@@ -147,7 +147,7 @@ def config_page() -> str:
         NOTE,
         "# Configuration",
         "",
-        typing.cast(str, sys.modules["qwenctl.config.loading"].__doc__),
+        typing.cast(str, loading.__doc__),
     ]
     lines.append(
         '\nDurations are seconds or text such as `"90s"`, `"10m"`, `"1h30m"`; sizes are bytes or text '

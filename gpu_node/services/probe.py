@@ -6,26 +6,18 @@ import contextlib
 import json
 import math
 from collections.abc import Sequence
-from typing import Literal
 from urllib.parse import urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError
 
 from gpu_node.machine.nvidia import GpuView
-from qwenctl.lib import http_probe
+from qwenctl.lib.http_probe import Answer, probe
 from qwenctl.protocol.messages import Activity, Readiness
 
 __all__ = ["GpuLoad", "probe_active", "probe_ready", "sum_samples"]
 
 AGENT = "qwenctl-node"
-
-_READY: dict[http_probe.Answer, Literal["yes", "no", "refused", "slow"]] = {
-    http_probe.Answer.READY: "yes",
-    http_probe.Answer.ERROR: "no",
-    http_probe.Answer.REFUSED: "refused",
-    http_probe.Answer.SILENT: "slow",
-}
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 
@@ -33,11 +25,10 @@ BLIND = 3
 """Looks at GPUs without figures until they count as doing nothing."""
 
 
-def probe_ready(base: str, readiness: Readiness) -> Literal["yes", "no", "refused", "slow"]:
-    """Whether a GET of the readiness path answers with a status below 400; ``refused``: nothing
-    answers there, ``slow``: not in time."""
+def probe_ready(base: str, readiness: Readiness) -> Answer:
+    """Send a GET of the readiness path to the service at ``base``."""
     where = urlsplit(base)
-    found, why = http_probe.probe(
+    answer, _ = probe(
         where.hostname or "",
         where.port or 80,
         readiness.path,
@@ -45,9 +36,7 @@ def probe_ready(base: str, readiness: Readiness) -> Literal["yes", "no", "refuse
         connect_timeout=readiness.timeout,
         agent=AGENT,
     )
-    if found is http_probe.Answer.SILENT and why != http_probe.NO_ANSWER:
-        return "refused"  # no route to it: it is not at work
-    return _READY[found]
+    return answer
 
 
 def probe_active(

@@ -19,6 +19,7 @@ from gpu_node.services.probe import GpuLoad, probe_active, probe_ready
 from gpu_node.services.progress import Tracker
 from gpu_node.services.runtime import Instance, Runtime, StartFailed
 from gpu_node.services.weights import WeightsWatch
+from qwenctl.lib.http_probe import Answer
 from qwenctl.protocol.messages import Progress, Service, ServiceState
 
 __all__ = ["Listener", "Supervisor"]
@@ -44,6 +45,9 @@ SILENT_PROBES = 3
 
 UNREADY_PROBES = 3
 """Readiness probes in a row that a ready service may fail."""
+
+NOBODY = (Answer.REFUSED, Answer.UNREACHABLE)
+"""Answers to a probe of a service that is not there, and so not at work."""
 
 State = Literal["starting", "ready", "crashed", "failed", "stopped"]
 
@@ -284,12 +288,12 @@ class Supervisor:
         tries = 0
         while not ended.is_set() and not self._stop.is_set():
             readiness = self.service.readiness
-            found = probe_ready(instance.base_url, readiness) if instance.up else "refused"
-            if found == "yes":
+            answer = probe_ready(instance.base_url, readiness) if instance.up else Answer.REFUSED
+            if answer is Answer.READY:
                 if self._warmed_up(instance, http, ended, tries):
                     return
                 tries += 1
-            longest = UNANSWERED_PROBE if found == "refused" else readiness.interval
+            longest = UNANSWERED_PROBE if answer in NOBODY else readiness.interval
             ended.wait(min(pause, longest))
             pause = min(pause * 1.2, readiness.interval)
 
@@ -316,9 +320,12 @@ class Supervisor:
             self._count(max(told, by_load))
             # One that is slow to answer may be at work; one that refuses is not.
             found = probe_ready(instance.base_url, readiness)
-            unready = unready + 1 if found in ("no", "refused") and not self._active else 0
+            away = found is Answer.ERROR or found in NOBODY
+            unready = unready + 1 if away and not self._active else 0
             if unready >= UNREADY_PROBES:
-                what = "answers with an error" if found == "no" else "does not answer any more"
+                what = (
+                    "answers with an error" if found is Answer.ERROR else "does not answer any more"
+                )
                 error = f"{self.service.name}: GET {readiness.path} {what}"
                 self._become("starting", error)
                 return

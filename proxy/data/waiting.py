@@ -1,4 +1,4 @@
-"""Own the leases of visitors who wait for a GPU: held requests and waiting pages."""
+"""Hold requests until the GPU is ready, and renew their leases meanwhile."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
@@ -11,11 +10,6 @@ from urllib.parse import urlsplit
 import requests
 
 from qwenctl.lib.findings import Finding, Stop, fail, ok, warn
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 from qwenctl.lib.http_probe import PATIENCE, brief_reason
 
 __all__ = [

@@ -53,8 +53,9 @@ _PHASES = (Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
 
 
 def probe(address: str, port: int, readiness: Readiness) -> tuple[Answer, str]:
-    """Probe the WebUI's readiness path once (`qwenctl.lib.http_probe.probe`)."""
-    return http_probe.probe(address, port, readiness.path, timeout=readiness.timeout)
+    """Probe the WebUI's readiness path once; a machine without a route is as silent as any."""
+    answer, why = http_probe.probe(address, port, readiness.path, timeout=readiness.timeout)
+    return (Answer.SILENT if answer is Answer.UNREACHABLE else answer), why
 
 
 class Prober:

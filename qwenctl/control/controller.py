@@ -382,11 +382,11 @@ class Controller:
         if snapshot.phase not in (Phase.BOOTING, Phase.LOADING) or not snapshot.address:
             return self._probed_seq == snapshot.start_seq and snapshot.phase is not Phase.OFF
         path = self._gpu.service[0].readiness.path if self._gpu.service else "/"
-        found, _ = http_probe.probe(snapshot.address, self._gpu.port, path, timeout=1.0)
-        if found in (http_probe.Answer.REFUSED, http_probe.Answer.SILENT):
-            return False  # even if it was ready before
-        if found is http_probe.Answer.READY:
+        answer, _ = http_probe.probe(snapshot.address, self._gpu.port, path, timeout=1.0)
+        if answer is http_probe.Answer.READY:
             self._probed_seq = snapshot.start_seq
+        elif answer is not http_probe.Answer.ERROR:
+            return False  # even if it was ready before
         return self._probed_seq == snapshot.start_seq
 
     # Acting

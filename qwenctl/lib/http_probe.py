@@ -8,13 +8,10 @@ from urllib.parse import quote
 
 import requests
 
-__all__ = ["CONNECT_SECONDS", "NO_ANSWER", "PATIENCE", "Answer", "brief_reason", "probe"]
+__all__ = ["CONNECT_SECONDS", "PATIENCE", "Answer", "brief_reason", "probe"]
 
 CONNECT_SECONDS = 1.0
 """A machine that boots drops packets; a new connection reaches it sooner than a retransmission."""
-
-NO_ANSWER = "no answer"
-"""The reason of a probe that was not answered in time."""
 
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
 
@@ -25,7 +22,8 @@ class Answer(Enum):
     READY = "ready"
     ERROR = "error"  # a status of 400 or above: something is there
     REFUSED = "refused"  # nothing listens, or the connection is closed without an answer
-    SILENT = "silent"  # no answer in time, or no route
+    SILENT = "silent"  # no answer in time
+    UNREACHABLE = "unreachable"  # no such name, or no route
 
 
 def probe(
@@ -58,13 +56,13 @@ def probe(
         connection.request("GET", quote("/" + path.lstrip("/"), safe=_SAFE), headers=headers)
         status = connection.getresponse().status
     except TimeoutError:
-        return Answer.SILENT, NO_ANSWER
+        return Answer.SILENT, "no answer"
     except ConnectionRefusedError:
         return Answer.REFUSED, "connection refused"
     except (ConnectionError, http.client.HTTPException):
         return Answer.REFUSED, "it hangs up without an HTTP answer"
     except OSError as error:
-        return Answer.SILENT, error.strerror or type(error).__name__
+        return Answer.UNREACHABLE, error.strerror or type(error).__name__
     finally:
         connection.close()
     return (Answer.READY, "") if status < 400 else (Answer.ERROR, f"HTTP {status}")

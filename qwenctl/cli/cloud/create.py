@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwenctl.cli.cloud.options import PackageOption, UserOption
 from qwenctl.cli.common.context import (
     ConfigOption,
     DryRunOption,
@@ -39,18 +40,8 @@ def create(
     gpu: GpuOption = None,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
-    user: Annotated[
-        str, typer.Option("--user", metavar="NAME", help="Who the agent runs as on the instance.")
-    ] = "qwenctl",
-    package: Annotated[
-        str,
-        typer.Option(
-            "--package",
-            metavar="SPEC",
-            help="What pip installs there. Default: this version of qwenctl.",
-            show_default=False,
-        ),
-    ] = "",
+    user: UserOption = "qwenctl",
+    package: PackageOption = "",
     with_secret: Annotated[
         bool, typer.Option("--with-secret", help="Put the node secret into the user data.")
     ] = False,

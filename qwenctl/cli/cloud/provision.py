@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwenctl.cli.cloud.create import create, release
+from qwenctl.cli.cloud.options import PackageOption, UserOption
 from qwenctl.cli.common.context import (
     ConfigOption,
     DryRunOption,
@@ -70,18 +71,8 @@ def prepare(
     only: Annotated[
         Part | None, typer.Option("--only", help="Print one part alone.", show_default=False)
     ] = None,
-    user: Annotated[
-        str, typer.Option("--user", metavar="NAME", help="Who the agent runs as on the instance.")
-    ] = "qwenctl",
-    package: Annotated[
-        str,
-        typer.Option(
-            "--package",
-            metavar="SPEC",
-            help="What pip installs there. Default: this version of qwenctl.",
-            show_default=False,
-        ),
-    ] = "",
+    user: UserOption = "qwenctl",
+    package: PackageOption = "",
     output: Annotated[
         Path | None,
         typer.Option(

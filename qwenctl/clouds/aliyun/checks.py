@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from qwenctl.clouds.aliyun.errors import DRY_RUN_PASSED
 from qwenctl.clouds.base import Conflict, Context, NoCapacity, Observation, ProviderError
+from qwenctl.clouds.check_steps import explain_settings, ok_configured_address
 from qwenctl.clouds.clock import clock_with_cloud
 from qwenctl.core.lifecycle import Observed
-from qwenctl.errors import ConfigError
 from qwenctl.lib.findings import Check, Finding, Level, Stop, fail, ok, refusal, warn
 
 if TYPE_CHECKING:
@@ -55,29 +55,13 @@ class _Checks:
         self._seen: Instance
 
     def table(self) -> Iterable[Finding]:
-        try:
+        with explain_settings("aliyun"):
             from qwenctl.clouds.aliyun.api import Ecs, default_credentials
             from qwenctl.clouds.aliyun.provider import make
 
             make(self._config, self._context)
             self._credentials = default_credentials()
             self._ecs = Ecs(self._config, self._credentials)
-        except ConfigError as error:
-            raise Stop(
-                fail(
-                    "provider",
-                    str(error),
-                    "`qwenctl import aliyun INSTANCE_ID --region REGION` prints the whole section.",
-                )
-            ) from None
-        except ModuleNotFoundError as error:
-            raise Stop(
-                fail(
-                    "provider",
-                    f"the package {error.name} is not installed",
-                    "Run `pip install 'qwenctl[aliyun]'`.",
-                )
-            ) from None
         return [ok("provider", f"Alibaba Cloud, {self._config.region}")]
 
     def endpoint(self) -> Iterable[Finding]:
@@ -218,7 +202,7 @@ class _Checks:
 
     def address(self) -> Iterable[Finding]:
         if self._context.address:
-            yield ok("address", f"{self._context.address} (gpu.{self._name}.address)")
+            yield ok_configured_address(self._context)
             return
         choice, seen = self._config.address, self._seen
         address = seen.address(choice)

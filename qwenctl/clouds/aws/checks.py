@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from qwenctl.clouds.base import Context, Observation, ProviderError
+from qwenctl.clouds.check_steps import explain_settings, ok_configured_address
 from qwenctl.clouds.clock import clock_with_cloud
 from qwenctl.core.lifecycle import Observed
-from qwenctl.errors import ConfigError
 from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, warn
 
 if TYPE_CHECKING:
@@ -47,27 +47,11 @@ class _Checks:
         self._raw: dict[str, Any] = {}
 
     def table(self) -> Iterable[Finding]:
-        try:
+        with explain_settings("aws"):
             from qwenctl.clouds.aws.provider import make
 
             provider = make(self._config, self._context)
             self._account = provider.account
-        except ConfigError as error:
-            raise Stop(
-                fail(
-                    "provider",
-                    str(error),
-                    "`qwenctl import aws INSTANCE_ID --region REGION` prints the whole section.",
-                )
-            ) from None
-        except ModuleNotFoundError as error:
-            raise Stop(
-                fail(
-                    "provider",
-                    f"the package {error.name} is not installed",
-                    "Run `pip install 'qwenctl[aws]'`.",
-                )
-            ) from None
         return [ok("provider", f"AWS, {self._config.region or 'region by boto3'}")]
 
     def credentials(self) -> Iterable[Finding]:
@@ -199,7 +183,7 @@ class _Checks:
 
     def address(self) -> Iterable[Finding]:
         if self._context.address:
-            yield ok("address", f"{self._context.address} (gpu.{self._name}.address)")
+            yield ok_configured_address(self._context)
             return
         private = self._raw.get("PrivateIpAddress")
         public = self._raw.get("PublicIpAddress")
