@@ -147,7 +147,7 @@ def gradio_app(api_name: str, data: tuple[Any, ...], **more: Any) -> Service:
 def test_a_gradio_app_is_ready_after_a_call_and_tells_who_waits(
     start: Start, proxy: StandInProxy
 ) -> None:
-    service = gradio_app("/stream", (3,))
+    service = gradio_app("/stream", (30,))  # 1.5 s: longer than between two reports
     proxy.spec = spec(service)
     start()
     proxy.wait_report(lambda r: r.state == "ready", 100)
