@@ -89,7 +89,9 @@ class Proxy:
             self._asgi = HostCheck(self._route, _host_names(config), services.trusted)
         self._stop = threading.Event()
         self._controllers = {
-            name: Controller(name, gpu, store, make_provider(name, gpu, config), owner=owner)
+            name: Controller(
+                name, gpu, store, make_provider(name, gpu, config), owner=owner, observer=metrics
+            )
             for name, gpu in config.gpu.items()
         }
         self._scheduler = Scheduler(config, store)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter as Count
 from collections.abc import Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -61,6 +61,12 @@ class Metrics(NoObserver):
             ["gpu", "step"],
             registry=self.registry,
         )
+        self.cloud_calls = Summary(
+            "qwenctl_cloud_call_seconds",
+            "Calls to the cloud, and the seconds they took",
+            ["gpu", "action", "outcome"],
+            registry=self.registry,
+        )
 
     def count(self, gpu: str, outcome: str) -> None:
         """One more request with that outcome. Called on the event loop only."""
@@ -68,6 +74,9 @@ class Metrics(NoObserver):
 
     def admitted(self, gpu: str, decision: str) -> None:
         self.count(gpu, decision)
+
+    def called_cloud(self, gpu: str, action: str, outcome: str, seconds: float) -> None:
+        self.cloud_calls.labels(gpu, action, outcome).observe(seconds)
 
     def observe(self, snapshot: Snapshot, in_flight: int) -> None:
         """Take over what a snapshot says."""

@@ -27,7 +27,6 @@ from proxy.http.metrics import Metrics
 from proxy.http.request import Message, Networks
 from qwenctl.config.deployment import Config
 from qwenctl.core.lifecycle import Phase
-from qwenctl.core.observer import NO_OBSERVER
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
 from tests.simulation.life import Life
@@ -54,11 +53,13 @@ class FaultyStore(Store):
         return super()._run(script, gpu, *args)
 
 
-def made_services(config: Config, store: Store, trusted: Networks = ()) -> Services:
+def made_services(
+    config: Config, store: Store, trusted: Networks = (), metrics: Metrics | None = None
+) -> Services:
     """What the parts share, with open access."""
-    snapshots, metrics = SnapshotCache(store, list(config.gpu)), Metrics()
+    snapshots, metrics = SnapshotCache(store, list(config.gpu)), metrics or Metrics()
     usage = UsageTracker(store, config.gpu, "me")
-    admit = Admit(store, snapshots, usage, NO_OBSERVER)
+    admit = Admit(store, snapshots, usage, metrics)
     everybody = NoAccessControl()
     return Services(config, store, "me", trusted, snapshots, usage, everybody, metrics, admit)
 
@@ -67,13 +68,13 @@ class Parts:
     """A proxy's parts without its server. Made on the event loop."""
 
     def __init__(self, store: Store, trusted: Networks = (), **settings: Any) -> None:
-        options = settings.pop("proxy", {})
+        options, metrics = settings.pop("proxy", {}), settings.pop("metrics", None)
         table = {"preset": "generic", "address": "127.0.0.1", **settings}
         table["service"] = [{"command": ["true"], "port": free_port()}]
         self.config = Config.model_validate(
             {"node_secret": SECRET, "proxy": options, "gpu": {GPU: table}}
         )
-        services = made_services(self.config, store, trusted)
+        services = made_services(self.config, store, trusted, metrics)
         self.snapshots, self.usage = services.snapshots, services.usage
         self.admit = services.admit
         self.forwarder = Forwarder()

@@ -177,6 +177,8 @@ def test_metrics_are_for_scrapers_here_and_holders_of_a_key(locked: RunningProxy
     here = requests.get(url, timeout=5)
     assert here.status_code == 200
     assert 'qwenctl_phase{gpu="main",phase="off"} 1.0' in here.text
+    looks = 'qwenctl_cloud_call_seconds_count{action="describe",gpu="main",outcome="ok"}'
+    assert looks in here.text  # the controllers tell the metrics
     through = {"X-Forwarded-For": "198.51.100.9"}
     assert requests.get(url, headers=through, timeout=5).status_code == 401
     assert requests.get(url, headers={**through, "X-API-Key": KEY}, timeout=5).status_code == 200
