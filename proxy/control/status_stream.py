@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from qwenctl.config.deployment import UnknownTier
+from qwenctl.core.events import Event
 from qwenctl.core.lifecycle import Phase
-from qwenctl.core.snapshot import Event
 from qwenctl.core.status import page_status
 from qwenctl.errors import StoreUnavailable
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.address import NodeAddress
+from qwenctl.core.events import EventKind
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.observer import Observer
 from qwenctl.core.rules import Activity
@@ -238,7 +239,7 @@ class DataPlane:
 
     def _note_first_byte(self, gpu: str, seq: int) -> None:
         fields = {"actor": self._owner, "start_seq": str(seq)}
-        self._in_background(lambda: self._store.note(gpu, "first-byte", **fields))
+        self._in_background(lambda: self._store.note(gpu, EventKind.FIRST_BYTE, **fields))
 
     async def _moved_on(self, exchange: Exchange) -> bool:
         """After a refused connection: whether the GPU turns out not to be ready after all."""

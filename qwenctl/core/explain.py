@@ -25,7 +25,8 @@ from qwenctl.core.words import (
 from qwenctl.lib.text import duration, one_line
 
 if TYPE_CHECKING:
-    from qwenctl.core.snapshot import Event, Lease, Snapshot
+    from qwenctl.core.events import Event
+    from qwenctl.core.snapshot import Lease, Snapshot
 
 
 __all__ = [
@@ -137,12 +138,12 @@ def _last_start(events: Sequence[Event], now: float) -> list[Reason]:
 
 def _last_stop(events: Sequence[Event], now: float) -> list[Reason]:
     """The last stop and, if a person was behind it, who."""
-    stopped, behind = stopped_by(events, ("stopping",))
+    stopped, behind = stopped_by(events, (Phase.STOPPING,))
     if stopped is None:
         return []
-    why = command_words(behind) if behind else cause_words(stopped.fields.get("cause", ""))
+    why = command_words(behind) if behind else cause_words(stopped.cause)
     text = f"last stopped {duration(now - stopped.time)} ago: {why}"
-    actor = behind.fields.get("actor", "") if behind else ""
+    actor = behind.actor if behind else ""
     return [Reason("stopped", text, since=stopped.time, actor=actor)]
 
 

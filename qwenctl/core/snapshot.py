@@ -15,7 +15,6 @@ from qwenctl.protocol.messages import Report
 
 __all__ = [
     "Admission",
-    "Event",
     "Lease",
     "Lock",
     "Outcome",
@@ -83,16 +82,6 @@ class Touch:
     ttl: float
     began_ago: float
     """Seconds since the request began; one older than the last `down` extends nothing."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """One line of the history."""
-
-    id: str
-    time: float
-    kind: str
-    fields: Mapping[str, str]
 
 
 @dataclass(frozen=True)

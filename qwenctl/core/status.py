@@ -27,7 +27,8 @@ from qwenctl.core.words import (
 from qwenctl.lib.text import escape_control
 
 if TYPE_CHECKING:
-    from qwenctl.core.snapshot import Event, Lease, Snapshot
+    from qwenctl.core.events import Event
+    from qwenctl.core.snapshot import Lease, Snapshot
 
 __all__ = [
     "HISTORY",
@@ -234,11 +235,10 @@ def own_record(
         return replace(snapshot, state={}, node={}), [], recorded
     if (since := snapshot.time("machine_since")) is None:
         return snapshot, events, ""
-    ends = (Phase.READY.value, Phase.OFF.value, Phase.FAILED.value)
     others = [
         index
         for index, event in enumerate(events)
-        if event.kind == "transition" and event.fields.get("to") in ends and event.time < since
+        if event.to is not None and event.to.settled and event.time < since
     ]
     return snapshot, events[others[-1] + 1 :] if others else events, ""
 

@@ -9,16 +9,15 @@ clock, durations seconds.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
-from typing import Protocol
 
+from qwenctl.core.events import Event, EventKind
 from qwenctl.core.lifecycle import Phase
 
-__all__ = ["STEPS", "EventLike", "Mark", "Outcome", "Wake", "expected", "learned", "wakes"]
+__all__ = ["STEPS", "Mark", "Outcome", "Wake", "expected", "learned", "wakes"]
 
 STEPS = ("request", "start", "boot", "load")
 """The steps whose durations add up to a wake, in order."""
@@ -29,22 +28,6 @@ LEARN_FROM = 20
 _SHARES = {"request": 0.0, "start": 0.25, "boot": 0.25, "load": 0.5}
 """How a first estimate is split, before there are wakes to learn from. A request needs
 milliseconds; of the rest, half is the machine and half what it loads."""
-
-
-class EventLike(Protocol):
-    """What is needed of `qwenctl.core.snapshot.Event`."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def time(self) -> float: ...
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def fields(self) -> Mapping[str, str]: ...
 
 
 class Mark(str, Enum):
@@ -136,7 +119,7 @@ class Wake:
         self.marks.setdefault(mark, time)
 
 
-def wakes(events: Iterable[EventLike]) -> list[Wake]:
+def wakes(events: Iterable[Event]) -> list[Wake]:
     """The wakes in these events, oldest first. The events must be in order; the beginning of the
     history may be missing."""
     fold = _Fold()
@@ -149,46 +132,44 @@ class _Fold:
     def __init__(self) -> None:
         self.wakes: list[Wake] = []
         self._phase: Phase | None = None
-        self._asked: EventLike | None = None  # the demand that no wake has answered yet
+        self._asked: Event | None = None  # the demand that no wake has answered yet
 
     @property
     def _open(self) -> Wake | None:
         last = self.wakes[-1] if self.wakes else None
         return last if last and last.outcome is Outcome.UNDER_WAY else None
 
-    def add(self, event: EventLike) -> None:
+    def add(self, event: Event) -> None:
         wake = self._open
-        if event.kind in ("lease", "unblock"):
+        if event.kind in (EventKind.LEASE, EventKind.UNBLOCK):
             self._demand(event)
-        elif event.kind in ("down", "block"):
+        elif event.kind in (EventKind.DOWN, EventKind.BLOCK):
             self._asked = None
-        elif event.kind == "call" and event.fields.get("verb") == "start" and wake:
+        elif event.kind is EventKind.CALL and event.verb == "start" and wake:
             wake.mark(Mark.CALL, event.time)
-        elif event.kind == "node" and wake:
-            name = event.fields.get("progress", "")
+        elif event.kind is EventKind.NODE and wake:
+            name = event.progress
             if name and (not wake.progress or wake.progress[-1][0] != name):
                 wake.progress.append((name, event.time))
-        elif event.kind == "first-byte" and self.wakes:
+        elif event.kind is EventKind.FIRST_BYTE and self.wakes:
             if self.wakes[-1].outcome is Outcome.READY:
                 self.wakes[-1].mark(Mark.FIRST_BYTE, event.time)
-        elif event.kind == "transition":
+        elif event.kind is EventKind.TRANSITION:
             self._transition(event)
 
-    def _demand(self, event: EventLike) -> None:
+    def _demand(self, event: Event) -> None:
         if self._open or self._phase is Phase.READY:
             return
         before = self._asked
         # An unblock counts only as long as no lease follows: then one from before the block woke.
-        if before is None or before.kind == "unblock" or event.time > _expiry(before):
+        if before is None or before.kind is EventKind.UNBLOCK or event.time > before.expiry:
             self._asked = event
 
-    def _transition(self, event: EventLike) -> None:
-        try:
-            source, to = Phase(event.fields["from"]), Phase(event.fields["to"])
-        except (KeyError, ValueError):
+    def _transition(self, event: Event) -> None:
+        source, to, cause = event.source, event.to, event.cause
+        if source is None or to is None:
             return  # of a version that knows more phases
         self._phase = to
-        cause = event.fields.get("cause", "")
         wake = self._open
         if to in (Phase.STARTING, Phase.BOOTING, Phase.LOADING):
             if wake is None:
@@ -209,43 +190,29 @@ class _Fold:
             wake.mark(Mark.READY, event.time)
             wake.outcome = Outcome.READY
         elif to is Phase.FAILED:
-            wake.outcome, wake.code = Outcome.FAILED, _code(event)
+            wake.outcome = Outcome.FAILED
+            wake.code = event.failure.code if event.failure else cause
         else:
             wake.outcome, wake.code = Outcome.ABANDONED, cause
 
-    def _begin(self, event: EventLike, cause: str, source: Phase) -> Wake:
+    def _begin(self, event: Event, cause: str, source: Phase) -> Wake:
         asked = None if cause == "retry" or source is Phase.READY else self._asked
         self._asked = None
         first = asked or event
         wake = Wake(
             first.id,
             first.time,
-            first.fields.get("actor", ""),
+            first.actor,
             _why(asked) if asked else cause,
-            asked.fields.get("name", "") if asked and asked.kind == "lease" else "",
+            asked.name if asked and asked.kind is EventKind.LEASE else "",
             {Mark.CLICK: first.time},
         )
         self.wakes.append(wake)
         return wake
 
 
-def _why(asked: EventLike) -> str:
-    return "unblock" if asked.kind == "unblock" else asked.fields.get("cause", "")
-
-
-def _expiry(event: EventLike) -> float:
-    """Until when a lease event lasts; one that says nothing lasts."""
-    try:
-        return float(event.fields["expiry"]) / 1000
-    except (KeyError, ValueError):
-        return float("inf")
-
-
-def _code(event: EventLike) -> str:
-    try:
-        return str(json.loads(event.fields["failure"])["code"])
-    except (KeyError, ValueError, TypeError):
-        return event.fields.get("cause", "")
+def _why(asked: Event) -> str:
+    return str(asked.kind) if asked.kind is EventKind.UNBLOCK else asked.cause
 
 
 def learned(history: Iterable[Wake]) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qwenctl.core import failures, leases
+from qwenctl.core.events import Event, EventKind
 from qwenctl.core.failures import Failure
 from qwenctl.core.lifecycle import Phase
 from qwenctl.lib.text import escape_control, one_line
 
 if TYPE_CHECKING:
-    from qwenctl.core.snapshot import Event, Lease, Snapshot
+    from qwenctl.core.snapshot import Lease, Snapshot
 
 __all__ = [
     "NODE_PHASES",
@@ -133,43 +133,38 @@ def cause_words(cause: str) -> str:
 
 def event_cause(event: Event) -> str:
     """The cause of a transition, with the message of a failure if it is one."""
-    words = cause_words(event.fields.get("cause", ""))
-    if event.fields.get("to") == "failed" and event.fields.get("failure"):
-        try:
-            words += f": {one_line(json.loads(event.fields['failure'])['message'])}"
-        except (ValueError, KeyError, TypeError):
-            pass
+    words = cause_words(event.cause)
+    if event.to is Phase.FAILED and event.failure:
+        words += f": {one_line(event.failure.message)}"
     return words
 
 
 def stopped_by(
-    events: Sequence[Event], phases: Sequence[str] = ("draining", "stopping")
+    events: Sequence[Event], phases: Sequence[Phase] = (Phase.DRAINING, Phase.STOPPING)
 ) -> tuple[Event | None, Event | None]:
     """The last transition to one of the phases (or to off, from outside), and the `down` or `block`
     that led to it."""
     stopped: Event | None = None
     for event in reversed(events):
-        fields = event.fields
         if stopped is None:
             causes = ("stopped_outside", failures.SPOT_INTERRUPTION)
-            outside = fields.get("to") == "off" and fields.get("cause") in causes
-            if event.kind == "transition" and (fields.get("to") in phases or outside):
+            outside = event.to is Phase.OFF and event.cause in causes
+            if event.to in phases or outside:
                 stopped = event
                 if outside:
                     break
-        elif event.kind in ("down", "block"):
+        elif event.kind in (EventKind.DOWN, EventKind.BLOCK):
             return stopped, event
-        elif event.kind == "lease":
+        elif event.kind is EventKind.LEASE:
             break  # it was needed again after an earlier `down`
-        elif event.kind == "transition" and fields.get("to") in ("ready", "starting", "failed"):
+        elif event.to in (Phase.READY, Phase.STARTING, Phase.FAILED):
             break
     return stopped, None
 
 
 def command_words(event: Event) -> str:
     """A `down` or `block` in plain words."""
-    fields = event.fields
-    if event.kind == "block" and leases.kind_of(fields.get("name", "")) != leases.MAINTENANCE:
-        return name_words(fields.get("name", ""), reason=fields.get("cause", ""))
-    command = f"qwenctl {event.kind}" + (" --now" if fields.get("cut") == "1" else "")
-    return _because(f"{fields.get('actor') or 'somebody'} ({command})", fields.get("cause", ""))
+    if event.kind is EventKind.BLOCK and leases.kind_of(event.name) != leases.MAINTENANCE:
+        return name_words(event.name, reason=event.cause)
+    command = f"qwenctl {event.kind}" + (" --now" if event.cut else "")
+    return _because(f"{event.actor or 'somebody'} ({command})", event.cause)

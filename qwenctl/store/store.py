@@ -19,16 +19,15 @@ import redis
 
 from qwenctl.config.deployment import Config
 from qwenctl.core import leases
+from qwenctl.core.events import Event, EventKind, decode, encode
 from qwenctl.core.lifecycle import TRANSITIONS, Guard, Move, Phase
 from qwenctl.core.snapshot import (
     Admission,
-    Event,
     Lease,
     Lock,
     Outcome,
     Snapshot,
     Touch,
-    seconds_of,
 )
 from qwenctl.lib.text import escape_control
 from qwenctl.protocol.messages import Command, Hello, Report
@@ -164,7 +163,7 @@ class Store:
                 rows = self._redis.xrange(key, min=f"({after}", count=count)
             else:
                 rows = cast(Any, self._redis.xrevrange(key, count=count))[::-1]
-        return [_event(row) for row in cast(Any, rows)]
+        return [decode(*row) for row in cast(Any, rows)]
 
     def follow(self, gpu: str, after: str, wait: float) -> list[Event]:
         """The events after that id, waiting up to ``wait`` seconds for the first of them."""
@@ -172,7 +171,7 @@ class Store:
             rows = self._redis.xread(
                 {self._key(gpu, "events"): after or "0"}, block=max(1, _ms(wait)), count=200
             )
-        return [_event(row) for _, batch in cast(Any, rows or []) for row in batch]
+        return [decode(*row) for _, batch in cast(Any, rows or []) for row in batch]
 
     def log_lines(self, gpu: str, count: int = 200) -> list[str]:
         """The node's last log lines, oldest first."""
@@ -383,7 +382,7 @@ class Store:
         The window that opens at that moment is written once, however often this is called and by
         however many: ``new``. After that it is ``held``, or ``given_up`` if somebody ended it.
         """
-        kind = "block" if leases.kind_of(name) in leases.BLOCKS else "lease"
+        kind = EventKind.BLOCK if leases.kind_of(name) in leases.BLOCKS else EventKind.LEASE
         return cast(
             Literal["new", "held", "given_up", "over"],
             self._run(
@@ -394,7 +393,7 @@ class Store:
                 _ms(ends),
                 escape_control(reason),
                 escape_control(actor),
-                kind,
+                kind.value,
             ),
         )
 
@@ -402,9 +401,10 @@ class Store:
         """Ask the controller to read the cloud again."""
         self._run("look", gpu, actor, cause)
 
-    def note(self, gpu: str, kind: str, **fields: str) -> None:
-        """Add one event that is no transition."""
-        self._run("note", gpu, kind, *(part for pair in fields.items() for part in pair))
+    def note(self, gpu: str, kind: EventKind, **fields: str) -> None:
+        """Append an event that is no transition."""
+        stored = encode(kind, **fields)
+        self._run("note", gpu, *(part for pair in stored.items() for part in pair))
 
     # The node's
 
@@ -452,12 +452,6 @@ class Store:
             *report.log,
         )
         return verdict, int(seq), tuple(Command.model_validate_json(text) for text in commands)
-
-
-def _event(row: tuple[str, dict[str, str]]) -> Event:
-    identity, fields = row
-    time = seconds_of(fields.pop("time", None)) or int(identity.split("-")[0]) / 1000
-    return Event(identity, time, fields.pop("kind", ""), fields)
 
 
 def open_store(config: Config) -> Store:

@@ -13,8 +13,8 @@ from collections import Counter
 import aiohttp
 import pytest
 
+from qwenctl.core.events import Event
 from qwenctl.core.lifecycle import Phase
-from qwenctl.core.snapshot import Event
 from tests.chaos.conftest import Deploy
 from tests.support.deployment import Deployment
 from tests.support.net import Answer, post

@@ -27,6 +27,7 @@ from qwenctl.config.loading import load_config
 from qwenctl.config.providers import make_provider
 from qwenctl.config.secrets import state_dir
 from qwenctl.config.toml import to_toml
+from qwenctl.core.events import EventKind
 from qwenctl.core.leases import maintenance
 from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.wakes import wakes
@@ -288,7 +289,7 @@ class _Demo:
         self._wait(Phase.OFF, IDLE_SECONDS[True] + STOP_SECONDS)
         self._say(f"off again, {time.monotonic() - used:.1f} s after the last use")
         starts = sum(
-            event.kind == "call" and event.fields.get("verb") == "start"
+            event.kind is EventKind.CALL and event.verb == "start"
             for event in self.store.events(GPU, 500)
         )
         if starts != 1:

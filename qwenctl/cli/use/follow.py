@@ -17,7 +17,8 @@ from qwenctl.cli.common.terminal import coloured, live, paint, warn
 from qwenctl.clouds.base import Provider
 from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller, owner_name
-from qwenctl.core.snapshot import Event, Snapshot
+from qwenctl.core.events import Event
+from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY
 from qwenctl.core.words import cause_words
 from qwenctl.lib.text import duration

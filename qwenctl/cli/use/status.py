@@ -17,10 +17,11 @@ from qwenctl.cli.common.context import (
 from qwenctl.cli.common.terminal import clock, live, paint, phase_style, shorten, stamp
 from qwenctl.cli.use.gpu_stats import figure_lines
 from qwenctl.config.deployment import Config
+from qwenctl.core.events import Event, EventKind
 from qwenctl.core.explain import Reason, explain
 from qwenctl.core.leases import WORK
 from qwenctl.core.lifecycle import Phase
-from qwenctl.core.snapshot import Event, Snapshot
+from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY, full_status, own_record
 from qwenctl.core.words import NOT_ASKED, cause_words, event_cause, name_words
 from qwenctl.lib.text import duration, one_line
@@ -357,37 +358,33 @@ def _print_event(event: Event, gpu: str, as_json: bool, width: int) -> None:
 
 def event_words(event: Event) -> str:
     """An event in plain words, with colours for the terminal."""
-
-    f = event.fields
-    actor = f.get("actor", "")
-    cause = one_line(f.get("cause", ""))
-    if event.kind == "transition":
-        before, to = f.get("from", "?"), f.get("to", "?")
-        return f"{before} → {paint(to, phase_style(to), bold=True)}  {event_cause(event)}"
-    if event.kind == "call":
-        result = paint(f"failed: {one_line(f['error'])}", "red") if f.get("error") else "accepted"
-        request = f" (request {f['request_id']})" if f.get("request_id") else ""
-        note = f"; {one_line(f['note'])}" if f.get("note") else ""
-        return f"{f.get('verb', '?')} call {result}{request}{note}"
-    if event.kind == "lease":
-        return f"needed by {name_words(f.get('name', '?'), actor, cause)}"
-    if event.kind in ("block", "unblock"):
-        text = f"{event.kind}ed by {actor}" if actor else f"{event.kind}ed"
-        return text + (f": {cause}" if cause else "")
-    if event.kind == "down":
-        now = " --now" if f.get("cut") == "1" else ""
-        return f"down{now} by {actor}" + (f": {cause}" if cause else "")
-    if event.kind == "node":
-        parts = (f.get("state", ""), f.get("progress", ""), one_line(f.get("error", "")))
+    kind, actor, cause = event.kind, event.actor, one_line(event.cause)
+    why = f": {cause}" if cause else ""
+    if kind is EventKind.TRANSITION and event.source and event.to:
+        to = paint(event.to.value, phase_style(event.to.value), bold=True)
+        return f"{event.source.value} → {to}  {event_cause(event)}"
+    if kind is EventKind.CALL:
+        result = paint(f"failed: {one_line(event.error)}", "red") if event.error else "accepted"
+        request = f" (request {event.request_id})" if event.request_id else ""
+        note = f"; {one_line(event.note)}" if event.note else ""
+        return f"{event.verb} call {result}{request}{note}"
+    if kind is EventKind.LEASE:
+        return f"needed by {name_words(event.name, actor, cause)}"
+    if kind in (EventKind.BLOCK, EventKind.UNBLOCK):
+        return f"{kind}ed" + (f" by {actor}" if actor else "") + why
+    if kind is EventKind.DOWN:
+        return f"down{' --now' if event.cut else ''} by {actor}{why}"
+    if kind is EventKind.NODE:
+        parts = (event.state, event.progress, one_line(event.error))
         return f"node: {', '.join(part for part in parts if part)}"
-    if event.kind == "hello":
-        return f"node: hello, boot {f.get('boot_id', '?')}"
-    if event.kind == "interruption":
-        return f"node: the cloud takes the instance back ({f.get('action', '?')})"
-    if event.kind == "first-byte":
+    if kind is EventKind.HELLO:
+        return f"node: hello, boot {event.boot_id}"
+    if kind is EventKind.INTERRUPTION:
+        return f"node: the cloud takes the instance back ({event.action})"
+    if kind is EventKind.FIRST_BYTE:
         return "first answer to a visitor"
-    rest = " ".join(f"{key}={value}" for key, value in f.items())
-    return f"{event.kind} {rest}".strip()
+    rest = " ".join(f"{key}={value}" for key, value in event.fields.items())
+    return f"{kind} {rest}".strip()
 
 
 def logs(gpu: str | None, count: int, follow: bool, json: bool, config: str | None) -> None:

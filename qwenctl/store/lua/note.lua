@@ -1,6 +1,4 @@
--- Add one event that is no transition: the first byte of a wake, a refused callback.
--- ARGV: 3 kind, then field, value, …
-local fields = {}
-for i = 4, #ARGV do fields[#fields + 1] = ARGV[i] end
-event(ARGV[3], unpack(fields))
+-- Append an event that no other script writes: the first byte of a wake.
+-- ARGV: 3 … field, value, … as `qwenctl.core.events.encode` gives them. Returns 1.
+append(unpack(ARGV, 3))
 return 1

@@ -27,9 +27,11 @@ local function unexpired(zset) return redis.call('ZCOUNT', zset, '(' .. num(NOW)
 local function phase() return redis.call('HGET', STATE, 'phase') or 'off' end
 local function changed(what) redis.call('PUBLISH', CHANNEL, what) end
 
-local function event(kind, ...)
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', 5000, '*', 'time', num(NOW), 'kind', kind, ...)
+-- Append an event to the history; see core/events.py.
+local function append(...)
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', 5000, '*', 'time', num(NOW), ...)
 end
+local function event(kind, ...) append('kind', kind, 'v', '1', ...) end
 
 local function prune(zset)
   local gone = redis.call('ZRANGEBYSCORE', zset, '-inf', num(NOW))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import requests
 
+from qwenctl.core.events import Event
 from qwenctl.core.lifecycle import Phase
-from qwenctl.core.snapshot import Event
 from tests.support.deployment import Deployment
 from tests.support.valkey_server import ValkeyServer
 

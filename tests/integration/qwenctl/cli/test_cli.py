@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import tomllib
 
+from qwenctl.core.events import EventKind
 from qwenctl.errors import ExitCode
 from qwenctl.store.store import Store
 from tests.support.net import free_port
@@ -543,16 +544,16 @@ def test_dry_runs_change_nothing(run: Run, config: Path, live: Store) -> None:
 
 
 def test_events_can_be_followed_until_ctrl_c(tmp_path: Path, config: Path, live: Store) -> None:
-    live.note("main", "first", n="1")
+    live.note("main", EventKind.HELLO, boot_id="1")
     program = subprocess.Popen(
         [PROGRAM, "events", "--follow", "--json"], cwd=tmp_path, env=environment(tmp_path),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert program.stdout is not None
-        assert json.loads(program.stdout.readline())["kind"] == "first"
-        live.note("main", "second", n="2")
-        assert json.loads(program.stdout.readline())["n"] == "2"
+        assert json.loads(program.stdout.readline())["boot_id"] == "1"
+        live.note("main", EventKind.HELLO, boot_id="2")
+        assert json.loads(program.stdout.readline())["boot_id"] == "2"
         program.send_signal(signal.SIGINT)
         _, stderr = program.communicate(timeout=15)
     finally:

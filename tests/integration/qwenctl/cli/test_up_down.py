@@ -26,6 +26,7 @@ import pytest
 from qwenctl.config.deployment import Config
 from qwenctl.config.loading import load_config
 from qwenctl.config.providers import make_provider
+from qwenctl.core.events import EventKind
 from qwenctl.core.lifecycle import Guard, Move, Observed, Phase
 from qwenctl.errors import ExitCode
 from qwenctl.protocol.messages import Hello, Report
@@ -507,7 +508,7 @@ def test_a_cloud_instance_whose_agent_was_never_heard_of_is_warned_of(
     assert instance.starts == 1
     assert "stops itself" not in done.stderr
     assert "never becomes ready and is stopped by nobody" in done.stderr
-    machine.store.note("main", "hello", boot_id="b1")
+    machine.store.note("main", EventKind.HELLO, boot_id="b1")
     assert "stops itself" in machine.run("up", "--no-wait", **cloud(ecs)).stderr
 
 

@@ -158,9 +158,10 @@ def test_two_servers_can_never_write_the_same_files(state: Path) -> None:
 OPENER = """
 import sys
 from qwenctl.config.deployment import Config
+from qwenctl.core.events import EventKind
 from qwenctl.store.store import open_store
 store = open_store(Config(state_dir=sys.argv[1]))
-store.note("main", "hello", actor=sys.argv[2])
+store.note("main", EventKind.HELLO, actor=sys.argv[2])
 print("ready", flush=True)
 sys.stdin.read()
 """

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from qwenctl.config.deployment import Config
+from qwenctl.core.events import EventKind
 from qwenctl.core.failures import Failure
 from qwenctl.core.lifecycle import Guard, Move, Phase
 from qwenctl.core.snapshot import Lock, Outcome, Snapshot, Touch
@@ -776,7 +777,7 @@ class TestNode:
 
 class TestEvents:
     def test_note_and_look(self, store: Store, clock: VirtualClock) -> None:
-        store.note(GPU, "first-byte", actor="p0", start_seq="3")
+        store.note(GPU, EventKind.FIRST_BYTE, actor="p0", start_seq="3")
         (event,) = store.events(GPU)
         assert (event.kind, event.fields) == ("first-byte", {"actor": "p0", "start_seq": "3"})
         store.look(GPU, actor="p0", cause="no connection")
@@ -784,19 +785,19 @@ class TestEvents:
 
     def test_pages(self, store: Store) -> None:
         for number in range(5):
-            store.note(GPU, f"k{number}", actor="x")
-        assert [e.kind for e in store.events(GPU, 2)] == ["k3", "k4"]
+            store.note(GPU, EventKind.FIRST_BYTE, actor=f"p{number}")
+        assert [e.actor for e in store.events(GPU, 2)] == ["p3", "p4"]
         first = store.events(GPU)[0].id
-        assert [e.kind for e in store.events(GPU, 2, after=first)] == ["k1", "k2"]
+        assert [e.actor for e in store.events(GPU, 2, after=first)] == ["p1", "p2"]
 
     def test_follow(self, store: Store, client: redis.Redis) -> None:
-        store.note(GPU, "old", actor="x")
+        store.note(GPU, EventKind.HELLO, actor="x")
         last = store.events(GPU)[-1].id
         assert store.follow(GPU, last, 0.02) == []
-        timer = threading.Timer(0.1, store.note, (GPU, "new"), {"actor": "x"})
+        timer = threading.Timer(0.1, store.note, (GPU, EventKind.FIRST_BYTE), {"actor": "x"})
         timer.start()
         began = time.monotonic()
-        assert [event.kind for event in store.follow(GPU, last, 3.0)] == ["new"]
+        assert [event.kind for event in store.follow(GPU, last, 3.0)] == ["first-byte"]
         assert time.monotonic() - began < 1.0
         timer.join()
 
@@ -805,9 +806,9 @@ class TestEvents:
         for number in range(6000):
             pipeline.xadd(store.keys(GPU)[7], {"kind": str(number)})
         pipeline.execute()
-        store.note(GPU, "last", actor="x")
+        store.note(GPU, EventKind.FIRST_BYTE, actor="x")
         assert 5000 <= len(store.events(GPU, 100_000)) < 5200
-        assert store.events(GPU)[-1].kind == "last"
+        assert store.events(GPU)[-1].kind is EventKind.FIRST_BYTE
 
 
 class TestWatch:

@@ -11,8 +11,9 @@ import pytest
 
 from qwenctl.cli.use.follow import StepLines
 from qwenctl.config.gpu import GpuConfig
+from qwenctl.core.events import Event, decode
 from qwenctl.core.explain import explain
-from qwenctl.core.snapshot import Event, Lease, Snapshot
+from qwenctl.core.snapshot import Lease, Snapshot
 from qwenctl.core.status import full_status, page_status
 from qwenctl.core.words import cause_words, lease_words
 from qwenctl.lib.text import duration, one_line
@@ -34,7 +35,8 @@ def lease(name: str = "request:anna", left: float = 600.0, **more: Any) -> Lease
 
 
 def event(time: float, kind: str, **fields: str) -> Event:
-    return Event(f"{time:.0f}-0", time, kind, {"actor": "", **fields})
+    stored = {"kind": kind, "time": str(time * 1000), "actor": "", **fields}
+    return decode(f"{time:.0f}-0", stored)
 
 
 def move(time: float, source: str, to: str, cause: str = "") -> Event:

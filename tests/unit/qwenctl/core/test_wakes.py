@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 
 import pytest
 
+from qwenctl.core.events import Event, decode
 from qwenctl.core.wakes import Mark, Outcome, Wake, expected, learned, wakes
 
 
-@dataclass
-class Ev:
-    time: float
-    kind: str
-    fields: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def id(self) -> str:
-        return f"{self.time:.0f}-0"
+def event(time: float, kind: str, fields: dict[str, str] | None = None) -> Event:
+    stored = {"kind": kind, "time": str(time * 1000), **(fields or {})}
+    return decode(f"{time:.0f}-0", stored)
 
 
-def move(time: float, source: str, to: str, cause: str = "", **fields: str) -> Ev:
-    return Ev(
+def move(time: float, source: str, to: str, cause: str = "", **fields: str) -> Event:
+    return event(
         time, "transition", {"from": source, "to": to, "cause": cause, "actor": "ctl", **fields}
     )
 
 
-def lease(time: float, name: str = "request:anna", cause: str = "request", ttl: float = 600) -> Ev:
+def lease(
+    time: float, name: str = "request:anna", cause: str = "request", ttl: float = 600
+) -> Event:
     expiry = f"{(time + ttl) * 1000:.0f}"
-    return Ev(time, "lease", {"name": name, "cause": cause, "actor": "anna", "expiry": expiry})
+    return event(time, "lease", {"name": name, "cause": cause, "actor": "anna", "expiry": expiry})
 
 
-def call(time: float, error: str = "") -> Ev:
-    return Ev(time, "call", {"verb": "start", "error": error})
+def call(time: float, error: str = "") -> Event:
+    return event(time, "call", {"verb": "start", "error": error})
 
 
-def node(time: float, progress: str) -> Ev:
-    return Ev(time, "node", {"state": "loading", "progress": progress})
+def node(time: float, progress: str) -> Event:
+    return event(time, "node", {"state": "loading", "progress": progress})
 
 
-def cold(at: float, start: float = 10.0, boot: float = 5.0, load: float = 20.0) -> list[Ev]:
+def cold(at: float, start: float = 10.0, boot: float = 5.0, load: float = 20.0) -> list[Event]:
     """A whole successful wake, and the sleep after it."""
     running, hello = at + 1 + start, at + 1 + start + boot
     ready = hello + load
@@ -54,8 +50,8 @@ def cold(at: float, start: float = 10.0, boot: float = 5.0, load: float = 20.0) 
         node(hello + 1, "pull"),
         node(hello + 4, "weights"),
         move(ready, "loading", "ready", "ready"),
-        Ev(ready + 0.25, "first-byte", {}),
-        Ev(ready + 0.5, "first-byte", {}),
+        event(ready + 0.25, "first-byte", {}),
+        event(ready + 0.5, "first-byte", {}),
         move(ready + 100, "ready", "draining", "idle"),
         move(ready + 104, "draining", "stopping", "idle"),
         move(ready + 110, "stopping", "off", "stopped"),
@@ -99,7 +95,7 @@ def test_an_expired_demand_is_no_click() -> None:
 
 @pytest.mark.parametrize("gone", ["down", "block"])
 def test_a_demand_that_was_dropped_is_no_click(gone: str) -> None:
-    [wake] = wakes([lease(10), Ev(11, gone), lease(20), *cold(20)[1:]])
+    [wake] = wakes([lease(10), event(11, gone), lease(20), *cold(20)[1:]])
     assert wake.started_at == 20
 
 
@@ -116,7 +112,7 @@ def test_a_demand_while_stopping_waits_for_off() -> None:
 
 
 def test_unblocking_wakes_only_for_a_demand_from_before() -> None:
-    before = [lease(1), Ev(2, "block"), Ev(5, "unblock", {"actor": "bob"})]
+    before = [lease(1), event(2, "block"), event(5, "unblock", {"actor": "bob"})]
     assert wakes([*before, move(5.1, "off", "starting", "demand")])[0].started_at == 5
     assert wakes([*before[1:], *cold(100)])[0].started_at == 100
 
@@ -177,7 +173,7 @@ def test_a_history_without_its_beginning_and_with_unknown_phases() -> None:
     whole = cold(0)
     assert [wake.outcome for wake in wakes(whole[4:])] == [Outcome.READY]
     assert wakes([move(1, "off", "hibernating")]) == []
-    assert wakes([Ev(1, "transition", {}), Ev(2, "what")]) == []
+    assert wakes([event(1, "transition", {}), event(2, "what")]) == []
 
 
 def test_expected_is_the_median_of_the_successful_ones() -> None:
