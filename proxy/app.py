@@ -39,6 +39,7 @@ from .data.plane import DataPlane
 from .data.services import Services
 from .data.snapshot_cache import SnapshotCache
 from .data.usage import UsageTracker
+from .data.waiting import WaitingPages
 from .front.forward_auth import ForwardAuth
 from .http.body import BoundedBody
 from .http.host_check import HostCheck
@@ -70,13 +71,14 @@ class Proxy:
             metrics,
             Admit(store, snapshots, usage, metrics),
         )
-        self.stream = StatusStream(services)
-        self.pages = Pages(services, self.stream)
+        waiting = WaitingPages(config, store)
+        self.stream = StatusStream(services, waiting)
+        self.pages = Pages(services, self.stream, waiting)
         self.forwarder = Forwarder()
         self.data = DataPlane(services, self.forwarder, self.pages)
         self.gate = ForwardAuth(services)
         self.nodes = NodeApi(config, store, metrics, usage.in_flight)
-        flask = make_flask(services, self.stream, self.pages)
+        flask = make_flask(services, self.stream, self.pages, waiting)
         threads: ASGIApp = WSGIMiddleware(flask, workers=16)  # type: ignore[arg-type, assignment]
         self._routes: dict[str, ASGIApp] = {
             f"{PREFIX}/api/events": self.stream,

@@ -10,7 +10,7 @@ from flask.typing import ResponseReturnValue
 from ..auth.identity import Identity
 from ..data.admission import may_wake
 from ..data.services import Services
-from .page_demand import PageDemand
+from ..data.waiting import WaitingPages
 from .pages import Pages
 from .status_stream import StatusStream
 from .views import Route, Views
@@ -25,10 +25,10 @@ class Api(Views):
     """Views that answer with JSON."""
 
     def __init__(
-        self, services: Services, stream: StatusStream, pages: Pages, demand: PageDemand
+        self, services: Services, stream: StatusStream, pages: Pages, waiting: WaitingPages
     ) -> None:
         super().__init__(services)
-        self._stream, self._pages, self._demand = stream, pages, demand
+        self._stream, self._pages, self._waiting = stream, pages, waiting
 
     def routes(self) -> Iterable[Route]:
         return (
@@ -42,12 +42,14 @@ class Api(Views):
         return {"tiers": self._pages.tiers(self.request, TIERS_AGE)}
 
     def status(self) -> ResponseReturnValue:
-        identity = self.identity
-        return self._status(self.gpu, identity)
+        identity, gpu = self.identity, self.gpu
+        if self.request.from_browser:  # a page that polls, because it is hidden or has no stream
+            self._waiting.seen(gpu, self.request, identity)
+        return self._status(gpu, identity)
 
     def wake(self) -> ResponseReturnValue:
         identity, gpu = self.identity, self.gpu
-        self._demand.wake(gpu, self.request, identity)
+        self._waiting.wake(gpu, self.request, identity)
         return self._status(gpu, identity, fresh=True), 202
 
     def _status(self, gpu: str, identity: Identity, *, fresh: bool = False) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from werkzeug.exceptions import HTTPException
 from qwenctl.errors import StoreUnavailable
 
 from ..data.services import Services
+from ..data.waiting import WaitingPages
 from ..http.problem import Problem
 from .api import Api
 from .forms import Forms
 from .health import Health
-from .page_demand import PageDemand
 from .pages import PREFIX, SECURITY_HEADERS, Pages, crashed, store_lost
 from .status_stream import StatusStream
 from .views import Views
@@ -26,14 +26,15 @@ from .views import Views
 __all__ = ["make_flask"]
 
 
-def make_flask(services: Services, stream: StatusStream, pages: Pages) -> Flask:
+def make_flask(
+    services: Services, stream: StatusStream, pages: Pages, waiting: WaitingPages
+) -> Flask:
     """Return the application with all its routes."""
     folder = Path(__file__).parents[1] / "static"
     app = Flask(__name__, static_folder=folder, static_url_path=f"{PREFIX}/static")
-    demand = PageDemand(services.config, services.store)
     views: list[Views] = [
-        Forms(services, pages, demand),
-        Api(services, stream, pages, demand),
+        Forms(services, pages, waiting),
+        Api(services, stream, pages, waiting),
         Health(services),
     ]
     for part in views:

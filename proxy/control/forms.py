@@ -13,8 +13,8 @@ from ..auth.identity import COOKIE
 from ..auth.throttle import Throttled
 from ..data.headers import TIER_COOKIE
 from ..data.services import Services
+from ..data.waiting import WaitingPages
 from ..http.problem import Problem
-from .page_demand import PageDemand
 from .pages import Pages
 from .views import Route, Views
 
@@ -24,9 +24,9 @@ __all__ = ["Forms"]
 class Forms(Views):
     """Views for people without script."""
 
-    def __init__(self, services: Services, pages: Pages, demand: PageDemand) -> None:
+    def __init__(self, services: Services, pages: Pages, waiting: WaitingPages) -> None:
         super().__init__(services)
-        self._pages, self._demand = pages, demand
+        self._pages, self._waiting = pages, waiting
 
     def routes(self) -> Iterable[Route]:
         return (
@@ -76,7 +76,7 @@ class Forms(Views):
 
     def wake(self) -> ResponseReturnValue:
         identity = self.identity
-        self._demand.wake(self.gpu, self.request, identity)
+        self._waiting.wake(self.gpu, self.request, identity)
         return self.redirect()
 
     def tier(self) -> ResponseReturnValue:
@@ -95,7 +95,7 @@ class Forms(Views):
             raise Problem(400, "unknown_tier", str(error)) from None
         if not chosen or not tier:
             raise Problem(400, "unknown_tier", "no tier was chosen, or there is no choice here")
-        self._demand.choose(chosen, self.request, identity)
+        self._waiting.choose(chosen, self.request, identity)
         answer = self.redirect()
         self.set_cookie(answer, TIER_COOKIE, tier)
         return answer

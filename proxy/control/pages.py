@@ -24,6 +24,7 @@ from ..auth.identity import VISIT_COOKIE, VISIT_SLOTS, Identity, visit_slot
 from ..data.admission import may_wake
 from ..data.routing import tier_status
 from ..data.services import Services
+from ..data.waiting import WaitingPages
 from ..http.problem import Problem
 from ..http.request import Request, Send
 from . import i18n
@@ -90,9 +91,10 @@ def crashed(path: str) -> Problem:
 class Pages:
     """Renders pages, and sends them in place of an answer of the WebUI."""
 
-    def __init__(self, services: Services, stream: StatusStream) -> None:
+    def __init__(self, services: Services, stream: StatusStream, waiting: WaitingPages) -> None:
         self._config = services.config
         self._stream = stream
+        self._waiting = waiting
         self._templates = environment()
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="pages")
 
@@ -156,6 +158,10 @@ class Pages:
         """
         allowed = may_wake(self._config.gpu[gpu], identity, by_page=True)
         status = self._stream.status(gpu, may_wake=allowed)
+        if (
+            status["wanted"] and request.is_navigation
+        ):  # a page without script comes again by refresh
+            self._waiting.seen(gpu, request, identity)
         tiers = self.tiers(request)
         body = self._render(
             "waiting.html",

@@ -15,7 +15,6 @@ from typing import Any
 
 from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.events import Event
-from qwenctl.core.lifecycle import Phase
 from qwenctl.core.status import page_status
 from qwenctl.errors import StoreUnavailable
 
@@ -23,6 +22,7 @@ from ..auth.identity import Identity
 from ..data.admission import may_wake
 from ..data.routing import gpu_of
 from ..data.services import Services
+from ..data.waiting import RENEW_PAGE, WaitingPages
 from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send
 
@@ -34,15 +34,14 @@ HISTORY = 400
 """How many events the steps and the ETA are worked out from."""
 
 KEEP_ALIVE = 15.0
-RENEW = 30.0
-"""How often a page that waits renews its demand, in seconds."""
 
 
 class StatusStream:
     """Statuses of all GPUs, for the control plane's threads and for the event stream."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, waiting: WaitingPages) -> None:
         self._config = services.config
+        self._waiting = waiting
         self._store = services.store
         self._snapshots = services.snapshots
         self._authenticator = services.authenticator
@@ -121,7 +120,7 @@ class StatusStream:
                 ],
             }
         )
-        pump = asyncio.ensure_future(self._pump(name, identity, send))
+        pump = asyncio.ensure_future(self._pump(name, request, identity, send))
         gone = asyncio.ensure_future(_hung_up(receive))
         try:
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -129,19 +128,19 @@ class StatusStream:
             pump.cancel()
             gone.cancel()
 
-    async def _pump(self, name: str, identity: Identity, send: Send) -> None:
+    async def _pump(self, name: str, request: Request, identity: Identity, send: Send) -> None:
         gpu = self._config.gpu[name]
         allowed = may_wake(gpu, identity, by_page=True)
         view = self._snapshots.peek(name)
-        last, renewed_at = "", time.monotonic()
+        last, seen_at = "", time.monotonic()
         while not self._closing:
             changed = view.changed
             try:
                 text = (await self._text(name))[allowed]
-                if allowed and time.monotonic() - renewed_at > min(RENEW, gpu.idle_timeout / 3):
-                    renewed_at = time.monotonic()
+                if time.monotonic() - seen_at > min(RENEW_PAGE, gpu.idle_timeout / 3):
+                    seen_at = time.monotonic()
                     await asyncio.get_running_loop().run_in_executor(
-                        self._threads, self._renew, name, identity
+                        self._threads, self._waiting.seen, name, request, identity
                     )
             except Exception as error:  # the stream goes on: what is new comes later
                 level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING
@@ -182,21 +181,6 @@ class StatusStream:
             allowed: json.dumps({**status, "may_wake": allowed}, ensure_ascii=False)
             for allowed in (True, False)
         }
-
-    def _renew(self, name: str, identity: Identity) -> None:
-        """Somebody still looks at the page: keep the demand that he made, if he made one."""
-        snapshot = self._store.snapshot(name)
-        waiting = snapshot.phase.waking or snapshot.phase in (Phase.FAILED, Phase.STOPPING)
-        waiting = waiting or snapshot.interrupted_at is not None
-        if waiting and any(lease.name == identity.lease for lease in snapshot.leases):
-            gpu = self._config.gpu[name]
-            self._store.demand(
-                name,
-                identity.lease,
-                gpu.idle_timeout + gpu.boot_estimate,
-                reason="waiting page",
-                actor=identity.name,
-            )
 
 
 async def _hung_up(receive: Receive) -> None:

@@ -1,25 +1,40 @@
-"""Hold requests until the GPU is ready, and renew their leases meanwhile."""
+"""Keep the demand of everybody who waits for a GPU: held requests and waiting pages."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 
 from qwenctl.config.deployment import Config
 from qwenctl.core.failures import NEEDS_PERSON
 from qwenctl.core.lifecycle import Phase
+from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import StoreUnavailable
+from qwenctl.store.store import Store
 
+from ..auth.identity import Identity, visit_slot
 from ..http.metrics import Metrics
-from .admission import Action, Decision
+from ..http.problem import Problem
+from ..http.request import Request
+from .admission import Action, Decision, may_wake
 from .admit import Admit
 from .exchange import Exchange
 from .request_buffer import ReadAheadBudget, RequestBuffer
 from .snapshot_cache import SnapshotCache
 
-__all__ = ["HeldRequests"]
+__all__ = ["HeldRequests", "WaitingPages"]
 
 RENEW_HELD = 20.0
 """How often a held request renews its lease, in seconds, or a third of the idle timeout."""
+
+RENEW_PAGE = 30.0
+"""How often a waiting page's lease is renewed, in seconds, or a third of the idle timeout."""
+
+TAKE_BACKS = 10
+"""How many waits of people who need not sign in are taken back in a minute; others run out."""
+
+PAGE = "waiting page"
+"""The reason recorded with a waiting page's lease."""
 
 
 class HeldRequests:
@@ -121,3 +136,110 @@ class HeldRequests:
         if admission.phase is not exchange.view.snapshot.phase:
             await self._snapshots.refresh(exchange.name)
         return False
+
+
+class WaitingPages:
+    """Owns the leases of waiting pages: open, hidden, polling or without script.
+
+    A page's lease lasts for the idle timeout and the usual boot from when the page was last seen.
+    Called in threads.
+    """
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self._config = config
+        self._store = store
+        self._taken_back: deque[float] = deque(maxlen=TAKE_BACKS)
+
+    def wake(self, gpu: str, request: Request, identity: Identity) -> None:
+        """Turn the visit of a page, or a wake request, into a lease.
+
+        Raises:
+            Problem: this visitor may not wake it, or it is blocked.
+            StoreUnavailable: Redis cannot be reached.
+        """
+        if identity.kind != "key" and not request.same_origin:
+            raise Problem(403, "cross_site", "another site must not wake the GPU")
+        if not may_wake(self._config.gpu[gpu], identity, by_page=True):
+            raise Problem(
+                403,
+                "may_not_wake",
+                "this GPU is woken by API keys, schedules and `qwenctl up` only",
+            )
+        blocked_by = self._demand(
+            gpu, request, identity, PAGE if request.from_browser else "wake request"
+        )
+        if blocked_by:
+            raise Problem(423, "blocked", f"the GPU is blocked by {blocked_by}")
+
+    def seen(self, gpu: str, request: Request, identity: Identity) -> None:
+        """Renew the lease of a visitor who still has the waiting page open.
+
+        A page that has no lease any more (it ran out, or `qwenctl down` ended it) gets none here:
+        looking at a page's address wakes nothing.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached.
+        """
+        settings = self._config.gpu[gpu]
+        if not request.same_origin or not may_wake(settings, identity, by_page=True):
+            return
+        snapshot, name = self._store.snapshot(gpu), self._lease(request, identity)
+        every = min(RENEW_PAGE, settings.idle_timeout / 3)
+        due = snapshot.now + self._lifetime(gpu) - every
+        if _on_its_way(snapshot) and any(
+            lease.name == name and lease.expiry < due for lease in snapshot.leases
+        ):
+            self._demand(gpu, request, identity, PAGE)
+
+    def choose(self, chosen: str, request: Request, identity: Identity) -> None:
+        """Let the other GPUs of the host sleep that only this visitor's page has asked for."""
+        if self._may_take_back(request, identity):
+            for gpu in self._config.gpus_at(request.hostname):
+                if gpu != chosen:
+                    self._take_back(gpu, request, identity)
+
+    def _demand(self, gpu: str, request: Request, identity: Identity, reason: str) -> str:
+        """Write the lease of a page; return the block that forbids it, or an empty text."""
+        return self._store.demand(
+            gpu,
+            self._lease(request, identity),
+            self._lifetime(gpu),
+            reason=reason,
+            actor=identity.name,
+        ).blocked_by
+
+    def _lifetime(self, gpu: str) -> float:
+        return self._config.gpu[gpu].idle_timeout + self._config.gpu[gpu].boot_estimate
+
+    def _lease(self, request: Request, identity: Identity) -> str:
+        """Return the lease of this visitor's page: a personal one, where there is a choice of GPUs."""
+        slot = visit_slot(request) if identity.kind == "anonymous" else ""
+        chooses = slot and len(self._config.gpus_at(request.hostname)) > 1
+        return f"{identity.lease}#{slot}" if chooses else identity.lease
+
+    def _may_take_back(self, request: Request, identity: Identity) -> bool:
+        """Return whether the wait is this person's alone, as that of an address or key may not be.
+
+        Waits of visitors who need not sign in are taken back seldom enough that they do not drive
+        all else out of the history.
+        """
+        if identity.kind != "anonymous":
+            return identity.kind == "browser"
+        now, taken = time.monotonic(), self._taken_back
+        if not visit_slot(request) or (len(taken) == TAKE_BACKS and now - taken[0] < 60):
+            return False
+        taken.append(now)
+        return True
+
+    def _take_back(self, gpu: str, request: Request, identity: Identity) -> None:
+        snapshot, mine = self._store.snapshot(gpu), self._lease(request, identity)
+        if not snapshot.phase.serves and any(
+            lease.name == mine and lease.reason == PAGE for lease in snapshot.leases
+        ):
+            self._store.release(gpu, only=mine, actor=identity.name, reason="another tier chosen")
+
+
+def _on_its_way(snapshot: Snapshot) -> bool:
+    """Return whether somebody can be waiting for this GPU: it comes up, or starts again."""
+    comes = snapshot.phase.waking or snapshot.phase in (Phase.FAILED, Phase.STOPPING)
+    return comes or snapshot.interrupted_at is not None

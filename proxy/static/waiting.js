@@ -491,6 +491,7 @@
   });
 
   document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) wakeSent = false; // coming back is a visit, too
     wakeForVisit();
     failures = 0;
     follow();

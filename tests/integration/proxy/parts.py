@@ -22,6 +22,7 @@ from proxy.data.plane import DataPlane
 from proxy.data.services import Services
 from proxy.data.snapshot_cache import SnapshotCache
 from proxy.data.usage import UsageTracker
+from proxy.data.waiting import WaitingPages
 from proxy.front.forward_auth import ForwardAuth
 from proxy.http.metrics import Metrics
 from proxy.http.request import Message, Networks
@@ -78,9 +79,10 @@ class Parts:
         self.snapshots, self.usage = services.snapshots, services.usage
         self.admit = services.admit
         self.forwarder = Forwarder()
-        self.stream = StatusStream(services)
+        waiting = WaitingPages(self.config, store)
+        self.stream = StatusStream(services, waiting)
         self.gate = ForwardAuth(services)
-        self.data = DataPlane(services, self.forwarder, Pages(services, self.stream))
+        self.data = DataPlane(services, self.forwarder, Pages(services, self.stream, waiting))
 
     def know(self, snapshot: Snapshot) -> None:
         """Take this for what is so now."""

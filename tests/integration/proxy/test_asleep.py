@@ -31,7 +31,19 @@ SAME = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
 JSON = {"Content-Type": "application/json"}
 SLOW_BOOT = {"boot_seconds": 1.5, "stop_seconds": 0.05}
 
-NAMES = ("visit", "click", "never", "fails", "blocked", "denied", "once", "big", "leaver", "limit")
+NAMES = (
+    "visit",
+    "click",
+    "never",
+    "fails",
+    "blocked",
+    "denied",
+    "once",
+    "big",
+    "leaver",
+    "limit",
+    "tabs",
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +57,7 @@ def asleep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProxy]:
     gpus["fails"]["api"] = "fail"
     gpus["denied"]["local"] = {**SLOW_BOOT, "fail": "denied"}
     gpus["big"]["local"] = gpus["once"]["local"] = SLOW_BOOT
+    gpus["tabs"].update(idle_timeout="3s", local={"fail": "boot_hangs"})
     gpus["leaver"]["local"] = gpus["limit"]["local"] = {"fail": "boot_hangs"}
     with running(tmp_path_factory.mktemp("asleep"), gpu=gpus, proxy={"hold": 4}) as proxy:
         yield proxy
@@ -182,6 +195,27 @@ def test_the_page_wakes_once_however_many_press(asleep: RunningProxy) -> None:
     starts = asleep.directory / "state/instances/default/once/starts.log"
     assert len(starts.read_text().splitlines()) == 1
     assert ask(asleep, "once", path="/hello").json()["target"] == "/hello"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [("/_qwenctl/api/status", SAME), ("/a/page", BROWSER), ("/_qwenctl/waiting", BROWSER)],
+    ids=["a poll", "a page without script", "the page's own address"],
+)
+def test_a_page_that_comes_again_keeps_its_demand(
+    asleep: RunningProxy, path: str, headers: dict[str, str]
+) -> None:
+    def expiry() -> float:
+        return max(lease.expiry for lease in asleep.snapshot("tabs").leases)
+
+    assert ask(asleep, "tabs", "POST", "/_qwenctl/api/wake", headers=SAME).status_code == 202
+    until(lambda: asleep.snapshot("tabs").phase.waking, 10, "the start")
+    before = expiry()
+    time.sleep(1.5)  # renewed every third of the idle timeout
+    ask(asleep, "tabs", path=path)
+    assert expiry() == before, "a program that asks is no page"
+    ask(asleep, "tabs", path=path, headers=headers)
+    assert expiry() > before
 
 
 def test_the_form_wakes_and_leads_back(asleep: RunningProxy) -> None:
