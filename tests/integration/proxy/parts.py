@@ -70,6 +70,7 @@ class Parts:
 
     def __init__(self, store: Store, trusted: Networks = (), **settings: Any) -> None:
         options, metrics = settings.pop("proxy", {}), settings.pop("metrics", None)
+        observers = settings.pop("response_observers", ())
         table = {"preset": "generic", "address": "127.0.0.1", **settings}
         table["service"] = [{"command": ["true"], "port": free_port()}]
         self.config = Config.model_validate(
@@ -82,7 +83,8 @@ class Parts:
         waiting = WaitingPages(self.config, store)
         self.stream = StatusStream(services, waiting)
         self.gate = ForwardAuth(services)
-        self.data = DataPlane(services, self.forwarder, Pages(services, self.stream, waiting))
+        pages = Pages(services, self.stream, waiting)
+        self.data = DataPlane(services, self.forwarder, pages, observers)
 
     def know(self, snapshot: Snapshot) -> None:
         """Take this for what is so now."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from proxy.data.exchange import Exchange
+from proxy.http.request import Message
 from qwenctl.core.lifecycle import Phase
 from qwenctl.protocol.messages import Report
 from tests.integration.proxy.parts import (
@@ -205,3 +209,66 @@ def test_a_failure_is_told_in_one_line(faulty: FaultyStore, life: Life) -> None:
     status, problem = asyncio.run(go())
     assert (status, problem["code"]) == (503, "service_failed")
     assert problem["detail"].endswith("the service crashes")
+
+
+class TokenCount:
+    """A response observer that adds up the tokens which an OpenAI-like stream tells at its end."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, int] = {}
+        self.broken = 0
+        self._tail = b""
+
+    def __call__(self, exchange: Exchange) -> TokenCount | None:
+        self._who = exchange.lease
+        return self if exchange.request.path.startswith("/v1/") else None
+
+    def started(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self._tail = b""
+
+    def passed(self, piece: bytes) -> None:
+        self._tail = (self._tail + piece)[-4096:]
+
+    def ended(self, *, complete: bool) -> None:
+        last = self._tail.rpartition(b"data: ")[2]
+        if complete:
+            self.tokens[self._who] = self.tokens.get(self._who, 0) + json.loads(last)["tokens"]
+        else:
+            self.broken += 1
+
+
+async def streaming_node(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer with a stream whose end tells the tokens; break off at /v1/broken."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+    for text in (b"data: {}\n\n", b'data: {"to', b'kens": 7}\n\n'):
+        writer.write(b"%x\r\n%s\r\n" % (len(text), text))
+        await writer.drain()
+        await asyncio.sleep(0.01)
+    if b"/v1/broken" not in head:
+        writer.write(b"0\r\n\r\n")
+    writer.close()
+
+
+def test_a_response_observer_of_our_own_sees_the_answers_it_wants(
+    faulty: FaultyStore, life: Life
+) -> None:
+    life.wake()
+    count = TokenCount()
+
+    async def go() -> list[list[Message]]:
+        async with parts(faulty, response_observers=[count]) as made:
+            port = made.config.gpu[GPU].port
+            server = await asyncio.start_server(streaming_node, "127.0.0.1", port)
+            answers: list[list[Message]] = []
+            for path in ("/v1/chat", "/other", "/v1/broken", "/v1/chat"):
+                answers.append([])
+                await made.data(scope("POST", JSON, path=path), nothing_more, into(answers[-1]))
+            server.close()
+            return answers
+
+    answers = asyncio.run(go())
+    bodies = [b"".join(message.get("body", b"") for message in answer) for answer in answers]
+    assert bodies[0] == bodies[1] == b'data: {}\n\ndata: {"tokens": 7}\n\n'
+    assert list(count.tokens.values()) == [14]
+    assert count.broken == 1
