@@ -13,8 +13,8 @@ from tests.support.paths import ROOT
 from tests.support.valkey_server import ValkeyServer
 from tests.support.virtual_time import VirtualClock
 
-FAST = ("unit", "simulation", "integration/qwenctl/store/test_store.py")
-"""What needs no process of its own but Valkey; other files say ``pytestmark = pytest.mark.fast``."""
+FAST = ("unit", "simulation")
+"""Folders whose tests need no process but Valkey; other files say ``pytestmark = pytest.mark.fast``."""
 
 _deployments = (f"test-{number}" for number in itertools.count())
 
