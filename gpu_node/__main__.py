@@ -20,11 +20,12 @@ from gpu_node.selfstop.deadman import DeadMan, self_stop
 from gpu_node.services.docker import DockerRuntime
 from gpu_node.services.orphans import Guard, kill_marked, mark_of
 from gpu_node.services.process import ProcessRuntime
-from gpu_node.settings import NodeSettings, SettingsError, load_settings, save_last_good
+from gpu_node.settings import NodeSettings, load_settings, save_last_good
 from gpu_node.setup.commands import COMMANDS
 from gpu_node.setup.commands import main as other_command
 from gpu_node.status_file import StatusFile
 from qwenctl import __version__
+from qwenctl.errors import ConfigError
 
 log = logging.getLogger("gpu_node")
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(given.config, os.environ)
         secret = settings.read_secret()
         lock = _prepare(settings)
-    except SettingsError as error:
+    except ConfigError as error:
         for line in str(error).splitlines():
             print(f"qwenctl-node: {line}", file=sys.stderr)  # noqa: T201
         return 2
@@ -94,7 +95,7 @@ def _problem(config: str | None) -> str:
     """Why an agent that began now could not use its settings; empty: it could."""
     try:
         load_settings(config, os.environ).read_secret()
-    except SettingsError as error:
+    except ConfigError as error:
         return str(error)
     return ""
 
@@ -103,18 +104,18 @@ def _prepare(settings: NodeSettings) -> TextIO:
     """Make the directories and take the lock that keeps a second agent from the same services.
 
     Raises:
-        SettingsError: a directory cannot be written, or another agent runs.
+        ConfigError: a directory cannot be written, or another agent runs.
     """
     for path in (settings.state_dir, settings.log_dir):
         try:
             Path(path).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SettingsError(f"cannot make the directory {path}: {error.strerror}") from None
+            raise ConfigError(f"cannot make the directory {path}: {error.strerror}") from None
     file = Path(settings.state_dir, "agent.lock")
     try:
         lock = file.open("w")
     except OSError as error:
-        raise SettingsError(f"cannot write {file}: {error.strerror}") from None
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from None
     # Whoever looks whether an agent runs holds it for a moment.
     until = time.monotonic() + 1.0
     while True:
@@ -126,7 +127,7 @@ def _prepare(settings: NodeSettings) -> TextIO:
                 time.sleep(0.05)
                 continue
         lock.close()
-        raise SettingsError(f"another agent runs with the state directory {settings.state_dir}")
+        raise ConfigError(f"another agent runs with the state directory {settings.state_dir}")
 
 
 def _run(settings: NodeSettings, secret: str, config: str | None) -> int:

@@ -5,29 +5,24 @@ What to run is not among them; that comes from the proxy (`qwenctl.protocol.mess
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import secrets
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from qwenctl.lib.private_file import write_private
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import read_secret, write_private
+from qwenctl.lib.settings_file import SettingsFile
+from qwenctl.lib.settings_types import NAME
 
 __all__ = [
     "OF_THIS_BOOT",
     "STATE_FILES",
     "NodeSettings",
-    "SettingsError",
     "load_last_good",
     "load_settings",
     "save_last_good",
@@ -45,10 +40,6 @@ STATE_FILES = (*OF_THIS_BOOT, "spec.json", LAST_GOOD)
 """All of ours there."""
 
 
-class SettingsError(Exception):
-    """The settings cannot be used as they are; the text is for a person, one problem a line."""
-
-
 class NodeSettings(BaseModel):
     """Every setting, as in the TOML file; ``QWENCTL_NODE__KEY`` in the environment comes first."""
 
@@ -56,7 +47,7 @@ class NodeSettings(BaseModel):
 
     proxy_urls: tuple[str, ...] = Field(min_length=1)
     """Where the proxies are, tried in turn: ``http://host:port``."""
-    gpu: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    gpu: str = Field(pattern=NAME)
     """This GPU's name in the proxy's configuration."""
     node_secret: SecretStr = SecretStr("")
     """The secret that this deployment's nodes sign with; better in `node_secret_file`."""
@@ -100,21 +91,13 @@ class NodeSettings(BaseModel):
         """The node secret.
 
         Raises:
-            SettingsError: none is given, or its file cannot be read or is empty.
+            ConfigError: none is given, or its file cannot be read or is empty.
         """
         if given := self.node_secret.get_secret_value():
             return given
         if not self.node_secret_file:
-            raise SettingsError("set node_secret_file to a file with the deployment's node secret")
-        try:
-            text = Path(self.node_secret_file).expanduser().read_text().strip()
-        except OSError as error:
-            raise SettingsError(
-                f"node_secret_file: cannot read {self.node_secret_file}: {error.strerror}"
-            ) from None
-        if not text:
-            raise SettingsError(f"node_secret_file: {self.node_secret_file} is empty")
-        return text
+            raise ConfigError("set node_secret_file to a file with the deployment's node secret")
+        return read_secret(Path(self.node_secret_file).expanduser(), "node_secret_file")
 
     def this_boot(self) -> str:
         """The boot id: as set, the kernel's, or a random one where the kernel has none."""
@@ -130,32 +113,23 @@ def load_settings(path: str | None, env: Mapping[str, str]) -> NodeSettings:
     """Read the TOML file (if one is named), overlay the environment, and check.
 
     Raises:
-        SettingsError: the file, the key, and what is wrong with it.
+        ConfigError: the file, the key, and what is wrong with it.
     """
-    data: dict[str, Any] = {}
-    where = "environment"
-    if path is not None:
-        where = path
-        try:
-            data = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path} is not valid TOML: {error}") from None
-        except FileNotFoundError:
-            raise SettingsError(
-                f"cannot read {path}: No such file or directory; name the settings with --config; "
-                "`qwenctl provision`, where the proxy is, prints how they are made"
-            ) from None
-        except OSError as error:
-            raise SettingsError(f"cannot read {path}: {error.strerror}; use sudo?") from None
-    for variable in sorted(env):
-        if variable.startswith(ENV_PREFIX):
-            data[variable[len(ENV_PREFIX) :].lower()] = _value(env[variable])
-    try:
-        return NodeSettings.model_validate(data)
-    except ValidationError as error:
-        raise SettingsError(
-            "\n".join(_explain(problem, where) for problem in error.errors(include_url=False))
-        ) from None
+    return _FILE.load(path, env)
+
+
+_FILE = SettingsFile(
+    NodeSettings,
+    ENV_PREFIX,
+    shows=lambda _: False,  # it may be a secret in the wrong place
+    absent=(
+        "; name the settings with --config; `qwenctl provision`, where the proxy is, prints how "
+        "they are made"
+    ),
+    unreadable="; use sudo?",
+    no_key=" is missing; set it there or in {variable}",
+    json_starts="[",
+)
 
 
 def save_last_good(settings: NodeSettings) -> Path:
@@ -195,26 +169,3 @@ def state_dir_of(path: str | None, env: Mapping[str, str]) -> str:
     except OSError:
         pass
     return found[2] if found else str(NodeSettings.model_fields["state_dir"].default)
-
-
-def _value(text: str) -> Any:
-    """Lists are written as JSON; everything else stays text and is converted by its type."""
-    if text.startswith("["):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return text
-
-
-def _explain(problem: Any, where: str) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, NodeSettings.model_fields, n=1)
-        known = ", ".join(NodeSettings.model_fields)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
-        return f"{where}: {key}: unknown key; {hint}"
-    if problem["type"] == "missing":
-        return f"{where}: {key} is missing; set it there or in {ENV_PREFIX}{key.upper()}"
-    # What was found is left out: it may be a secret in the wrong place.
-    return f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}"

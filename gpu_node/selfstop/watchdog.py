@@ -39,11 +39,11 @@ from gpu_node.selfstop.deadman import EXIT_POWER_OFF, SelfStop, read_contact, se
 from gpu_node.settings import (
     STATE_FILES,
     NodeSettings,
-    SettingsError,
     load_last_good,
     load_settings,
     state_dir_of,
 )
+from qwenctl.errors import ConfigError
 
 __all__ = ["MARGIN", "Overdue", "agent_runs", "look", "main", "run", "unreadable", "watch"]
 
@@ -77,7 +77,7 @@ def run(config: str | None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return watch(load_settings(config, os.environ))
-    except SettingsError as error:
+    except ConfigError as error:
         for line in str(error).splitlines():
             log.error("%s", line)
     settings = load_last_good(config, os.environ)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpu_node.settings import NodeSettings, SettingsError, load_settings
+from gpu_node.settings import NodeSettings, load_settings
+from qwenctl.errors import ConfigError
 from qwenctl.lib.text import escape_control
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     try:
         return int(given.run(given))
-    except SettingsError as error:
+    except ConfigError as error:
         return _complain(str(error), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -124,7 +125,7 @@ def _uninstall(given: argparse.Namespace) -> int:
 
     try:
         settings: NodeSettings | None = _settings(given)
-    except SettingsError:
+    except ConfigError:
         if given.purge:
             raise
         settings = None  # the units can be removed without
@@ -235,7 +236,7 @@ def _doctor(given: argparse.Namespace) -> int:
     try:
         settings = _settings(given)
         findings = [Finding("ok", "settings", _config(given) or "environment"), *check(settings)]
-    except SettingsError as error:
+    except ConfigError as error:
         findings = [
             Finding("fail", "settings", found, fix or "correct the settings")
             for found, _, fix in (line.partition("; ") for line in str(error).splitlines())

@@ -23,8 +23,9 @@ from gpu_node.machine.metadata import Metadata, NoMetadata
 from gpu_node.machine.nvidia import Nvml
 from gpu_node.selfstop.busy import read_spec
 from gpu_node.services.docker import DockerRuntime
-from gpu_node.settings import STATE_FILES, NodeSettings, SettingsError
+from gpu_node.settings import STATE_FILES, NodeSettings
 from gpu_node.setup.systemd_units import AGENT, DROP_IN, TIMER
+from qwenctl.errors import ConfigError
 from qwenctl.protocol.messages import REPORT_PATH, Report, Spec
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
 
@@ -57,7 +58,7 @@ class _Node:
         try:
             self.secret = settings.read_secret()
             self.no_secret = ""
-        except SettingsError as error:
+        except ConfigError as error:
             self.secret, self.no_secret = "", str(error)
 
     @property

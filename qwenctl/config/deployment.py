@@ -18,8 +18,9 @@ from pydantic import (
 )
 
 from qwenctl.config.gpu import GpuConfig
-from qwenctl.config.secrets import own_secret, read_secret, state_dir
+from qwenctl.config.secrets import own_secret, state_dir
 from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import read_secret
 from qwenctl.lib.settings_types import NAME, Duration, Table, is_loopback, web_url
 
 __all__ = [

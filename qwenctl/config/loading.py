@@ -9,29 +9,15 @@ Looked for, in this order: ``--config``, ``$QWENCTL_CONFIG``, ``./qwenctl.toml``
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
-
-from qwenctl.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 from qwenctl.clouds import registry
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import fields_of
-from qwenctl.lib.settings_types import NAME, NAME_OR_EMPTY
+from qwenctl.errors import ConfigError
+from qwenctl.lib.settings_file import SettingsFile
 
 __all__ = [
     "config_path",
@@ -64,125 +50,34 @@ def load_config(given: str | None = None, env: Mapping[str, str] | None = None) 
     """Read, overlay and check the configuration.
 
     Raises:
-        ConfigError: one sentence a problem: the file, the key, what was found, what is allowed.
+        ConfigError: one sentence a problem: the file, the key, the value, what is allowed.
     """
     path = config_path(given)
-    data: dict[str, Any] = {}
-    where = "the environment"
-    if path is not None:
-        where = str(path)
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path} is not UTF-8 text") from None
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    origins = _overlay(data, os.environ if env is None else env)
-    try:
-        config = Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, where, origins))) from None
+    config = _FILE.load(path, os.environ if env is None else env)
     config._source = str(path.resolve()) if path else ""
     return config
 
 
-def _overlay(data: dict[str, Any], env: Mapping[str, str]) -> dict[str, str]:
-    """Put ``QWENCTL_*`` variables into ``data``; which key came from which variable."""
-    origins: dict[str, str] = {}
-    for variable in sorted(env):
-        if not variable.startswith(ENV_PREFIX) or variable in _NOT_SETTINGS:
-            continue
-        if variable.startswith(f"{ENV_PREFIX}NODE__"):
-            continue  # the agent's own (gpu_node)
-        keys = [key.lower() for key in variable[len(ENV_PREFIX) :].split("__")]
-        if keys[0] == "gpu" and len(keys) > 1:
-            keys[1] = keys[1].replace("_", "-")
-        table: Any = data
-        for key in keys[:-1]:
-            table = table.setdefault(key, {}) if isinstance(table, dict) else None
-        if not isinstance(table, dict):
-            raise ConfigError(f"{variable}: {'.'.join(keys[:-1])} is not a table")
-        table[keys[-1]] = _env_value(env[variable])
-        origins[".".join(keys)] = variable
-    return origins
+def _keys_of(name: str) -> list[str]:
+    keys = name.split("__")
+    if name in ("config", "debug", "embedded_linger", "test_snapshot_delay"):
+        return []  # no settings
+    if keys[0] == "node" and len(keys) > 1:
+        return []  # the agent's settings (gpu_node)
+    if keys[0] == "gpu" and len(keys) > 1:
+        keys[1] = keys[1].replace("_", "-")
+    return keys
 
 
-_NOT_SETTINGS = {
-    f"{ENV_PREFIX}{name}" for name in ("CONFIG", "DEBUG", "EMBEDDED_LINGER", "TEST_SNAPSHOT_DELAY")
-}
-
-
-def _env_value(text: str) -> Any:
-    """Lists and tables are written as JSON; everything else stays text and is converted by type."""
-    if text[:1] in "[{":
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return text
-
-
-def _explain(error: ValidationError, where: str, origins: Mapping[str, str]) -> Iterator[str]:
-    for problem in error.errors(include_url=False):
-        location = [str(part) for part in problem["loc"] if part != "[key]"]
-        key = ".".join(location)
-        source = origins.get(key)
-        if source is None and problem["type"] == "extra_forbidden":  # a table only in variables
-            source = next((origins[k] for k in origins if k.startswith(f"{key}.")), None)
-        head = f"{source} ({key})" if source else f"{where}: {key}" if key else where
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(location[:-1])
-            near = difflib.get_close_matches(location[-1], known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-            yield f"{head}: unknown key; {hint}"
-            continue
-        message = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-        if problem.get("ctx", {}).get("pattern") in (NAME, NAME_OR_EMPTY):
-            message = "a name is made of lower-case letters, digits and hyphens, at most 32"
-        message = message[:1].lower() + message[1:]
-        found = (
-            "" if problem["type"] == "missing" or _secret(location) else _found(problem["input"])
+_FILE = SettingsFile(
+    Config,
+    ENV_PREFIX,
+    shows=lambda location: (
+        not (
+            location
+            and any(word in location[-1] for word in ("secret", "password", "hash", "redis_url"))
         )
-        yield f"{head}: {message}{found}"
-
-
-_PLAIN = {
-    "tuple_type": "input should be a list",
-    "dict_type": "input should be a table",
-    "model_type": "input should be a table",
-    "model_attributes_type": "input should be a table",
-}
-"""Words of TOML where Pydantic's are Python's."""
-
-
-def _secret(location: list[str]) -> bool:
-    return bool(location) and any(
-        word in location[-1] for word in ("secret", "password", "hash", "redis_url")
-    )
-
-
-def _found(value: object) -> str:
-    if isinstance(value, (BaseModel, dict, list, tuple)):
-        return ""
-    text = repr(value)
-    return f", found {text if len(text) <= 60 else text[:57] + '…'}"
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    """The keys allowed in the table at that place."""
-    import typing
-
-    def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield annotation
-        for inner in typing.get_args(annotation):
-            yield from models_in(inner)
-
-    model: type[BaseModel] = Config
-    for part in location:
-        field = fields_of(model, registry.names()).get(part)
-        if field is not None:
-            model = next(models_in(field.annotation), model)
-    return list(fields_of(model, registry.names()))
+    ),
+    keys_of=_keys_of,
+    fields_of=lambda model: fields_of(model, registry.names()),
+)

@@ -1,4 +1,4 @@
-"""Read secret files, and make a secret at first use."""
+"""Make a secret at first use."""
 
 from __future__ import annotations
 
@@ -6,27 +6,11 @@ import os
 from pathlib import Path
 
 from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import read_secret
 
 __all__ = [
     "state_dir",
 ]
-
-
-def read_secret(path: Path, key: str) -> str:
-    """The content of a secret file, without the line end.
-
-    Raises:
-        ConfigError: unreadable or empty.
-    """
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{key}: {path} is not UTF-8 text") from None
-    if not text:
-        raise ConfigError(f"{key}: {path} is empty")
-    return text
 
 
 def own_secret(path: Path) -> str:

@@ -7,7 +7,9 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_private"]
+from qwenctl.errors import ConfigError
+
+__all__ = ["read_secret", "write_private"]
 
 
 def write_private(path: Path, text: str) -> None:
@@ -28,3 +30,23 @@ def write_private(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
+
+
+def read_secret(path: Path, key: str) -> str:
+    """Read a secret file; whitespace around the secret is removed.
+
+    Args:
+        key: the setting that names the file, for the error.
+
+    Raises:
+        ConfigError: unreadable or empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{key}: {path} is not UTF-8 text") from None
+    if not text:
+        raise ConfigError(f"{key}: {path} is empty")
+    return text

@@ -13,8 +13,8 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from qwenctl.config.deployment import Config
-from qwenctl.config.secrets import read_secret
 from qwenctl.errors import ConfigError, StoreAuthError, StoreUnavailable
+from qwenctl.lib.private_file import read_secret
 from qwenctl.store import embedded
 
 __all__ = [

@@ -16,9 +16,9 @@ from qwenctl.config.loading import config_path
 from qwenctl.config.masking import masked
 from qwenctl.config.providers import make_provider
 from qwenctl.config.read_schedules import schedules
-from qwenctl.config.secrets import read_secret
 from qwenctl.config.toml import to_toml
 from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import read_secret
 
 __all__ = [
     "check_password",

@@ -5,9 +5,12 @@ import sys
 
 ALLOWED = {
     "qwenctl",
+    "qwenctl.errors",
     "qwenctl.lib",
     "qwenctl.lib.http_probe",
     "qwenctl.lib.private_file",
+    "qwenctl.lib.settings_file",
+    "qwenctl.lib.settings_types",
     "qwenctl.lib.text",
     "qwenctl.protocol",
     "qwenctl.protocol.messages",

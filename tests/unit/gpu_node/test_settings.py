@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu_node.settings import SettingsError, load_last_good, load_settings, save_last_good
+from gpu_node.settings import load_last_good, load_settings, save_last_good
+from qwenctl.errors import ConfigError
 
 MINIMUM = {"QWENCTL_NODE__GPU": "main", "QWENCTL_NODE__PROXY_URLS": '["http://a:1/", "https://b"]'}
 
@@ -47,7 +48,7 @@ def test_a_boot_has_an_id_of_its_own() -> None:
 def test_errors_name_the_file_and_the_key(text: str, says: str, tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     file.write_text(text)
-    with pytest.raises(SettingsError) as raised:
+    with pytest.raises(ConfigError) as raised:
         load_settings(str(file), {})
     assert says in str(raised.value)
     assert str(file) in str(raised.value)
@@ -104,13 +105,13 @@ def test_a_secret_is_not_shown(tmp_path: Path) -> None:
     settings = load_settings(None, {**MINIMUM, "QWENCTL_NODE__NODE_SECRET": "hush-hush"})
     assert "hush" not in repr(settings)
     assert settings.read_secret() == "hush-hush"
-    with pytest.raises(SettingsError) as raised:
+    with pytest.raises(ConfigError) as raised:
         load_settings(None, {**MINIMUM, "QWENCTL_NODE__NODE_SECRETS": "hush-hush"})
     assert "hush" not in str(raised.value)
     empty = tmp_path / "empty"
     empty.touch()
     settings = load_settings(None, {**MINIMUM, "QWENCTL_NODE__NODE_SECRET_FILE": str(empty)})
-    with pytest.raises(SettingsError, match="is empty"):
+    with pytest.raises(ConfigError, match="is empty"):
         settings.read_secret()
-    with pytest.raises(SettingsError, match="set node_secret_file"):
+    with pytest.raises(ConfigError, match="set node_secret_file"):
         load_settings(None, MINIMUM).read_secret()

@@ -19,7 +19,8 @@ from gpu_node.__main__ import _prepare
 from gpu_node.machine.nvidia import GpuWatch, Reading
 from gpu_node.selfstop.deadman import EXIT_POWER_OFF, DeadMan
 from gpu_node.selfstop.watchdog import MARGIN, agent_runs, look, main, watch
-from gpu_node.settings import NodeSettings, SettingsError, save_last_good
+from gpu_node.settings import NodeSettings, save_last_good
+from qwenctl.errors import ConfigError
 from qwenctl.protocol.messages import GpuFigures, Spec
 from tests.support.other_user import needs_root, nobody
 
@@ -295,7 +296,7 @@ def test_a_look_does_not_hold_up_an_agent_that_starts(settings: NodeSettings) ->
     with Path(settings.state_dir, "agent.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         threading.Timer(0.2, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
-        with _prepare(given), pytest.raises(SettingsError, match="another agent runs"):
+        with _prepare(given), pytest.raises(ConfigError, match="another agent runs"):
             _prepare(given)
 
 

@@ -16,9 +16,10 @@ from qwenctl.config.deployment import Config
 from qwenctl.config.docs import schema
 from qwenctl.config.gpu import GpuConfig, TimingConfig
 from qwenctl.config.loading import config_path, load_config
-from qwenctl.config.secrets import own_secret, read_secret
+from qwenctl.config.secrets import own_secret
 from qwenctl.core.rules import Activity
 from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import read_secret
 from qwenctl.lib.settings_types import parse_duration
 
 HASH = "$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$aGFzaGhhc2g"

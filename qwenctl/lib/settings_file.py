@@ -1,0 +1,162 @@
+"""Load settings: a TOML file, overlaid by environment variables, and explained errors.
+
+A variable names the same key in capitals, tables joined by two underscores.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from qwenctl.errors import ConfigError
+from qwenctl.lib.settings_types import NAME, NAME_OR_EMPTY
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["SettingsFile"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_PLAIN = {
+    "tuple_type": "input should be a list",
+    "dict_type": "input should be a table",
+    "model_type": "input should be a table",
+    "model_attributes_type": "input should be a table",
+}
+"""Words of TOML where Pydantic's are Python's."""
+
+
+@dataclass(frozen=True)
+class SettingsFile(Generic[_Model]):
+    """How one program's settings are read.
+
+    Args:
+        model: validates them.
+        prefix: of the environment variables.
+        shows: whether an error may quote the value found at this place.
+        absent: advice where the file is missing.
+        unreadable: advice where it cannot be read.
+        no_key: says that a key is missing; ``{variable}`` is the variable that would set it.
+        json_starts: first characters of a variable that is read as JSON. Other text is converted
+            by the type of its key.
+        keys_of: the keys that a variable names, by its name without the prefix, in lower case;
+            none: it is no setting.
+        fields_of: the keys of a model's table.
+    """
+
+    model: type[_Model]
+    prefix: str
+    shows: Callable[[list[str]], bool]
+    absent: str = ""
+    unreadable: str = ""
+    no_key: str = ": field required"
+    json_starts: str = "[{"
+    keys_of: Callable[[str], list[str]] = lambda name: name.split("__")
+    fields_of: Callable[[type[BaseModel]], Mapping[str, FieldInfo]] = lambda m: m.model_fields
+
+    def load(self, path: str | Path | None, env: Mapping[str, str]) -> _Model:
+        """Read the file, if one is named, overlay the environment, and validate.
+
+        Raises:
+            ConfigError: one sentence a problem: the file, the key, the value, what is allowed.
+        """
+        data = {} if path is None else self._read(path)
+        origins = self._overlay(data, env)
+        try:
+            return self.model.model_validate(data)
+        except ValidationError as error:
+            where = "the environment" if path is None else str(path)
+            raise ConfigError("\n".join(self._explain(error, where, origins))) from None
+
+    def _read(self, path: str | Path) -> dict[str, Any]:
+        try:
+            return tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path} is not UTF-8 text") from None
+        except OSError as error:
+            advice = self.absent if isinstance(error, FileNotFoundError) else self.unreadable
+            raise ConfigError(f"cannot read {path}: {error.strerror}{advice}") from None
+
+    def _overlay(self, data: dict[str, Any], env: Mapping[str, str]) -> dict[str, str]:
+        """Put the variables into ``data``; return which key came from which variable."""
+        origins: dict[str, str] = {}
+        for variable in sorted(v for v in env if v.startswith(self.prefix)):
+            if not (keys := self.keys_of(variable[len(self.prefix) :].lower())):
+                continue
+            table: Any = data
+            for key in keys[:-1]:
+                table = table.setdefault(key, {}) if isinstance(table, dict) else None
+            if not isinstance(table, dict):
+                raise ConfigError(f"{variable}: {'.'.join(keys[:-1])} is not a table")
+            table[keys[-1]] = self._value(env[variable])
+            origins[".".join(keys)] = variable
+        return origins
+
+    def _value(self, text: str) -> Any:
+        if text.startswith(tuple(self.json_starts)):
+            try:
+                return json.loads(text)
+            except ValueError:
+                pass
+        return text
+
+    def _explain(
+        self, error: ValidationError, where: str, origins: Mapping[str, str]
+    ) -> Iterator[str]:
+        for problem in error.errors(include_url=False):
+            location = [str(part) for part in problem["loc"] if part != "[key]"]
+            key, kind = ".".join(location), problem["type"]
+            source = origins.get(key)
+            if source is None and kind == "extra_forbidden":  # a table only in variables
+                source = next((origins[k] for k in origins if k.startswith(f"{key}.")), None)
+            head = f"{source} ({key})" if source else f"{where}: {key}" if key else where
+            if kind == "extra_forbidden":
+                known = self._known_keys(location[:-1])
+                near = difflib.get_close_matches(location[-1], known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                yield f"{head}: unknown key; {hint}"
+            elif kind == "missing":
+                variable = self.prefix + "__".join(location).upper()
+                yield head + self.no_key.format(variable=variable)
+            else:
+                message = _PLAIN.get(kind, problem["msg"].removeprefix("Value error, "))
+                if problem.get("ctx", {}).get("pattern") in (NAME, NAME_OR_EMPTY):
+                    message = "a name is made of lower-case letters, digits and hyphens, at most 32"
+                found = _found(problem["input"]) if self.shows(location) else ""
+                yield f"{head}: {message[:1].lower()}{message[1:]}{found}"
+
+    def _known_keys(self, location: list[str]) -> list[str]:
+        """The keys of the table at that place."""
+        model: type[BaseModel] = self.model
+        for part in location:
+            if (field := self.fields_of(model).get(part)) is not None:
+                model = next(_models_in(field.annotation), model)
+        return sorted(self.fields_of(model))
+
+
+def _found(value: object) -> str:
+    if isinstance(value, (BaseModel, dict, list, tuple)):
+        return ""
+    text = repr(value)
+    return f", found {text if len(text) <= 60 else text[:57] + '…'}"
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _models_in(inner)
