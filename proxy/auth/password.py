@@ -10,9 +10,10 @@ from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from qwenctl.config.deployment import AccessConfig, Config
 
+from ..http.cookies import SESSION_COOKIE
 from ..http.request import Request
 from .authenticator import Authenticator, NoAccessControl
-from .identity import Identity, api_key, read_cookie
+from .identity import Identity, api_key
 from .throttle import Throttle
 
 __all__ = [
@@ -36,7 +37,7 @@ class PasswordAccess:
         key = api_key(request.headers)
         if key and (name := self._keys.get(hashlib.sha256(key.encode()).hexdigest())):
             return Identity("key", name)
-        cookie = read_cookie(request.headers.get("cookie", ""))
+        cookie = request.cookie(SESSION_COOKIE)
         if cookie:
             try:
                 session = self._serializer.loads(cookie, max_age=int(self._session))

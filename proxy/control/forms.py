@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flask import make_response, request
+from flask import request
 from flask.typing import ResponseReturnValue
 
 from qwenctl.config.deployment import UnknownTier
 
-from ..auth.identity import COOKIE
 from ..auth.throttle import Throttled
-from ..data.headers import TIER_COOKIE
 from ..data.services import Services
 from ..data.waiting import WaitingPages
+from ..http.cookies import SESSION_COOKIE, TIER_COOKIE
 from ..http.problem import Problem
 from .pages import Pages
 from .views import Route, Views
@@ -64,15 +63,13 @@ class Forms(Views):
             return self.answer(self._pages.login_page(asked, self.target, retry_after=seconds))
         if not cookie:
             return self.answer(self._pages.login_page(asked, self.target, wrong=True))
-        answer = self.redirect()
-        self.set_cookie(answer, COOKIE, cookie, self._config.access.session)
-        return answer
+        return self.redirect(
+            cookie=SESSION_COOKIE, value=cookie, seconds=self._config.access.session
+        )
 
     def logout(self) -> ResponseReturnValue:
         self.check_origin()
-        answer = make_response("", 303, {"Location": "/"})
-        answer.delete_cookie(COOKIE)
-        return answer
+        return self.redirect("/", cookie=SESSION_COOKIE, seconds=0)
 
     def wake(self) -> ResponseReturnValue:
         identity = self.identity
@@ -96,6 +93,4 @@ class Forms(Views):
         if not chosen or not tier:
             raise Problem(400, "unknown_tier", "no tier was chosen, or there is no choice here")
         self._waiting.choose(chosen, self.request, identity)
-        answer = self.redirect()
-        self.set_cookie(answer, TIER_COOKIE, tier)
-        return answer
+        return self.redirect(cookie=TIER_COOKIE, value=tier)

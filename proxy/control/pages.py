@@ -16,15 +16,15 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, Undefined
-from werkzeug.http import dump_cookie
 
 from qwenctl.errors import StoreUnavailable
 
-from ..auth.identity import VISIT_COOKIE, VISIT_SLOTS, Identity, visit_slot
+from ..auth.identity import Identity
 from ..data.admission import may_wake
 from ..data.routing import tier_status
 from ..data.services import Services
 from ..data.waiting import WaitingPages
+from ..http.cookies import VISIT_COOKIE, VISIT_SLOTS, set_cookie, visit_slot
 from ..http.problem import Problem
 from ..http.request import Request, Send
 from . import i18n
@@ -175,13 +175,7 @@ class Pages:
         headers = {}
         if tiers and identity.kind == "anonymous" and not visit_slot(request):
             # So that a choice takes back this visitor's wait, and not that of others.
-            headers["Set-Cookie"] = dump_cookie(
-                VISIT_COOKIE,
-                secrets.choice(VISIT_SLOTS),
-                httponly=True,
-                samesite="Lax",
-                secure=request.proto == "https",
-            )
+            headers["Set-Cookie"] = set_cookie(request, VISIT_COOKIE, secrets.choice(VISIT_SLOTS))
         return Page(body, headers=headers), status.get("eta_seconds")
 
     def tier_page(self, request: Request, gpu: str, target: str) -> Page:

@@ -12,6 +12,7 @@ from qwenctl.config.deployment import UnknownTier
 from ..auth.identity import Identity
 from ..data.routing import gpu_of
 from ..data.services import Services
+from ..http.cookies import set_cookie
 from ..http.problem import Problem
 from ..http.request import Request
 from .pages import Page, safe_path
@@ -86,19 +87,11 @@ class Views:
         """Return a page as Flask's response."""
         return make_response(page.body, page.status, page.headers)
 
-    def set_cookie(
-        self, answer: Response, cookie: str, value: str, seconds: float | None = None
-    ) -> None:
-        """Set a cookie that ends with the browser, or after so many seconds."""
-        answer.set_cookie(
-            cookie,
-            value,
-            max_age=None if seconds is None else int(seconds),
-            httponly=True,
-            samesite="Lax",
-            secure=self.request.proto == "https",
-        )
-
-    def redirect(self) -> Response:
-        """Return a redirect to `target`."""
-        return make_response("", 303, {"Location": self.target})
+    def redirect(
+        self, target: str = "", *, cookie: str = "", value: str = "", seconds: float | None = None
+    ) -> Response:
+        """Return a redirect to ``target``, or else to `target`, which sets a cookie."""
+        headers = {"Location": target or self.target}
+        if cookie:
+            headers["Set-Cookie"] = set_cookie(self.request, cookie, value, seconds)
+        return make_response("", 303, headers)

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 from multidict import CIMultiDict
 
-from ..auth.identity import COOKIE, KEY_PREFIX, VISIT_COOKIE
+from ..auth.identity import KEY_PREFIX
+from ..http.cookies import OUR_COOKIES
 from ..http.request import Request
 
-__all__ = ["HOP_BY_HOP", "TIER_COOKIE", "TIER_HEADER", "request_headers", "response_headers"]
+__all__ = ["HOP_BY_HOP", "TIER_HEADER", "request_headers", "response_headers"]
 
 TIER_HEADER = "x-qwenctl-tier"
-TIER_COOKIE = "qwenctl_tier"
-"""Header and cookie by which a visitor chooses among several GPUs (`routing`)."""
+"""The header by which a client chooses among several GPUs (`routing`)."""
 
 HOP_BY_HOP = frozenset(
     {
@@ -31,7 +31,6 @@ HOP_BY_HOP = frozenset(
 )
 """Headers that are valid for a single connection (RFC 9110 §7.6.1)."""
 
-_OUR_COOKIES = (COOKIE, TIER_COOKIE, VISIT_COOKIE)
 _CREDENTIALS = (b"authorization", b"x-api-key")
 _OUR_KEY = re.compile(rf"(?:^|[\s,]){KEY_PREFIX}")
 
@@ -97,7 +96,7 @@ def request_headers(request: Request) -> CIMultiDict[str]:
         text = _text(value)
         if key == b"cookie" and "qwenctl_" in text:
             parts = text.split(";")  # "; " is usual, ";" is sent too
-            kept = (p for p in parts if p.partition("=")[0].strip() not in _OUR_COOKIES)
+            kept = (p for p in parts if p.partition("=")[0].strip() not in OUR_COOKIES)
             text = ";".join(kept).strip()
             if not text:
                 continue

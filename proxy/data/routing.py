@@ -8,8 +8,8 @@ from typing import Any
 from qwenctl.config.deployment import Config
 from qwenctl.core.lifecycle import Phase
 
+from ..http.cookies import TIER_COOKIE
 from ..http.request import Request
-from .headers import TIER_COOKIE
 from .model_finder import asked_tier
 
 __all__ = [

@@ -12,7 +12,8 @@ from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store
 
-from ..auth.identity import Identity, visit_slot
+from ..auth.identity import Identity
+from ..http.cookies import visit_slot
 from ..http.metrics import Metrics
 from ..http.problem import Problem
 from ..http.request import Request

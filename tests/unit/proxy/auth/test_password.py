@@ -9,9 +9,9 @@ import pytest
 from argon2 import PasswordHasher
 
 from proxy.auth.authenticator import NoAccessControl
-from proxy.auth.identity import COOKIE, visit_slot
 from proxy.auth.password import PasswordAccess
 from proxy.auth.throttle import Throttle, Throttled
+from proxy.http.cookies import SESSION_COOKIE, visit_slot
 from qwenctl.config.deployment import AccessConfig, ApiKey
 from tests.unit.proxy.made import request
 
@@ -36,7 +36,7 @@ def signed_in(config: AccessConfig = CONFIG, secret: str = "s") -> str:
 
 
 def who(cookie: str, config: AccessConfig = CONFIG, secret: str = "s") -> str | None:
-    asked = request("GET", "/", {"Cookie": f"a=1; {COOKIE}={cookie}; b=2"})
+    asked = request("GET", "/", {"Cookie": f"a=1; {SESSION_COOKIE}={cookie}; b=2"})
     identity = PasswordAccess(config, secret).identify(asked)
     return identity.kind if identity else None
 
@@ -106,7 +106,7 @@ def test_a_cookie_expires(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"Authorization": KEY}, None),
         ({"Authorization": f"Basic {KEY}"}, None),
         ({"Authorization": "Bearer "}, None),
-        ({"Cookie": f"{COOKIE}={KEY}"}, None),
+        ({"Cookie": f"{SESSION_COOKIE}={KEY}"}, None),
     ],
 )
 def test_keys(headers: dict[str, str], name: str | None) -> None:
