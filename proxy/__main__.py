@@ -9,10 +9,16 @@ import os
 import socket
 import sys
 
+import uvicorn
+
+from qwenctl.cli import missing
 from qwenctl.config.deployment import Config
 from qwenctl.config.loading import load_config
 from qwenctl.errors import ConfigError, ExitCode, UserError
 from qwenctl.store.store import open_store
+
+from .app import Proxy
+from .http.server import JoiningProtocol
 
 log = logging.getLogger("qwenctl.proxy")
 
@@ -43,8 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
     except ModuleNotFoundError as error:
-        from qwenctl.cli import missing
-
         try:
             text = missing((error.name or "").partition(".")[0])
         except KeyError:
@@ -63,11 +67,6 @@ def serve(config: Config, listen: str | None) -> int:
     Raises:
         UserError: the configuration, the store or the port cannot be used.
     """
-    import uvicorn
-
-    from .app import Proxy
-    from .http.server import JoiningProtocol
-
     if listen:
         proxy = config.proxy.model_copy(update={"listen": listen})
         config = config.model_copy(update={"proxy": proxy})
