@@ -4,7 +4,8 @@ It imports `qwenctl.protocol` and small parts of `qwenctl.lib`, and of other pac
 psutil and pydantic.
 
 ==============  ============================================================================
-`agent`         the conversation with the proxy, the list of services, the end
+`agent`         the list of services, and the end
+`conversation`  what is said to the proxy, and when; `client` sends it
 `services`      one service (`supervisor`), as a process or a container, and its probes
 `machine`       GPUs, resources, metadata and interruption notices of the instance
 `selfstop`      how long no proxy has been heard, and stopping the own instance then
