@@ -15,6 +15,7 @@ from typing import Any
 
 from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.events import Event
+from qwenctl.core.lifecycle import Phase
 from qwenctl.core.status import page_status
 from qwenctl.errors import StoreUnavailable
 
@@ -66,7 +67,7 @@ class StatusStream:
             made_at, status = self._cache.get(gpu, (float("-inf"), {}))
             # A page that is told "ready" opens at once what it stands for: that must be true now.
             usable = time.monotonic() - made_at <= (0.2 if max_age is None else max_age)
-            usable = usable and (max_age is not None or status.get("phase") != "ready")
+            usable = usable and (max_age is not None or status.get("phase") != Phase.READY)
             if fresh or not usable:
                 status = page_status(
                     self._store.snapshot(gpu),

@@ -98,7 +98,7 @@ class Snapshot:
 
     @cached_property
     def phase(self) -> Phase:
-        return Phase(self.state.get("phase") or "off")
+        return Phase(self.state.get("phase") or Phase.OFF)
 
     @property
     def since(self) -> float:

@@ -18,6 +18,7 @@ from qwenctl.clouds.base import Provider
 from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller, owner_name
 from qwenctl.core.events import Event
+from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY
 from qwenctl.core.words import cause_words
@@ -197,7 +198,7 @@ def _lines(page: dict[str, Any], usual_word: str) -> Iterator[str]:
     if page["problem"]:
         yield f"  {page['problem']}"
     failure = page["failure"]
-    if failure and page["phase"] == "failed":
+    if failure and Phase(page["phase"]) is Phase.FAILED:
         why = f"{cause_words(failure['code'])}: {failure['message']}"
         yield f"  attempt {failure['attempts']} failed, {why}"
 
@@ -243,7 +244,7 @@ class _StepScreen:
         grid = Table.grid(padding=(0, 1))
         marks = {"done": Text("✓", "green"), "todo": Text("·", "dim"), "failed": Text("✗", "red")}
         for step in page["steps"]:
-            active = step["state"] == "active" and page["phase"] != "ready"
+            active = step["state"] == "active" and not Phase(page["phase"]).serves
             if not hasattr(self, "_spinner"):
                 self._spinner = Spinner("dots", style="yellow")
             seconds = step["seconds"]
@@ -264,7 +265,7 @@ class _StepScreen:
 def _footer(page: dict[str, Any], age: float) -> str:
 
     failure, progress = page["failure"], page["progress"]
-    if failure and page["phase"] == "failed":
+    if failure and Phase(page["phase"]) is Phase.FAILED:
         again = failure["retry_in_seconds"]
         retry = "" if again is None else f"; next attempt in {duration(max(0.0, again - age))}"
         return f"{cause_words(failure['code'])}: {failure['message']}{retry}"
@@ -276,10 +277,10 @@ def _footer(page: dict[str, Any], age: float) -> str:
         parts.append(f"{progress['phase']}{percent}{left} {progress['text']}".strip())
     if page["problem"]:
         parts.append(page["problem"])
-    if page["phase"] == "stopping":
+    if Phase(page["phase"]) is Phase.STOPPING:
         parts.append("it is just being stopped and starts again after that")
     eta = page["eta_seconds"]
-    if eta is not None and page["phase"] != "ready":
+    if eta is not None and not Phase(page["phase"]).serves:
         left = eta - age
         parts.append(f"about {duration(left)} left" if left > 1 else "any moment now")
     return ", ".join(parts)

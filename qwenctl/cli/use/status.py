@@ -119,12 +119,11 @@ def _status_text(data: Mapping[str, Any]) -> str:
 
 
 def _headline(state: Mapping[str, Any]) -> str:
-
-    phase = state["phase"]
-    failed = phase == "failed"
-    if phase == "off" and state["cloud"]["state"] is None:
+    phase = Phase(state["phase"])
+    failed = phase is Phase.FAILED
+    if phase is Phase.OFF and state["cloud"]["state"] is None:
         return f"{paint(state['gpu'], bold=True)}'s state is {NOT_ASKED}"
-    text = paint(phase, phase_style(phase), bold=True)
+    text = paint(phase.value, phase_style(phase.value), bold=True)
     text = f"{paint(state['gpu'], bold=True)} {'' if failed else 'is '}{text}"
     if state["since"]:
         ago = duration(state["now"] - state["since"])
@@ -134,9 +133,9 @@ def _headline(state: Mapping[str, Any]) -> str:
     if state["as_of"] is not None:
         ago = duration(state["now"] - state["as_of"])
         text += f" (as of {ago} ago, not verified: no proxy runs)"
-    if state["eta_seconds"] is not None and phase == "off":
+    if state["eta_seconds"] is not None and phase is Phase.OFF:
         text += f", ready about {duration(state['eta_seconds'])} after its start"
-    elif state["eta_seconds"] is not None and phase != "ready":
+    elif state["eta_seconds"] is not None and phase is not Phase.READY:
         text += f", about {duration(state['eta_seconds'])} left"
     return text
 
@@ -147,7 +146,7 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         return f"  {paint(f'{label:<11}', dim=True)}{paint(text, colour) if colour else text}"
 
     yield _headline(state)
-    if state["phase"] == "ready":
+    if Phase(state["phase"]).serves:
         alone = f"{state['node_url']} (the node's own address: no proxy runs)"
         yield row("open", state["url"] if state["leader"] else alone)
     for block in state["blocks"]:
@@ -161,7 +160,7 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         yield row(
             "failure", text + (f", next in {duration(again)})" if again is not None else ")"), "red"
         )
-    if state["phase"] in ("starting", "booting", "loading"):
+    if Phase(state["phase"]).waking:
         yield row("steps", _steps_line(state["steps"]))
     if progress := state["progress"]:
         percent = "" if progress["percent"] is None else f" {progress['percent']:.0f} %"
@@ -298,7 +297,9 @@ def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
     first, *rest = reasons
     phase = snapshot.phase.value
     text = first.text.replace(phase, paint(phase, phase_style(phase), bold=True), 1)
-    verb = "'s state is " if text == NOT_ASKED else " " if phase == "failed" else " is "
+    verb = (
+        "'s state is " if text == NOT_ASKED else " " if snapshot.phase is Phase.FAILED else " is "
+    )
     yield f"{paint(snapshot.gpu, bold=True)}{verb}{text}"
     for reason in rest:
         times = []

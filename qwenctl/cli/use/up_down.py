@@ -31,6 +31,7 @@ from qwenctl.cli.use.without_proxy import (
 from qwenctl.clouds.base import Provider
 from qwenctl.config.providers import make_provider
 from qwenctl.core import failures, leases
+from qwenctl.core.events import EventKind
 from qwenctl.core.failures import Failure
 from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
@@ -383,7 +384,9 @@ class _Wake:
         """Whether an agent has ever reported, as far back as the history goes."""
 
         events = self.target.store.events(self.target.name, HISTORY)
-        return bool(self.last.node) or any(event.kind in ("hello", "node") for event in events)
+        return bool(self.last.node) or any(
+            event.kind in (EventKind.HELLO, EventKind.NODE) for event in events
+        )
 
 
 def _block_words(target: Target, snapshot: Snapshot) -> str:

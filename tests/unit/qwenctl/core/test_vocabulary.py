@@ -14,7 +14,9 @@ import pytest
 
 from qwenctl.clouds.base import ProviderError
 from qwenctl.core import failures, leases
+from qwenctl.core.events import EventKind
 from qwenctl.core.failures import Failure
+from qwenctl.core.lifecycle import Phase
 
 ROOT = Path(__file__).parents[4]
 LUA = ROOT / "qwenctl/store/lua"
@@ -44,6 +46,16 @@ VOCABULARIES = [
         frozenset({"qwenctl/core/failures.py"}),
         frozenset({"code"}),
     ),
+    Vocabulary(
+        frozenset(kind.value for kind in EventKind),
+        frozenset({"qwenctl/core/events.py"}),
+        frozenset({"kind"}),
+    ),
+    Vocabulary(
+        frozenset(phase.value for phase in Phase),
+        frozenset({"qwenctl/core/lifecycle.py"}),
+        frozenset({"phase", "phases", "from", "to", "source"}),
+    ),
 ]
 
 PLAIN = re.compile(r"[a-z]+")
@@ -59,7 +71,7 @@ ELSEWHERE = {
 def names_in(node: ast.expr) -> set[str]:
     """The names that an expression reads its value from."""
     if isinstance(node, ast.Attribute):
-        return {node.attr}
+        return names_in(node.value) if node.attr == "value" else {node.attr}
     if isinstance(node, ast.Name):
         return {node.id}
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
@@ -133,6 +145,13 @@ def test_no_other_module_spells_them_out(vocabulary: Vocabulary) -> None:
         ("x = name.startswith('off-hours:')", "off-hours"),
         ("x = {'agent_silent'}", "agent_silent"),
         ("if failure.code == 'denied': pass", "denied"),
+        ("if event.kind == 'down': pass", "down"),
+        ("x = [e for e in events if e.kind in ('lease', 'x')]", "lease"),
+        ("x = {'kind': 'first-byte'}", "first-byte"),
+        ("if phase == 'ready': pass", "ready"),
+        ("while 'off' != snapshot.phase.value: pass", "off"),
+        ("if status['phase'] in {'failed'}: pass", "failed"),
+        ("x = fields.get('to') not in ('stopping', None)", "stopping"),
     ],
 )
 def test_a_planted_literal_is_found(line: str, word: str) -> None:
