@@ -18,7 +18,7 @@ from qwenctl.errors import ConfigError, ExitCode, UserError
 from qwenctl.store.store import open_store
 
 from .app import Proxy
-from .http.server import JoiningProtocol
+from .http.server import Protocol
 
 log = logging.getLogger("qwenctl.proxy")
 
@@ -87,7 +87,7 @@ def serve(config: Config, listen: str | None) -> int:
         uvicorn.Config(
             application,
             loop="uvloop",
-            http=JoiningProtocol,
+            http=Protocol,
             ws="websockets-sansio",
             ws_max_size=1 << 30,
             ws_per_message_deflate=False,

@@ -1,27 +1,146 @@
-"""The HTTP server: uvicorn, with the head and the first piece of an answer sent in one write.
+"""The HTTP server: uvicorn, with bounded heads, and an answer's head and first piece in one write.
 
-uvicorn writes them one by one, which costs a system call more for each request: for the small
+uvicorn writes the latter one by one, which costs a system call more for each request: for the small
 answers that most are, a tenth of all the time.
 """
 
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["JoiningProtocol"]
+from .problem import problem_body
+
+__all__ = ["Protocol"]
 
 LARGE = 16 * 1024
 """A piece of this many bytes is written at once; joining it would only copy it."""
 
 
-class JoiningProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, on a transport that joins what is written in one step of the loop."""
+MAX_HEAD = 64 * 1024
+"""The most bytes of a request beside its body: its head, or its trailers."""
+
+MAX_URL = 32 * 1024
+"""The longest target of a request, in bytes."""
+
+MAX_FIELDS = 256
+"""The most header lines of a request, trailers included."""
+
+HEAD_SECONDS = 60.0
+"""How long a client may take to send a request's head, in seconds."""
+
+LINGER = 1.0
+"""How long a refused client may go on sending, in seconds: closing at once would reset the
+connection before it has read the answer (RFC 9112 §9.6)."""
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol with bounded heads, on a transport that joins small writes.
+
+    uvicorn and httptools have no bounds of their own: a head without end would fill the memory, and
+    one with a million lines block the event loop, before anybody has signed in.
+    """
+
+    _beside = 0
+    """How many bytes have come since the last byte of a body."""
+    _fields = 0
+    _url_size = 0
+    _refused: tuple[int, str, str] | None = None
+    _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Joining(transport, self.loop))  # type: ignore[arg-type]
+        self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._beside += len(data)
+        if self._refused is not None:
+            if self._beside > 16 * MAX_HEAD:
+                self.transport.abort()  # it will not stop, and does not read
+            return
+        super().data_received(data)
+        if self._beside > MAX_HEAD and self._refused is None:
+            self._refused = _HEAD_TOO_LARGE
+            self.send_400_response("")
+        elif self._beside and self._late is None:
+            self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+
+    def on_message_begin(self) -> None:
+        self._fields = self._url_size = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._url_size += len(url)
+        if self._url_size > MAX_URL:
+            self._refuse(_URL_TOO_LONG)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        if self._fields > MAX_FIELDS:
+            self._refuse(_HEAD_TOO_LARGE)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._beside = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head_arrived()
+        super().on_message_complete()
+
+    def _head_arrived(self) -> None:
+        self._beside = 0
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _too_late(self) -> None:
+        self._late = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        if self._beside:
+            self._refused = (408, "too_slow", "the request's head did not arrive in time")
+            self.send_400_response("")
+        else:
+            self.transport.close()
+
+    def _refuse(self, answer: tuple[int, str, str]) -> None:
+        """End the parsing, after which uvicorn calls `send_400_response`."""
+        self._refused = answer
+        raise ValueError(answer)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is not understood or too large, and close the connection."""
+        self._refused = self._refused or (400, "bad_request", msg)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()  # in the middle of the answer to an earlier request
+            return
+        status, code, detail = self._refused
+        body = problem_body(status, code, detail)
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+            "content-type: application/problem+json; charset=utf-8\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.close)
+
+
+_HEAD_TOO_LARGE = (431, "head_too_large", "the request's headers are too large")
+_URL_TOO_LONG = (414, "url_too_long", "the request's address is too long")
 
 
 class _Joining:

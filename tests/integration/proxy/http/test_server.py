@@ -1,0 +1,148 @@
+"""Heads of requests without end: refused early, whatever part of them is too large."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+import uvicorn
+
+from proxy.http import server
+from proxy.http.server import MAX_FIELDS, MAX_HEAD, MAX_URL, Protocol
+from tests.integration.proxy.running import RawClient, RunningProxy
+
+START = b"GET /x HTTP/1.1\r\nHost: localhost\r\n"
+UPLOAD = (
+    b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n"
+)
+MIB = 1 << 20
+
+
+def endless(start: bytes, piece: bytes) -> Iterator[bytes]:
+    yield start
+    while True:
+        yield piece * (MIB // 16 // len(piece) + 1)
+
+
+FLOODS = {
+    "lines": (endless(START, b"X-A: b\r\n"), 431),
+    "a line": (endless(START + b"X-A: ", b"a"), 431),
+    "a name": (endless(START, b"a"), 431),
+    "an address": (endless(b"GET /", b"a"), 414),
+    "empty lines": (endless(b"", b"\r\n"), 431),
+    "trailers": (endless(UPLOAD + b"0\r\n", b"X-A: b\r\n"), 0),
+    "a trailer": (endless(UPLOAD + b"0\r\nX-A: ", b"a"), 0),
+    "a chunk's extension": (endless(UPLOAD + b"4;", b"a"), 0),
+    "bytes that are no HTTP": (endless(b"", b"\x00"), 400),
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_a_head_without_end_is_refused_and_costs_no_memory(ready: RunningProxy, what: str) -> None:
+    pieces, status = FLOODS[what]
+    before, began, sent = ready.memory, time.monotonic(), 0
+    with RawClient(ready.port, timeout=5.0) as client:
+        with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe
+            for piece in pieces:
+                client.send(piece)
+                sent += len(piece)
+                assert time.monotonic() - began < 30, "it is never refused"
+        assert sent < 20 * MIB
+    assert ready.memory - before < 20 * MIB
+    assert requests.get(ready.url("/_qwenctl/healthz"), timeout=5).ok
+    if status:
+        assert refusal(ready, next_of(what))["status"] == status
+
+
+def next_of(what: str) -> bytes:
+    """A flood's first pieces: all that a client sends that then waits for the answer."""
+    whole = {
+        "lines": START + b"X-A: b\r\n" * (MAX_FIELDS + 1),
+        "a line": START + b"X-A: " + b"a" * MAX_HEAD,
+        "a name": START + b"a" * MAX_HEAD,
+        "an address": b"GET /" + b"a" * MAX_URL + b" HTTP/1.1\r\n\r\n",
+        "empty lines": b"\r\n" * MAX_HEAD,
+        "bytes that are no HTTP": b"\x00" * 100,
+    }
+    return whole[what]
+
+
+def refusal(proxy: RunningProxy, content: bytes) -> dict[str, Any]:
+    with RawClient(proxy.port) as client:
+        client.send(content)
+        status, headers, body = client.answer()
+        assert client.file.read() == b"", "the connection is closed"
+    assert headers["content-type"].startswith("application/problem+json")
+    assert headers["connection"] == "close"
+    problem: dict[str, Any] = json.loads(body)
+    assert problem["status"] == status
+    return problem
+
+
+def test_what_is_within_the_bounds_arrives(ready: RunningProxy) -> None:
+    fields = b"".join(b"X-%d: b\r\n" % number for number in range(100))
+    long = b"X-Long: " + b"a" * (MAX_HEAD // 2) + b"\r\n"
+    url = b"/_qwenctl/healthz?" + b"q" * (MAX_URL // 2)
+    with RawClient(ready.port) as client:
+        for _ in range(3):  # the bounds are those of a request, not of the connection
+            client.send(
+                b"GET " + url + b" HTTP/1.1\r\nHost: localhost\r\n" + fields + long + b"\r\n"
+            )
+            assert client.answer()[0] == 200
+
+
+def test_a_body_in_tiny_chunks_is_no_head(ready: RunningProxy) -> None:
+    chunks = 100_000
+    with RawClient(ready.port, timeout=60) as client:
+        client.send(UPLOAD)
+        for _ in range(10):
+            client.send(b"1;x=y\r\na\r\n" * (chunks // 10))
+        client.send(b"0\r\n\r\n")
+        assert client.answer()[0] == 200
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]], None]:
+    """Runs a client's blocking code against the protocol alone, with short bounds of time."""
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(server, "LINGER", 0.2)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(1.5)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    def run(client: Callable[[int], None]) -> None:
+        async def go() -> None:
+            listening = socket.create_server(("127.0.0.1", 0))
+            running = uvicorn.Server(
+                uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
+            )
+            task = asyncio.ensure_future(running.serve([listening]))
+            await asyncio.to_thread(client, listening.getsockname()[1])
+            running.should_exit = True
+            await task
+
+        asyncio.run(go())
+
+    return run
+
+
+def test_a_head_must_arrive_in_time(serve: Callable[[Callable[[int], None]], None]) -> None:
+    def client(port: int) -> None:
+        with RawClient(port) as silent, RawClient(port) as half, RawClient(port) as again:
+            half.send(START)
+            again.send(START + b"\r\n")
+            assert half.answer()[0] == 408
+            assert silent.file.read() == b""
+            assert again.answer()[0] == 204, "an answer may take its time"
+            again.send(START)
+            assert again.answer()[0] == 408
+
+    serve(client)
