@@ -2,6 +2,7 @@
 
 While anything counts as in flight, the process holds one `inflight:` lease, renewed every
 `RENEW` seconds; when a request begins or ends, its client's lease is extended by one idle timeout.
+A thread renews the lease too, because a blocked event loop says nothing about the work of the node.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +38,9 @@ lease that the store has lost (a truncated append-only file, a failover) is back
 INFLIGHT_TTL = 30.0
 """How long the in-flight lease outlives this process, in seconds."""
 
+BLOCKED = 900.0
+"""How long the event loop may be blocked until its requests no longer count, in seconds."""
+
 UNSEEN = 30.0
 """How long a request of running work that another data plane forwards counts as in flight, in
 seconds: until the node has reported that work itself."""
@@ -53,6 +58,8 @@ class _Gpu:
     """The GPU's phase as of the last write-back; None if that failed."""
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Serialises write-backs: an earlier one must not undo a later one."""
+    renewing: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the store is written to: the thread must not bring back a lease given up."""
 
     @property
     def due(self) -> float:
@@ -92,12 +99,15 @@ class UsageTracker:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="activity")
         self._dirty = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
+        threading.Thread(target=self._renew_when_blocked, name="in-flight", daemon=True).start()
 
     async def stop(self) -> None:
         """Write back the last use and release the in-flight leases."""
+        self._stopped.set()
         if self._task:
             self._task.cancel()
         for name, gpu in self._gpus.items():
@@ -177,6 +187,16 @@ class UsageTracker:
                 *(self._write(name, gpu) for name, gpu in self._gpus.items() if gpu.due <= now)
             )
 
+    def _renew_when_blocked(self) -> None:
+        """Renew the in-flight leases that the event loop does not renew in time."""
+        while not self._stopped.wait(RENEW):
+            for name, gpu in self._gpus.items():
+                late = time.monotonic() - gpu.written_at
+                if gpu.in_flight and 2 * RENEW < late < BLOCKED:
+                    with contextlib.suppress(StoreUnavailable), gpu.renewing:
+                        if gpu.in_flight:
+                            self._touch(name, INFLIGHT_TTL, [])
+
     async def _write(self, name: str, gpu: _Gpu) -> None:
         async with gpu.writing:
             await self._write_now(name, gpu)
@@ -189,14 +209,10 @@ class UsageTracker:
         def write() -> Phase:
             # Ages are computed at the last moment: too small an age would make a request look
             # younger than a later `down`.
-            now = time.monotonic()
-            return self._store.touch(
-                name,
-                self.inflight_lease,
-                INFLIGHT_TTL if in_flight else 0.0,
-                [Touch(lease, gpu.config.idle_timeout, now - t) for lease, t in touched.items()],
-                actor=self._owner,
-            )
+            with gpu.renewing:
+                now, idle = time.monotonic(), gpu.config.idle_timeout
+                touches = [Touch(lease, idle, now - began) for lease, began in touched.items()]
+                return self._touch(name, INFLIGHT_TTL if in_flight else 0.0, touches)
 
         try:
             gpu.phase = await asyncio.get_running_loop().run_in_executor(self._threads, write)
@@ -206,3 +222,6 @@ class UsageTracker:
             log.log(level, "%s: activity is kept for later: %s", name, error)
             gpu.phase = None
             gpu.touched = {**touched, **gpu.touched}
+
+    def _touch(self, gpu: str, inflight_ttl: float, touches: list[Touch]) -> Phase:
+        return self._store.touch(gpu, self.inflight_lease, inflight_ttl, touches, actor=self._owner)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
 import redis
 
+from proxy.data import usage
 from qwenctl.core.lifecycle import Phase
 from tests.integration.proxy.parts import FaultyStore, leaving, parts, soon
 from tests.simulation.life import Life
@@ -52,6 +54,59 @@ def test_a_lost_lease_of_work_is_soon_there_again(
     asyncio.run(go())
 
 
+def test_a_blocked_event_loop_does_not_end_the_work_of_the_node(
+    faulty: FaultyStore, life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever blocks it: the node generates on, and nothing but the loop says so."""
+    life.wake()
+    monkeypatch.setattr(usage, "RENEW", 0.05)
+    phases: list[Phase] = []
+
+    def meanwhile() -> None:
+        for _ in range(60):
+            life.clock.advance(10.0)
+            time.sleep(0.15)
+            phases.append(life.step())
+            life.node.speak()
+
+    async def go() -> None:
+        async with parts(faulty) as made:
+            made.usage.start()
+            with made.usage.use(GPU, "request:bob"):
+                await soon(lambda: "inflight:me" in life.leases, 5, "the lease")
+                others = threading.Thread(target=meanwhile)
+                others.start()
+                others.join()  # this is the event loop's thread
+            await soon(lambda: "inflight:me" not in life.leases, 5, "the end of the work")
+            # What ended is not brought back.
+            await asyncio.to_thread(time.sleep, 0.5)
+            assert "inflight:me" not in life.leases
+
+    asyncio.run(go())
+    assert set(phases) == {Phase.READY}
+    assert len(phases) == 60  # ten minutes
+
+
+def test_a_loop_that_is_blocked_for_ever_does_not_keep_the_gpu_on(
+    faulty: FaultyStore, life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life.wake()
+    monkeypatch.setattr(usage, "RENEW", 0.05)
+    monkeypatch.setattr(usage, "BLOCKED", 0.5)
+
+    async def go() -> None:
+        async with parts(faulty) as made:
+            made.usage.start()
+            with made.usage.use(GPU, "request:bob"):
+                await soon(lambda: "inflight:me" in life.leases, 5, "the lease")
+                time.sleep(1.0)
+                life.clock.advance(usage.INFLIGHT_TTL + 1)
+                time.sleep(0.5)
+                assert "inflight:me" not in life.leases
+
+    asyncio.run(go())
+
+
 def test_an_older_write_does_not_undo_a_younger_one(faulty: FaultyStore, life: Life) -> None:
     """The end of one request is on its way to the store as the next one begins."""
     leaving(life)
@@ -65,14 +120,14 @@ def test_an_older_write_does_not_undo_a_younger_one(faulty: FaultyStore, life: L
 
     async def go() -> list[str]:
         async with parts(faulty) as made:
-            usage = made.usage
-            with usage.use(GPU, "request:ada"):
-                await usage.recorded(GPU)
+            tracker = made.usage
+            with tracker.use(GPU, "request:ada"):
+                await tracker.recorded(GPU)
             faulty.touch = slow  # type: ignore[method-assign]
-            ending = asyncio.ensure_future(usage.recorded(GPU))
+            ending = asyncio.ensure_future(tracker.recorded(GPU))
             await asyncio.sleep(0.05)
-            with usage.use(GPU, "request:ada"):
-                begun = asyncio.ensure_future(usage.recorded(GPU))
+            with tracker.use(GPU, "request:ada"):
+                begun = asyncio.ensure_future(tracker.recorded(GPU))
                 await asyncio.sleep(0.05)
                 go_on.set()
                 assert await begun is Phase.DRAINING
