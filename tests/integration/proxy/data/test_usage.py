@@ -54,6 +54,11 @@ def test_a_lost_lease_of_work_is_soon_there_again(
     asyncio.run(go())
 
 
+def block(seconds: float) -> None:
+    """Stand still with the event loop."""
+    time.sleep(seconds)
+
+
 def test_a_blocked_event_loop_does_not_end_the_work_of_the_node(
     faulty: FaultyStore, life: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,9 +104,9 @@ def test_a_loop_that_is_blocked_for_ever_does_not_keep_the_gpu_on(
             made.usage.start()
             with made.usage.use(GPU, "request:bob"):
                 await soon(lambda: "inflight:me" in life.leases, 5, "the lease")
-                time.sleep(1.0)
+                block(1.0)
                 life.clock.advance(usage.INFLIGHT_TTL + 1)
-                time.sleep(0.5)
+                block(0.5)
                 assert "inflight:me" not in life.leases
 
     asyncio.run(go())
