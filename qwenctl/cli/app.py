@@ -28,9 +28,9 @@ COMMANDS = {
     "demo": "commands.demo",
     "config": "commands.config",
     "access": "commands.access",
-    "permissions": "cloud.permissions",
-    "provision": "cloud.provision",
-    "doctor": "cloud.doctor",
+    "permissions": "commands.permissions",
+    "provision": "commands.provision",
+    "doctor": "commands.doctor",
     "node": "commands.node",
     "import": "cloud.discover",
 }

@@ -6,30 +6,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import typer
 
-from qwenctl.cli.cloud.options import PackageOption, UserOption
-from qwenctl.cli.common.context import (
-    ConfigOption,
-    DryRunOption,
-    GpuOption,
-    JsonOption,
-    load,
-    open_store,
-    print_json,
-    user,
-)
-
-if TYPE_CHECKING:
-    from qwenctl.clouds.admin import Existing, InstanceCreator, Price
-    from qwenctl.clouds.plan import Plan
-    from qwenctl.config.deployment import Config
+from qwenctl.admin import create as admin_create
+from qwenctl.admin.plan import make_plan
+from qwenctl.cli.cloud.errors import raising_user_errors
+from qwenctl.cli.common.context import load, open_store, print_json
+from qwenctl.cli.common.context import user as whoami
+from qwenctl.clouds.admin import Existing, InstanceCreator, LaunchRequest, Price, admin_of
+from qwenctl.clouds.base import Denied, Transient
+from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS, SECRET_FILE, Plan
+from qwenctl.config.deployment import Config
+from qwenctl.config.edit import check, edit, read, with_keys
+from qwenctl.config.providers import make_provider
+from qwenctl.errors import ConfigError, UserError
 
 __all__ = ["create", "release"]
-
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 BLOCK = "release"
 BLOCK_SECONDS = 120.0
@@ -37,37 +31,16 @@ BLOCK_SECONDS = 120.0
 
 
 def create(
-    gpu: GpuOption = None,
-    dry_run: DryRunOption = False,
-    yes: YesOption = False,
-    user: UserOption = "qwenctl",
-    package: PackageOption = "",
-    with_secret: Annotated[
-        bool, typer.Option("--with-secret", help="Put the node secret into the user data.")
-    ] = False,
-    config: ConfigOption = None,
-    json: JsonOption = False,
+    gpu: str | None,
+    dry_run: bool,
+    yes: bool,
+    user: str,
+    package: str,
+    with_secret: bool,
+    config: str | None,
+    json: bool,
 ) -> None:
-    """Create the instance of [gpu.NAME.aliyun.template] or [gpu.NAME.aws.template].
-
-    Its user data install the agent, and its id is written to the config file. Run it again after a
-    cut connection: it takes over the instance and makes no second one.
-
-    It is billed from then on, and nobody stops it until a proxy runs with that config file: start
-    `qwenctl serve` anew, or stop the instance by `qwenctl down`. Once its agent is
-    installed, it stops itself when no proxy is heard, or nobody copies the node secret to it.
-
-    \b
-    Examples:
-      qwenctl provision create --dry-run
-      qwenctl provision create --gpu main --yes
-    """
-    from qwenctl.admin.create import create as make
-    from qwenctl.admin.create import the_one
-    from qwenctl.admin.plan import make_plan
-    from qwenctl.config.edit import check, edit, read
-    from qwenctl.errors import ConfigError, UserError
-
+    """Do `qwenctl provision create`."""
     loaded = load(config)
     name = loaded.gpu_name(gpu)
     cloud = _cloud_of(loaded, name)
@@ -79,14 +52,14 @@ def create(
             "first (`qwenctl provision release`), or give the new one a table of its own"
         )
     path = _file(loaded)
-    user_data = ""  # of an instance that needs no agent: its image has all there is to run
+    user_data = ""  # an instance without an agent has all that it runs in its image
     if plan.agent:
         user_data = plan.user_data(loaded.read_node_secret() if with_secret else "")
     with _advice(cloud):
         creator = _creator(loaded, name, user_data)
         # Before anything costs: can it be written?
         check(path, _with_id(read(path), name, cloud, "i-00000000"))
-        found, price = the_one(creator), creator.price()
+        found, price = admin_create.the_one(creator), creator.price()
         if not found and (dry_run or not yes):
             creator.check()
         if dry_run:
@@ -95,7 +68,7 @@ def create(
         if not yes:
             _say(_what(creator, plan, table.template, found, price))
             _confirm(f"Type the name of the GPU ({name}) to go on", name)
-        made, adopted = make(creator)
+        made, adopted = admin_create.create(creator)
     try:
         edit(path, lambda text: _with_id(text, name, cloud, made.id))
     except ConfigError as error:
@@ -103,12 +76,23 @@ def create(
             f"{made.id} is there, and not in the config file: {error}. Set instance_id = "
             f'"{made.id}" in [gpu.{name}.{cloud}]'
         ) from None
-    left = _left(loaded, plan, price, with_secret)
+    _show_created(plan, made, adopted, price, path, _left(loaded, plan, price, with_secret), json)
+
+
+def _show_created(
+    plan: Plan,
+    made: Existing,
+    adopted: bool,
+    price: Price,
+    path: Path,
+    left: list[str],
+    json: bool,
+) -> None:
     if json:
         print_json(
             {
-                "gpu": name,
-                "cloud": cloud,
+                "gpu": plan.gpu,
+                "cloud": plan.cloud,
                 "instance_id": made.id,
                 "adopted": adopted,
                 "price_per_hour": price.per_hour,
@@ -119,7 +103,8 @@ def create(
         )
         return
     print(
-        f"{'Took over' if adopted else 'Created'} {made.id}; it is billed while it runs, and no proxy stops it yet."
+        f"{'Took over' if adopted else 'Created'} {made.id}; it is billed while it runs, and no "
+        "proxy stops it yet."
     )
     print(f"Wrote instance_id to {path}. Left to do:")
     for number, line in enumerate(left, 1):
@@ -127,31 +112,9 @@ def create(
 
 
 def release(
-    gpu: GpuOption = None,
-    dry_run: DryRunOption = False,
-    yes: YesOption = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Although it runs or somebody needs it; Redis is not asked."),
-    ] = False,
-    config: ConfigOption = None,
-    json: JsonOption = False,
+    gpu: str | None, dry_run: bool, yes: bool, force: bool, config: str | None, json: bool
 ) -> None:
-    """Delete the instance that `create` made, its system disk included, for good.
-
-    Only one that carries our tags; only when it is stopped and nobody holds a lease, unless
-    --force. Its id is removed from the config file.
-
-    \b
-    Examples:
-      qwenctl provision release --dry-run
-      qwenctl provision release --gpu main
-    """
-    from qwenctl.admin.create import may_release
-    from qwenctl.admin.create import release as delete
-    from qwenctl.config.edit import check, edit, read, with_keys
-    from qwenctl.errors import ConfigError
-
+    """Do `qwenctl provision release`."""
     loaded = load(config)
     name = loaded.gpu_name(gpu)
     cloud = _cloud_of(loaded, name)
@@ -170,38 +133,35 @@ def release(
         return text
 
     check(path, without_id(read(path)))  # before anything is gone: can it be written?
+    result = {"gpu": name, "instance_id": instance_id}
     with _advice(cloud):
         creator = _creator(loaded, name)
-        existing = may_release(creator, instance_id, force=force)
+        existing = admin_create.may_release(creator, instance_id, force=force)
         if not force:
             _check_free(loaded, name)
-        if dry_run and existing:
-            creator.check_delete(existing, force=force)
         if dry_run:
-            gone = existing is None
+            if existing:
+                creator.check_delete(existing, force=force)
             if json:
-                print_json({"gpu": name, "instance_id": instance_id, "gone": gone, "dry_run": True})
+                print_json({**result, "gone": existing is None, "dry_run": True})
             else:
-                print(f"Would {'forget' if gone else 'delete'} {instance_id}; nothing was changed.")
+                verb = "delete" if existing else "forget"
+                print(f"Would {verb} {instance_id}; nothing was changed.")
             return
         if existing and not yes:
             _say([f"{instance_id} ({existing.type}) and its system disk will be deleted for good."])
             _confirm(f"Type the name of the GPU ({name}) to delete it", name)
         with _kept_off(loaded, name, force):
-            deleted = delete(creator, instance_id, force=force)
+            deleted = admin_create.release(creator, instance_id, force=force)
     edit(path, without_id)
     if json:
-        result = {"gpu": name, "instance_id": instance_id, "gone": deleted is None}
-        print_json({**result, "dry_run": False, "file": str(path)})
+        print_json({**result, "gone": deleted is None, "dry_run": False, "file": str(path)})
         return
     print(f"{'Deleted' if deleted else 'It was gone already:'} {instance_id}.")
     print(f"Removed instance_id from {path}. Restart the proxy if it runs.")
 
 
 def _cloud_of(config: Config, name: str) -> str:
-    from qwenctl.clouds.admin import admin_of
-    from qwenctl.errors import ConfigError
-
     provider = config.gpu[name].provider
     if admin_of(provider) is None:
         raise ConfigError(
@@ -216,17 +176,13 @@ def _creator(config: Config, name: str, user_data: str | None = None) -> Instanc
     Raises:
         ConfigError: the template or the region is missing.
     """
-    from qwenctl.admin.create import missing_keys
-    from qwenctl.clouds.admin import LaunchRequest, admin_of
-    from qwenctl.config.providers import make_provider
-    from qwenctl.errors import ConfigError
 
     gpu = config.gpu[name]
     cloud, table, admin = gpu.provider, gpu.settings, admin_of(gpu.provider)
     assert admin is not None  # see `_cloud_of`
     if not table.region:
         raise ConfigError(f"gpu.{name}.{cloud}.region is missing")
-    missing = missing_keys(table.template, admin.REQUIRED_KEYS)
+    missing = admin_create.missing_keys(table.template, admin.REQUIRED_KEYS)
     if user_data is not None and missing:
         raise ConfigError(f"gpu.{name}.{cloud}.template: missing {', '.join(missing)}")
     # The provider's own checks, such as of the endpoint; any id will do for them.
@@ -239,9 +195,6 @@ def _creator(config: Config, name: str, user_data: str | None = None) -> Instanc
 @contextmanager
 def _advice(cloud: str) -> Iterator[None]:
     """The cloud's refusals as errors for people, with what to do about them here."""
-    from qwenctl.cli.cloud.errors import raising_user_errors
-    from qwenctl.clouds.base import Denied, Transient
-
     with raising_user_errors():
         try:
             yield
@@ -256,8 +209,6 @@ def _advice(cloud: str) -> Iterator[None]:
 
 
 def _file(config: Config) -> Path:
-    from qwenctl.errors import ConfigError
-
     if not config.source:
         raise ConfigError("this needs a config file, to keep the instance's id in")
     return Path(config.source)
@@ -265,8 +216,6 @@ def _file(config: Config) -> Path:
 
 def _with_id(text: str, name: str, cloud: str, instance_id: str) -> str:
     """The config file's text with that instance id in it."""
-    from qwenctl.config.edit import with_keys
-
     return with_keys(text, ("gpu", name, cloud), {"instance_id": instance_id})
 
 
@@ -274,8 +223,6 @@ def _what(
     creator: InstanceCreator, plan: Plan, template: Any, found: Existing | None, price: Price
 ) -> list[str]:
     """What create does, for people."""
-    from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS
-
     if found:
         words = (
             f"{found.id} ({found.type}, {found.state.value}) carries the tags of "
@@ -329,8 +276,6 @@ def _show_dry_run(
 
 def _left(config: Config, plan: Plan, price: Price, with_secret: bool) -> list[str]:
     """What create leaves to the administrator."""
-    from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS, SECRET_FILE
-
     name, itself = plan.gpu, ""
     left = [
         "`qwenctl provision --apply` opens the security group"
@@ -358,8 +303,6 @@ def _left(config: Config, plan: Plan, price: Price, with_secret: bool) -> list[s
 
 
 def _check_free(config: Config, name: str) -> None:
-    from qwenctl.errors import UserError
-
     leases = open_store(config).snapshot(name).leases
     if leases:
         held = ", ".join(sorted({lease.kind for lease in leases}))
@@ -376,12 +319,12 @@ def _kept_off(config: Config, name: str, force: bool) -> Iterator[None]:
         yield
         return
     store = open_store(config)
-    store.block(name, BLOCK, BLOCK_SECONDS, reason="its instance is released", actor=user())
+    store.block(name, BLOCK, BLOCK_SECONDS, reason="its instance is released", actor=whoami())
     try:
         _check_free(config, name)
         yield
     finally:
-        store.unblock(name, BLOCK, actor=user())
+        store.unblock(name, BLOCK, actor=whoami())
 
 
 def _say(lines: list[str]) -> None:
@@ -395,7 +338,6 @@ def _confirm(question: str, name: str) -> None:
     Raises:
         ConfigError: nobody is there to type it, or it is another text.
     """
-    from qwenctl.errors import ConfigError
 
     if not sys.stdin.isatty():
         raise ConfigError("nobody is there to confirm: use --yes")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import asdict
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption, load, print_json
-from qwenctl.cli.common.terminal import coloured
+from qwenctl.admin.doctor import Finding, Level, examine
+from qwenctl.cli.common.context import load, print_json
+from qwenctl.cli.common.terminal import coloured, live
+from qwenctl.errors import ConfigError, ExitCode
 from qwenctl.lib.text import escape_control
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qwenctl.admin.doctor import Finding
 
 __all__ = ["doctor"]
 
@@ -24,27 +25,8 @@ PIPE_WIDTH = 200
 """Columns where there is no terminal to ask."""
 
 
-def doctor(
-    gpu: GpuOption = None,
-    json: JsonOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Check everything that a wake needs, and say how to mend what is wrong. Changes nothing.
-
-    Redis, clocks, URLs, credentials, each permission (by dry run), billing, addresses, the node.
-    Exit code 1 if something would fail; warnings alone are 0.
-
-    \b
-    Examples:
-      qwenctl doctor
-      qwenctl doctor --gpu main
-      qwenctl doctor --json | jq '.checks[] | select(.level == "fail")'
-    """
-    from dataclasses import asdict
-
-    from qwenctl.admin.doctor import Level, examine
-    from qwenctl.errors import ConfigError, ExitCode
-
+def doctor(gpu: str | None, json: bool, config: str | None) -> None:
+    """Do `qwenctl doctor`."""
     loaded = load(config)
     if not loaded.gpu:
         raise ConfigError("no GPU is configured: add a [gpu.NAME] table, or run `qwenctl init`")
@@ -68,17 +50,11 @@ def doctor(
 
 def _progress(text: str) -> None:
     """One line that the next one replaces: some checks wait for a network."""
-    from qwenctl.cli.common.terminal import live
-
     if live(sys.stderr):
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _print_table(findings: Iterable[Finding]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     console = Console(
         no_color=not coloured(),
         force_terminal=coloured() or None,

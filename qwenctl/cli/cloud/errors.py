@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from qwenctl.clouds.base import Denied, NoCapacity, ProviderError, Throttled, Transient
 from qwenctl.errors import ExitCode, UserError
 
 __all__ = ["raising_user_errors"]
 
+_CODES = {
+    Denied: ExitCode.DENIED,
+    NoCapacity: ExitCode.NO_CAPACITY,
+    Throttled: ExitCode.UNAVAILABLE,
+    Transient: ExitCode.UNAVAILABLE,
+}
+
 
 @contextmanager
 def raising_user_errors() -> Iterator[None]:
-    """Turn a `ProviderError` into a `UserError`: no capacity is 3, denied 4, not answered 8, else 1."""
-    from qwenctl.clouds.base import Denied, NoCapacity, ProviderError, Throttled, Transient
-
+    """Turn a `ProviderError` into a `UserError` with the exit code of its kind."""
     try:
         yield
-    except Denied as error:
-        raise UserError(str(error), ExitCode.DENIED) from None
-    except NoCapacity as error:
-        raise UserError(str(error), ExitCode.NO_CAPACITY) from None
-    except (Throttled, Transient) as error:
-        raise UserError(str(error), ExitCode.UNAVAILABLE) from None
     except ProviderError as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(error), _CODES.get(type(error))) from None

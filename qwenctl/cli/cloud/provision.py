@@ -5,187 +5,78 @@ from __future__ import annotations
 import json as json_module
 import shlex
 import sys
-from collections.abc import Iterator
-from enum import Enum
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
-
-from qwenctl.cli.cloud.create import create, release
-from qwenctl.cli.cloud.options import PackageOption, UserOption
-from qwenctl.cli.common.context import (
-    ConfigOption,
-    DryRunOption,
-    GpuOption,
-    JsonOption,
-    load,
-    print_json,
-    use_config,
-)
+from qwenctl.admin.permissions import node_policy, node_trust
+from qwenctl.admin.plan import make_plan, role_commands
+from qwenctl.cli.cloud.errors import raising_user_errors
+from qwenctl.cli.common.context import load, print_json
 from qwenctl.cli.common.terminal import paint
+from qwenctl.clouds.admin import admin_of
+from qwenctl.clouds.permissions import node_role_name
+from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS, SECRET_FILE, UNIT, Change, Plan
+from qwenctl.config.deployment import Config
+from qwenctl.config.providers import make_provider
+from qwenctl.errors import ConfigError, UserError
+from qwenctl.lib.private_file import write_private
 
-if TYPE_CHECKING:
-    from qwenctl.clouds.plan import Change, Plan
-    from qwenctl.config.deployment import Config
-
-__all__ = ["app"]
-
-app = typer.Typer(invoke_without_command=True)
-app.command()(create)
-app.command()(release)
-
-
-class Part(str, Enum):
-    """What to print alone."""
-
-    rules = "rules"
-    role = "role"
-    user_data = "user-data"
-    script = "script"
+__all__ = ["prepare"]
 
 
-@app.callback()
 def prepare(
-    context: typer.Context,
-    gpu: GpuOption = None,
-    fallback: Annotated[
-        str,
-        typer.Option(
-            "--fallback",
-            metavar="NAME",
-            help="Prepare this fallback instance, not the GPU's own.",
-            show_default=False,
-        ),
-    ] = "",
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--from",
-            metavar="NETWORK",
-            help="Where the proxy's requests come from: 10.0.0.5/32, or a security group's id. "
-            "Default: the addresses in proxy.node_urls.",
-            show_default=False,
-        ),
-    ] = None,
-    only: Annotated[
-        Part | None, typer.Option("--only", help="Print one part alone.", show_default=False)
-    ] = None,
-    user: UserOption = "qwenctl",
-    package: PackageOption = "",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Write the part to a file that only you can read.",
-            show_default=False,
-        ),
-    ] = None,
-    with_secret: Annotated[
-        bool,
-        typer.Option("--with-secret", help="Put the node secret in as well; needs --output."),
-    ] = False,
-    apply: Annotated[
-        bool,
-        typer.Option(
-            "--apply",
-            help="Do it: add the missing security group rules; on Alibaba Cloud, make and attach "
-            "the instance's role; on EC2, let an OS shutdown only stop the instance.",
-        ),
-    ] = False,
-    dry_run: DryRunOption = False,
-    security_group: Annotated[
-        str,
-        typer.Option(
-            "--security-group",
-            metavar="ID",
-            help="Which of the instance's groups gets the rules, if it has several.",
-            show_default=False,
-        ),
-    ] = "",
-    config: ConfigOption = None,
-    json: JsonOption = False,
+    gpu: str | None,
+    fallback: str,
+    sources: Sequence[str],
+    only: str,
+    user: str,
+    package: str,
+    output: Path | None,
+    with_secret: bool,
+    apply: bool,
+    dry_run: bool,
+    security_group: str,
+    config: str | None,
+    json: bool,
 ) -> None:
-    """Print what a GPU's instance needs: rules, role, and the agent as a systemd service.
-
-    Changes nothing without --apply, which takes nothing away and may be run again. User data runs
-    at the first boot of a new instance; --only script is the same for one that exists. `create`
-    makes a new instance from a template in the configuration, `release` deletes it.
-
-    \b
-    Examples:
-      qwenctl provision
-      qwenctl provision --only user-data > user-data.yaml
-      qwenctl provision --only script | ssh root@10.0.0.7 sh
-      qwenctl provision --only user-data --with-secret -o user-data.yaml
-      qwenctl provision --apply --dry-run
-      qwenctl provision --apply --from 10.0.0.5/32
-      qwenctl provision create --dry-run
-    """
-    if context.invoked_subcommand is not None:
-        _only_config_before(context)
-        if config is not None:
-            use_config(config)
-        return
-    from qwenctl.admin.plan import make_plan
-    from qwenctl.errors import ConfigError
-
+    """Do `qwenctl provision`; ``only``: the part to print alone, or empty."""
     loaded = load(config)
     name = loaded.gpu_name(gpu)
     if fallback:
         loaded = _with_fallback(loaded, name, fallback)
-    plan = make_plan(loaded, name, sources=source or (), user=user, package=package)
-    if not plan.agent and (only not in (None, Part.rules) or with_secret):
+    plan = make_plan(loaded, name, sources=sources, user=user, package=package)
+    if not plan.agent and (only not in ("", "rules") or with_secret):
         raise ConfigError(f"gpu.{name} has agent = false: its instance needs the rules only")
-    if with_secret and (output is None or only not in (Part.user_data, Part.script)):
+    if with_secret and (output is None or only not in ("user-data", "script")):
         raise ConfigError(
             "--with-secret needs --output FILE and --only user-data or --only script: "
             "the secret is not printed"
         )
     if apply:
         _apply(loaded, plan, security_group, dry_run=dry_run, json=json)
-        return
-    if dry_run:
+    elif dry_run:
         raise ConfigError("--dry-run goes with --apply; without it nothing is changed anyway")
-    if only is not None or output is not None:
+    elif only or output is not None:
         text = _part(plan, only, loaded.read_node_secret() if with_secret else "")
         _write(output, text) if output else print(text, end="")
-        return
-    if json:
+    elif json:
         print_json(_as_json(plan))
-        return
-    _print_all(loaded, plan)
+    else:
+        _print_all(loaded, plan)
 
 
-def _only_config_before(context: typer.Context) -> None:
-    """Options before `create` or `release` would have no effect: refuse them."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name != "config" and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(
-                f"options of {context.invoked_subcommand} go after that word", context
-            )
-
-
-def _part(plan: Plan, part: Part | None, secret: str) -> str:
-    if part is Part.script:
+def _part(plan: Plan, part: str, secret: str) -> str:
+    if part == "script":
         return plan.script(secret)
-    if part is Part.user_data:
+    if part == "user-data":
         return plan.user_data(secret)
     found = _as_json(plan)
-    return json_module.dumps(found[part.value] if part else found, indent=2) + "\n"
+    return json_module.dumps(found[part] if part else found, indent=2) + "\n"
 
 
 def _as_json(plan: Plan) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from qwenctl.admin.permissions import node_policy, node_trust
-    from qwenctl.admin.plan import role_commands
-    from qwenctl.clouds.admin import admin_of
-    from qwenctl.clouds.permissions import node_role_name
-
     role, admin = None, admin_of(plan.cloud)
     if plan.instance is not None:
         role = {
@@ -206,9 +97,6 @@ def _as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    from qwenctl.errors import ConfigError
-    from qwenctl.lib.private_file import write_private
-
     try:
         write_private(path, text)
     except OSError as error:
@@ -217,9 +105,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print_all(config: Config, plan: Plan) -> None:
-    from qwenctl.clouds.admin import admin_of
-    from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS
-
     found = _as_json(plan)
     _heading(f"1. Inbound rules of the security group of gpu.{plan.gpu}")
     if plan.rules:
@@ -263,8 +148,6 @@ def _print_all(config: Config, plan: Plan) -> None:
 
 def _secret_words(config: Config, plan: Plan) -> list[str]:
     """How the secret gets to the node; it is not shown."""
-    from qwenctl.clouds.plan import SECRET_FILE, UNIT
-
     if config.node_secret.get_secret_value():
         return [
             "It is in the configuration or in QWENCTL_NODE_SECRET. To have it in the user data:",
@@ -288,8 +171,6 @@ def _secret_words(config: Config, plan: Plan) -> list[str]:
 
 def _with_fallback(config: Config, name: str, fallback: str) -> Config:
     """The configuration as if that fallback were the GPU's own instance."""
-    from qwenctl.errors import ConfigError
-
     others = dict(config.gpu[name].candidates()[1:])
     if fallback not in others:
         known = ", ".join(others) or "none"
@@ -302,11 +183,6 @@ def _heading(text: str) -> None:
 
 
 def _apply(config: Config, plan: Plan, group: str, *, dry_run: bool, json: bool) -> None:
-    from dataclasses import asdict
-
-    from qwenctl.cli.cloud.errors import raising_user_errors
-    from qwenctl.errors import UserError
-
     found: dict[str, Any] = {"gpu": plan.gpu, "dry_run": dry_run, "changes": []}
     try:
         with raising_user_errors():
@@ -329,9 +205,6 @@ def _apply(config: Config, plan: Plan, group: str, *, dry_run: bool, json: bool)
 
 
 def _changes(config: Config, plan: Plan, group: str, dry_run: bool) -> Iterator[Change]:
-    from qwenctl.clouds.admin import admin_of
-    from qwenctl.config.providers import make_provider
-
     gpu = config.gpu[plan.gpu]
     # Its checks, as of the endpoints; fallbacks are not touched and may be of other clouds.
     make_provider(plan.gpu, gpu.model_copy(update={"fallback": ()}), config)
