@@ -30,7 +30,7 @@ from qwenctl.protocol.signing import check_answer, check_message
 from qwenctl.store.store import Store
 from tests.integration.proxy.running import RunningProxy, gpu
 from tests.simulation.life import IDLE, Life
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 from tests.support.paths import ROOT
 from tests.support.valkey_server import ValkeyServer
 from tests.support.virtual_time import VirtualClock

@@ -9,7 +9,8 @@ from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.protocol.messages import Report
 from qwenctl.store.store import Store
-from tests.simulation.world import GPU, Cloud, Node
+from tests.simulation.puppets import GPU, Cloud
+from tests.simulation.world import Node
 from tests.support.virtual_time import VirtualClock
 
 __all__ = ["IDLE", "Life"]

@@ -21,14 +21,14 @@ from qwenctl.config.gpu import GpuConfig, TimingConfig
 from qwenctl.control.controller import LOCK_MARGIN, Controller
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Lock
-from tests.simulation.world import (
+from tests.simulation.puppets import (
     GPU,
     PointedController,
     Puppet,
     WithoutEpochRule,
     WithoutLockRule,
-    World,
 )
+from tests.simulation.world import World
 from tests.support.virtual_time import VirtualClock
 
 IDLE = 1.0

@@ -31,7 +31,7 @@ from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
 from tests.simulation.life import Life
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 from tests.support.net import free_port
 
 SAME = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}

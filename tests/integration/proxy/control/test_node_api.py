@@ -13,7 +13,7 @@ from qwenctl.config.deployment import Config
 from qwenctl.protocol.messages import REPORT_PATH, Report
 from qwenctl.protocol.signing import sign_message
 from tests.integration.proxy.parts import SECRET, gone
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 
 
 @pytest.mark.parametrize(("in_flight", "status"), [(1, 200), (0, 503)])

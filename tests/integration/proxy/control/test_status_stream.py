@@ -13,7 +13,7 @@ from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Snapshot
 from tests.integration.proxy.parts import FaultyStore, into, nothing_more, parts, scope, soon
 from tests.simulation.life import Life
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 
 
 def test_a_page_gets_news_after_any_error(

@@ -8,7 +8,7 @@ from typing import Any
 from proxy.http.metrics import Metrics
 from tests.integration.proxy.parts import FaultyStore, Parts, into, nothing_more, parts, scope
 from tests.simulation.life import Life
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 
 ANSWER = b"HTTP/1.1 418 x\r\nContent-Length: 2\r\n\r\nok"
 SLOW = 0.2

@@ -28,7 +28,7 @@ from tests.integration.proxy.parts import (
     soon,
 )
 from tests.simulation.life import Life
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import asyncio
 from qwenctl.core.lifecycle import Phase
 from tests.integration.proxy.parts import FaultyStore, parts
 from tests.simulation.life import Life
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 
 
 def test_snapshots_are_taken_after_any_error(faulty: FaultyStore, life: Life) -> None:

@@ -14,7 +14,7 @@ from proxy.data import usage
 from qwenctl.core.lifecycle import Phase
 from tests.integration.proxy.parts import FaultyStore, leaving, parts, soon
 from tests.simulation.life import Life
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), redis.exceptions.ResponseError("OOM")])

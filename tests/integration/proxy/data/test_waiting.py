@@ -15,7 +15,7 @@ from qwenctl.config.deployment import Config
 from qwenctl.core.lifecycle import Phase
 from qwenctl.store.store import Store
 from tests.simulation.life import IDLE, Life
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 from tests.unit.proxy.made import ANYBODY, BROWSER, KEY, SAME_SITE, request
 
 SECOND = "second"

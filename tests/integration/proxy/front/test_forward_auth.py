@@ -26,7 +26,7 @@ from tests.integration.proxy.parts import (
     scope,
 )
 from tests.simulation.life import Life
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 
 
 async def gate(made: Parts, peer: str = "127.0.0.1", **headers: str) -> int:

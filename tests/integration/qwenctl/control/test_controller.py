@@ -16,7 +16,7 @@ from qwenctl.core.status import full_status, page_status
 from qwenctl.protocol.messages import Hello, Report
 from qwenctl.store.store import Store
 from tests.simulation.life import IDLE, Life
-from tests.simulation.world import GPU
+from tests.simulation.puppets import GPU
 from tests.support.virtual_time import VirtualClock
 
 

@@ -11,7 +11,7 @@ from qwenctl.control.controller import Controller
 from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.store.store import Store
 from tests.simulation.life import Life
-from tests.simulation.world import GPU, Cloud
+from tests.simulation.puppets import GPU, Cloud
 from tests.support.virtual_time import VirtualClock
 
 

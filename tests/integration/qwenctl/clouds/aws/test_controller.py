@@ -21,7 +21,8 @@ from qwenctl.control.controller import Controller
 from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
-from tests.simulation.world import GPU, Node
+from tests.simulation.puppets import GPU
+from tests.simulation.world import Node
 from tests.support.faults import Fault, FaultProxy, ec2_error
 from tests.support.moto_cloud import CREDENTIALS, REGION, MotoCloud
 from tests.support.virtual_time import VirtualClock
