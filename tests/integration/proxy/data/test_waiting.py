@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from proxy.auth.identity import VISIT_COOKIE, Identity
+from proxy.auth.identity import Identity
 from proxy.data.waiting import RENEW_PAGE, WaitingPages
+from proxy.http.cookies import VISIT_COOKIE
 from proxy.http.problem import Problem
 from proxy.http.request import Request
 from qwenctl.config.deployment import Config
