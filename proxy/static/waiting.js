@@ -11,8 +11,6 @@
   const scene = document.querySelector(".scene");
   const seconds = () => performance.now() / 1000;
 
-  const STEPS_MODES = ["requested", "interrupted", "restarting", "starting", "booting", "loading", "ready"];
-  const IDLE_MODES = ["asleep", "draining", "stopping", "failed"];
   const POLL = 3; // between two polls, in seconds
   const POLL_HIDDEN = 5;
   const SILENCE = 20; // no news on the stream for so long: ask, the connection may be dead
@@ -65,25 +63,14 @@
 
   const wanted = () => status.wanted || sending || seconds() - acceptedAt < GRACE;
 
-  // Keep in step with `mode` in waiting.html.
-  function modeOf() {
-    if (status.phase === "ready") return "ready";
-    if (status.blocked) return "blocked";
-    if (status.phase === "failed") return wanted() ? "retrying" : "failed";
-    if (status.interruption && ["draining", "stopping"].includes(status.phase)) {
-      return wanted() ? "interrupted" : "stopping";
-    }
-    if (status.phase === "stopping") return wanted() ? "restarting" : "stopping";
-    if (status.phase === "off") return wanted() ? "requested" : "asleep";
-    return status.phase;
-  }
+  const modeNow = () => (wanted() ? status.mode_if_wanted : status.mode);
 
   const mayWake = () => status.may_wake && status.wake_on !== "never";
 
   // How far the wake is, 0 to 1, or null where nobody knows.
-  function share(mode, since) {
+  function share(mode, waking, since) {
     if (mode === "ready") return 1;
-    if (!STEPS_MODES.includes(mode)) return (best = 0);
+    if (!waking) return (best = 0);
     if (status.elapsed_seconds === null || status.eta_seconds === null) return best || null;
     const total = Math.max(1, status.elapsed_seconds + status.eta_seconds);
     let done = (status.elapsed_seconds + since) / total;
@@ -126,9 +113,8 @@
   function draw() {
     if (over && !stuck) return;
     const since = seconds() - receivedAt;
-    const mode = modeOf();
-    const waking = STEPS_MODES.includes(mode);
-    const done = share(mode, since);
+    const { name: mode, waking, idle } = modeNow();
+    const done = share(mode, waking, since);
 
     card.dataset.mode = mode;
     if (waking) scene.style.setProperty("--p", String(done ?? 0.05));
@@ -147,7 +133,7 @@
     show(el("other-machine"), Boolean(status.note) && waking);
     el("other-machine").title = status.note;
     drawBlocked(mode, since);
-    drawActions(mode);
+    drawActions(mode, idle);
     drawSteps(mode, waking, since);
     drawNotice();
     show(el("stay"), waking && mode !== "ready");
@@ -200,8 +186,7 @@
     row("blocked-until", `${words} (${say("block.left", { time: about(left) })})`);
   }
 
-  function drawActions(mode) {
-    const idle = IDLE_MODES.includes(mode);
+  function drawActions(mode, idle) {
     const wakeable = idle && mayWake();
     const button = el("wake");
     const clicked = sending && button.dataset.clicked === "yes"; // keep the focus where it is
@@ -238,7 +223,7 @@
       else if (step.seconds !== null) time = state === "active" ? exact(step.seconds + since) : state === "done" ? took(step.seconds) : exact(step.seconds);
       put(item.querySelector('[data-part="time"]'), time);
     }
-    const node = status.phase === "loading" ? status.progress : null;
+    const node = status.progress;
     show(el("node"), node !== null);
     if (node === null) return;
     put(el("node-phase"), sayOr(`progress.${node.phase}`, node.phase || text["progress.other"]));
@@ -316,7 +301,7 @@
       if (response.ok) {
         acceptedAt = seconds();
         const answer = await response.json().catch(() => null);
-        if (answer && answer.phase && answer.steps) update(answer);
+        if (answer?.mode) update(answer);
       } else {
         await refused(response, true);
       }
@@ -334,7 +319,7 @@
   // The visit's one wake. Prefetched, prerendered and background pages do not count as a visit.
   function wakeForVisit() {
     if (wakeSent || over || status.wake_on !== "visit" || !mayWake() || status.blocked) return;
-    if (status.wanted || status.phase === "ready") return;
+    if (status.wanted || status.mode.name === "ready") return;
     if (document.visibilityState !== "visible" || document.prerendering) return;
     wakeSent = true;
     void wake();
@@ -354,10 +339,10 @@
     if (fresh.phase !== status.phase || fresh.wanted !== status.wanted) void refreshTiers();
     status = fresh;
     receivedAt = lastNews = seconds();
-    if (status.wanted || STEPS_MODES.includes(status.phase)) acceptedAt = -Infinity;
+    if (status.wanted || status.mode.waking) acceptedAt = -Infinity;
     // News ends a complaint about the connection; one about a wake stays until it does not matter.
-    if (!notice?.wake || !IDLE_MODES.includes(modeOf())) notice = null;
-    if (status.phase === "ready") {
+    if (!notice?.wake || !modeNow().idle) notice = null;
+    if (status.mode.name === "ready") {
       open();
       return;
     }
@@ -509,7 +494,7 @@
 
   setInterval(refreshTiers, POLL * 1000);
 
-  announced = modeOf();
+  announced = modeNow().name;
   update(status);
   follow();
 })();

@@ -35,6 +35,7 @@ __all__ = [
     "full_status",
     "node_url",
     "own_record",
+    "page_mode",
     "page_status",
 ]
 
@@ -74,7 +75,8 @@ def page_status(
     ``steps`` are in order ``request``, ``start``, ``boot``, ``load``, ``ready``; each is ``done``,
     ``active``, ``todo`` or ``failed``, with the seconds it took (or has taken so far) and the
     seconds it usually takes. ``elapsed_seconds`` counts from the click; ``eta_seconds`` is what is
-    left, 0 when it takes longer than usual, null when the GPU is not on its way up.
+    left, 0 when it takes longer than usual, null when the GPU is not on its way up. ``mode``: see
+    `page_mode`; ``mode_if_wanted`` is for a page whose demand is not in the snapshot yet.
     """
     history = wakes(events)
     usual = expected(history, gpu_config.boot_estimate)
@@ -124,7 +126,37 @@ def page_status(
         "blocked": _blocked(snapshot),
         "wake_on": gpu_config.wake_on,
         "may_wake": may_wake,
+        "mode": page_mode(snapshot, wanted=snapshot.wanted),
+        "mode_if_wanted": page_mode(snapshot, wanted=True),
     }
+
+
+_MODES = {
+    Phase.OFF: ("asleep", "requested"),
+    Phase.STOPPING: ("stopping", "restarting"),
+    Phase.FAILED: ("failed", "retrying"),
+}
+"""The mode of a phase that demand makes another one: without and with it."""
+
+_WAKING_MODES = frozenset(
+    {"requested", "interrupted", "restarting", "starting", "booting", "loading", "ready"}
+)
+_IDLE_MODES = frozenset({"asleep", "draining", "stopping", "failed"})
+
+
+def page_mode(snapshot: Snapshot, *, wanted: bool) -> dict[str, Any]:
+    """Return what the waiting page shows.
+
+    ``name`` picks its picture and words; ``waking``: it shows steps and progress; ``idle``: it
+    offers to wake the GPU. ``wanted`` is True for a page whose own demand is under way.
+    """
+    if snapshot.blocks and not snapshot.phase.serves:
+        name = "blocked"
+    elif is_leaving(snapshot):
+        name = "interrupted" if wanted else "stopping"
+    else:
+        name = _MODES.get(snapshot.phase, (snapshot.phase.value,) * 2)[wanted]
+    return {"name": name, "waking": name in _WAKING_MODES, "idle": name in _IDLE_MODES}
 
 
 def _present(history: Sequence[Wake], snapshot: Snapshot) -> Wake | None:
@@ -265,7 +297,8 @@ def full_status(
     now = snapshot.now
     snapshot, events, other = own_record(snapshot, events, gpu_config)
     page = page_status(snapshot, events, gpu_config, may_wake=not snapshot.blocks)
-    page.pop("may_wake")
+    for key in ("may_wake", "mode", "mode_if_wanted"):
+        del page[key]
     history = wakes(events)
     return {
         **page,

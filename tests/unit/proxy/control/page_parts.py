@@ -8,6 +8,8 @@ from jinja2 import StrictUndefined
 
 from proxy.control.i18n import text
 from proxy.control.pages import environment
+from qwenctl.core.snapshot import Lease, Snapshot
+from qwenctl.core.status import page_mode
 from tests.support.paths import ROOT
 
 PROXY = ROOT / "proxy"
@@ -27,7 +29,7 @@ def status(phase: str = "off", active: str | None = None, **changes: Any) -> dic
         }
         for index, key in enumerate(STEPS)
     ]
-    return {
+    given = {
         "gpu": "main",
         "phase": phase,
         "wanted": active is not None,
@@ -43,6 +45,14 @@ def status(phase: str = "off", active: str | None = None, **changes: Any) -> dic
         "may_wake": True,
         **changes,
     }
+    blocks = (Lease("maintenance:ada", 1.0),) if given["blocked"] else ()
+    node = {"interrupted_at": "0"} if given["interruption"] else {}
+    snapshot = Snapshot("main", 0.0, {"phase": phase}, (), blocks, node)
+    modes = {
+        "mode": page_mode(snapshot, wanted=given["wanted"]),
+        "mode_if_wanted": page_mode(snapshot, wanted=True),
+    }
+    return {**given, **modes}
 
 
 PROGRESS = {"phase": "weights", "percent": 40.0, "eta": 75.0, "text": "shard 4 of 10"}

@@ -61,6 +61,7 @@ def test_the_contract_of_the_page() -> None:
     assert list(page) == [
         "gpu", "phase", "wanted", "steps", "elapsed_seconds", "eta_seconds", "progress",
         "problem", "interruption", "failure", "note", "blocked", "wake_on", "may_wake",
+        "mode", "mode_if_wanted",
     ]  # fmt: skip
     assert [step["key"] for step in page["steps"]] == ["request", "start", "boot", "load", "ready"]
     assert all(list(step) == ["key", "state", "seconds", "expected"] for step in page["steps"])
@@ -90,6 +91,44 @@ def test_off_and_nobody_asked() -> None:
 def test_steps_by_phase(phase: str, events: list[Event], expected: str) -> None:
     page = page_status(snap(phase, leases=(lease(),)), events, GPU, may_wake=True)
     assert states(page) == expected
+
+
+WAKING = {"requested", "interrupted", "restarting", "starting", "booting", "loading", "ready"}
+IDLE = {"asleep", "draining", "stopping", "failed"}
+
+
+@pytest.mark.parametrize(
+    ("phase", "interrupted", "asleep", "wanted", "blocked"),
+    [
+        ("off", False, "asleep", "requested", "blocked"),
+        ("starting", False, "starting", "starting", "blocked"),
+        ("booting", False, "booting", "booting", "blocked"),
+        ("loading", False, "loading", "loading", "blocked"),
+        ("loading", True, "loading", "loading", "blocked"),
+        ("ready", False, "ready", "ready", "ready"),
+        ("ready", True, "ready", "ready", "ready"),
+        ("draining", False, "draining", "draining", "blocked"),
+        ("draining", True, "stopping", "interrupted", "blocked"),
+        ("stopping", False, "stopping", "restarting", "blocked"),
+        ("stopping", True, "stopping", "interrupted", "blocked"),
+        ("failed", False, "failed", "retrying", "blocked"),
+    ],
+)
+def test_the_mode_of_the_page(
+    phase: str, interrupted: bool, asleep: str, wanted: str, blocked: str
+) -> None:
+    node = {"interrupted_at": "1", "interruption_ends": "2"} if interrupted else {}
+
+    def modes(**given: Any) -> tuple[str, str]:
+        page = page_status(replace(snap(phase, **given), node=node), [], GPU, may_wake=True)
+        for mode in (page["mode"], page["mode_if_wanted"]):
+            name = mode["name"]
+            assert mode == {"name": name, "waking": name in WAKING, "idle": name in IDLE}
+        return page["mode"]["name"], page["mode_if_wanted"]["name"]
+
+    assert modes() == (asleep, wanted)
+    assert modes(leases=(lease(),)) == (wanted, wanted)
+    assert modes(leases=(lease(),), blocks=(lease("maintenance:ada"),)) == (blocked, blocked)
 
 
 def test_durations_and_eta_while_loading() -> None:

@@ -192,6 +192,13 @@ def test_words_of_other_meaning_are_still_there() -> None:
         assert all(f'"{word}"' in sources[path] for path in paths), word
 
 
+def test_pages_show_the_mode_and_compare_no_phase() -> None:
+    for path in [*ROOT.glob("proxy/templates/*.html"), ROOT / "proxy/static/waiting.js"]:
+        assert not re.search(
+            r"""phase["'\])]* *(===?|!==?|in|not in) *["'(\[]""", path.read_text()
+        ), path
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_pages_have_words_for_every_failure(language: str) -> None:
     texts = json.loads((ROOT / f"proxy/locales/{language}.json").read_text())
