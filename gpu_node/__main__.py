@@ -21,8 +21,7 @@ from gpu_node.services.docker import DockerRuntime
 from gpu_node.services.orphans import Guard, kill_marked, mark_of
 from gpu_node.services.process import ProcessRuntime
 from gpu_node.settings import NodeSettings, load_settings, save_last_good
-from gpu_node.setup.commands import COMMANDS
-from gpu_node.setup.commands import main as other_command
+from gpu_node.setup import COMMANDS
 from gpu_node.status_file import StatusFile
 from qwenctl import __version__
 from qwenctl.errors import ConfigError
@@ -61,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the agent until it is stopped, or another command; the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
-        return other_command(argv)
+        from gpu_node.setup import commands  # the agent itself needs none of it
+
+        return commands.main(argv)
     if argv[:1] == ["run"]:
         del argv[0]
     parser = argparse.ArgumentParser(

@@ -26,9 +26,10 @@ from gpu_node.services.page_cache import MIN_RESERVE, RESERVE_SHARE, WeightFile,
 from gpu_node.settings import OF_THIS_BOOT, NodeSettings
 from gpu_node.setup.doctor import Finding, unit_state
 from gpu_node.setup.systemd_units import AGENT, TIMER
+from qwenctl.errors import UserError
 from qwenctl.protocol.messages import Container, Service, Spec
 
-__all__ = ["BakeError", "bake", "check"]
+__all__ = ["bake", "check"]
 
 LITTLE_ROOM = 5 * 2**30
 """Free bytes of a disk below which there is a warning."""
@@ -37,10 +38,6 @@ CLOUD_INIT_STATE = ("data", "handlers", "instance", "instances", "scripts", "sem
 """Below /var/lib/cloud; without them, cloud-init takes the next boot for the first one."""
 
 Say = Callable[[str], None]
-
-
-class BakeError(Exception):
-    """Why it cannot be done; the text is for a person."""
 
 
 # ---------------------------------------------------------------- preparing
@@ -56,15 +53,15 @@ def bake(settings: NodeSettings, *, clean: bool, say: Say, root: Path = Path("/"
         root: where ``/etc`` and ``/var`` are.
 
     Raises:
-        BakeError: not root, no spec yet, Docker does not answer, an image cannot be pulled.
+        UserError: not root, no spec yet, Docker does not answer, an image cannot be pulled.
     """
     spec = read_spec(Path(settings.state_dir, "spec.json"))
     if spec is None:
-        raise BakeError(
+        raise UserError(
             f"there is no spec in {settings.state_dir}: let the agent reach its proxy once"
         )
     if os.geteuid() != 0:
-        raise BakeError("this must be run as root: sudo qwenctl-node bake")
+        raise UserError("this must be run as root: sudo qwenctl-node bake")
     containers = [(service, service.container) for service in spec.services if service.container]
     client = _docker(settings) if containers else None
     try:
@@ -77,14 +74,14 @@ def bake(settings: NodeSettings, *, clean: bool, say: Say, root: Path = Path("/"
                 _command("systemctl", "stop", unit)
                 say(f"stopped {unit} (it starts again at the next boot)")
         if agent_runs(Path(settings.state_dir)):
-            raise BakeError("the agent runs, and systemd has not started it: stop it first")
+            raise UserError("the agent runs, and systemd has not started it: stop it first")
         if client is not None:
             timeouts = {service.name: service.stop_timeout for service, _ in containers}
             _stop_containers(client, settings, timeouts, say)
-    except BakeError:
+    except UserError:
         raise
     except Exception as error:  # whatever the daemon or the connection to it has
-        raise BakeError(f"Docker: {redacted(str(error))}") from None
+        raise UserError(f"Docker: {redacted(str(error))}") from None
     finally:
         if client is not None:
             client.close()
@@ -101,9 +98,9 @@ def _command(*command: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BakeError(f"{' '.join(command)}: {error}") from None
+        raise UserError(f"{' '.join(command)}: {error}") from None
     if done.returncode:
-        raise BakeError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-300:]}")
+        raise UserError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-300:]}")
 
 
 def _pull_missing(client: Any, containers: list[Container], say: Say) -> None:
@@ -137,9 +134,9 @@ def _docker(settings: NodeSettings) -> Any:
     try:
         return runtime.client()
     except ModuleNotFoundError:
-        raise BakeError("the Docker SDK is missing: pip install 'qwenctl[node]'") from None
+        raise UserError("the Docker SDK is missing: pip install 'qwenctl[node]'") from None
     except Exception as error:  # docker, requests and OSError have no common ancestor
-        raise BakeError(f"Docker does not answer: {redacted(str(error))}") from None
+        raise UserError(f"Docker does not answer: {redacted(str(error))}") from None
 
 
 def _image(client: Any, name: str) -> Any | None:
@@ -155,12 +152,12 @@ def _image(client: Any, name: str) -> Any | None:
 def _pull(client: Any, container: Container, say: Say) -> None:
     name = container.image
     if container.pull == "never":
-        raise BakeError(f'the image {name} is not here, and pull = "never": load it by hand')
+        raise UserError(f'the image {name} is not here, and pull = "never": load it by hand')
     say(f"pulling {name}")
     progress, told = PullProgress(), 0
     for event in pull_events(client, name):
         if error := event.get("error"):
-            raise BakeError(f"the image {name} cannot be pulled: {redacted(str(error))[:300]}")
+            raise UserError(f"the image {name} cannot be pulled: {redacted(str(error))[:300]}")
         progress.take(event)
         view = progress.view()
         if view.percent is not None and view.percent >= told + 10:
@@ -218,7 +215,7 @@ def _remove_identity(path: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise BakeError(f"cannot remove {path}: {error.strerror}") from None
+        raise UserError(f"cannot remove {path}: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------- checking
@@ -286,7 +283,7 @@ def _check_docker(settings: NodeSettings, spec: Spec) -> Iterator[Finding]:
         return
     try:
         client = _docker(settings)
-    except BakeError as error:
+    except UserError as error:
         yield Finding("fail", "docker", str(error), "systemctl start docker")
         return
     try:

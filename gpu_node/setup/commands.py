@@ -9,30 +9,23 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gpu_node.selfstop import watchdog
+from gpu_node.selfstop.deadman import read_contact
 from gpu_node.settings import NodeSettings, load_settings
-from qwenctl.errors import ConfigError
+from gpu_node.setup import COMMANDS, bake, doctor
+from gpu_node.setup.install import UNIT_DIR, describe, install, uninstall
+from gpu_node.setup.systemd_units import AGENT, TIMER, WATCHDOG, render
+from gpu_node.status_file import read_status
+from qwenctl.errors import ConfigError, UserError
 from qwenctl.lib.text import escape_control
 
-if TYPE_CHECKING:
-    from gpu_node.setup.doctor import Finding
-
-__all__ = ["COMMANDS", "main"]
+__all__ = ["main"]
 
 CONFIG = "/etc/qwenctl/node.toml"
-
-COMMANDS = {
-    "install": "make it a systemd service with a watchdog; run again after an upgrade",
-    "uninstall": "stop the service and remove it; state, settings and logs stay",
-    "status": "is the agent running, when was a proxy heard, how are the services",
-    "logs": "the agent's log, or a service's",
-    "doctor": "check everything that this node needs, and say how to mend what is wrong",
-    "bake": "make this instance ready for a snapshot or an image of it",
-    "watchdog": "stop this instance if nobody is in charge of it (a timer does the same)",
-}
-"""Command -> what it does."""
 
 LINES = "200"
 
@@ -42,8 +35,10 @@ def main(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     try:
         return int(given.run(given))
-    except ConfigError as error:
-        return _complain(str(error), 2)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"qwenctl-node: {line}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -98,64 +93,41 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _install(given: argparse.Namespace) -> int:
-    from gpu_node.setup.install import UNIT_DIR, InstallError, describe, install
-    from gpu_node.setup.systemd_units import render
-
     settings = _settings(given)
-    try:
-        node = describe(settings, Path(_config(given) or CONFIG), user=given.user, runs=given.runs)
-        if given.print:
-            for name, text in render(node).items():
-                print(f"# {UNIT_DIR / name}\n{text}")  # noqa: T201
-        else:
-            install(
-                node,
-                settings,
-                start=not given.no_start,
-                dry_run=given.dry_run,
-                say=_say,
-            )
-    except InstallError as error:
-        return _complain(str(error), 1)
+    node = describe(settings, Path(_config(given) or CONFIG), user=given.user, runs=given.runs)
+    if given.print:
+        for name, text in render(node).items():
+            _say(f"# {UNIT_DIR / name}\n{text}")
+    else:
+        install(node, settings, start=not given.no_start, dry_run=given.dry_run, say=_say)
     return 0
 
 
 def _uninstall(given: argparse.Namespace) -> int:
-    from gpu_node.setup.install import InstallError, uninstall
-
     try:
         settings: NodeSettings | None = _settings(given)
     except ConfigError:
         if given.purge:
             raise
         settings = None  # the units can be removed without
-    try:
-        uninstall(settings, purge=given.purge, dry_run=given.dry_run, say=_say)
-    except InstallError as error:
-        return _complain(str(error), 1)
+    uninstall(settings, purge=given.purge, dry_run=given.dry_run, say=_say)
     return 0
 
 
 def _status(given: argparse.Namespace) -> int:
-    from gpu_node.selfstop.deadman import read_contact
-    from gpu_node.selfstop.watchdog import agent_runs, look, unreadable
-    from gpu_node.setup.doctor import unit_state
-    from gpu_node.setup.systemd_units import AGENT, TIMER
-    from gpu_node.status_file import read_status
-
     settings = _settings(given)
     state_dir = Path(settings.state_dir)
-    if file := unreadable(state_dir):
-        return _complain(f"cannot read {file}: use sudo", 1)
+    if file := watchdog.unreadable(state_dir):
+        raise UserError(f"cannot read {file}: use sudo")
     now = time.monotonic()
     boot_id = settings.this_boot()
     known = read_status(state_dir / "status.json")
-    runs = agent_runs(state_dir)
+    runs = watchdog.agent_runs(state_dir)
     if known.get("boot_id") != boot_id or not runs:
         known = {}  # of another boot, or of an agent that is gone
     contact = read_contact(state_dir / "deadman.json", boot_id, now)
-    overdue = look(settings, now)
-    units = {unit: unit_state(unit) for unit in (AGENT, TIMER)}
+    overdue = watchdog.look(settings, now)
+    units = {unit: doctor.unit_state(unit) for unit in (AGENT, TIMER)}
     view: dict[str, Any] = {
         "gpu": settings.gpu,
         "agent_running": runs,
@@ -179,8 +151,6 @@ def _status(given: argparse.Namespace) -> int:
 
 
 def _print_status(view: dict[str, Any]) -> None:
-    from gpu_node.setup.systemd_units import TIMER
-
     if view["agent_running"]:
         since = view["since"]
         age = f", for {_span(time.time() - since)}" if isinstance(since, (int, float)) else ""
@@ -205,12 +175,10 @@ def _print_status(view: dict[str, Any]) -> None:
         _say(f"{unit}: {found}")
 
 
-def _logs(given: argparse.Namespace) -> int:  # noqa: RET503
-    from gpu_node.setup.systemd_units import AGENT, WATCHDOG
-
+def _logs(given: argparse.Namespace) -> int:
     if not given.service:
         if shutil.which("journalctl") is None:
-            return _complain("there is no journal here; the agent's log is where it was started", 1)
+            raise UserError("there is no journal here; the agent's log is where it was started")
         command = ["journalctl", "--unit", AGENT, "--unit", WATCHDOG, "--lines", LINES]
         command += ["--follow"] if given.follow else ["--no-pager"]
     else:
@@ -220,10 +188,10 @@ def _logs(given: argparse.Namespace) -> int:  # noqa: RET503
             if not known:
                 next(log_dir.iterdir(), None)  # glob says nothing of a directory it may not read
         except OSError as error:
-            return _complain(f"{log_dir}: {error.strerror}; use sudo?", 1)
+            raise UserError(f"{log_dir}: {error.strerror}; use sudo?") from None
         if given.service not in known:
             named = ", ".join(known) or "none"
-            return _complain(f"no log of a service {given.service!r}; there are: {named}", 1)
+            raise UserError(f"no log of a service {given.service!r}; there are: {named}")
         command = ["tail", "-n", LINES, *(["-F"] if given.follow else [])]
         command.append(str(log_dir / f"{given.service}.log"))
     sys.stdout.flush()
@@ -231,44 +199,33 @@ def _logs(given: argparse.Namespace) -> int:  # noqa: RET503
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from gpu_node.setup.doctor import Finding, check
-
     try:
         settings = _settings(given)
-        findings = [Finding("ok", "settings", _config(given) or "environment"), *check(settings)]
+        found = _config(given) or "environment"
+        findings = [doctor.Finding("ok", "settings", found), *doctor.check(settings)]
     except ConfigError as error:
         findings = [
-            Finding("fail", "settings", found, fix or "correct the settings")
+            doctor.Finding("fail", "settings", found, fix or "correct the settings")
             for found, _, fix in (line.partition("; ") for line in str(error).splitlines())
         ]
     return _show(findings, given.json, "would keep this node from working.", "All is well.")
 
 
 def _bake(given: argparse.Namespace) -> int:
-    from gpu_node.setup.bake import BakeError, bake, check
-
     settings = _settings(given)
     if not given.check:
-
-        def say(text: str) -> None:
-            print(text, file=sys.stderr if given.json else sys.stdout, flush=True)
-
-        try:
-            bake(settings, clean=given.clean, say=say)
-        except BakeError as error:
-            return _complain(str(error), 1)
+        out = sys.stderr if given.json else sys.stdout
+        bake.bake(settings, clean=given.clean, say=lambda text: print(text, file=out, flush=True))
     return _show(
-        list(check(settings)),
+        list(bake.check(settings)),
         given.json,
         "have to be mended before a snapshot.",
         "Ready. Stop the instance in the cloud now (`qwenctl block`), then make the image of it.",
     )
 
 
-def _show(findings: Sequence[Finding], as_json: bool, bad: str, good: str) -> int:
+def _show(findings: Sequence[doctor.Finding], as_json: bool, bad: str, good: str) -> int:
     """Print what was checked, and the verdict; the exit code."""
-    from dataclasses import asdict
-
     failed = sum(finding.level == "fail" for finding in findings)
     if as_json:
         checks = [asdict(finding) for finding in findings]
@@ -285,9 +242,7 @@ def _show(findings: Sequence[Finding], as_json: bool, bad: str, good: str) -> in
 
 
 def _watchdog(given: argparse.Namespace) -> int:
-    from gpu_node.selfstop.watchdog import run
-
-    return run(_config(given))
+    return watchdog.run(_config(given))
 
 
 def _settings(given: argparse.Namespace) -> NodeSettings:
@@ -305,12 +260,6 @@ def _config(given: argparse.Namespace) -> str | None:
 
 def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201
-
-
-def _complain(text: str, code: int) -> int:
-    for line in text.splitlines():
-        print(f"qwenctl-node: {line}", file=sys.stderr)  # noqa: T201
-    return code
 
 
 def _first_line(text: str) -> str:

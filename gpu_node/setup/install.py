@@ -22,16 +22,13 @@ from gpu_node.settings import STATE_FILES, NodeSettings, save_last_good
 from gpu_node.setup.systemd_units import AGENT, DROP_IN, TIMER, UNITS, WATCHDOG, Node, render
 from gpu_node.status_file import read_status
 from qwenctl import __version__
+from qwenctl.errors import UserError
 
-__all__ = ["UNIT_DIR", "InstallError", "describe", "install", "uninstall"]
+__all__ = ["UNIT_DIR", "describe", "install", "uninstall"]
 
 UNIT_DIR = Path("/etc/systemd/system")
 
 Say = Callable[[str], None]
-
-
-class InstallError(Exception):
-    """Why it cannot be installed here; the text is for a person, one problem a line."""
 
 
 def describe(settings: NodeSettings, config: Path, *, user: str = "", runs: str = "") -> Node:
@@ -45,15 +42,15 @@ def describe(settings: NodeSettings, config: Path, *, user: str = "", runs: str 
             what the proxy has said last, and as long as it has said nothing ``process``.
 
     Raises:
-        InstallError: a name or a path that a system service cannot have.
+        UserError: a name or a path that a system service cannot have.
     """
     user = user or _present_user() or "qwenctl"
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
-        raise InstallError(f"{user!r} is no name of a Linux user")
+        raise UserError(f"{user!r} is no name of a Linux user")
     for key in ("node_secret_file", "state_dir", "log_dir"):
         path = getattr(settings, key)
         if path and not path.startswith("/"):
-            raise InstallError(f"{key}: {path} must be an absolute path, for a system service")
+            raise UserError(f"{key}: {path} must be an absolute path, for a system service")
     if not runs:
         spec = read_spec(Path(settings.state_dir, "spec.json"))
         all_docker = spec is not None and all(s.runtime == "docker" for s in spec.services)
@@ -85,7 +82,7 @@ def install(
         say: is told each step.
 
     Raises:
-        InstallError: it cannot be done.
+        UserError: it cannot be done.
     """
     host = _Host(dry_run, say)
     host.need_root_and_systemd()
@@ -143,7 +140,7 @@ def uninstall(
         say: is told each step.
 
     Raises:
-        InstallError: it cannot be done.
+        UserError: it cannot be done.
     """
     host = _Host(dry_run, say)
     host.need_root_and_systemd()
@@ -179,12 +176,12 @@ class _Host:
 
     def need_root_and_systemd(self) -> None:
         if shutil.which("systemctl") is None or not Path("/run/systemd/system").is_dir():
-            raise InstallError(
+            raise UserError(
                 "systemd does not run here; start `qwenctl-node --config FILE` in another way, "
                 "or use the compose file of examples/node-compose"
             )
         if os.geteuid() != 0 and not self._dry_run:
-            raise InstallError("this must be run as root: sudo qwenctl-node install …")
+            raise UserError("this must be run as root: sudo qwenctl-node install …")
 
     def run(self, *command: str) -> None:
         self._tell(" ".join(command))
@@ -193,7 +190,7 @@ class _Host:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             words = (done.stderr or done.stdout).strip()[-500:]
-            raise InstallError(f"{command[0]} {command[1]} failed: {words}")
+            raise UserError(f"{command[0]} {command[1]} failed: {words}")
 
     def user(self, name: str) -> bool:
         """Make the user; whether anything about it is new."""
@@ -246,7 +243,7 @@ class _Host:
                 check=False,
             )
             if done.returncode != 0:
-                raise InstallError(problem)
+                raise UserError(problem)
 
     def secret(self, path: Path, user: str) -> None:
         """The secret is the user's, and nobody else's."""
@@ -291,7 +288,7 @@ class _Host:
         try:
             os.chown(save_last_good(settings), pwd.getpwnam(user).pw_uid, -1)
         except OSError as error:
-            raise InstallError(f"{settings.state_dir}: {error.strerror}") from None
+            raise UserError(f"{settings.state_dir}: {error.strerror}") from None
 
     def files(self, files: dict[str, str]) -> bool:
         """Write the units; whether one is new or another."""

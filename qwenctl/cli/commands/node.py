@@ -31,58 +31,40 @@ Arguments = Annotated[
 ]
 
 
-@app.command(context_settings=_PASS)
-def install(arguments: Arguments = None) -> None:
-    """Make the agent a systemd service with a watchdog. Run it again after an upgrade.
+_COMMANDS = {
+    "install": """Make the agent a systemd service with a watchdog. Run it again after an upgrade.
 
     \b
     Examples:
       sudo qwenctl node install
       sudo qwenctl node install --config /etc/qwenctl/node.toml --runs docker
       qwenctl node install --print
-    """
-    _hand_over("install", arguments)
-
-
-@app.command(context_settings=_PASS)
-def uninstall(arguments: Arguments = None) -> None:
-    """Stop the service and remove it. State, settings and logs stay, unless with --purge."""
-    _hand_over("uninstall", arguments)
-
-
-@app.command(context_settings=_PASS)
-def status(arguments: Arguments = None) -> None:
-    """Is the agent running, when was a proxy heard, how are the services? With --json for programs."""
-    _hand_over("status", arguments)
-
-
-@app.command(context_settings=_PASS)
-def logs(arguments: Arguments = None) -> None:
-    """The agent's log, or that of a service.
+    """,
+    "uninstall": "Stop the service and remove it. State, settings and logs stay, unless with --purge.",
+    "status": (
+        "Is the agent running, when was a proxy heard, how are the services? "
+        "With --json for programs."
+    ),
+    "logs": """The agent's log, or that of a service.
 
     \b
     Examples:
       qwenctl node logs --follow
       qwenctl node logs webui
-    """
-    _hand_over("logs", arguments)
+    """,
+    "doctor": "Check everything that this node needs, and say how to mend what is wrong.",
+    "bake": "Make this instance ready for a snapshot or an image of it, or only --check that.",
+}
+"""Command -> its help."""
 
 
-@app.command(context_settings=_PASS)
-def doctor(arguments: Arguments = None) -> None:
-    """Check everything that this node needs, and say how to mend what is wrong."""
-    _hand_over("doctor", arguments)
-
-
-@app.command(context_settings=_PASS)
-def bake(arguments: Arguments = None) -> None:
-    """Make this instance ready for a snapshot or an image of it, or only --check that."""
-    _hand_over("bake", arguments)
-
-
-def _hand_over(command: str, arguments: list[str] | None) -> None:
+def _hand_over(context: typer.Context, arguments: Arguments = None) -> None:
     """Become the agent's program: its output, its exit code."""
     sys.stdout.flush()
     installed = Path(sys.executable).with_name("qwenctl-node")
     program = [str(installed)] if installed.exists() else [sys.executable, "-c", _PROGRAM]
-    os.execv(program[0], [*program, command, *(arguments or [])])  # noqa: S606
+    os.execv(program[0], [*program, str(context.info_name), *(arguments or [])])  # noqa: S606
+
+
+for _name, _help in _COMMANDS.items():
+    app.command(_name, help=_help, context_settings=_PASS)(_hand_over)

@@ -21,7 +21,8 @@ ALLOWED = {
 def test_the_agent_needs_only_the_wire_format_of_qwenctl() -> None:
     script = (
         "import sys, gpu_node.__main__\n"
-        "print(*[m for m in sys.modules if m.partition('.')[0] in ('qwenctl', 'redis', 'flask', 'rich', 'typer')])"
+        "print(*[m for m in sys.modules if m.partition('.')[0] in ('qwenctl', 'redis', 'flask', 'rich', 'typer')"
+        " or m.startswith('gpu_node.setup.')])"
     )
     shown = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gpu_node.settings import NodeSettings
-from gpu_node.setup.bake import BakeError, bake, check
+from gpu_node.setup.bake import bake, check
+from qwenctl.errors import UserError
 from qwenctl.protocol.messages import Container, Service, Spec
 from tests.support.docker_engine import IMAGE, DockerEngine, Registry
 
@@ -73,7 +74,7 @@ def test_what_cannot_be_pulled_is_said(
         {"image": "qwenctl-test:nowhere", "pull": "never"},
     ):
         keep_spec(settings, **container)
-        with pytest.raises(BakeError) as caught:
+        with pytest.raises(UserError) as caught:
             bake(settings, clean=False, say=lambda _: None, root=tmp_path)
         assert container["image"].rpartition(":")[0] in str(caught.value)
 
@@ -107,5 +108,5 @@ def test_without_docker(settings: NodeSettings, tmp_path: Path) -> None:
     gone = settings.model_copy(update={"docker_host": f"unix://{tmp_path}/nothing.sock"})
     keep_spec(gone, image=IMAGE)
     assert any(line.startswith("docker: Docker does not answer") for line in fails(gone, tmp_path))
-    with pytest.raises(BakeError, match="does not answer"):
+    with pytest.raises(UserError, match="does not answer"):
         bake(gone, clean=False, say=lambda _: None, root=tmp_path)

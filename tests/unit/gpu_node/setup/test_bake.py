@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gpu_node.settings import NodeSettings
-from gpu_node.setup.bake import BakeError, bake, check, identity
+from gpu_node.setup.bake import bake, check, identity
 from gpu_node.setup.commands import main
+from qwenctl.errors import UserError
 from qwenctl.protocol.messages import Service, Spec
 from tests.support.cold_files import MB, write
 
@@ -128,7 +129,7 @@ def test_an_agent_that_runs_would_write_its_state_again(
     with Path(settings.state_dir, "agent.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert levels(settings, machine)["state"] == {"fail"}
-        with pytest.raises(BakeError, match="stop it first"):
+        with pytest.raises(UserError, match="stop it first"):
             bake(settings, clean=True, say=lambda _: None, root=machine)
     assert (machine / "etc/machine-id").read_text() != ""
 
@@ -140,7 +141,7 @@ def test_without_a_spec_there_is_nothing_to_prepare(
     if content is not None:
         Path(settings.state_dir, "spec.json").write_text(content)
     assert levels(settings, machine)["spec"] == {"fail"}
-    with pytest.raises(BakeError, match="spec"):
+    with pytest.raises(UserError, match="spec"):
         bake(settings, clean=False, say=lambda _: None, root=machine)
 
 
