@@ -21,12 +21,6 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="this machine
 
 
 @pytest.fixture
-def proxy() -> Iterator[StandInProxy]:
-    with StandInProxy() as server:
-        yield server
-
-
-@pytest.fixture
 def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the library is told what to do."""
     library = tmp_path / "lib" / "libnvidia-ml.so.1"

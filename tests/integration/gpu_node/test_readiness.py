@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,12 @@ import pytest
 import requests
 
 from qwenctl.protocol.messages import Activity, Command, Readiness, Report, Service
-from tests.support.agent import Start, agents, spec
+from tests.support.agent import Start, spec
 from tests.support.net import free_port
 from tests.support.paths import ROOT
 from tests.support.stand_in_proxy import StandInProxy
 
 SUPPORT = ROOT / "tests" / "support"
-
-
-@pytest.fixture
-def proxy() -> Iterator[StandInProxy]:
-    with StandInProxy() as server:
-        yield server
-
-
-@pytest.fixture
-def start(tmp_path: Path, proxy: StandInProxy) -> Iterator[Start]:
-    with agents(tmp_path, proxy.url) as make:
-        yield make
 
 
 def openai(*options: str, timeout: float = 60.0, **more: Any) -> Service:
