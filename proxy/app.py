@@ -28,7 +28,7 @@ from qwenctl.protocol.messages import MAX_MESSAGE_BYTES
 from qwenctl.store.store import Store
 from qwenctl.store.watcher import Watcher
 
-from .auth.password import make_authenticator
+from .auth.authenticator import Authenticators
 from .control.flask_app import make_flask
 from .control.node_api import NodeApi
 from .control.pages import PREFIX, Pages
@@ -67,7 +67,7 @@ class Proxy:
             networks(config.proxy.trusted_proxies),
             snapshots,
             usage,
-            make_authenticator(config),
+            Authenticators(config),
             metrics,
             Admit(store, snapshots, usage, metrics),
         )

@@ -1,45 +1,149 @@
-"""How visitors are identified: the `Authenticator` Protocol, and the one for open access."""
+"""Identify visitors: a chain of authenticators, of which the first that knows a visitor counts."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import time
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Protocol
+from importlib.metadata import entry_points
+from typing import Any, Protocol, TypeGuard
+
+from qwenctl.config.deployment import ApiKey, Config
+from qwenctl.errors import ConfigError
+from qwenctl.lib.text import one_line
 
 from ..http.request import Request
-from .identity import Identity
+from .identity import KEY_PREFIX, USE, WAKE_ALWAYS, Identity
+from .password import SharedPassword
 
-__all__ = [
-    "Authenticator",
-    "NoAccessControl",
-]
+__all__ = ["ENTRY_POINTS", "AnyAddress", "ApiKeys", "Authenticator", "Authenticators", "ThirdParty"]
+
+log = logging.getLogger("qwenctl.proxy")
+
+ENTRY_POINTS = "qwenctl.authenticators"
+"""The entry point group of third parties: callables that make an `Authenticator` of the table
+``[access.authenticators.NAME]``."""
+
+MAX_NAME = 200
+"""Longest name that a third party may give, in characters: leases are named by it."""
+
+LOG_INTERVAL = 60.0
+"""How often the failures of a third party's authenticator are logged, in seconds."""
 
 
 class Authenticator(Protocol):
-    """Decides who may use the GPU. Must be quick: it runs on the event loop for each request."""
+    """Knows some of the visitors."""
 
     def identify(self, request: Request) -> Identity | None:
-        """Who this is, or None for somebody who has to sign in first."""
-        ...
+        """Return the visitor's identity, or None for a visitor it does not know.
 
-    def sign_in(self, password: str, client: str) -> str | None:
-        """The value of a new session cookie, or None for a wrong password. May be slow.
-
-        Raises:
-            Throttled: too many wrong passwords.
+        It is called on the event loop for each request, and in threads: it must be quick.
         """
         ...
 
 
-@lru_cache(maxsize=1024)
-def _anonymous(name: str) -> Identity:
-    return Identity("anonymous", name)
+class ApiKeys:
+    """Identifies clients by the API keys of the configuration."""
 
-
-class NoAccessControl:
-    """Everybody who reaches the proxy may use it."""
+    def __init__(self, keys: Iterable[ApiKey]) -> None:
+        scopes = frozenset({USE, WAKE_ALWAYS})
+        self._clients = {
+            key.hash.removeprefix("sha256:"): Identity(key_id=key.name, scopes=scopes)
+            for key in keys
+        }
 
     def identify(self, request: Request) -> Identity | None:
-        return _anonymous(request.client or "local")
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        key = token.strip() if scheme.lower() == "bearer" else ""
+        if not key.startswith(KEY_PREFIX):
+            key = request.headers.get("x-api-key", "")
+        if not key.startswith(KEY_PREFIX):
+            return None
+        return self._clients.get(hashlib.sha256(key.encode()).hexdigest())
 
-    def sign_in(self, password: str, client: str) -> str | None:  # noqa: ARG002
+
+class AnyAddress:
+    """Identifies everybody who reaches the proxy by their address."""
+
+    def identify(self, request: Request) -> Identity | None:
+        return _by_address(request.client or "local")
+
+
+@lru_cache(maxsize=1024)
+def _by_address(address: str) -> Identity:
+    return Identity(address=address)
+
+
+class ThirdParty:
+    """Contains the failures of a third party's authenticator: it then identifies nobody."""
+
+    def __init__(self, name: str, settings: dict[str, Any]) -> None:
+        """
+        Raises:
+            ConfigError: it is not installed, cannot be loaded, or refuses its settings.
+        """
+        self._place = f"access.authenticators.{name}"
+        self._logged_at = float("-inf")
+        points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+        if name not in points:
+            known = ", ".join(sorted(points)) or "none"
+            raise ConfigError(f"{self._place}: no such authenticator is installed; known: {known}")
+        try:
+            self._authenticator = points[name].load()(settings)
+            self._identify = self._authenticator.identify
+        except Exception as error:  # others wrote it: whatever it raises
+            raise ConfigError(f"{self._place}: {points[name].value}: {_said(error)}") from None
+
+    def identify(self, request: Request) -> Identity | None:
+        try:
+            identity = self._identify(request)
+            if identity is None or _is_valid(identity):
+                return identity
+            problem = "it returned no valid Identity"
+        except Exception as error:  # others wrote it: whatever it raises
+            problem = _said(error)
+        if time.monotonic() - self._logged_at > LOG_INTERVAL:
+            self._logged_at = time.monotonic()
+            log.error("%s has failed and lets nobody in: %s", self._place, problem)
+        return None
+
+
+def _is_valid(identity: Any) -> TypeGuard[Identity]:
+    """Return whether an identity can be shown and stored: its names are short and printable."""
+    if not isinstance(identity, Identity) or not isinstance(identity.scopes, frozenset):
+        return False
+    names = (identity.tenant, identity.member, identity.key_id, identity.session, identity.address)
+    short = all(isinstance(name, str) and len(name) <= MAX_NAME for name in names)
+    return short and bool(identity.name) and "".join(names).isprintable()
+
+
+def _said(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+class Authenticators:
+    """The configured chain."""
+
+    def __init__(self, config: Config) -> None:
+        """
+        Raises:
+            ConfigError: a third party's authenticator cannot be made.
+        """
+        access = config.access
+        self.password: SharedPassword | None = None
+        self._chain: list[Authenticator] = [AnyAddress()]
+        if access.mode == "password":
+            others = [ThirdParty(name, table) for name, table in access.authenticators.items()]
+            self._chain = [ApiKeys(access.keys), *others]
+            if access.password_hash:
+                self.password = SharedPassword(access, config.read_node_secret())
+                self._chain.append(self.password)
+
+    def identify(self, request: Request) -> Identity | None:
+        """Return the identity by the first authenticator that knows the visitor."""
+        for authenticator in self._chain:
+            if identity := authenticator.identify(request):
+                return identity
         return None

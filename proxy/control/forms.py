@@ -54,10 +54,10 @@ class Forms(Views):
 
     def check_password(self) -> ResponseReturnValue:
         self.check_origin()
-        asked = self.request
+        asked, shared = self.request, self._services.authenticators.password
         password = request.form.get("password", "")[:1024]
         try:
-            cookie = self._services.authenticator.sign_in(password, asked.client)
+            cookie = shared.sign_in(password, asked.client) if shared else ""
         except Throttled as throttled:
             seconds = throttled.seconds
             return self.answer(self._pages.login_page(asked, self.target, retry_after=seconds))

@@ -169,11 +169,11 @@ class Pages:
             gpu=gpu,
             status=status,
             next_url=safe_path(target),
-            signed_in=identity.kind == "browser",
+            signed_in=identity.may_sign_out,
             tiers=tiers,
         )
         headers = {}
-        if tiers and identity.kind == "anonymous" and not visit_slot(request):
+        if tiers and identity.shares_address and not visit_slot(request):
             # So that a choice takes back this visitor's wait, and not that of others.
             headers["Set-Cookie"] = set_cookie(request, VISIT_COOKIE, secrets.choice(VISIT_SLOTS))
         return Page(body, headers=headers), status.get("eta_seconds")

@@ -45,7 +45,7 @@ class StatusStream:
         self._waiting = waiting
         self._store = services.store
         self._snapshots = services.snapshots
-        self._authenticator = services.authenticator
+        self._authenticators = services.authenticators
         self._trusted = services.trusted
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="status")
         self._lock = threading.Lock()
@@ -98,7 +98,7 @@ class StatusStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """``GET /_qwenctl/api/events?gpu=NAME``: server-sent events, one ``status`` each change."""
         request = Request.of(scope, self._trusted)
-        identity = self._authenticator.identify(request)
+        identity = self._authenticators.identify(request)
         if identity is None:
             await send_problem(request, send, 401, "sign_in", "sign in first")
             return

@@ -52,7 +52,7 @@ class Views:
 
     @property
     def visitor(self) -> Identity | None:
-        return self._services.authenticator.identify(self.request)
+        return self._services.authenticators.identify(self.request)
 
     @property
     def gpu(self) -> str:

@@ -64,9 +64,9 @@ def may_wake(gpu: GpuConfig, identity: Identity | None, *, by_page: bool = False
     never     yes                 no                   no
     ========  ==================  ===================  ===============
     """
-    if identity is None:
+    if identity is None or not identity.may_wake:
         return False
-    if identity.kind == "key":
+    if identity.wakes_always:
         return True
     return gpu.wake_on == "visit" or (gpu.wake_on == "click" and by_page)
 
@@ -77,6 +77,8 @@ def decide(
     """Return the decision for a request by a snapshot of the GPU."""
     if identity is None:
         return Decision(Action.SIGN_IN)
+    if not identity.may_use:
+        return Decision(Action.REFUSE, why="this visitor may only see the status")
     rules = gpu.rule_table
     activity = rules.classify(request.method, request.path, request.headers)
     if rules.refuses and ("//" in request.path or "/." in request.path):
@@ -118,10 +120,12 @@ def _no_wake(gpu: GpuConfig, request: Request, identity: Identity, activity: Act
     """Return why a request does not start the GPU, or an empty text if it does."""
     if activity is not Activity.WAKES:
         return "this request does not wake it"
-    if not request.same_origin and identity.kind != "key":
+    if identity.needs_same_origin and not request.same_origin:
         return "a request from another site does not wake it"
     if may_wake(gpu, identity):
         return ""
+    if not identity.may_wake:
+        return "this visitor may not wake it"
     if gpu.wake_on == "click":
         return "it is woken from its page"
     return "it is woken from the command line, by API keys and by schedules only"

@@ -68,7 +68,7 @@ class DataPlane:
         self._usage = services.usage
         self._admit = services.admit
         self._forward = forwarder
-        self._authenticator = services.authenticator
+        self._authenticators = services.authenticators
         self._pages = pages
         self._metrics = services.metrics
         self._observer: Observer = services.metrics
@@ -100,7 +100,7 @@ class DataPlane:
         name = names[0]
         exchange = Exchange(
             request,
-            self._authenticator.identify(request),
+            self._authenticators.identify(request),
             name,
             self._config.gpu[name],
             self._snapshots.peek(name),

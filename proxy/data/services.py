@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qwenctl.config.deployment import Config
 from qwenctl.store.store import Store
 
-from ..auth.authenticator import Authenticator
+from ..auth.authenticator import Authenticators
 from ..http.metrics import Metrics
 from ..http.request import Networks
 from .admit import Admit
@@ -29,6 +29,6 @@ class Services:
     """Peers whose X-Forwarded-* headers count."""
     snapshots: SnapshotCache
     usage: UsageTracker
-    authenticator: Authenticator
+    authenticators: Authenticators
     metrics: Metrics
     admit: Admit

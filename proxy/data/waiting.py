@@ -158,13 +158,15 @@ class WaitingPages:
             Problem: this visitor may not wake it, or it is blocked.
             StoreUnavailable: Redis cannot be reached.
         """
-        if identity.kind != "key" and not request.same_origin:
+        if identity.needs_same_origin and not request.same_origin:
             raise Problem(403, "cross_site", "another site must not wake the GPU")
         if not may_wake(self._config.gpu[gpu], identity, by_page=True):
             raise Problem(
                 403,
                 "may_not_wake",
-                "this GPU is woken by API keys, schedules and `qwenctl up` only",
+                "this GPU is woken by API keys, schedules and `qwenctl up` only"
+                if identity.may_wake
+                else "this visitor may not wake it",
             )
         blocked_by = self._demand(
             gpu, request, identity, PAGE if request.from_browser else "wake request"
@@ -214,7 +216,7 @@ class WaitingPages:
 
     def _lease(self, request: Request, identity: Identity) -> str:
         """Return the lease of this visitor's page: a personal one, where there is a choice of GPUs."""
-        slot = visit_slot(request) if identity.kind == "anonymous" else ""
+        slot = visit_slot(request) if identity.shares_address else ""
         chooses = slot and len(self._config.gpus_at(request.hostname)) > 1
         return f"{identity.lease}#{slot}" if chooses else identity.lease
 
@@ -224,8 +226,8 @@ class WaitingPages:
         Waits of visitors who need not sign in are taken back seldom enough that they do not drive
         all else out of the history.
         """
-        if identity.kind != "anonymous":
-            return identity.kind == "browser"
+        if not identity.shares_address:
+            return identity.is_one_person
         now, taken = time.monotonic(), self._taken_back
         if not visit_slot(request) or (len(taken) == TAKE_BACKS and now - taken[0] < 60):
             return False

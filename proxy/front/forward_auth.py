@@ -35,7 +35,7 @@ class ForwardAuth:
         self._snapshots = services.snapshots
         self._usage = services.usage
         self._admit = services.admit
-        self._authenticator = services.authenticator
+        self._authenticators = services.authenticators
         self._trusted = services.trusted
         self._prefix = self._config.proxy.gate_headers
 
@@ -57,7 +57,7 @@ class ForwardAuth:
             await send_problem(asked, send, 503, "no_gpu", "no GPU is configured")
             return
         original = self._original(asked, scope)
-        identity = self._authenticator.identify(original)
+        identity = self._authenticators.identify(original)
         inbound = Inbound(
             original, identity, name, self._config.gpu[name], self._snapshots.peek(name)
         )

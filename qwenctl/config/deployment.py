@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -46,13 +46,16 @@ class AccessConfig(Table):
 
     mode: Literal["none", "password"] = "none"
     """``none``: everybody who reaches the proxy (which then listens on loopback only);
-    ``password``: one shared password for browsers, API keys for clients."""
+    ``password``: one shared password for browsers, API keys for clients, and `authenticators`."""
     password_hash: str = Field("", pattern=r"^(\$argon2id\$.+)?$")
     """The argon2id hash that `qwenctl access hash-password` prints."""
     keys: tuple[ApiKey, ...] = ()
     """API keys, sent as ``Authorization: Bearer qk_…`` or ``X-API-Key``."""
     session: Duration = 14 * 86400.0
     """How long a browser stays signed in."""
+    authenticators: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Installed third-party ways to sign in, each with its own settings, such as
+    `[access.authenticators.NAME]`; with them the password may be left out. See CONTRIBUTING.md."""
 
 
 class ProxyConfig(Table):
@@ -172,7 +175,16 @@ class Config(Table):
         self._check_tiers()
         self._check_instances()
         self._check_local_ports()
-        if self.access.mode == "password" and not self.access.password_hash:
+        if self.access.mode == "none" and self.access.authenticators:
+            raise ValueError(
+                'access.authenticators needs access.mode = "password": with "none" everybody may '
+                "use the GPU"
+            )
+        if (
+            self.access.mode == "password"
+            and not self.access.password_hash
+            and not self.access.authenticators
+        ):
             raise ValueError(
                 'access.mode = "password" needs access.password_hash: run `qwenctl access hash-password`'
             )

@@ -114,7 +114,7 @@ class Proxy:
 
     def request(self, client: str) -> Action:
         """A waking request arrives: `proxy.data.plane.DataPlane` up to forwarding or holding it."""
-        who = Identity("anonymous", client)
+        who = Identity(address=client)
         for _ in range(4):
             decision = decide(self.gpu, wake_request(), who, self.view())
             if decision.action is Action.FORWARD:

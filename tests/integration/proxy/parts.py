@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from proxy.auth.authenticator import NoAccessControl
+from proxy.auth.authenticator import Authenticators
 from proxy.control.pages import Pages
 from proxy.control.status_stream import StatusStream
 from proxy.data.admit import Admit
@@ -61,7 +61,7 @@ def made_services(
     snapshots, metrics = SnapshotCache(store, list(config.gpu)), metrics or Metrics()
     usage = UsageTracker(store, config.gpu, "me")
     admit = Admit(store, snapshots, usage, metrics)
-    everybody = NoAccessControl()
+    everybody = Authenticators(config)
     return Services(config, store, "me", trusted, snapshots, usage, everybody, metrics, admit)
 
 

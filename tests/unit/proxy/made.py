@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.auth.identity import Identity
+from proxy.auth.identity import USE, WAKE_ALWAYS, Identity
 from proxy.http.request import Request, networks
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.snapshot import Lease, Snapshot
 
-BROWSER = Identity("browser", "b1")
-KEY = Identity("key", "ci")
-ANYBODY = Identity("anonymous", "127.0.0.1")
+BROWSER = Identity(session="b1")
+KEY = Identity(key_id="ci", scopes=frozenset({USE, WAKE_ALWAYS}))
+ANYBODY = Identity(address="127.0.0.1")
 
 SAME_SITE = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors", "Origin": "http://me"}
 NAVIGATION = {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate", "Accept": "text/html"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 
 import pytest
 from argon2 import PasswordHasher
 
-from proxy.auth.authenticator import NoAccessControl
-from proxy.auth.password import PasswordAccess
+from proxy.auth.authenticator import AnyAddress, ApiKeys
+from proxy.auth.password import SharedPassword
 from proxy.auth.throttle import Throttle, Throttled
 from proxy.http.cookies import SESSION_COOKIE, visit_slot
 from qwenctl.config.deployment import AccessConfig, ApiKey
@@ -30,15 +31,15 @@ CONFIG = access()
 
 
 def signed_in(config: AccessConfig = CONFIG, secret: str = "s") -> str:
-    cookie = PasswordAccess(config, secret).sign_in("secret", "client")
+    cookie = SharedPassword(config, secret).sign_in("secret", "client")
     assert cookie
     return cookie
 
 
 def who(cookie: str, config: AccessConfig = CONFIG, secret: str = "s") -> str | None:
     asked = request("GET", "/", {"Cookie": f"a=1; {SESSION_COOKIE}={cookie}; b=2"})
-    identity = PasswordAccess(config, secret).identify(asked)
-    return identity.kind if identity else None
+    identity = SharedPassword(config, secret).identify(asked)
+    return identity.lease if identity else None
 
 
 @pytest.mark.parametrize(
@@ -56,18 +57,18 @@ def who(cookie: str, config: AccessConfig = CONFIG, secret: str = "s") -> str | 
 def test_visitors_without_access_control_are_told_apart(cookie: str, slot: str) -> None:
     asked = request("GET", "/", {"Cookie": cookie})
     assert visit_slot(asked) == slot
-    identity = NoAccessControl().identify(asked)
+    identity = AnyAddress().identify(asked)
     assert identity is not None
     assert (identity.lease, identity.name) == ("request:203.0.113.9", "203.0.113.9")
 
 
 def test_the_right_password_gives_a_cookie_that_every_replica_takes() -> None:
-    assert who(signed_in()) == "browser"
+    assert re.fullmatch("request:browser:[0-9a-f]{8}", who(signed_in()) or "")
 
 
 def test_a_wrong_password_gives_none() -> None:
-    assert PasswordAccess(CONFIG, "s").sign_in("Secret", "client") is None
-    assert PasswordAccess(CONFIG, "s").sign_in("", "client") is None
+    assert SharedPassword(CONFIG, "s").sign_in("Secret", "client") is None
+    assert SharedPassword(CONFIG, "s").sign_in("", "client") is None
 
 
 def test_a_cookie_that_was_tampered_with() -> None:
@@ -90,7 +91,7 @@ def test_a_cookie_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     cookie = signed_in()
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 3590)
-    assert who(cookie) == "browser"
+    assert who(cookie)
     monkeypatch.setattr(time, "time", lambda: now + 3602)
     assert who(cookie) is None
 
@@ -110,8 +111,9 @@ def test_a_cookie_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_keys(headers: dict[str, str], name: str | None) -> None:
-    identity = PasswordAccess(CONFIG, "s").identify(request("GET", "/", headers))
+    identity = ApiKeys(CONFIG.keys).identify(request("GET", "/", headers))
     assert (identity and identity.name) == name
+    assert (identity and identity.lease) == (name and f"request:key:{name}")
 
 
 def test_two_browsers_are_two_clients() -> None:
