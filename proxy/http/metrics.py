@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from qwenctl.core.leases import ADOPTED, LEASES
 from qwenctl.core.lifecycle import Phase
-from qwenctl.core.observer import NoObserver
+from qwenctl.core.observer import Observer
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.words import NODE_PHASES
 from qwenctl.protocol.messages import GpuFigures
@@ -19,7 +19,7 @@ from qwenctl.protocol.messages import GpuFigures
 __all__ = ["Metrics"]
 
 
-class Metrics(NoObserver):
+class Metrics(Observer):
     """All metrics of one proxy process."""
 
     def __init__(self) -> None:

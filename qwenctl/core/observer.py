@@ -1,16 +1,14 @@
-"""What happens inside, for whoever measures it: metrics today, traces tomorrow."""
+"""Hooks for whoever measures: metrics today, traces tomorrow."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
-__all__ = ["NO_OBSERVER", "NoObserver", "Observer"]
+__all__ = ["NO_OBSERVER", "Observer"]
 
 
-class Observer(Protocol):
-    """Hooks of controller, store and data plane.
+class Observer:
+    """Hooks of controller, store and data plane; each does nothing unless a subclass overrides it.
 
-    Each call must be quick and must not raise: it runs on the event loop or under the controller's
+    A hook must be quick and must not raise: it runs on the event loop or under the controller's
     lock. Names in ``step``, ``decision`` and ``outcome`` are stable; seconds are wall-clock
     durations measured by a monotonic clock.
     """
@@ -28,17 +26,5 @@ class Observer(Protocol):
         """An answer of the node has been forwarded to its last byte."""
 
 
-class NoObserver:
-    """Ignores all hooks; a base for observers of some of them."""
-
-    def stepped(self, gpu: str, step: str, seconds: float) -> None: ...
-
-    def called_cloud(self, gpu: str, action: str, outcome: str, seconds: float) -> None: ...
-
-    def admitted(self, gpu: str, decision: str) -> None: ...
-
-    def forwarded(self, gpu: str, status: int, seconds: float) -> None: ...
-
-
-NO_OBSERVER: Observer = NoObserver()
+NO_OBSERVER = Observer()
 """Where nobody measures."""

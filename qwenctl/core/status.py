@@ -7,7 +7,7 @@ is secret.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
@@ -64,6 +64,7 @@ class GpuSettings(Protocol):
     def wake_on(self) -> str: ...
 
 
+_KEYS = (*STEPS, "ready")
 _ACTIVE = {Phase.BOOTING: "boot", Phase.LOADING: "load"}
 
 
@@ -80,40 +81,17 @@ def page_status(
     """
     history = wakes(events)
     usual = expected(history, gpu_config.boot_estimate)
-    now, phase = snapshot.now, snapshot.phase
     wake = _present(history, snapshot)
     active = _active_step(snapshot, wake)
-    keys = (*STEPS, "ready")
-    position = keys.index(active) if active else -1
-
-    steps: list[dict[str, Any]] = []
-    for index, key in enumerate(keys):
-        state = "done" if index < position else "todo"
-        if index == position:
-            state = "failed" if phase is Phase.FAILED else "active"
-        if phase in (Phase.READY, Phase.DRAINING) and not is_leaving(snapshot):
-            state = "done"
-        seconds = wake.durations.get(key) if wake and state != "todo" else None
-        if wake and state == "active" and seconds is None:
-            began = wake.began(key) if key in STEPS else None
-            seconds = None if began is None else now - began
-        steps.append(
-            {
-                "key": key,
-                "state": state,
-                "seconds": _round(seconds),
-                "expected": _round(usual.get(key)),
-            }
-        )
-
+    steps = _steps(snapshot, wake, active, usual)
     eta = None
-    if snapshot.wanted and active and phase is not Phase.FAILED:
-        spent = steps[position]["seconds"] or 0.0
-        eta = max(0.0, usual.get(active, 0.0) - spent)
+    if snapshot.wanted and active and snapshot.phase is not Phase.FAILED:
+        position = _KEYS.index(active)
+        eta = max(0.0, usual.get(active, 0.0) - (steps[position]["seconds"] or 0.0))
         eta += sum(usual[key] for key in STEPS[position + 1 :])
     return {
         "gpu": snapshot.gpu,
-        "phase": phase.value,
+        "phase": snapshot.phase.value,
         "wanted": snapshot.wanted,
         "steps": steps,
         "elapsed_seconds": _round(_elapsed(wake, snapshot)),
@@ -129,6 +107,26 @@ def page_status(
         "mode": page_mode(snapshot, wanted=snapshot.wanted),
         "mode_if_wanted": page_mode(snapshot, wanted=True),
     }
+
+
+def _steps(
+    snapshot: Snapshot, wake: Wake | None, active: str, usual: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    position = _KEYS.index(active) if active else -1
+    steps = []
+    for index, key in enumerate(_KEYS):
+        state = "done" if index < position else "todo"
+        if index == position:
+            state = "failed" if snapshot.phase is Phase.FAILED else "active"
+        if snapshot.phase in (Phase.READY, Phase.DRAINING) and not is_leaving(snapshot):
+            state = "done"
+        seconds = wake.durations.get(key) if wake and state != "todo" else None
+        if wake and state == "active" and seconds is None:
+            began = wake.began(key) if key in STEPS else None
+            seconds = None if began is None else snapshot.now - began
+        known = {"seconds": _round(seconds), "expected": _round(usual.get(key))}
+        steps.append({"key": key, "state": state, **known})
+    return steps
 
 
 _MODES = {

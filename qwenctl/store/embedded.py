@@ -39,6 +39,18 @@ LINGER_SECONDS = 60.0
 
 START_SECONDS = 15.0
 
+_SETTINGS = {
+    "port": "0",
+    "unixsocketperm": "700",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "save": "",
+    "aof-load-truncated": "yes",
+    "auto-aof-rewrite-min-size": "8mb",
+    "maxmemory-policy": "noeviction",
+    "loglevel": "warning",
+}
+
 
 def socket_path(state: Path) -> Path:
     """The server's socket. Unix socket paths are limited to about 100 bytes, so that one in a deep
@@ -211,19 +223,7 @@ def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
             print("another server still has the files", file=sys.stderr)
             return 1
         path.unlink(missing_ok=True)
-        settings = {
-            "port": "0",
-            "unixsocket": str(path),
-            "unixsocketperm": "700",
-            "dir": str(folder),
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-            "save": "",
-            "aof-load-truncated": "yes",
-            "auto-aof-rewrite-min-size": "8mb",
-            "maxmemory-policy": "noeviction",
-            "loglevel": "warning",
-        }
+        settings = {**_SETTINGS, "unixsocket": str(path), "dir": str(folder)}
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         server = subprocess.Popen(
             [_server_program(), *arguments],
@@ -231,13 +231,9 @@ def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
             preexec_fn=_die_with_parent,
         )
 
-        def stop(*_: object) -> None:
-            server.terminate()
-
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(name, stop)
-        unused_since = time.monotonic()
-        reached = False
+            signal.signal(name, lambda *_: server.terminate())
+        unused_since, reached = time.monotonic(), False
         while server.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(timeout=min(5.0, linger / 4))

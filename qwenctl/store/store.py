@@ -21,40 +21,19 @@ from qwenctl.config.deployment import Config
 from qwenctl.core import leases
 from qwenctl.core.events import Event, EventKind, decode, encode
 from qwenctl.core.lifecycle import TRANSITIONS, Guard, Move, Phase
-from qwenctl.core.snapshot import (
-    Admission,
-    Lease,
-    Lock,
-    Outcome,
-    Snapshot,
-    Touch,
-)
+from qwenctl.core.snapshot import Admission, Lease, Lock, Outcome, Snapshot, Touch
 from qwenctl.lib.text import escape_control
 from qwenctl.protocol.messages import Command, Hello, Report
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
 from qwenctl.store.connect import connect, explained_errors, place_of
 from qwenctl.store.watcher import Watcher
 
-__all__ = [
-    "Store",
-    "open_store",
-]
+__all__ = ["Store", "open_store"]
 
 log = logging.getLogger("qwenctl.store")
 
 _LUA = Path(__file__).with_name("lua")
-_KEYS = (
-    "state",
-    "leases",
-    "blocks",
-    "info",
-    "lock",
-    "node",
-    "nonces",
-    "events",
-    "log",
-    "commands",
-)
+_KEYS = ["state", "leases", "blocks", "info", "lock", "node", "nonces", "events", "log", "commands"]
 
 NONCE_SECONDS = 2 * MAX_SKEW_SECONDS
 """How long a nonce is remembered: longer than any message with it can be fresh."""
@@ -97,10 +76,11 @@ class Store:
         """Every key of one GPU, in the order that the scripts expect."""
         return [self._key(gpu, name) for name in _KEYS]
 
-    def _run(self, script: str, gpu: str, *args: str | int | float) -> Any:
+    def _run(self, script: str, gpu: str, *args: str | int) -> Any:
         now = -1 if self._now is None else round(self._now() * 1000)
         keys = self.keys(gpu)
-        argv = [now, self._key(gpu, "changed"), *args]
+        flags = (int(arg) if isinstance(arg, bool) else arg for arg in args)
+        argv = [now, self._key(gpu, "changed"), *flags]
         with explained_errors(self._redis):
             text = self._scripts[script]
             sha = self._shas.get(script)
@@ -214,22 +194,9 @@ class Store:
         failure = move.failure.encode() if move.failure else ""
         # The states in which the guard is about use need the drain time to have passed.
         wait = drain if move.guard in (Guard.IDLE, Guard.NO_WORK) else 0.0
-        return Outcome(
-            self._run(
-                "transition",
-                gpu,
-                lock.owner,
-                lock.epoch,
-                source.value,
-                move.to.value,
-                move.guard.value,
-                _ms(wait),
-                move.cause,
-                failure,
-                _ms(idle_timeout),
-                "1" if move.adopt else "0",
-            )
-        )
+        held = (lock.owner, lock.epoch, source.value, move.to.value, move.guard.value, _ms(wait))
+        written = (move.cause, failure, _ms(idle_timeout), move.adopt)
+        return Outcome(self._run("transition", gpu, *held, *written))
 
     def record_call(
         self,
@@ -262,20 +229,8 @@ class Store:
 
         ``machine``: which instance was asked about, in words; see `GpuConfig.machine`.
         """
-        return Outcome(
-            self._run(
-                "record_observation",
-                gpu,
-                lock.owner,
-                lock.epoch,
-                state,
-                instance_id,
-                address,
-                reason,
-                error,
-                machine,
-            )
-        )
+        seen = (state, instance_id, address, reason, error, machine)
+        return Outcome(self._run("record_observation", gpu, lock.owner, lock.epoch, *seen))
 
     # Demand
 
@@ -293,18 +248,9 @@ class Store:
         began_ago: float = 0.0,
     ) -> Admission:
         """Turn a request into a lease, and a draining GPU back into a ready one."""
-        phase, seq, block, released = self._run(
-            "demand",
-            gpu,
-            lease,
-            _ms(ttl),
-            escape_control(reason),
-            escape_control(actor),
-            inflight,
-            _ms(inflight_ttl),
-            "1" if may_wake else "0",
-            _ms(began_ago),
-        )
+        wanted = (lease, _ms(ttl), escape_control(reason), escape_control(actor))
+        used = (inflight, _ms(inflight_ttl), may_wake, _ms(began_ago))
+        phase, seq, block, released = self._run("demand", gpu, *wanted, *used)
         return Admission(Phase(phase), int(seq), block, bool(released))
 
     def touch(
@@ -321,13 +267,7 @@ class Store:
     ) -> Admission:
         """Hold a lease for a given time, unless the GPU is blocked."""
         phase, block = self._run(
-            "pin",
-            gpu,
-            lease,
-            _ms(ttl),
-            escape_control(reason),
-            escape_control(actor),
-            "1" if exact else "0",
+            "pin", gpu, lease, _ms(ttl), escape_control(reason), escape_control(actor), exact
         )
         return Admission(Phase(phase), 0, block)
 
@@ -336,39 +276,16 @@ class Store:
     ) -> int:
         """Drop every lease but running work (``cut``: that too); the number dropped."""
         return int(
-            self._run(
-                "release",
-                gpu,
-                escape_control(actor),
-                escape_control(reason),
-                "1" if cut else "0",
-                only,
-            )
+            self._run("release", gpu, escape_control(actor), escape_control(reason), cut, only)
         )
 
     def block(
-        self,
-        gpu: str,
-        name: str,
-        ttl: float | None,
-        *,
-        reason: str,
-        actor: str,
-        cut: bool = False,
+        self, gpu: str, name: str, ttl: float | None, *, reason: str, actor: str, cut: bool = False
     ) -> Phase:
         """Forbid the GPU to be on, for ``ttl`` seconds or until unblocked."""
         milliseconds = -1 if ttl is None else _ms(ttl)
-        return Phase(
-            self._run(
-                "block",
-                gpu,
-                name,
-                milliseconds,
-                escape_control(reason),
-                escape_control(actor),
-                "1" if cut else "0",
-            )
-        )
+        why = (escape_control(reason), escape_control(actor))
+        return Phase(self._run("block", gpu, name, milliseconds, *why, cut))
 
     def unblock(self, gpu: str, name: str = "", *, actor: str) -> list[str]:
         """Lift one block, or all; the names lifted."""
@@ -383,19 +300,9 @@ class Store:
         however many: ``new``. After that it is ``held``, or ``given_up`` if somebody ended it.
         """
         kind = EventKind.BLOCK if leases.kind_of(name) in leases.BLOCKS else EventKind.LEASE
-        return cast(
-            Literal["new", "held", "given_up", "over"],
-            self._run(
-                "schedule",
-                gpu,
-                name,
-                _ms(opens),
-                _ms(ends),
-                escape_control(reason),
-                escape_control(actor),
-                kind.value,
-            ),
-        )
+        why = (escape_control(reason), escape_control(actor))
+        said = self._run("schedule", gpu, name, _ms(opens), _ms(ends), *why, kind.value)
+        return cast(Literal["new", "held", "given_up", "over"], said)
 
     def look(self, gpu: str, *, actor: str, cause: str) -> None:
         """Ask the controller to read the cloud again."""
@@ -414,15 +321,8 @@ class Store:
         ``heartbeat``: the seconds between two reports. Another boot's hello counts once the present
         one has missed two of them, and no sooner than 10 s after its last.
         """
-        verdict, seq = self._run(
-            "hello",
-            hello.gpu,
-            nonce,
-            _ms(NONCE_SECONDS),
-            hello.boot_id,
-            hello.agent_version,
-            _ms(max(ALIVE_SECONDS, 2 * heartbeat)),
-        )
+        boot = (hello.boot_id, hello.agent_version, _ms(max(ALIVE_SECONDS, 2 * heartbeat)))
+        verdict, seq = self._run("hello", hello.gpu, nonce, _ms(NONCE_SECONDS), *boot)
         return verdict, int(seq)
 
     def command(self, gpu: str, command: Command, *, actor: str) -> bool:
