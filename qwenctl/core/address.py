@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-__all__ = ["NodeAddress", "check_host"]
-
 _NAME = re.compile(r"(?=.{1,253}$)(?!.*\.\.)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 

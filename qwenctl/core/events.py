@@ -15,8 +15,6 @@ from math import inf
 from qwenctl.core.failures import Failure
 from qwenctl.core.lifecycle import Phase
 
-__all__ = ["FIELDS", "VERSION", "Event", "EventKind", "decode", "encode"]
-
 VERSION = 1
 """Version of the format that is written; ``prelude.lua`` has it too."""
 

@@ -29,12 +29,6 @@ if TYPE_CHECKING:
     from qwenctl.core.snapshot import Lease, Snapshot
 
 
-__all__ = [
-    "Reason",
-    "explain",
-]
-
-
 @dataclass(frozen=True)
 class Reason:
     """One thing that `explain` has to say; ``str()`` gives the sentence."""

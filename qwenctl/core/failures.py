@@ -10,30 +10,6 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = [
-    "AGENT_LOST",
-    "AGENT_SILENT",
-    "CODES",
-    "CONFLICT",
-    "DENIED",
-    "INSTANCE_LOST",
-    "LOAD_TIMEOUT",
-    "MEANINGS",
-    "NEEDS_PERSON",
-    "NOT_FOUND",
-    "NO_CAPACITY",
-    "PROVIDER_ERROR",
-    "REPORTED_BY_AGENT",
-    "SERVICE_FAILED",
-    "SERVICE_LOST",
-    "SPOT_INTERRUPTION",
-    "START_FAILED",
-    "START_TIMEOUT",
-    "THROTTLED",
-    "TRANSIENT",
-    "Failure",
-]
-
 # What the cloud answers; see `qwenctl.clouds.base.ProviderError`
 CONFLICT: Final = "conflict"
 DENIED: Final = "denied"

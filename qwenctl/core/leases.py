@@ -8,29 +8,6 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-__all__ = [
-    "ADOPTED",
-    "BLOCKS",
-    "BUDGET",
-    "BUSY",
-    "INFLIGHT",
-    "LEASES",
-    "MAINTENANCE",
-    "OFF_HOURS",
-    "PIN",
-    "PREWARM",
-    "REQUEST",
-    "WORK",
-    "ScheduleKind",
-    "busy",
-    "inflight",
-    "kind_of",
-    "maintenance",
-    "parse",
-    "pin",
-    "request",
-]
-
 # Leases
 REQUEST: Final = "request"
 """A visitor or an API client, until the idle timeout has passed."""

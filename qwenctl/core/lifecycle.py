@@ -16,23 +16,6 @@ from typing import Literal, Union
 from qwenctl.core import failures
 from qwenctl.core.failures import Failure
 
-__all__ = [
-    "TRANSITIONS",
-    "Call",
-    "Guard",
-    "Move",
-    "NodeView",
-    "Observe",
-    "Observed",
-    "Phase",
-    "Step",
-    "Timings",
-    "View",
-    "Wait",
-    "backoff",
-    "decide",
-]
-
 
 class Phase(str, Enum):
     """Where a GPU is in its life. The string values are stored and shown; they never change."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["NO_OBSERVER", "Observer"]
-
 
 class Observer:
     """Hooks of controller, store and data plane; each does nothing unless a subclass overrides it.

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from qwenctl.core.rules import Rule
 
-__all__ = ["PRESETS"]
-
 _BROWSER_NAVIGATION = Rule(
     activity="keeps_on",
     methods=("GET",),

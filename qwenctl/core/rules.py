@@ -13,8 +13,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-__all__ = ["Activity", "Rule", "RuleTable", "classify"]
-
 
 class Activity(str, Enum):
     """What a request does to the GPU.

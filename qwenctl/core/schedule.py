@@ -19,8 +19,6 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 
 from qwenctl.core.leases import ScheduleKind
 
-__all__ = ["Cron", "Schedule", "Window", "moments"]
-
 _HORIZON = 50 * 366 * 86400.0
 """Seconds that `Schedule.upcoming` looks ahead: there are days that come every 28 years."""
 

@@ -13,16 +13,6 @@ from qwenctl.core.failures import Failure
 from qwenctl.core.lifecycle import NodeView, Phase
 from qwenctl.protocol.messages import Report
 
-__all__ = [
-    "Admission",
-    "Lease",
-    "Lock",
-    "Outcome",
-    "Snapshot",
-    "Touch",
-    "seconds_of",
-]
-
 
 @dataclass(frozen=True)
 class Lease:

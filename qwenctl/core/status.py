@@ -30,15 +30,6 @@ if TYPE_CHECKING:
     from qwenctl.core.events import Event
     from qwenctl.core.snapshot import Lease, Snapshot
 
-__all__ = [
-    "HISTORY",
-    "full_status",
-    "node_url",
-    "own_record",
-    "page_mode",
-    "page_status",
-]
-
 HISTORY = 1000
 """How many events to hand in: enough for the last 20 wakes that the ETA is learned from."""
 

@@ -17,8 +17,6 @@ from statistics import median
 from qwenctl.core.events import Event, EventKind
 from qwenctl.core.lifecycle import Phase
 
-__all__ = ["STEPS", "Mark", "Outcome", "Wake", "expected", "learned", "wakes"]
-
 STEPS = ("request", "start", "boot", "load")
 """The steps whose durations add up to a wake, in order."""
 

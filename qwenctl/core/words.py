@@ -14,22 +14,6 @@ from qwenctl.lib.text import escape_control, one_line
 if TYPE_CHECKING:
     from qwenctl.core.snapshot import Lease, Snapshot
 
-__all__ = [
-    "NODE_PHASES",
-    "NOT_ASKED",
-    "as_of_time",
-    "cause_of",
-    "cause_words",
-    "command_words",
-    "event_cause",
-    "is_leaving",
-    "lease_words",
-    "name_words",
-    "present_failure",
-    "problem_of",
-    "stopped_by",
-]
-
 NOT_ASKED = "not known: the cloud has not been asked yet"
 """The state of a GPU that nobody has looked at: its phase is ``off``, but it may run."""
 

@@ -16,27 +16,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = [
-    "HELLO_PATH",
-    "MAX_GPUS",
-    "MAX_MESSAGE_BYTES",
-    "REPORT_PATH",
-    "Activity",
-    "Answer",
-    "Command",
-    "Container",
-    "GpuFigures",
-    "Hello",
-    "Interruption",
-    "Progress",
-    "Readiness",
-    "Report",
-    "Resources",
-    "Service",
-    "ServiceState",
-    "Spec",
-]
-
 HELLO_PATH = "/_qwenctl/node/hello"
 REPORT_PATH = "/_qwenctl/node/report"
 

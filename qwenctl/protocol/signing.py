@@ -7,16 +7,6 @@ import hmac
 import secrets
 from collections.abc import Mapping
 
-__all__ = [
-    "MAX_SKEW_SECONDS",
-    "BadSignature",
-    "Stale",
-    "check_answer",
-    "check_message",
-    "sign_answer",
-    "sign_message",
-]
-
 MAX_SKEW_SECONDS = 120.0
 """How far the node's clock may be from the store's. A nonce is remembered for twice as long."""
 

@@ -17,13 +17,6 @@ from qwenctl.errors import ConfigError, StoreAuthError, StoreUnavailable
 from qwenctl.lib.private_file import read_secret
 from qwenctl.store import embedded
 
-__all__ = [
-    "connect",
-    "explained_errors",
-    "place_of",
-]
-
-
 _REFUSALS = (redis.exceptions.OutOfMemoryError, redis.exceptions.ClusterError)
 _REFUSAL_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
 """A full disk or memory, a cluster that is not whole: the server is there and of no use."""

@@ -32,8 +32,6 @@ from typing import IO, Any
 
 from qwenctl.errors import ConfigError, StoreUnavailable
 
-__all__ = ["ensure", "pool", "socket_path"]
-
 LINGER_SECONDS = 60.0
 """How long the server stays after its last client has gone."""
 

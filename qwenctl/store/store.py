@@ -28,8 +28,6 @@ from qwenctl.protocol.signing import MAX_SKEW_SECONDS
 from qwenctl.store.connect import connect, explained_errors, place_of
 from qwenctl.store.watcher import Watcher
 
-__all__ = ["Store", "open_store"]
-
 log = logging.getLogger("qwenctl.store")
 
 _LUA = Path(__file__).with_name("lua")
