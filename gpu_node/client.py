@@ -12,6 +12,7 @@ import requests
 from pydantic import BaseModel, ValidationError
 from urllib3.exceptions import HTTPError, ProtocolError
 
+from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Answer
 from qwenctl.protocol.signing import (
     MAX_SKEW_SECONDS,
@@ -86,7 +87,7 @@ class ProxyClient:
             try:
                 reply = self._ask(url, path, body)
             except NoContact as reason:
-                reasons.append(f"{url}: {reason}")
+                reasons.append(f"{redacted(url)}: {reason}")
                 continue
             self._urls.remove(url)
             self._urls.insert(0, url)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpu_node.services.log_lines import redacted
+from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Service
 
 __all__ = [

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpu_node.services.docker_errors import error_text, is_hopeless
-from gpu_node.services.log_lines import redacted
 from gpu_node.services.runtime import StartFailed
+from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Progress
 
 __all__ = ["ImagePull", "Leaving", "PullProgress", "pull_events"]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from gpu_node.services.progress import parse_progress
 from gpu_node.services.runtime import Output
+from qwenctl.lib.redaction import is_secret, redacted, secret_options
 from qwenctl.protocol.messages import Service
 
-__all__ = ["LineSink", "redacted", "secrets_of"]
+__all__ = ["LineSink", "secrets_of"]
 
 LOG_BYTES = 5 * 1024 * 1024
 MAX_LINE_BYTES = 8 * 1024
@@ -23,22 +24,6 @@ _ENDS = re.compile(rb"\r\n|\n|\r(?!$)")
 # Colours and other terminal control; tabs stay.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
-_SECRET_NAME = re.compile(
-    r"token|secret|passw|_pass$|credential|(^|[_-])key$|api_?key", re.IGNORECASE
-)
-"""Of a variable, or of an option."""
-
-# Keys and tokens by their form: Hugging Face, OpenAI and ours, GitHub, AWS, Alibaba Cloud, and what
-# stands in an Authorization header, a URL's user part or a query.
-_SECRET_FORM = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{20,}|(?:sk|qk)[-_][A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
-    r"|AKIA[A-Z0-9]{16}|LTAI[A-Za-z0-9]{12,})"
-    r"|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}"
-    r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
-    r"|(?<=[?&]token=)[^\s&]+",
-)
-
-MASK = "***"
 MIN_SECRET = 6
 """Characters."""
 
@@ -51,25 +36,12 @@ def secrets_of(service: Service, environment: Mapping[str, str]) -> tuple[str, .
         service: as the spec has it.
         environment: its own variables and those of the file.
     """
-    found = [
-        value
-        for name, value in environment.items()
-        if _SECRET_NAME.search(name) or name not in service.env
-    ]
     words = service.command + (service.container.entrypoint if service.container else ())
-    for word, after in zip(words, (*words[1:], "")):
-        name, equals, value = word.partition("=")
-        if word.startswith("-") and _SECRET_NAME.search(name):
-            found.append(value if equals else after)
+    found = [secret for _, _, secret in secret_options(words)] + [
+        value for name, value in environment.items() if is_secret(name) or name not in service.env
+    ]
     # A short one would be in every word.
     return tuple(value for value in found if len(value) >= MIN_SECRET)
-
-
-def redacted(line: str, secrets: Iterable[str] = ()) -> str:
-    """The line without those secrets, nor anything that has the form of one."""
-    for secret in secrets:
-        line = line.replace(secret, MASK)
-    return _SECRET_FORM.sub(MASK, line)
 
 
 class LineSink:

@@ -14,12 +14,13 @@ import requests
 from gpu_node.machine.nvidia import GpuWatch
 from gpu_node.services.environment import service_environment
 from gpu_node.services.inference import InferenceFailed, infer_once
-from gpu_node.services.log_lines import redacted, secrets_of
+from gpu_node.services.log_lines import secrets_of
 from gpu_node.services.probe import GpuLoad, probe_active, probe_ready
 from gpu_node.services.progress import Tracker
 from gpu_node.services.runtime import Instance, Runtime, StartFailed
 from gpu_node.services.weights import WeightsWatch
 from qwenctl.lib.http_probe import Answer
+from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Progress, Service, ServiceState
 
 __all__ = ["Listener", "Supervisor"]

@@ -21,12 +21,12 @@ from gpu_node.selfstop.busy import read_spec
 from gpu_node.selfstop.watchdog import agent_runs
 from gpu_node.services.docker import GPU_LABEL, HASH_LABEL, SERVICE_LABEL, DockerRuntime
 from gpu_node.services.image_pull import PullProgress, pull_events
-from gpu_node.services.log_lines import redacted
 from gpu_node.services.page_cache import MIN_RESERVE, RESERVE_SHARE, WeightFile, weight_files
 from gpu_node.settings import OF_THIS_BOOT, NodeSettings
 from gpu_node.setup.doctor import Finding, unit_state
 from gpu_node.setup.systemd_units import AGENT, TIMER
 from qwenctl.errors import UserError
+from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Container, Service, Spec
 
 __all__ = ["bake", "check"]

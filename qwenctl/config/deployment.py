@@ -47,7 +47,7 @@ class AccessConfig(Table):
     mode: Literal["none", "password"] = "none"
     """``none``: everybody who reaches the proxy (which then listens on loopback only);
     ``password``: one shared password for browsers, API keys for clients, and `authenticators`."""
-    password_hash: str = Field("", pattern=r"^(\$argon2id\$.+)?$")
+    password_hash: str = Field("", pattern=r"^(\$argon2id\$.+)?$", repr=False)
     """The argon2id hash that `qwenctl access hash-password` prints."""
     keys: tuple[ApiKey, ...] = ()
     """API keys, sent as ``Authorization: Bearer qk_…`` or ``X-API-Key``."""
@@ -121,7 +121,7 @@ class Config(Table):
     """Keeps several deployments apart that share one Redis."""
     state_dir: str = ""
     """Where local state lives; default: $XDG_STATE_HOME/qwenctl."""
-    redis_url: str = ""
+    redis_url: str = Field("", repr=False)
     """redis://, rediss://, unix:// or redis+sentinel://; empty: an embedded server of our own."""
     redis_password_file: str = ""
     """A file with the Redis password, if it is not in the URL."""

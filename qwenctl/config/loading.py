@@ -17,6 +17,7 @@ from qwenctl.clouds import registry
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import fields_of
 from qwenctl.errors import ConfigError
+from qwenctl.lib.redaction import is_secret
 from qwenctl.lib.settings_file import SettingsFile
 
 __all__ = [
@@ -69,15 +70,15 @@ def _keys_of(name: str) -> list[str]:
     return keys
 
 
+def _may_show(place: list[str]) -> bool:
+    """A redis_url without a scheme may be a password."""
+    return not ("env" in place or place[-1] == "redis_url" or is_secret(place[-1]))
+
+
 _FILE = SettingsFile(
     Config,
     ENV_PREFIX,
-    shows=lambda location: (
-        not (
-            location
-            and any(word in location[-1] for word in ("secret", "password", "hash", "redis_url"))
-        )
-    ),
+    shows=_may_show,
     keys_of=_keys_of,
     fields_of=lambda model: fields_of(model, registry.names()),
 )

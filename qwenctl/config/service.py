@@ -96,7 +96,7 @@ class ServiceConfig(Table):
     """Program and arguments; no shell. For a container: instead of the image's own."""
     container: ContainerConfig | None = None
     """Run it with Docker."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: dict[str, str] = Field(default_factory=dict, repr=False)
     """Extra environment variables."""
     env_file: str = ""
     """A file on the node with more of them, one ``KEY=value`` a line: for tokens and passwords."""

@@ -136,7 +136,7 @@ class SettingsFile(Generic[_Model]):
                 message = _PLAIN.get(kind, problem["msg"].removeprefix("Value error, "))
                 if problem.get("ctx", {}).get("pattern") in (NAME, NAME_OR_EMPTY):
                     message = "a name is made of lower-case letters, digits and hyphens, at most 32"
-                found = _found(problem["input"]) if self.shows(location) else ""
+                found = _found(problem["input"]) if location and self.shows(location) else ""
                 yield f"{head}: {message[:1].lower()}{message[1:]}{found}"
 
     def _known_keys(self, location: list[str]) -> list[str]:

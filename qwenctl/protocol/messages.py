@@ -88,7 +88,7 @@ class Service(_Message):
     runtime: Literal["process", "docker"] = "process"
     container: Container | None = Field(None, description="set with the runtime docker")
     command: tuple[str, ...] = Field((), description="program and arguments; no shell")
-    env: dict[str, str] = Field(default_factory=dict)
+    env: dict[str, str] = Field(default_factory=dict, repr=False)
     env_file: str = Field("", description="a file on the node with more of them: KEY=value lines")
     weights: str = Field("", description="a directory on the node whose files it reads at start")
     cwd: str = ""

@@ -13,12 +13,12 @@ from qwenctl.cli.common.context import load, print_json
 from qwenctl.config.deployment import Config
 from qwenctl.config.docs import schema as described
 from qwenctl.config.loading import config_path
-from qwenctl.config.masking import masked
 from qwenctl.config.providers import make_provider
 from qwenctl.config.read_schedules import schedules
 from qwenctl.config.toml import to_toml
 from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import read_secret
+from qwenctl.lib.redaction import masked
 
 __all__ = [
     "check_password",

@@ -19,6 +19,7 @@ from qwenctl.clouds.base import (
     Throttled,
     Transient,
 )
+from qwenctl.lib.redaction import redacted
 
 __all__ = ["DRY_RUN_PASSED", "Meaning", "error_of", "meaning_of", "network_error", "scrub"]
 
@@ -252,13 +253,4 @@ def network_error(text: str, host: str, api: str = "ECS") -> Transient:
 
 def scrub(text: str, secrets: tuple[str, ...] = ()) -> str:
     """At most one line of 300 characters, without AccessKeys, tokens and signatures."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "…")
-    text = re.sub(
-        r"(?i)(AccessKeyId|SecurityToken|Signature|SignatureNonce)(=|%3D|%253D)[^&\s]+?"
-        r"(?=&|%26|%2526|\s|$)",
-        r"\1\2…",
-        text,
-    )
-    return " ".join(text.split())[:300]
+    return " ".join(redacted(text, secrets, "…").split())[:300]

@@ -22,6 +22,7 @@ from qwenctl.clouds.base import (
     Throttled,
     Transient,
 )
+from qwenctl.lib.redaction import redacted
 from qwenctl.lib.text import escape_control
 
 if TYPE_CHECKING:
@@ -323,6 +324,5 @@ def quote(words: str) -> str:
     if found:
         before = before.rstrip() + " (`aws sts decode-authorization-message` opens the rest)"
     line = " ".join(escape_control(before, " ").split())
-    line = re.sub(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}", "…", line)
-    line = re.sub(r"[A-Za-z0-9+/=_-]{40,}", "…", line)
+    line = re.sub(r"[A-Za-z0-9+/=_-]{40,}", "…", redacted(line, mask="…"))
     return line if len(line) <= MAX_QUOTE else line[: MAX_QUOTE - 1] + "…"

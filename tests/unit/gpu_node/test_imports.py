@@ -9,6 +9,7 @@ ALLOWED = {
     "qwenctl.lib",
     "qwenctl.lib.http_probe",
     "qwenctl.lib.private_file",
+    "qwenctl.lib.redaction",
     "qwenctl.lib.settings_file",
     "qwenctl.lib.settings_types",
     "qwenctl.lib.text",

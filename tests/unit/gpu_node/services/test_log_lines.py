@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu_node.services.log_lines import LineSink, redacted, secrets_of
+from gpu_node.services.log_lines import LineSink, secrets_of
+from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Progress, Service
 
 

@@ -20,6 +20,7 @@ from qwenctl.config.secrets import own_secret
 from qwenctl.core.rules import Activity
 from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import read_secret
+from qwenctl.lib.redaction import masked
 from qwenctl.lib.settings_types import parse_duration
 
 HASH = "$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$aGFzaGhhc2g"
@@ -264,17 +265,22 @@ class TestMistakes:
             "node_secret = 12345678",
             'access.password_hash = "hunter2-12345678"',
             "redis_url = ['redis://:12345678@x']",
+            "redis_url = 12345678",
             "[[access.keys]]\nname = 'x'\nhash = 'qk_12345678'",
             'access.mode = "password"\nnode_secret = "12345678"',
             'node_secret = "12345678"\nproxy = 3',
+            "[[gpu.main.service]]\ncommand = ['x']\nenv = { PLAIN = 12345678 }",
         ],
     )
     def test_secrets_are_never_echoed(self, tmp_path: Path, text: str) -> None:
         assert "12345678" not in refused(text, tmp_path)
 
     def test_a_secret_in_a_shown_config(self, tmp_path: Path) -> None:
-        config = load('node_secret = "12345678"', tmp_path)
-        assert "12345678" not in repr(config) + str(config) + config.model_dump_json()
+        text = 'node_secret = "12345678"\nredis_url = "redis://:12345678@x"\n'
+        text += "[[gpu.main.service]]\ncommand = ['x']\nenv = { PLAIN = '12345678' }\n"
+        config = load(text, tmp_path)
+        assert "12345678" not in repr(config.gpu["main"].spec)
+        assert "12345678" not in repr(config) + str(config) + str(masked(config.model_dump()))
         assert config.read_node_secret() == "12345678"
 
     def test_a_long_value_is_shortened(self, tmp_path: Path) -> None:
