@@ -289,7 +289,8 @@ def cli_page() -> str:
 def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Every command with its full name, in the order of the help."""
     yield path, command
-    for name, inner in getattr(command, "commands", {}).items():
+    for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+        inner = command.get_command(None, name)
         if not inner.hidden:
             yield from commands(inner, f"{path} {name}")
 

@@ -32,7 +32,7 @@ COMMANDS = {
     "provision": "commands.provision",
     "doctor": "commands.doctor",
     "node": "commands.node",
-    "import": "cloud.discover",
+    "import": "commands.import_",
 }
 """Command → its module, in the order of ``--help``. The module has a function of that name, or an
 ``app`` with commands of its own."""

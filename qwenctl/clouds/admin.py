@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,18 +12,22 @@ from qwenctl.clouds.base import ProviderError
 from qwenctl.clouds.permissions import Document, Instance
 from qwenctl.clouds.plan import Change, Plan
 from qwenctl.core.lifecycle import Observed
+from qwenctl.errors import ConfigError
 
 __all__ = [
     "TOKEN_MISMATCH",
     "Admin",
     "Existing",
     "Found",
+    "ImportOption",
+    "Importer",
     "InstanceCreator",
     "LaunchRequest",
     "Price",
     "admin_of",
     "client_token",
     "expect_dry_run",
+    "importer_of",
     "instance_name",
     "tags_of",
 ]
@@ -45,6 +49,33 @@ class Found:
     """Per hour."""
     currency: str = ""
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImportOption:
+    """An option of `qwenctl import` that sets a key of the provider's table."""
+
+    key: str
+    metavar: str
+    help: str
+    form: str = ""
+    """Which form its value has, for the error about another one; empty: as the table says."""
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Importer:
+    """A provider's part of `qwenctl import`."""
+
+    cloud: str
+    """Its name for people."""
+    help: str
+    region: str
+    """An example, as is the next."""
+    instance_id: str
+    read: Callable[[Any], Found]
+    """Read the instance that the provider's settings name. Raises `ProviderError`, `UserError`."""
+    options: Sequence[ImportOption] = ()
 
 
 def tags_of(deployment: str, gpu: str) -> dict[str, str]:
@@ -166,6 +197,7 @@ class Admin(Protocol):
     """Why its nodes need no role, in lines for people; empty if they need one."""
     IDLE_ALARM: str
     """An alarm of the cloud against instances that idle."""
+    IMPORTER: Importer | None
 
     def proxy_policy(self, instances: Sequence[Instance]) -> Document: ...
 
@@ -194,3 +226,11 @@ def admin_of(provider: str) -> Admin | None:
     """
     found: Admin | None = registry.part(provider, "admin")
     return found
+
+
+def importer_of(provider: str) -> Importer | None:
+    """Return a provider's part of `qwenctl import`; None if it has none."""
+    try:
+        return getattr(admin_of(provider), "IMPORTER", None)
+    except ConfigError:
+        return None

@@ -38,6 +38,8 @@ class ProviderSettings(Table):
 
     on_this_machine: ClassVar[bool] = False
     """Its instances are processes of this machine, so that loopback addresses reach them."""
+    sample: ClassVar[str] = ""
+    """Its table as `qwenctl init` writes it, TOML, with ``{name}`` for the GPU's name."""
 
     @property
     def instance(self) -> str:

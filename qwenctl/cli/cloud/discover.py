@@ -2,191 +2,48 @@
 
 from __future__ import annotations
 
+import json as json_module
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
+from pydantic import ValidationError
 
-from qwenctl.cli.common import context
-from qwenctl.cli.common.context import ConfigOption, JsonOption, print_json
+from qwenctl.cli.cloud.errors import raising_user_errors
+from qwenctl.cli.common.context import config_file, print_json
 from qwenctl.cli.common.terminal import paint
+from qwenctl.clouds.admin import Found, Importer, importer_of
+from qwenctl.clouds.registry import names, settings_type
+from qwenctl.config.edit import edit, with_keys
+from qwenctl.config.loading import config_path, load_config
+from qwenctl.errors import ConfigError
+from qwenctl.lib.settings_types import NAME
 from qwenctl.lib.text import escape_control
 
-if TYPE_CHECKING:
-    from qwenctl.clouds.admin import Found
-
-__all__ = ["app"]
-
-app = typer.Typer(no_args_is_help=True, help="Write the config section of an existing instance.")
-
-InstanceArgument = Annotated[str, typer.Argument(help="The instance's id.", show_default=False)]
-RegionOption = Annotated[
-    str, typer.Option("--region", "-r", metavar="REGION", help="Where it is.", show_default=False)
-]
-NameOption = Annotated[
-    str, typer.Option("--name", metavar="NAME", help="What to call the GPU in the config.")
-]
-WriteOption = Annotated[
-    bool,
-    typer.Option(
-        "--write", help="Append the section to the config file, or fill in one left empty."
-    ),
-]
+__all__ = ["discover", "importers"]
 
 
-@app.command()
-def aliyun(
-    instance_id: InstanceArgument,
-    region: RegionOption,
-    name: NameOption = "main",
-    write: WriteOption = False,
-    endpoint: Annotated[
-        str,
-        typer.Option(
-            "--endpoint",
-            metavar="HOST",
-            help="The ECS API, such as ecs-vpc.cn-hangzhou.aliyuncs.com. Default: the region's.",
-            show_default=False,
-        ),
-    ] = "",
-    protocol: Annotated[str, typer.Option("--protocol", hidden=True)] = "https",
-    config: ConfigOption = None,
-    json: JsonOption = False,
+def importers() -> dict[str, Importer]:
+    """Return the providers that instances can be imported from, by name."""
+    return {name: found for name in names() if (found := importer_of(name))}
+
+
+def discover(
+    provider: str, values: Mapping[str, str], name: str, write: bool, config: str | None, json: bool
 ) -> None:
-    """Read an instance of Alibaba Cloud: type, price, addresses, billing.
-
-    \b
-    Examples:
-      qwenctl import aliyun i-bp1abcdefgh --region cn-hangzhou
-      qwenctl import aliyun i-bp1abcdefgh --region cn-hangzhou --name small --write
-    """
-    from qwenctl.clouds.aliyun.api import Ecs
-    from qwenctl.clouds.aliyun.discover import read_aliyun
-    from qwenctl.clouds.aliyun.settings import AliyunConfig
-    from qwenctl.errors import ConfigError
-    from qwenctl.lib.settings_types import is_loopback
-
-    _check_name(name)
-    settings = _settings(
-        AliyunConfig,
-        region=region,
-        instance_id=instance_id,
-        endpoint=endpoint,
-        protocol=protocol,
-    )
-    if protocol == "http" and not is_loopback(endpoint.partition(":")[0]):
-        raise ConfigError("--protocol http is only for an endpoint on this machine")
-    _show(name, _asked(lambda: read_aliyun(Ecs(settings), settings)), write, config, json)
-
-
-@app.command()
-def aws(
-    instance_id: InstanceArgument,
-    region: RegionOption,
-    name: NameOption = "main",
-    write: WriteOption = False,
-    profile: Annotated[
-        str,
-        typer.Option(
-            "--profile", metavar="NAME", help="A profile of the AWS config.", show_default=False
-        ),
-    ] = "",
-    endpoint_url: Annotated[
-        str,
-        typer.Option(
-            "--endpoint-url",
-            metavar="URL",
-            help="The EC2 API. Default: the region's.",
-            show_default=False,
-        ),
-    ] = "",
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Read an instance of AWS EC2: type, addresses, market. EC2's API has no prices.
-
-    \b
-    Examples:
-      qwenctl import aws i-0123456789abcdef0 --region us-east-1
-      qwenctl import aws i-0123456789abcdef0 --region us-east-1 --name small --write
-    """
-    from qwenctl.clouds.aws.api import account_of
-    from qwenctl.clouds.aws.discover import read_aws
-    from qwenctl.clouds.aws.settings import AwsConfig
-
-    _check_name(name)
-    settings = _settings(
-        AwsConfig,
-        region=region,
-        instance_id=instance_id,
-        profile=profile,
-        endpoint_url=endpoint_url,
-    )
-    _show(name, _asked(lambda: read_aws(account_of(settings), settings)), write, config, json)
-
-
-def _check_name(name: str) -> None:
-    from qwenctl.errors import ConfigError
-
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", name):
+    """Do `qwenctl import`; ``values``: the provider's settings as they were typed."""
+    if not re.fullmatch(NAME, name):
         raise ConfigError(
             f"--name {name!r}: a name is made of lower-case letters, digits and hyphens, at most 32"
         )
-
-
-def _settings(model: Any, **values: str) -> Any:
-    """The cloud's table.
-
-    Raises:
-        ConfigError: a value has not the right form.
-    """
-    from pydantic import ValidationError
-
-    from qwenctl.errors import ConfigError
-
-    if missing := [key for key in ("region", "instance_id") if not values[key]]:
-        raise ConfigError(f"{missing[0].replace('_', ' ')} must not be empty")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = str(problem["loc"][0])
-        cloud, *examples = _EXAMPLES[model.__name__]
-        if key in ("region", "instance_id"):
-            what, example = ("region", examples[0]) if key == "region" else ("id", examples[1])
-            text = f"{values[key]!r} is no {what} of {cloud}; one is like {example}"
-        elif key == "endpoint_url":
-            text = f"--endpoint-url {values[key]!r}: an URL begins with https:// or http://"
-        else:
-            said = str(problem["msg"]).removeprefix("Value error, ")
-            text = f"--{key.replace('_', '-')} {values[key]!r}: {said}"
-        raise ConfigError(text) from None
-
-
-_EXAMPLES = {
-    "AliyunConfig": ("Alibaba Cloud", "cn-hangzhou", "i-bp1abcdefgh"),
-    "AwsConfig": ("AWS", "us-east-1", "i-0123456789abcdef0"),
-}
-"""The cloud of a table, one of its regions, the form of its instances' ids."""
-
-
-def _asked(read: Any) -> Found:
-    """What the cloud says; its refusal as an error for people."""
-    from qwenctl.cli.cloud.errors import raising_user_errors
-
+    importer = importers()[provider]
+    settings = _settings(provider, importer, values)
     with raising_user_errors():
-        found: Found = read()
-    return found
-
-
-def _show(name: str, found: Found, write: bool, config: str | None, json: bool) -> None:
-    from dataclasses import asdict
-
-    from qwenctl.admin.discover import section
-
-    text = section(name, found)
+        found = importer.read(settings)
+    text = _section(name, found)
     for warning in found.warnings:
         line = f"warning: {escape_control(warning, ' ')}"
         print(paint(line, "red", bold=True, stream=sys.stderr), file=sys.stderr)
@@ -201,6 +58,60 @@ def _show(name: str, found: Found, write: bool, config: str | None, json: bool) 
         print("Next: `qwenctl provision` for the agent, then `qwenctl doctor`.")
 
 
+def _settings(provider: str, importer: Importer, values: Mapping[str, str]) -> Any:
+    """Return the provider's table.
+
+    Raises:
+        ConfigError: a value has not the right form.
+    """
+    if missing := [key for key in ("region", "instance_id") if not values[key]]:
+        raise ConfigError(f"{missing[0].replace('_', ' ')} must not be empty")
+    try:
+        given = {key: value for key, value in values.items() if value}
+        return settings_type(provider).model_validate(given)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = str(problem["loc"][0])
+        if key in ("region", "instance_id"):
+            what, like = "region", importer.region
+            if key == "instance_id":
+                what, like = "id", importer.instance_id
+            text = f"{values[key]!r} is no {what} of {importer.cloud}; one is like {like}"
+        else:
+            forms = {option.key: option.form for option in importer.options}
+            said = forms.get(key) or str(problem["msg"]).removeprefix("Value error, ")
+            text = f"--{key.replace('_', '-')} {values[key]!r}: {said}"
+        raise ConfigError(text) from None
+
+
+def _section(name: str, found: Found) -> str:
+    """The ``[gpu.NAME]`` section, TOML."""
+    lines = [f"# {found.type}, {found.market}"]
+    if found.addresses:
+        lines[0] += "; " + ", ".join(f"{kind} {ip}" for kind, ip in found.addresses.items())
+    lines += [f"# {warning}" for warning in found.warnings]
+    lines += [f"[gpu.{name}]", f"provider = {_toml(found.cloud)}"]
+    if found.price is not None:
+        lines.append(f"price_per_hour = {found.price:g}  # {found.currency or 'your currency'}")
+    else:
+        lines.append("# price_per_hour = 1.20  # for `qwenctl status`, in your currency")
+    lines += [
+        "# What it runs, in containers; or [[gpu.NAME.service]] tables of your own:",
+        '# workload = "qwen3-vl-webui"',
+        '# model = "Qwen/Qwen3-VL-8B-Instruct"',
+        "",
+        f"[gpu.{name}.{found.cloud}]",
+    ]
+    lines += [f"{key} = {_toml(value)}" for key, value in found.settings.items()]
+    # A cloud's text in a comment must not end the comment.
+    return "\n".join(escape_control(line, " ") for line in lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    """Text, numbers and booleans of JSON are TOML."""
+    return json_module.dumps(value, ensure_ascii=False)
+
+
 def _write(given: str | None, name: str, found: Found, text: str) -> tuple[Path, bool]:
     """Put the section at the end of the config file, which is made if there is none. A GPU of the
     same cloud whose instance was left open, as `qwenctl init` does, is filled in: True then.
@@ -208,11 +119,8 @@ def _write(given: str | None, name: str, found: Found, text: str) -> tuple[Path,
     Raises:
         ConfigError: the file has such a GPU already, or cannot be read or written.
     """
-    from qwenctl.config.edit import edit, with_keys
-    from qwenctl.config.loading import config_path, load_config
-    from qwenctl.errors import ConfigError
 
-    path = config_path(given or context.config_file()) or Path("qwenctl.toml")
+    path = config_path(given or config_file()) or Path("qwenctl.toml")
     filled = False
 
     def change(before: str) -> str:
@@ -222,7 +130,7 @@ def _write(given: str | None, name: str, found: Found, text: str) -> tuple[Path,
             table = gpu.settings
             if (
                 gpu.provider != found.cloud
-                or table.instance_id
+                or table.instance
                 or table.region not in ("", found.settings["region"])
             ):
                 raise ConfigError(

@@ -19,7 +19,9 @@ def init(
     provider: Annotated[
         str,
         typer.Option(
-            "--provider", metavar="NAME", help="Who runs the instance: local, aliyun or aws."
+            "--provider",
+            metavar="NAME",
+            help="Who runs the instance: local, aliyun, aws, or another that is installed.",
         ),
     ] = "local",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,

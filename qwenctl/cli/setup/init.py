@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 
 from qwenctl.cli.common.context import config_file, print_json
+from qwenctl.clouds.admin import importer_of
+from qwenctl.clouds.registry import names, settings_type
 from qwenctl.config.toml import toml_list
 from qwenctl.errors import ConfigError
+from qwenctl.lib.settings_types import NAME
 
 __all__ = ["init", "sample_webui"]
 
@@ -39,11 +44,7 @@ wake_on = "visit"
 
 """
 
-_LOCAL = """\
-# The local provider: an "instance" that is a group of processes on this machine.
-[gpu.{name}.local]
-boot_seconds = 3
-
+_SAMPLE_SERVICE = """
 # What the instance runs. Replace this sample, a single page, with your WebUI and its port.
 [[gpu.{name}.service]]
 name = "webui"
@@ -65,37 +66,6 @@ _NODE_URLS = """\
 # node_urls = ["http://10.0.0.5:8080"]
 """
 
-_ALIYUN = """\
-# An instance that exists: `qwenctl import aliyun INSTANCE_ID --region REGION` prints this table.
-[gpu.{name}.aliyun]
-region = ""       # fill in, such as "cn-hangzhou"
-instance_id = ""  # fill in, such as "i-bp1abcdefgh"; pay-as-you-go or spot, no local disks
-
-# Or let `qwenctl provision create` make one from this and fill in instance_id:
-# [gpu.{name}.aliyun.template]
-# image_id = "ubuntu_22_04_x64_20G_alibase_20250722.vhd"
-# instance_type = "ecs.gn7i-c8g1.2xlarge"
-# vswitch_id = "vsw-bp1abcdefgh"
-# security_group_id = "sg-bp1abcdefgh"
-# system_disk_gb = 100
-# ram_role_name = "qwenctl-node"  # lets the node stop itself: `qwenctl permissions aliyun --node`
-"""
-
-_AWS = """\
-# An instance that exists: `qwenctl import aws INSTANCE_ID --region REGION` prints this table.
-[gpu.{name}.aws]
-region = ""       # fill in, such as "us-east-1"
-instance_id = ""  # fill in, such as "i-0123456789abcdef0"; its root volume on EBS
-
-# Or let `qwenctl provision create` make one from this and fill in instance_id:
-# [gpu.{name}.aws.template]
-# image_id = "ami-0123456789abcdef0"
-# instance_type = "g5.xlarge"
-# subnet_id = "subnet-0123456789abcdef0"
-# security_group_ids = ["sg-0123456789abcdef0"]
-# root_volume_gb = 100
-"""
-
 _CLOUD_SERVICE = """
 # Anything else is a [[gpu.{name}.service]] table of your own: a container with an image, or a
 # command; see docs/node.md.
@@ -114,12 +84,6 @@ workload = "qwen3-vl-webui"
 model = "Qwen/Qwen3-VL-8B-Instruct"
 """
 
-_TEMPLATES = {
-    "local": _HEAD + _LOCAL,
-    "aliyun": _HEAD + _ALIYUN + _CLOUD_SERVICE,
-    "aws": _HEAD + _AWS + _CLOUD_SERVICE,
-}
-
 
 def sample_webui() -> Path | None:
     """The sample WebUI: of the checkout, or of the installed package."""
@@ -133,15 +97,17 @@ def sample_webui() -> Path | None:
     return None
 
 
+def _sample(provider: str) -> str:
+    """Return the table of a provider as its settings show it; empty if there is none."""
+    return getattr(settings_type(provider), "sample", "")
+
+
 def init(here: bool, gpu: str, provider: str, force: bool, config: str | None, json: bool) -> None:
     """Do `qwenctl init`."""
-    import os
-    import re
-
-    if provider not in _TEMPLATES:
-        known = ", ".join(_TEMPLATES)
+    if not (sample := _sample(provider)):
+        known = ", ".join(name for name in names() if _sample(name))
         raise ConfigError(f"no template for the provider {provider!r}; there is one for: {known}")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", gpu):
+    if not re.fullmatch(NAME, gpu):
         raise ConfigError(
             f"--gpu {gpu!r}: a name is made of lower-case letters, digits and hyphens, at most 32"
         )
@@ -152,8 +118,8 @@ def init(here: bool, gpu: str, provider: str, force: bool, config: str | None, j
     elif given := config or config_file() or os.environ.get("QWENCTL_CONFIG"):
         path = Path(given).expanduser()  # never another one than meant
     command = [sys.executable, "-m", "qwenctl.cli.sample", "7860"]
-    local = provider == "local"
-    text = _TEMPLATES[provider].format(
+    local = settings_type(provider).on_this_machine
+    text = (_HEAD + sample + (_SAMPLE_SERVICE if local else _CLOUD_SERVICE)).format(
         name=gpu,
         provider=provider,
         command=toml_list(command),
@@ -173,7 +139,8 @@ def init(here: bool, gpu: str, provider: str, force: bool, config: str | None, j
         print_json({"file": str(path.resolve()), "gpu": gpu})
         return
     if not local:
-        print(f"Wrote {path.resolve()}. Fill in, or have printed by `qwenctl import {provider}`:")
+        way = f", or have printed by `qwenctl import {provider}`" if importer_of(provider) else ""
+        print(f"Wrote {path.resolve()}. Fill in{way}:")
         print(f"  [gpu.{gpu}.{provider}]      `region` and `instance_id`")
         print("  [proxy]                `node_urls`: where the instance reaches this machine")
         print(f"  [gpu.{gpu}]             `workload` and `model`: what the instance runs")

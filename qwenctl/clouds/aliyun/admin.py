@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from qwenctl.clouds.admin import InstanceCreator, LaunchRequest
 from qwenctl.clouds.aliyun.api import Ecs, default_credentials, ecs_of
 from qwenctl.clouds.aliyun.create import AliyunCreator
+from qwenctl.clouds.aliyun.discover import IMPORTER
 from qwenctl.clouds.aliyun.permissions import (
     admin_policy,
     node_policy,
@@ -21,6 +22,7 @@ from qwenctl.clouds.plan import VENV, Change, Plan
 
 __all__ = [
     "IDLE_ALARM",
+    "IMPORTER",
     "NODE_EXTRAS",
     "NODE_SETTINGS",
     "REQUIRED_KEYS",

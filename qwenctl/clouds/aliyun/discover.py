@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from qwenctl.clouds.admin import Found
+from qwenctl.clouds.admin import Found, Importer, ImportOption
 from qwenctl.clouds.aliyun.api import Ecs, Instance
 from qwenctl.clouds.aliyun.calls import aliyun_price, ecs_instance
 from qwenctl.clouds.aliyun.settings import AliyunConfig
 from qwenctl.clouds.base import NotFound, ProviderError, Transient
+from qwenctl.errors import ConfigError
+from qwenctl.lib.settings_types import is_loopback
 
 __all__ = [
-    "read_aliyun",
+    "IMPORTER",
 ]
 
 
-def read_aliyun(ecs: Ecs, config: AliyunConfig) -> Found:
-    """One instance of Alibaba Cloud.
+def _read(config: AliyunConfig) -> Found:
+    """Read one instance of Alibaba Cloud.
 
     Raises:
+        ConfigError: requests would travel unprotected.
         NotFound: there is no such instance.
         ProviderError: the cloud could not be asked.
     """
+    if config.protocol == "http" and not is_loopback(config.endpoint.partition(":")[0]):
+        raise ConfigError("--protocol http is only for an endpoint on this machine")
+    ecs = Ecs(config)
     raw = ecs_instance(ecs, config.instance_id)
     if not raw:
         raise NotFound(f"there is no instance {config.instance_id} in {config.region}")
@@ -68,3 +74,20 @@ def read_aliyun(ecs: Ecs, config: AliyunConfig) -> Found:
         currency=currency,
         warnings=tuple(warnings),
     )
+
+
+IMPORTER = Importer(
+    cloud="Alibaba Cloud",
+    help="Read an instance of Alibaba Cloud: type, price, addresses, billing.",
+    region="cn-hangzhou",
+    instance_id="i-bp1abcdefgh",
+    read=_read,
+    options=(
+        ImportOption(
+            "endpoint",
+            "HOST",
+            "The ECS API, such as ecs-vpc.cn-hangzhou.aliyuncs.com. Default: the region's.",
+        ),
+        ImportOption("protocol", "TEXT", "https or http.", hidden=True),
+    ),
+)

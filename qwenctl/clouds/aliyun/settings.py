@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -57,6 +57,22 @@ class AliyunTemplate(Table):
 class AliyunConfig(ProviderSettings):
     """An instance of Alibaba Cloud ECS. Credentials are not here: the SDK finds them in its
     environment variables, its profile file, or the RAM role of the machine that the proxy runs on."""
+
+    sample: ClassVar[str] = """\
+# An instance that exists: `qwenctl import aliyun INSTANCE_ID --region REGION` prints this table.
+[gpu.{name}.aliyun]
+region = ""       # fill in, such as "cn-hangzhou"
+instance_id = ""  # fill in, such as "i-bp1abcdefgh"; pay-as-you-go or spot, no local disks
+
+# Or let `qwenctl provision create` make one from this and fill in instance_id:
+# [gpu.{name}.aliyun.template]
+# image_id = "ubuntu_22_04_x64_20G_alibase_20250722.vhd"
+# instance_type = "ecs.gn7i-c8g1.2xlarge"
+# vswitch_id = "vsw-bp1abcdefgh"
+# security_group_id = "sg-bp1abcdefgh"
+# system_disk_gb = 100
+# ram_role_name = "qwenctl-node"  # lets the node stop itself: `qwenctl permissions aliyun --node`
+"""
 
     region: str = Field("", pattern=r"^([a-z]{2,3}(-[a-z0-9]+)+)?$")
     """Region id, such as ``cn-hangzhou``."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from qwenctl.clouds.admin import InstanceCreator, LaunchRequest
 from qwenctl.clouds.aws.api import account_of
 from qwenctl.clouds.aws.create import AwsCreator
+from qwenctl.clouds.aws.discover import IMPORTER
 from qwenctl.clouds.aws.permissions import (
     admin_policy,
     node_policy,
@@ -20,6 +21,7 @@ from qwenctl.clouds.plan import Change, Plan
 
 __all__ = [
     "IDLE_ALARM",
+    "IMPORTER",
     "NODE_EXTRAS",
     "NODE_SETTINGS",
     "REQUIRED_KEYS",

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwenctl.clouds.admin import Found
-from qwenctl.clouds.aws.api import Account, observation
+from qwenctl.clouds.admin import Found, Importer, ImportOption
+from qwenctl.clouds.aws.api import Account, account_of, observation
 from qwenctl.clouds.aws.calls import ec2_call, ec2_instance
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import NotFound, ProviderError
 
 __all__ = [
-    "read_aws",
+    "IMPORTER",
 ]
 
 
-def read_aws(account: Account, config: AwsConfig) -> Found:
-    """One instance of EC2.
+def _read(config: AwsConfig) -> Found:
+    """Read one instance of EC2.
 
     Raises:
         NotFound: there is no such instance.
         ProviderError: the cloud could not be asked.
     """
+    account = account_of(config)
     raw = ec2_instance(account, config.instance_id)
     if not raw:
         raise NotFound(observation(config.instance_id, None).reason.partition("; ")[0])
@@ -80,3 +81,21 @@ def _spot_warnings(account: Account, instance_id: str, request: str) -> list[str
         "interruption behaviour stop."
     )
     return [text]
+
+
+IMPORTER = Importer(
+    cloud="AWS",
+    help="Read an instance of AWS EC2: type, addresses, market. EC2's API has no prices.",
+    region="us-east-1",
+    instance_id="i-0123456789abcdef0",
+    read=_read,
+    options=(
+        ImportOption("profile", "NAME", "A profile of the AWS config."),
+        ImportOption(
+            "endpoint_url",
+            "URL",
+            "The EC2 API. Default: the region's.",
+            form="an URL begins with https:// or http://",
+        ),
+    ),
+)

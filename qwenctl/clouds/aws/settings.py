@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -50,6 +50,21 @@ class AwsTemplate(Table):
 class AwsConfig(ProviderSettings):
     """An instance of AWS EC2. Credentials are not here: boto3 finds them in its environment
     variables, its profile file, or the instance profile of the machine that the proxy runs on."""
+
+    sample: ClassVar[str] = """\
+# An instance that exists: `qwenctl import aws INSTANCE_ID --region REGION` prints this table.
+[gpu.{name}.aws]
+region = ""       # fill in, such as "us-east-1"
+instance_id = ""  # fill in, such as "i-0123456789abcdef0"; its root volume on EBS
+
+# Or let `qwenctl provision create` make one from this and fill in instance_id:
+# [gpu.{name}.aws.template]
+# image_id = "ami-0123456789abcdef0"
+# instance_type = "g5.xlarge"
+# subnet_id = "subnet-0123456789abcdef0"
+# security_group_ids = ["sg-0123456789abcdef0"]
+# root_volume_gb = 100
+"""
 
     region: str = Field("", pattern=r"^([a-z]{2,3}(-[a-z]+)+-[0-9]+)?$")
     """Region, such as ``us-east-1``."""

@@ -14,6 +14,11 @@ class LocalConfig(ProviderSettings):
     """The local provider: an "instance" that is a process group on this machine."""
 
     on_this_machine: ClassVar[bool] = True
+    sample: ClassVar[str] = """\
+# The local provider: an "instance" that is a group of processes on this machine.
+[gpu.{name}.local]
+boot_seconds = 3
+"""
 
     boot_seconds: Duration = 3.0
     """How long the instance takes from start to running."""

@@ -44,6 +44,18 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == ""
 
 
+@pytest.mark.parametrize("command", ["--help", "status"])
+def test_the_cloud_commands_are_loaded_only_when_they_run(command: str) -> None:
+    code = (
+        f"import sys; from qwenctl.cli import main; main(['{command}']);"
+        "heavy = ('qwenctl.admin', 'qwenctl.cli.cloud', 'qwenctl.clouds.aws', 'qwenctl.clouds.aliyun');"
+        "print(*[m for m in sys.modules if m.startswith(heavy)])"
+    )
+    env = os.environ | {"QWENCTL_GPU__MAIN__PRICE_PER_HOUR": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.splitlines()[-1] == "", done.stdout
+
+
 def test_without_a_command_the_help_is_shown(run: Run) -> None:
     done = run()
     assert done.returncode == ExitCode.USAGE

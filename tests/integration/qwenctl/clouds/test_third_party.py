@@ -15,7 +15,7 @@ from qwenctl.clouds.base import NoCapacity, Provider
 from qwenctl.config.loading import load_config
 from qwenctl.config.providers import make_provider
 from qwenctl.core.lifecycle import Observed
-from qwenctl.errors import ConfigError
+from qwenctl.errors import ConfigError, ExitCode
 
 OTHER_CLOUD = Path(__file__).parents[3] / "support" / "other_cloud"
 
@@ -114,3 +114,34 @@ def test_doctor_and_permissions_know_it(tmp_path: Path) -> None:
     policy = json.loads(run(tmp_path, "permissions", "other").stdout)
     assert policy == {"Version": "other", "Statement": [{"Machines": ["m-1-full"]}]}
     assert "no such provider is installed" in run(tmp_path, "permissions", "azur").stderr
+
+
+def test_init_writes_its_sample_and_import_fills_it_in(tmp_path: Path) -> None:
+    done = run(tmp_path, "init", "--here", "--gpu", "big", "--provider", "other")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "`qwenctl import other`" in done.stdout
+    place = ("m-1", "--region", "cellar", "--rack", "7", "--name", "big")
+    done = run(tmp_path, "import", "other", *place, "--write")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Filled in [gpu.big.other] of ")
+    gpu = load_config(str(tmp_path / "qwenctl.toml"), env={}).gpu["big"]
+    own = gpu.settings
+    assert (own.region, own.instance_id, own.rack, gpu.price_per_hour) == ("cellar", "m-1", 7, 0.5)
+    done = run(tmp_path, "init", "--here", "--provider", "mars")
+    assert "there is one for: aliyun, aws, local, other" in done.stderr
+
+
+def test_import_explains_itself_and_refuses_as_for_any_cloud(tmp_path: Path) -> None:
+    assert "Read a machine of the other cloud." in run(tmp_path, "import", "--help").stdout
+    shown = run(tmp_path, "import", "other", "--help").stdout
+    assert "qwenctl import other m-1 --region cellar --name small --write" in shown
+    assert "--rack NUMBER" in shown
+    place = ("--region", "cellar")
+    for words, code, text in [
+        (("i-1",), ExitCode.USAGE, "'i-1' is no id of the other cloud; one is like m-1"),
+        (("m-1", "--rack", "70"), ExitCode.USAGE, "--rack '70': a rack is 1 to 40"),
+        (("m-1-full",), ExitCode.NO_CAPACITY, "the rack is full"),
+    ]:
+        done = run(tmp_path, "import", "other", *words, *place)
+        assert (done.returncode, done.stderr) == (code, f"error: {text}\n")
+    assert run(tmp_path, "import", "mars", "m-1", *place).returncode == ExitCode.USAGE
