@@ -64,6 +64,9 @@ LOCK_MARGIN = 5.0
 
 _NOT_BEGUN = (Phase.OFF, Phase.STARTING, Phase.FAILED)
 
+_ENDED = (failures.INSTANCE_LOST, failures.START_FAILED, failures.START_TIMEOUT)
+"""Failures that an instance which has ended unseen looks like."""
+
 JOIN_SECONDS = 2.0
 """How long to wait at the end for a probe under way."""
 
@@ -113,18 +116,19 @@ class Controller:
         provider: Provider,
         *,
         owner: str | None = None,
-        probe: bool = False,
+        standalone: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
         observer: Observer = NO_OBSERVER,
     ) -> None:
-        """``probe``: also ask the service itself whether it is ready, for when no proxy runs that
-        the agent could report to."""
+        """``standalone``: no proxy runs. So the service itself is asked, too, whether it is ready,
+        since its agent cannot report; and what ended before we led is over, but no failure that
+        the next start has to wait for."""
         self.name = name
         self._gpu = gpu
         self._store = store
         self._provider = provider
         self._owner = owner or owner_name()
-        self._probe = probe
+        self._standalone = standalone
         self._monotonic = monotonic
         self._observer = observer
         self._timings = timings_of(gpu, provider)
@@ -290,7 +294,7 @@ class Controller:
         if self._prober and snapshot.time("ready_at") is None:
             # What is reported until then is that nothing answers yet: no sign of life of the instance.
             node = replace(node, heartbeat_age=None)
-        if self._probe and self._prober is None and self._probe_says_ready(snapshot):
+        if self._standalone and self._prober is None and self._probe_says_ready(snapshot):
             node = NodeView(hello=True, state="ready")
         since = snapshot.since
         if snapshot.phase in (Phase.BOOTING, Phase.LOADING):
@@ -340,7 +344,9 @@ class Controller:
             self._denied = isinstance(problem, Denied)
             self._observation = Observation(Observed.UNKNOWN, reason=error)
             # Its failure carries the same message (`lifecycle.decide`); the command line shows one.
-            fails_wake = self._denied and snapshot.wanted and snapshot.phase in _NOT_BEGUN
+            first = self._standalone and self._observed_at is None
+            not_begun = first or snapshot.phase in _NOT_BEGUN
+            fails_wake = self._denied and snapshot.wanted and not_begun
             extra = {"fails_wake": fails_wake}
             log.warning("%s: cannot look at the instance: %s", self.name, error, extra=extra)
         # The instance was looked at after this snapshot was taken, so that its time is a safe one.
@@ -396,7 +402,19 @@ class Controller:
         # The clock is read last, so that no pause before it goes unnoticed.
         return self._provider.call_timeout < self._lock_until - self._monotonic()
 
+    def _ended_before(self, snapshot: Snapshot, move: Move) -> bool:
+        """Whether the instance failed before we led, and is gone."""
+        begun = max(snapshot.since, snapshot.time("called_at") or 0.0)
+        return (
+            move.to is Phase.FAILED
+            and move.cause in _ENDED
+            and self._observation.state in (Observed.STOPPED, Observed.ABSENT)
+            and begun < (self._leads_since or 0.0)
+        )
+
     def _move(self, lock: Lock, snapshot: Snapshot, move: Move) -> Outcome:
+        if self._standalone and self._ended_before(snapshot, move):
+            move = Move(Phase.OFF, "stopped_outside")
         outcome = self._store.transition(
             self.name,
             lock,

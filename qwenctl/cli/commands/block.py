@@ -42,6 +42,6 @@ def block(
       qwenctl block --for 2h --because "driver update"
       qwenctl block --now
     """
-    from qwenctl.cli.use import up_down as body
+    from qwenctl.cli.use import down as body
 
     body.block(gpu, for_, because, now, no_wait, timeout, dry_run, json, config)

@@ -39,6 +39,6 @@ def down(
       qwenctl down
       qwenctl down --now --because "wrong model"
     """
-    from qwenctl.cli.use import up_down as body
+    from qwenctl.cli.use import down as body
 
     body.down(gpu, now, because, no_wait, timeout, dry_run, json, config)

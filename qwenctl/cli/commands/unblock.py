@@ -14,6 +14,6 @@ def unblock(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOptio
     Example:
       qwenctl unblock
     """
-    from qwenctl.cli.use import up_down as body
+    from qwenctl.cli.use import down as body
 
     body.unblock(gpu, json, config)

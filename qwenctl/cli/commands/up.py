@@ -51,6 +51,6 @@ def up(
     Exit codes: 0 ready, 3 no capacity, 4 denied, 5 timeout, 6 failed to come up,
     7 blocked, 130 Ctrl-C.
     """
-    from qwenctl.cli.use import up_down as body
+    from qwenctl.cli.use import up as body
 
     body.up(gpu, for_, because, no_wait, timeout, retry, dry_run, json, config)

@@ -27,6 +27,7 @@ __all__ = [
     "load",
     "open_store",
     "print_json",
+    "some_time",
     "use_config",
     "user",
 ]
@@ -129,6 +130,12 @@ def duration_option(*names: str, help: str) -> Any:  # noqa: A002
 TimeoutOption = Annotated[
     float | None, duration_option("--timeout", help="Give up waiting after this long (exit 5).")
 ]
+
+
+def some_time(seconds: float | None) -> None:
+    """Refuse a ``--for`` that ends at once."""
+    if seconds is not None and seconds < 1:
+        raise typer.BadParameter("it must be at least 1 s", param_hint="--for")
 
 
 def heed_interrupt() -> None:

@@ -15,11 +15,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwenctl.cli.common.context import Target, heed_interrupt, open_store
+from qwenctl.cli.common.context import heed_interrupt, open_store
 from qwenctl.cli.common.terminal import paint, warn
 from qwenctl.cli.setup.init import sample_webui
 from qwenctl.cli.setup.serve import proxy_command
-from qwenctl.cli.use.follow import Follower
 from qwenctl.cli.use.status import FOLLOW_SECONDS, event_words
 from qwenctl.clouds.base import ProviderError
 from qwenctl.config.deployment import Config
@@ -27,6 +26,7 @@ from qwenctl.config.loading import load_config
 from qwenctl.config.providers import make_provider
 from qwenctl.config.secrets import state_dir
 from qwenctl.config.toml import to_toml
+from qwenctl.control.standalone import Follower
 from qwenctl.core.events import EventKind
 from qwenctl.core.leases import maintenance
 from qwenctl.core.lifecycle import Observed, Phase
@@ -208,15 +208,11 @@ class _Demo:
     def _turn_off(self) -> None:
 
         self.store.block(GPU, maintenance("demo"), None, reason="end", actor="demo", cut=True)
-        with Follower(self._target) as follower:
+        with Follower(self.store, GPU) as follower:
             deadline = time.monotonic() + STOP_SECONDS
             for snapshot in follower.snapshots(every=1.0, deadline=deadline):
                 if snapshot.phase is Phase.OFF:
                     return
-
-    @property
-    def _target(self) -> Target:
-        return Target(self.config, GPU, self.store)
 
     # Attended
 
@@ -300,7 +296,7 @@ class _Demo:
         """Until the GPU is in that phase, telling each one on the way."""
 
         seen = self.store.snapshot(GPU).phase
-        with Follower(self._target) as follower:
+        with Follower(self.store, GPU) as follower:
             deadline = time.monotonic() + seconds
             for snapshot in follower.snapshots(every=2.0, deadline=deadline):
                 if snapshot.phase is phase:

@@ -1,4 +1,4 @@
-"""Waiting for a GPU: the reconciler run inline, changes followed as they come, live steps."""
+"""Show on stderr what happens to a GPU: its live steps, and warnings of our own controller."""
 
 from __future__ import annotations
 
@@ -6,25 +6,19 @@ import logging
 import os
 import re
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Iterator
 from typing import Any
 
 from qwenctl.cli.common.context import Target
 from qwenctl.cli.common.terminal import coloured, live, paint, warn
-from qwenctl.clouds.base import Provider
-from qwenctl.config.providers import make_provider
-from qwenctl.control.controller import Controller, owner_name
-from qwenctl.core.events import Event
+from qwenctl.control.standalone import Progress
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Snapshot
-from qwenctl.core.status import HISTORY
 from qwenctl.core.words import cause_words
 from qwenctl.lib.text import duration
 
-__all__ = ["STEP_WORDS", "Follower", "Reconciling", "StepLines", "step_display"]
+__all__ = ["STEP_WORDS", "StepLines", "follow", "say", "step_display"]
 
 STEP_WORDS = {
     "request": "Request",
@@ -34,60 +28,11 @@ STEP_WORDS = {
     "ready": "Ready",
 }
 
-JOIN_SECONDS = 10.0
-"""How long to wait at the end for a cloud call under way."""
 
-
-class Reconciling:
-    """The reconciler in a thread, for as long as the ``with`` block lasts.
-
-    It hears of changes through the follower. Where a proxy's controller holds the lock, ours only
-    waits its turn and changes nothing. ``owner`` is its name as the snapshot's leader.
-    ``provider``: one made before. ``keep_found=False``: what it finds running and nobody needs is
-    stopped and not adopted; one that is to be ignored is ignored all the same.
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        follower: Follower,
-        *,
-        provider: Provider | None = None,
-        keep_found: bool = True,
-    ) -> None:
-
-        self._stop = threading.Event()
-        provider = provider or make_provider(target.name, target.gpu, target.config)
-        self.owner = owner_name()
-        gpu = target.gpu
-        if not keep_found and gpu.found_running == "adopt":
-            gpu = gpu.model_copy(update={"found_running": "stop"})
-        self._controller = Controller(
-            target.name, gpu, target.store, provider, owner=self.owner, probe=True
-        )
-        self._thread = threading.Thread(
-            target=self._controller.run,
-            args=(self._stop,),
-            kwargs={"watch": False},
-            name="reconciler",
-            daemon=True,
-        )
-        follower.listeners.append(self._controller.wake)
-
-    def __enter__(self) -> Reconciling:
-        _log_to_terminal()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._controller.wake()
-        self._thread.join(JOIN_SECONDS)
+def follow(target: Target, first: Snapshot, *, keep_found: bool = True) -> Progress:
+    """Follow the GPU from its state ``first`` on, warnings of our own controller on stderr."""
+    _log_to_terminal()
+    return Progress(target.config, target.name, target.store, first, keep_found=keep_found)
 
 
 class _OneLine(logging.Handler):
@@ -115,46 +60,6 @@ def _log_to_terminal() -> None:
         logger.addHandler(_OneLine())
         logger.propagate = False
         logger.setLevel(logging.INFO if os.environ.get("QWENCTL_DEBUG") else logging.WARNING)
-
-
-class Follower:
-    """The snapshots of one GPU, a new one at each change. A context manager."""
-
-    def __init__(self, target: Target) -> None:
-
-        self._store, self._name = target.store, target.name
-        self.events: list[Event] = self._store.events(self._name, HISTORY)
-        self._changed = threading.Event()
-        self.listeners: list[Callable[[], None]] = [self._changed.set]
-        self._watcher = self._store.watch([self._name], self._tell)
-
-    def _tell(self, *_: str) -> None:
-        for listener in self.listeners:
-            listener()
-
-    def __enter__(self) -> Follower:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # It may be in the middle of a read of a second; nobody needs to wait for that.
-        threading.Thread(target=self._watcher.stop, daemon=True).start()
-
-    def snapshots(self, *, every: float, deadline: float | None = None) -> Iterator[Snapshot]:
-        """A snapshot now, at each change, and at least ``every`` seconds; `events` goes along.
-
-        Ends at the deadline (monotonic), after one last snapshot.
-        """
-        while True:
-            self._changed.clear()
-            last = self.events[-1].id if self.events else "0"
-            self.events += self._store.events(self._name, 1000, after=last)
-            yield self._store.snapshot(self._name)
-            pause = every
-            if deadline is not None:
-                pause = min(every, deadline - time.monotonic())
-                if pause <= 0:
-                    return
-            self._changed.wait(pause)
 
 
 class StepLines:
@@ -221,16 +126,19 @@ class _StepScreen:
         )
 
     def __enter__(self) -> _StepScreen:
-        self._live.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._live.refresh()
-        self._live.__exit__(*exception)
+        if self._page:
+            self._live.refresh()
+            self._live.__exit__(*exception)
 
     def show(self, page: dict[str, Any], *, known: bool) -> None:
+        first = self._page is None
         self._page, self._at = page, time.monotonic()
         self._word = "about" if known else "estimated"
+        if first:
+            self._live.__enter__()
 
     def _render(self) -> Any:
         from rich.spinner import Spinner
@@ -286,16 +194,9 @@ def _footer(page: dict[str, Any], age: float) -> str:
     return ", ".join(parts)
 
 
-def step_display(*, quiet: bool = False) -> Any:
-    """What shows the steps on stderr; with ``quiet`` nothing does."""
-    if quiet:
-        return _Silence()
+def step_display() -> StepLines | _StepScreen:
+    """Return what shows the steps on stderr."""
     return _StepScreen() if live(sys.stderr) else StepLines()
-
-
-class _Silence(StepLines):
-    def show(self, page: dict[str, Any], *, known: bool) -> None:
-        """Nothing."""
 
 
 def say(text: str, *, quiet: bool = False) -> None:

@@ -189,9 +189,10 @@ def run(
     problems: list[UserError] = []
     for at in dict.fromkeys(e["gpu"] for e in done if e["outcome"] in ("new", "held")):
         try:
-            from qwenctl.cli.use.without_proxy import make_due_call
+            from qwenctl.cli.use.follow import follow  # needs redis, as `add` does not
 
-            make_due_call(Target(loaded, at, store))
+            with follow(Target(loaded, at, store), store.snapshot(at)) as progress:
+                progress.hand_over()
         except UserError as error:  # the other GPUs get what they are due all the same
             problems.append(error)
     for problem in problems[1:]:

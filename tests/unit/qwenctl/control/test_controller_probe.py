@@ -25,7 +25,7 @@ def test_a_service_that_has_gone_again_is_not_ready() -> None:
     port = server.server_address[1]
     gpu = GpuConfig(agent=False, service=({"name": "webui", "port": port},))  # type: ignore[arg-type]
     unused: Any = SimpleNamespace(call_timeout=1.0, observe_interval=1.0)
-    controller = Controller("main", gpu, unused, unused, owner="test", probe=True)
+    controller = Controller("main", gpu, unused, unused, owner="test", standalone=True)
 
     def says_ready(phase: Phase) -> bool:
         seen: Any = SimpleNamespace(

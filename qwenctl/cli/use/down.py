@@ -1,0 +1,202 @@
+"""`qwenctl down`, `block` and `unblock`.
+
+They drop leases and write blocks; a controller stops. Progress goes to stderr, the result to stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from qwenctl.cli.common.context import Target, heed_interrupt, print_json, some_time, user
+from qwenctl.cli.common.terminal import warn
+from qwenctl.cli.use.follow import follow, say
+from qwenctl.control.standalone import Progress
+from qwenctl.core import leases
+from qwenctl.core.lifecycle import Phase
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.core.words import lease_words, name_words
+from qwenctl.errors import ExitCode, UserError
+from qwenctl.lib.text import duration
+
+__all__ = ["block", "down", "unblock"]
+
+_WORDS = {"off": "is off", "already_off": "is off already", "requested": "is going off"}
+
+
+def down(
+    gpu: str | None,
+    now: bool,
+    because: str,
+    no_wait: bool,
+    timeout: float | None,
+    dry_run: bool,
+    json: bool,
+    config: str | None,
+) -> None:
+    """Do `qwenctl down`."""
+    heed_interrupt()
+    target = Target.find(gpu, config)
+    before = target.store.snapshot(target.name)
+    if dry_run:
+        _explain_down(before, json, now)
+        return
+    dropped = target.store.release(target.name, actor=user(), reason=because, cut=now)
+    outcome = _wait_off(target, before, no_wait=no_wait, timeout=timeout, quiet=json)
+    text = _WORDS[outcome]
+    if outcome == "already_off" and dropped:
+        text += f"; dropped {dropped} demand{'s' if dropped != 1 else ''}"
+    _say_result(target, json, outcome, f"{target.name} {text}")
+
+
+def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
+
+    going = [lease for lease in snapshot.leases if now or not lease.is_work]
+    staying = [lease for lease in snapshot.leases if lease.is_work and not now]
+    # What is recorded as off may run all the same where nobody looks after it.
+    would_stop = (
+        None
+        if snapshot.phase is Phase.OFF and not snapshot.leader
+        else snapshot.phase is not Phase.OFF
+    )
+    if json:
+        print_json(
+            {
+                "gpu": snapshot.gpu,
+                "dry_run": True,
+                "phase": snapshot.phase.value,
+                "would_stop": would_stop,
+                "dropped": [lease.name for lease in going],
+                "finished_first": [lease.name for lease in staying],
+            }
+        )
+        return
+    if snapshot.phase is Phase.OFF:
+        if snapshot.leader:
+            print(f"{snapshot.gpu} is off already")
+        else:
+            print(f"would ask the cloud whether {snapshot.gpu} is off already, and stop it if not")
+        return
+    print(f"would stop {snapshot.gpu}, which is {snapshot.phase.value}")
+    for lease in going:
+        print(f"  {'cutting' if lease.is_work else 'against'} {lease_words(lease)}")
+    for lease in staying:
+        print(f"  after {lease_words(lease)} is finished")
+
+
+def _wait_off(
+    target: Target, before: Snapshot, *, no_wait: bool, timeout: float | None, quiet: bool
+) -> str:
+    """Wait until it is off, or with ``no_wait`` until it is about to be; return a key of `_WORDS`."""
+    if no_wait and before.phase is not Phase.OFF:
+        _tell_alone(not before.leader)
+        return "requested"
+    # `down` wins over adopting what is found running.
+    with follow(target, before, keep_found=False) as progress:
+        try:
+            return _follow_off(target, progress, no_wait=no_wait, timeout=timeout, quiet=quiet)
+        except KeyboardInterrupt:
+            again = f" once {target.command('down')} or `qwenctl serve` runs again"
+            warn(f"\n{target.name} goes on stopping{again if progress.alone else ''}.")
+            raise
+
+
+def _tell_alone(alone: bool) -> None:
+    if alone:
+        warn("No proxy runs, so nobody stops it yet: leave out --no-wait, or run `qwenctl serve`.")
+
+
+def _follow_off(
+    target: Target, progress: Progress, *, no_wait: bool, timeout: float | None, quiet: bool
+) -> str:
+    said = ""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    for snapshot in progress.snapshots(every=5.0, deadline=deadline):
+        if progress.off(snapshot):
+            return "off" if said or progress.first.phase is not Phase.OFF else "already_off"
+        if why := progress.stuck(snapshot):
+            raise UserError(why)
+        if no_wait and snapshot.phase is not Phase.OFF:
+            _tell_alone(progress.alone)
+            return "requested"
+        wanted = [lease for lease in snapshot.leases if not lease.is_work]
+        if wanted and not snapshot.blocks:
+            raise UserError(
+                f"{target.name} stays on, it is needed again by {lease_words(wanted[0])}; "
+                f"{target.command('block')} forbids that"
+            )
+        work = "; ".join(lease_words(lease) for lease in snapshot.leases if lease.is_work)
+        doing = snapshot.phase.value
+        if snapshot.phase is Phase.OFF:
+            doing = f"the cloud says {snapshot.state.get('observed')}"
+        text = f"  {doing}" + (f", waiting for {work}" if work else "")
+        if text != said:
+            said = text
+            say(text, quiet=quiet)
+    if not said:
+        text = f"{target.name}: the cloud has not said within {timeout:g} s whether it is on"
+        raise UserError(text, ExitCode.TIMEOUT)
+    again = f"run {target.command('down')} again or `qwenctl serve`"
+    raise UserError(
+        f"{target.name} is not off after {timeout:g} s ({said.strip()}); "
+        + (again if progress.alone else "it goes on stopping"),
+        ExitCode.TIMEOUT,
+    )
+
+
+def _say_result(target: Target, json: bool, outcome: str, text: str) -> None:
+    if json:
+        print_json({"gpu": target.name, "outcome": outcome})
+    else:
+        print(text)
+    sys.stdout.flush()
+
+
+def block(
+    gpu: str | None,
+    for_: float | None,
+    because: str,
+    now: bool,
+    no_wait: bool,
+    timeout: float | None,
+    dry_run: bool,
+    json: bool,
+    config: str | None,
+) -> None:
+    """Do `qwenctl block`."""
+
+    heed_interrupt()
+    some_time(for_)
+    target = Target.find(gpu, config)
+    before = target.store.snapshot(target.name)
+    span = "until unblocked" if for_ is None else f"for {duration(for_)}"
+    if dry_run:
+        if not json:
+            print(f"would block {target.name} {span}")
+        _explain_down(before, json, now)
+        return
+    who = user()
+    target.store.block(
+        target.name, leases.maintenance(who), for_, reason=because, actor=who, cut=now
+    )
+    if not json:
+        print(f"{target.name} is blocked {span}", flush=True)
+    outcome = _wait_off(target, before, no_wait=no_wait, timeout=timeout, quiet=json)
+    if outcome != "already_off":
+        _say_result(target, json, outcome, f"{target.name} {_WORDS[outcome]}")
+    elif json:
+        _say_result(target, json, "blocked", "")
+
+
+def unblock(gpu: str | None, json: bool, config: str | None) -> None:
+    """Do `qwenctl unblock`."""
+
+    target = Target.find(gpu, config)
+    lifted = target.store.unblock(target.name, actor=user())
+    if json:
+        print_json({"gpu": target.name, "lifted": lifted})
+    elif lifted:
+        words = "; ".join(name_words(name) for name in lifted)
+        print(f"{target.name} is no longer blocked by {words}")
+    else:
+        print(f"{target.name} was not blocked")
