@@ -29,7 +29,7 @@ from qwenctl.core import failures
 from qwenctl.core.events import Event
 from qwenctl.core.failures import Failure
 from qwenctl.core.lifecycle import Observed, Phase
-from qwenctl.core.observer import NoObserver
+from qwenctl.core.observer import Observer
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY
 from qwenctl.errors import ExitCode, UserError
@@ -100,7 +100,7 @@ class Follower:
         self._changed.wait(seconds)
 
 
-class Progress(Follower, NoObserver):
+class Progress(Follower, Observer):
     """What becomes of one GPU after a command, with our own controller where no other leads."""
 
     def __init__(
