@@ -1,4 +1,4 @@
-"""Where a node's service is reached: host and port, written as URLs need it."""
+"""A node's host and port, written as URLs need them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class NodeAddress:
 
 
 def check_host(text: str) -> str:
-    """Return a host name, IPv4 or IPv6 address as it is meant: without brackets.
+    """Return a host name, IPv4 or IPv6 address without brackets.
 
     Raises:
-        ValueError: a scheme, a port or a path is in it, or it is no host.
+        ValueError: it has a scheme, a port or a path, or is no host.
     """
     host = text.strip()
     if "://" in host or "/" in host:
@@ -52,7 +52,7 @@ def check_host(text: str) -> str:
 
 def _name(host: str) -> str:
     if not host.isascii():
-        host = host.encode("idna").decode()  # RFC 3490; UnicodeError is a ValueError
+        host = host.encode("idna").decode()  # IDNA, RFC 3490; UnicodeError is a ValueError
     if not _NAME.fullmatch(host):
         raise ValueError(f"{host!r} is neither a host name nor an address such as 10.0.0.7")
     return host

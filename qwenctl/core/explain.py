@@ -1,4 +1,4 @@
-"""Why a GPU is on or off, and what happens next."""
+"""Explain why a GPU is on or off, and what happens next."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reason:
-    """One thing that `explain` has to say; ``str()`` gives the sentence."""
+    """One sentence of an explanation; ``str()`` returns it."""
 
     topic: str
     """``state``, ``on``, ``off``, ``failure``, ``started``, ``stopped``, ``cloud`` or ``next``."""
     text: str
     since: float | None = None
     until: float | None = None
-    """Unix seconds on the store's clock; None: not known, or without end."""
+    """Unix seconds on the store's clock; None: unknown, or without end."""
     actor: str = ""
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Reason:
 def explain(
     snapshot: Snapshot, events: Sequence[Event], now: float | None = None, *, drain: float = 4.0
 ) -> list[Reason]:
-    """Who keeps the GPU on or off, since when and until when, why, and what happens next."""
+    """Return who keeps the GPU on or off, since and until when, why, and what is next."""
     now = snapshot.now if now is None else now
     reasons = [_state(snapshot, events, now)]
     reasons += [_holds(lease, now, "on") for lease in _by_weight(snapshot.leases)]
@@ -131,7 +131,7 @@ def _last_start(events: Sequence[Event], now: float) -> list[Reason]:
 
 
 def _last_stop(events: Sequence[Event], now: float) -> list[Reason]:
-    """The last stop and, if a person was behind it, who."""
+    """Return the last stop, with the person who caused it, if any."""
     stopped, behind = stopped_by(events, (Phase.STOPPING,))
     if stopped is None:
         return []
@@ -142,7 +142,7 @@ def _last_stop(events: Sequence[Event], now: float) -> list[Reason]:
 
 
 def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:
-    """What happens next if nothing else comes."""
+    """Return what happens next if nobody does anything."""
     phase, wanted, failure = snapshot.phase, snapshot.wanted, snapshot.failure
     at: float | None = None
     if phase is Phase.FAILED and failure is not None and wanted:

@@ -1,7 +1,7 @@
-"""Codes of failures, their meaning, and the record of a failure.
+"""Failure codes, their meanings, and the record of a failure.
 
-The codes are stored, shown, and part of what scripts read; a code never changes its text. Pages
-translate them (``failure.CODE`` and ``advice.CODE`` in ``proxy/locales``).
+The codes are stored, shown and read by scripts; a code never changes. Pages translate them
+(``failure.CODE`` and ``advice.CODE`` in ``proxy/locales``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-# What the cloud answers; see `qwenctl.clouds.base.ProviderError`
+# Answers of the cloud; see `qwenctl.clouds.base.ProviderError`
 CONFLICT: Final = "conflict"
 DENIED: Final = "denied"
 NOT_FOUND: Final = "not_found"
@@ -19,13 +19,13 @@ PROVIDER_ERROR: Final = "provider_error"
 THROTTLED: Final = "throttled"
 TRANSIENT: Final = "transient"
 
-# What becomes of an instance
+# The instance
 INSTANCE_LOST: Final = "instance_lost"
 SPOT_INTERRUPTION: Final = "spot_interruption"
 START_FAILED: Final = "start_failed"
 START_TIMEOUT: Final = "start_timeout"
 
-# What becomes of its agent and service
+# Its agent and service
 AGENT_LOST: Final = "agent_lost"
 AGENT_SILENT: Final = "agent_silent"
 LOAD_TIMEOUT: Final = "load_timeout"
@@ -50,36 +50,36 @@ MEANINGS = {
     THROTTLED: "the cloud takes no more calls for now",
     TRANSIENT: "the cloud did not answer properly",
 }
-"""Every code, in plain words."""
+"""Every code in plain words."""
 
 CODES = frozenset(MEANINGS)
 
 NEEDS_PERSON = frozenset({DENIED, NOT_FOUND})
-"""Waiting does not help: a person has to act first."""
+"""Failures that last until a person acts."""
 
 REPORTED_BY_AGENT = frozenset({AGENT_LOST, AGENT_SILENT, LOAD_TIMEOUT, SERVICE_FAILED})
-"""Failures that also follow when no proxy runs that the agent could report to."""
+"""Failures that also occur when no proxy runs that the agent could report to."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the last attempt failed. Kept until the GPU is ready (and stays so) or off."""
+    """Why the last attempt failed; kept until the GPU is off, or ready and stable."""
 
     code: str
     message: str
     attempts: int
     retry_at: float
     instance_is_bad: bool
-    """Whether the instance must be stopped before the next attempt. False when the start failed,
-    where an instance found running is the instance of that start after all."""
+    """Whether the instance must be stopped before the next attempt. False after a failed start:
+    an instance found running is then the instance of that start."""
 
     @property
     def headline(self) -> str:
-        """The message for visitors: its first line. What follows may be the service's own log."""
+        """The message's first line, for visitors; the rest may be the service's log."""
         return (self.message.splitlines() or [""])[0][:300]
 
     def encode(self) -> str:
-        """The failure as it is stored. ``transition.lua`` reads ``condemns``."""
+        """Return the failure as it is stored; ``transition.lua`` reads ``condemns``."""
         renamed = {"instance_is_bad": "condemns"}
         return json.dumps({renamed.get(name, name): value for name, value in vars(self).items()})
 
@@ -88,7 +88,7 @@ class Failure:
         """Read a stored failure.
 
         Raises:
-            ValueError: the text is no such failure.
+            ValueError: the text is no stored failure.
         """
         try:
             fields = json.loads(text)

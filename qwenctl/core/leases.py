@@ -1,7 +1,7 @@
-"""Kinds of leases and blocks, and the names they make: ``kind:rest``, such as ``pin:anna``.
+"""Kinds and names of leases and blocks: ``kind:rest``, such as ``pin:anna``.
 
-A lease keeps a GPU on, a block keeps it off. The names are stored; a kind never changes its text.
-The Lua scripts write the kinds of `WORK`, `REQUEST` and `ADOPTED` themselves; a test compares.
+A lease keeps a GPU on, a block keeps it off. Names are stored; a kind never changes. The Lua scripts
+spell out the kinds of `WORK`, `REQUEST` and `ADOPTED`; a test compares.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Final, Literal
 REQUEST: Final = "request"
 """A visitor or an API client, until the idle timeout has passed."""
 INFLIGHT: Final = "inflight"
-"""Requests that a proxy is forwarding now."""
+"""Requests that a proxy is forwarding."""
 BUSY: Final = "busy"
 """Running work that the node reports."""
 PIN: Final = "pin"
 """``qwenctl up``."""
 PREWARM: Final = "prewarm"
-"""A schedule that wants the GPU on."""
+"""A schedule that keeps the GPU on."""
 ADOPTED: Final = "adopted"
-"""An instance found running is kept for one idle timeout."""
+"""An instance that was found running, for one idle timeout."""
 
 # Blocks
 MAINTENANCE: Final = "maintenance"
 """``qwenctl block``."""
 OFF_HOURS: Final = "off-hours"
-"""A schedule that wants the GPU off."""
+"""A schedule that keeps the GPU off."""
 BUDGET: Final = "budget"
-"""The money of a period is spent. No holder writes it yet; its name has no rest."""
+"""The budget of a period is spent. No holder writes it yet; its name has no rest."""
 
 LEASES = frozenset({REQUEST, INFLIGHT, BUSY, PIN, PREWARM, ADOPTED})
 BLOCKS = frozenset({MAINTENANCE, OFF_HOURS, BUDGET})
@@ -40,36 +40,36 @@ ScheduleKind = Literal["prewarm", "off-hours"]
 
 
 def parse(name: str) -> tuple[str, str]:
-    """Split a name into its kind and the rest."""
+    """Return a name's kind and the rest."""
     kind, _, rest = name.partition(":")
     return kind, rest
 
 
 def kind_of(name: str) -> str:
-    """The kind of a lease or block of this name."""
+    """Return a name's kind."""
     return parse(name)[0]
 
 
 def request(client: str) -> str:
-    """The lease of a client."""
+    """Return the name of a client's lease."""
     return f"{REQUEST}:{client}"
 
 
 def inflight(proxy: str) -> str:
-    """The lease of a proxy for all its active requests."""
+    """Return the name of a proxy's lease for all its active requests."""
     return f"{INFLIGHT}:{proxy}"
 
 
 def busy(node: str) -> str:
-    """The lease of a node that has running work."""
+    """Return the name of a node's lease for running work."""
     return f"{BUSY}:{node}"
 
 
 def pin(user: str) -> str:
-    """The lease of a user who said ``qwenctl up``."""
+    """Return the name of a user's lease by ``qwenctl up``."""
     return f"{PIN}:{user}"
 
 
 def maintenance(user: str) -> str:
-    """The block of a user who said ``qwenctl block``."""
+    """Return the name of a user's block by ``qwenctl block``."""
     return f"{MAINTENANCE}:{user}"

@@ -1,9 +1,9 @@
-"""The life of one GPU: its phases, which may follow which, and what to do next.
+"""The lifecycle of one GPU: its phases, their transitions, and the next step.
 
-Pure: no I/O, no clock, no Redis. Whoever needs to know what a phase means asks here; nobody else
-compares phase strings. Times are seconds on the store's clock, durations seconds.
+Pure: no I/O, no clock, no Redis. No other module compares phases as text. Times are seconds on the
+store's clock, durations seconds.
 
-The controller builds a `View`, calls `decide` and performs the one action it returns, then looks
+The controller builds a `View`, calls `decide`, performs the one step that it returns, and looks
 again. Nothing is remembered between two calls, so another replica can continue after a crash.
 """
 
@@ -18,20 +18,20 @@ from qwenctl.core.failures import Failure
 
 
 class Phase(str, Enum):
-    """Where a GPU is in its life. The string values are stored and shown; they never change."""
+    """The phases of a GPU. The values are stored and shown; they never change."""
 
     OFF = "off"
-    STARTING = "starting"  # the start call is due or made, the cloud does not say running yet
-    BOOTING = "booting"  # the cloud says running, the agent has not said hello yet
-    LOADING = "loading"  # the agent is there, the services are not ready yet
+    STARTING = "starting"  # the start call is due or made; not running yet
+    BOOTING = "booting"  # the instance runs; the agent has not said hello yet
+    LOADING = "loading"  # the agent has said hello; the services are not ready yet
     READY = "ready"
-    DRAINING = "draining"  # nobody wants it; still running until nobody can be using it
+    DRAINING = "draining"  # not wanted; it runs on until nobody can be using it
     STOPPING = "stopping"  # the stop call is due or made
     FAILED = "failed"  # something went wrong; see `Failure`
 
     @property
     def serves(self) -> bool:
-        """Whether requests may be forwarded without asking the store first."""
+        """Whether requests may be forwarded without asking the store."""
         return self is Phase.READY
 
     @property
@@ -41,7 +41,7 @@ class Phase(str, Enum):
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is under way: the phase lasts until somebody wants something else."""
+        """Whether the phase lasts until demand changes."""
         return self in (Phase.OFF, Phase.READY, Phase.FAILED)
 
 
@@ -67,7 +67,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 
 
 class Observed(str, Enum):
-    """What the cloud says about the instance."""
+    """States of an instance, as its cloud reports them."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -78,7 +78,7 @@ class Observed(str, Enum):
 
 
 class Guard(str, Enum):
-    """What the store checks in the same atomic script that makes a transition."""
+    """Conditions that the store checks in the script that makes a transition."""
 
     NONE = "none"
     WANTED = "wanted"  # an unexpired lease and no block
@@ -89,7 +89,7 @@ class Guard(str, Enum):
 
 @dataclass(frozen=True)
 class Timings:
-    """Bounds, in seconds. The defaults suit a cloud instance; the local provider is faster."""
+    """Bounds in seconds. The defaults suit a cloud; the local provider is faster."""
 
     drain: float = 4.0
     """How long nobody must have wanted the GPU before it is stopped. More than the snapshot age
@@ -125,7 +125,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class NodeView:
-    """What the agent of the present boot says; all unset before its hello."""
+    """The state that the agent of the present boot reports; unset before its hello."""
 
     hello: bool = False
     state: Literal["loading", "ready", "failed", ""] = ""
@@ -137,7 +137,7 @@ class NodeView:
 
 @dataclass(frozen=True)
 class View:
-    """All that `decide` may look at."""
+    """The input of `decide`."""
 
     phase: Phase
     since: float
@@ -147,22 +147,22 @@ class View:
     """Running work: an unexpired `inflight:` or `busy:` lease."""
     blocked: bool
     cut: bool
-    """A person said `down --now` or `block --now`: stop even under running work."""
+    """Stop even under running work: by `down --now` or `block --now`."""
     observed: Observed
     observed_at: float | None
     observed_reason: str = ""
     denied: bool = False
-    """The cloud could not be asked for want of permission: a person has to act."""
+    """The cloud denied the look for want of permission: a person has to act."""
     called_at: float | None = None
     """When the cloud last accepted (or may have accepted) the call of this phase."""
     call_error: str = ""
-    """Why it is not sure that the cloud accepted that call."""
+    """Why it is uncertain that the cloud accepted that call."""
     node: NodeView = NodeView()
     failure: Failure | None = None
     ready_at: float | None = None
     found_running: Literal["adopt", "stop", "ignore"] = "adopt"
     agentless: bool = False
-    """No agent: the node's part is played by whoever asks the service (`qwenctl.control.agentless`)."""
+    """No agent: `qwenctl.control.agentless` reports in its place."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +175,12 @@ class Move:
     failure: Failure | None = None
     """The failure to keep with the new phase; None clears it."""
     adopt: bool = False
-    """Grant the found instance one idle timeout in the same breath."""
+    """Grant the found instance one idle timeout in the same script."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """Make the provider call that the phase is about."""
+    """Make the phase's call to the provider."""
 
     verb: Literal["start", "stop"]
 
@@ -192,7 +192,7 @@ class Observe:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing to do for so many seconds, unless something changes before."""
+    """Wait so many seconds, or until something changes."""
 
     seconds: float
     why: str
@@ -202,14 +202,14 @@ Step = Union[Move, Call, Observe, Wait]
 
 
 def backoff(attempts: int, timings: Timings) -> float:
-    """Seconds to wait after that many failed attempts in a row (1 or more)."""
+    """Return the seconds to wait after so many failed attempts in a row (1 or more)."""
     return float(min(timings.retry_max, timings.retry * 2 ** min(max(attempts, 1) - 1, 16)))
 
 
 def failed(
     view: View, timings: Timings, now: float, code: str, message: str, *, instance_is_bad: bool
 ) -> Move:
-    """The transition to `failed` with the next retry time."""
+    """Return the transition to `failed`, with the next retry time."""
     before = 0 if view.failure is None or _stable(view, timings, now) else view.failure.attempts
     attempts = before + 1
     return Move(
@@ -220,9 +220,11 @@ def failed(
 
 
 def _taken_back(view: View, timings: Timings, now: float) -> Failure | None:
-    """What an interruption counts as. One is nobody's failure: the next start follows at once. After
-    further ones, each soon after its start, the pauses get longer, or a market that gives and takes
-    would be paid for boots alone."""
+    """Return the failure that an interruption counts as.
+
+    The next start follows a first interruption at once. After further ones, each soon after its
+    start, the pauses get longer, or the owner would pay for boots alone.
+    """
     ready_at = now if view.ready_at is None else view.ready_at
     if not view.wanted or now - ready_at >= timings.spot_stable:
         return None
@@ -239,7 +241,7 @@ def _taken_back(view: View, timings: Timings, now: float) -> Failure | None:
 
 
 def _ended(failure: Failure | None) -> Phase:
-    """The phase of an instance that has stopped: `failed` where the next start has to wait."""
+    """Return the phase after a stop: `failed` where the next start has to wait."""
     first = (
         failure is not None and failure.code == failures.SPOT_INTERRUPTION and failure.attempts == 1
     )
@@ -247,12 +249,12 @@ def _ended(failure: Failure | None) -> Phase:
 
 
 def _stable(view: View, timings: Timings, now: float) -> bool:
-    """Whether this boot was ready for long enough to count as a success."""
+    """Return whether this boot was ready for long enough to count as a success."""
     return view.ready_at is not None and now - view.ready_at >= timings.stable
 
 
 def decide(view: View, timings: Timings, now: float) -> Step:
-    """The one next step for this GPU.
+    """Return the next step for this GPU.
 
     In state X, with demand / without demand:
 
@@ -274,10 +276,10 @@ def decide(view: View, timings: Timings, now: float) -> Step:
     calm = timings.spot_stable if taken_back else timings.stable
     ready_at = now if view.ready_at is None else view.ready_at
     if view.phase in (Phase.READY, Phase.DRAINING) and now - ready_at >= calm:
-        view = replace(view, failure=None)  # it has come through: what failed before is history
+        view = replace(view, failure=None)  # stable: earlier failures no longer count
     if view.observed_at is None:
         return Observe()
-    # What was seen before an accepted call is void, but a cloud needs a moment to show its effect.
+    # An observation from before an accepted call is void; a cloud needs a moment to show its effect.
     due = _next_look(view, timings, now, max(view.observed_at, view.called_at or 0.0))
     if now >= due:
         return Observe()
@@ -287,7 +289,7 @@ def decide(view: View, timings: Timings, now: float) -> Step:
                 view, timings, now, failures.DENIED, view.observed_reason, instance_is_bad=False
             )
         if view.node.interrupted and view.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY):
-            # The node knows; it stops nothing.
+            # The node reports it; draining stops nothing.
             return Move(Phase.DRAINING, failures.SPOT_INTERRUPTION, failure=view.failure)
         return Wait(due - now, "the cloud cannot be asked; nothing is done blind")
     step = _BY_PHASE[view.phase](view, timings, now)
@@ -295,7 +297,7 @@ def decide(view: View, timings: Timings, now: float) -> Step:
 
 
 def _next_look(view: View, timings: Timings, now: float, seen_at: float) -> float:
-    """When the cloud is to be asked again, if it was asked at ``seen_at``."""
+    """Return when to ask the cloud again, if it was asked at ``seen_at``."""
     if view.observed is Observed.UNKNOWN:  # nothing goes on until the cloud answers
         hurry = view.wanted and not view.denied
         return seen_at + (timings.observe_moving if hurry else timings.observe_slow)
@@ -307,8 +309,8 @@ def _next_look(view: View, timings: Timings, now: float, seen_at: float) -> floa
     quiet = (
         view.phase.settled
         or view.phase is Phase.DRAINING
-        or (view.phase is Phase.LOADING and reports)  # who reports is there
-        # `start` looks for itself
+        or (view.phase is Phase.LOADING and reports)  # a node that reports runs
+        # the start call looks for itself
         or (
             view.phase is Phase.STARTING
             and view.called_at is None
@@ -316,7 +318,7 @@ def _next_look(view: View, timings: Timings, now: float, seen_at: float) -> floa
         )
     )
     if quiet:
-        # All GPUs at the same moment, so that one call does for all (`qwenctl.clouds.batch`).
+        # All GPUs at the same moment, so that one call asks for all (`qwenctl.clouds.batch`).
         return (seen_at // timings.observe_settled + 1) * timings.observe_settled
     age = (now - max(view.since, view.called_at or 0.0)) / 2
     return seen_at + min(timings.observe_slow, max(timings.observe_moving, age))
@@ -383,7 +385,7 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
 
 
 def _lost(view: View, timings: Timings, now: float) -> Step | None:
-    """What to do if the instance is no longer running, or None if it is."""
+    """Return the step for an instance that no longer runs; None if it runs."""
     gone = view.observed in (Observed.STOPPED, Observed.ABSENT)
     if view.node.interrupted and (gone or view.observed is Observed.STOPPING):
         failure = _taken_back(view, timings, now)
@@ -403,7 +405,7 @@ def _lost(view: View, timings: Timings, now: float) -> Step | None:
 
 
 def _up(view: View, timings: Timings, now: float) -> Step | None:
-    """What booting, loading and ready have in common."""
+    """Return a step that booting, loading and ready have in common; None: go on."""
     if lost := _lost(view, timings, now):
         return lost
     if view.cut:
@@ -508,7 +510,7 @@ def _stopping(view: View, timings: Timings, now: float) -> Step:
         to = _ended(view.failure)
         forgotten = to is Phase.OFF and not view.wanted
         return Move(to, "stopped", failure=None if forgotten else view.failure)
-    # One that hangs in its start is stopped too; a cloud that refuses that says so (Conflict).
+    # An instance that hangs in its start is stopped too; a cloud may refuse that (Conflict).
     on = view.observed in (Observed.RUNNING, Observed.STARTING)
     if on and (view.called_at is None or now - view.called_at >= timings.call_grace):
         if view.observed_at is not None and view.observed_at < (view.called_at or view.since):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Observer:
-    """Hooks of controller, store and data plane; each does nothing unless a subclass overrides it.
+    """Hooks of controller and data plane; they do nothing unless overridden.
 
     A hook must be quick and must not raise: it runs on the event loop or under the controller's
     lock. Names in ``step``, ``decision`` and ``outcome`` are stable; seconds are wall-clock

@@ -1,9 +1,9 @@
-"""The rule tables that come with qwenctl, one for each kind of WebUI (see `qwenctl.core.rules`).
+"""Rule tables for each kind of WebUI (see `qwenctl.core.rules`).
 
-They rest on what Chromium really sends (docs/activity.md): an idle Gradio tab holds one
-``GET /gradio_api/heartbeat/…`` with a data event every 15 s, and a message is ``POST …/queue/join``
-followed by ``GET …/queue/data``. A module of its own, because building the rules takes time that a
-command line which only reads the state should not pay for.
+They follow recorded requests of Chromium (docs/activity.md): an idle Gradio tab holds one
+``GET /gradio_api/heartbeat/…`` with a data event every 15 s; a message is ``POST …/queue/join``
+followed by ``GET …/queue/data``. A module of its own, since commands that only read the state need
+no rules, and building them takes time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _BROWSER_NAVIGATION = Rule(
         "purpose": "^$",
     },
 )
-"""Somebody opened a page. Only browsers send these headers; a page that reloads itself lacks
-Sec-Fetch-User, a prefetch adds a purpose."""
+"""A person opened a page. Only browsers send these headers (https://www.w3.org/TR/fetch-metadata/); a
+page that reloads itself lacks Sec-Fetch-User, a prefetch adds a purpose."""
 
 _LAST = (
     _BROWSER_NAVIGATION,
@@ -30,7 +30,7 @@ _LAST = (
 )
 
 _GRADIO = (
-    # A tab whose answer broke off asks for app_id until the app is back (Gradio 6 then reloads).
+    # A tab whose answer broke off polls app_id until the app is back (Gradio 6 then reloads).
     Rule(activity="passive", path=r"^(/gradio_api)?/(heartbeat|monitoring|app_id)(/|$)"),
     Rule(
         activity="wakes",
@@ -71,9 +71,9 @@ _OPENAI = (
 _WRITES = ("POST", "PUT", "PATCH", "DELETE")
 
 _GENERIC = (
-    # No path tells use from the scanners that post to every public address, so a request wakes only
-    # with a sign of somebody who means it: a page's own script or form (that its site is this one is
-    # checked for every wake), one of our keys, or a body in JSON; scanners send forms and XML.
+    # Scanners post to every public address and any path, so a request wakes only if it comes from a
+    # page's script or form (each wake is checked to be same-origin), has one of our keys, or a body
+    # in JSON; scanners send forms and XML.
     Rule(activity="wakes", methods=_WRITES, headers={"sec-fetch-site": "^same-origin$"}),
     Rule(activity="wakes", methods=_WRITES, headers={"origin": "^https?://"}),
     Rule(activity="wakes", methods=_WRITES, headers={"authorization": "(?i)^bearer +qk_"}),
@@ -89,4 +89,3 @@ PRESETS: dict[str, tuple[Rule, ...]] = {
     "openai": _OPENAI,
     "generic": _GENERIC,
 }
-"""The rule tables by name of the preset."""

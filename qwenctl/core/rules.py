@@ -1,6 +1,6 @@
-"""What counts as use: an ordered table of rules that sorts each request into one of four classes.
+"""Sort each request into a class of activity by an ordered table of rules.
 
-Pure. First match wins. The tables that come with qwenctl are in `qwenctl.core.presets`.
+The first match wins. `qwenctl.core.presets` has the tables that come with qwenctl.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Activity(str, Enum):
-    """What a request does to the GPU.
+    """The effect of a request on the GPU.
 
     ========  ===============  ==================================  ==============
     class     starts it        keeps it on                         is held
@@ -36,7 +36,7 @@ class Activity(str, Enum):
 
 
 class Rule(BaseModel):
-    """One row of the table; every condition that is given must hold."""
+    """One row of the table; every condition given must hold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -66,11 +66,11 @@ class Rule(BaseModel):
         return {name.lower(): pattern for name, pattern in value.items()}
 
     def matches(self, method: str, path: str, headers: Mapping[str, str]) -> bool:
-        """Whether all conditions hold. Header names in ``headers`` are lower case."""
+        """Return whether all conditions hold. Header names in ``headers`` are lower case."""
         return (not self.methods or method in self.methods) and self.matches_rest(path, headers)
 
     def matches_rest(self, path: str, headers: Mapping[str, str]) -> bool:
-        """Whether all conditions but that on the method hold."""
+        """Return whether all conditions but that on the method hold."""
         if self.path and not _compiled(self.path).search(path):
             return False
         for name, pattern in self.headers.items():
@@ -85,7 +85,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 class RuleTable:
-    """Rules in order, sorted out by method beforehand: this runs for every request."""
+    """Rules in order, filtered by method once, since every request is classified."""
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self._rules = rules
@@ -94,7 +94,7 @@ class RuleTable:
         """Whether any rule refuses requests."""
 
     def classify(self, method: str, path: str, headers: Mapping[str, str]) -> Activity:
-        """The class of a request; what no rule matches is passive."""
+        """Return the class of a request; passive if no rule matches."""
         rules = self._by_method.get(method)
         if rules is None:
             rules = tuple(
@@ -113,5 +113,5 @@ class RuleTable:
 def classify(
     rules: tuple[Rule, ...], method: str, path: str, headers: Mapping[str, str]
 ) -> Activity:
-    """The class of one request; what no rule matches is passive."""
+    """Return the class of one request; passive if no rule matches."""
     return RuleTable(rules).classify(method, path, headers)

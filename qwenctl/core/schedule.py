@@ -1,14 +1,12 @@
-"""When a schedule wants a GPU on or off: cron expressions in a time zone, made into windows.
+"""Windows of a schedule: cron expressions in a time zone, as Unix seconds.
 
-Pure: no I/O and no clock; moments are Unix seconds, `now` is handed in.
+Local times that the clocks skip or repeat are treated as in Debian's cron (cron(8)). An expression
+that names its hours and minutes (``30 2 * * *``) opens once on each of its days: at the end of the
+gap where its time is skipped, at the first occurrence where it comes twice. An expression whose hour
+or minute field begins with ``*`` follows the clock: never in the gap, twice in the repeated hour.
 
-Local time that the clocks skip or repeat is treated as Debian's cron does. An expression that names
-its hours and minutes (``30 2 * * *``) opens once on each of its days: at the end of the gap where
-its time is skipped, the first time round where it comes twice. One whose hour or minute field
-begins with ``*`` follows the clock: nothing in the gap, twice in the hour that is repeated.
-
-`cronsim` says which local times match. The step from there to moments is made here, because its own
-(2.8) loses firings where clocks go back by half an hour and when it searches backwards.
+`cronsim` finds the local times. This module makes moments of them, because cronsim 2.8 loses firings
+where clocks go back by half an hour, and when it searches backwards.
 """
 
 from __future__ import annotations
@@ -20,16 +18,18 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from qwenctl.core.leases import ScheduleKind
 
 _HORIZON = 50 * 366 * 86400.0
-"""Seconds that `Schedule.upcoming` looks ahead: there are days that come every 28 years."""
+"""Seconds that `Schedule.upcoming` looks ahead: some days come every 28 years."""
 
 
 class Cron:
-    """A cron expression of five fields, as Debian's cron reads it, and ``L``, ``LW``, ``5L``,
-    ``MON#1`` for the last and the nth day."""
+    """A cron expression of five fields, as Debian's cron reads it (crontab(5)).
+
+    ``L``, ``LW``, ``5L`` and ``MON#1`` stand for the last and the nth day.
+    """
 
     def __init__(self, text: str) -> None:
         """Raises:
-        ValueError: not five fields, a bad field, or no day that it ever fires on.
+        ValueError: not five fields, a bad field, or it never fires.
         """
         from cronsim import CronSim, CronSimError
 
@@ -38,7 +38,7 @@ class Cron:
         if len(fields) != 5:
             raise ValueError(_FIELDS)
         self.follows_clock = fields[0].startswith("*") or fields[1].startswith("*")
-        """It fires at intervals rather than at times of day."""
+        """Whether it fires at intervals rather than at times of day."""
         self._sim = CronSim
         try:
             next(CronSim(self.text, _ANY_PLACE))
@@ -48,12 +48,12 @@ class Cron:
             raise ValueError("it never fires: no such day comes in 50 years") from None
 
     def local_times(self, since: datetime) -> Iterator[datetime]:
-        """The matching local times (without zone) from ``since`` on."""
+        """Yield the matching local times (without zone) from ``since`` on."""
         yield from self._sim(self.text, since - timedelta(seconds=1))
 
 
 _ANY_PLACE = datetime.combine(date(2024, 1, 1), time())
-"""Local time, to try an expression from."""
+"""A local time to try an expression from."""
 
 _FIELDS = (
     "it takes five fields: minute, hour, day of month, month, day of week, such as "
@@ -63,13 +63,13 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class Window:
-    """One time for which a GPU is wanted ready (or off). Unix seconds."""
+    """A period for which a GPU is wanted ready (or off), in Unix seconds."""
 
     opens: float
-    """When it is to be ready; this names the window."""
+    """When it is to be ready; this identifies the window."""
     ends: float
     starts: float
-    """When to begin, so that it is ready in time: the lead before `opens`."""
+    """When to begin, to be ready in time: the lead before `opens`."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Schedule:
     cron: Cron
     zone: tzinfo
     duration: float
-    """Seconds from opening to end; elapsed ones, whatever the clocks do meanwhile."""
+    """Elapsed seconds from opening to end, whatever the clocks do meanwhile."""
     lead: float | None = 0.0
     """Seconds to begin before the opening; None: as long as a start usually takes."""
     exceptions: frozenset[date] = frozenset()
@@ -93,8 +93,8 @@ class Schedule:
         return f"{self.kind}:{self.name}"
 
     def openings(self, since: float, until: float) -> list[float]:
-        """Every opening in ``since <= t < until``, in order."""
-        # Where the clocks are changed nearby, later moments may have earlier local times.
+        """Return every opening in ``since <= t < until``, in order."""
+        # Where the clocks change nearby, later moments may have earlier local times.
         begin = self._local(since) - self._change_near(since)
         end = self._local(until) + self._change_near(until)
         found: set[float] = set()
@@ -106,13 +106,15 @@ class Schedule:
         return sorted(moment for moment in found if since <= moment < until)
 
     def window(self, now: float, lead: float) -> Window | None:
-        """The window that has started, ``lead`` seconds before its opening, and not ended; of
-        several the last to open, which is the last to end."""
+        """Return the window that has started, the lead before its opening, and not ended.
+
+        Of several, the last to open, which is the last to end.
+        """
         latest, earliest = now + lead, now - self.duration
         until, span = latest, 3600.0
         while until > earliest:
             since = max(earliest, until - span)
-            # Both bounds belong to it: due at this very moment; `earliest` itself has just ended.
+            # `latest` is due at this moment; `earliest` has just ended.
             last = [t for t in self.openings(since, until + 0.001) if earliest < t <= latest][-1:]
             if last:
                 return self._window(last[0], lead)
@@ -120,7 +122,7 @@ class Schedule:
         return None
 
     def upcoming(self, now: float, count: int, lead: float) -> list[Window]:
-        """The next ``count`` windows to start after now."""
+        """Return the next ``count`` windows to start after now."""
         found: list[float] = []
         since, span = now + lead + 0.001, 3600.0
         while len(found) < count and since < now + _HORIZON:
@@ -132,28 +134,28 @@ class Schedule:
         return Window(opens, opens + self.duration, opens - lead)
 
     def at(self, moment: float) -> datetime:
-        """A moment as local time of this schedule."""
+        """Return a moment as local time of this schedule."""
         return datetime.fromtimestamp(moment, timezone.utc).astimezone(self.zone)
 
     def _local(self, moment: float) -> datetime:
         return self.at(moment).replace(tzinfo=None, fold=0)
 
     def _change_near(self, moment: float) -> timedelta:
-        """By how much the clocks change within a day of that moment."""
+        """Return by how much the clocks change within a day of a moment."""
         before, after = (self.at(moment + day).utcoffset() for day in (-86400.0, 86400.0))
         return abs((after or timedelta()) - (before or timedelta()))
 
     def words(self, window: Window) -> str:
-        """The window in local time: ``09:00-12:00 Europe/Berlin``, with days if it is long."""
+        """Return a window as text: ``09:00-12:00 Europe/Berlin``, with days if it is long."""
         form = "%H:%M" if self.duration <= 86400 else "%a %H:%M"
         return f"{self.at(window.opens):{form}}-{self.at(window.ends):{form}} {self.zone}"
 
 
 def moments(local: datetime, zone: tzinfo, *, repeat: bool) -> list[float]:
-    """The moments of a local time, normally one.
+    """Return the moments of a local time, normally one.
 
-    A time that is skipped has none with ``repeat``, else the end of the gap; one that comes twice
-    has two with ``repeat``, else the first.
+    With ``repeat`` a skipped time has none and a repeated time two; without it a skipped time has
+    the end of the gap and a repeated time the first of the two.
     """
     first = local.replace(tzinfo=zone, fold=0).timestamp()
     second = local.replace(tzinfo=zone, fold=1).timestamp()
@@ -165,7 +167,7 @@ def moments(local: datetime, zone: tzinfo, *, repeat: bool) -> list[float]:
 
 
 def _end_of_gap(before: float, after: float, zone: tzinfo) -> float:
-    """The moment between the two from which on the clocks show the later offset."""
+    """Return the moment between the two at which the clocks change."""
 
     def offset(moment: float) -> timedelta | None:
         return datetime.fromtimestamp(moment, timezone.utc).astimezone(zone).utcoffset()

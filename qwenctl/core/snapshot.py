@@ -1,4 +1,4 @@
-"""What the store says of one GPU at one moment."""
+"""The state of one GPU at one moment, as the store has it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qwenctl.protocol.messages import Report
 
 @dataclass(frozen=True)
 class Lease:
-    """One reason to be on (lease) or off (block)."""
+    """A reason to be on (lease) or off (block)."""
 
     name: str
     expiry: float
@@ -32,36 +32,36 @@ class Lease:
 
     @property
     def is_work(self) -> bool:
-        """Running work, which nothing but ``--now`` may cut."""
+        """Whether it stands for running work, which only ``--now`` may end."""
         return self.kind in leases.WORK
 
 
 @dataclass(frozen=True)
 class Lock:
-    """The right to act on one GPU, as long as it lasts."""
+    """A controller's right to act on one GPU, until it expires."""
 
     owner: str
     epoch: int
 
 
 class Outcome(str, Enum):
-    """What became of a controller's write."""
+    """The outcome of a controller's write."""
 
     OK = "ok"
     EPOCH = "epoch"  # no longer the leader
-    PHASE = "phase"  # somebody else moved it first
-    GUARD = "guard"  # the reason for the move is gone
+    PHASE = "phase"  # the phase has changed since
+    GUARD = "guard"  # the guard no longer holds
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What the store says to a request."""
+    """The store's answer to a request."""
 
     phase: Phase
     start_seq: int
     blocked_by: str = ""
     released: bool = False
-    """The request began before the last `down`, which gave it up."""
+    """Whether the request began before the last `down`, which gave it up."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Touch:
     lease: str
     ttl: float
     began_ago: float
-    """Seconds since the request began; one older than the last `down` extends nothing."""
+    """Seconds since the request began; a request older than the last `down` extends nothing."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,20 @@ class Snapshot:
         return seconds_of(self.state.get("released_at")) or 0.0
 
     def given_up(self, name: str, opens: float) -> bool:
-        """Whether somebody ended this window of a schedule before its time."""
+        """Return whether somebody ended this window of a schedule before its time."""
         held = any(entry.name == name for entry in (*self.leases, *self.blocks))
         last = self.time(f"window:{name}")
         return not held and last is not None and opens <= last + 0.0005
 
     @property
     def next_expiry(self) -> float | None:
-        """When the first lease or block ends; None if there is none that ends."""
+        """When the first lease or block ends; None if none does."""
         ends = [lease.expiry for lease in (*self.leases, *self.blocks)]
         finite = [end for end in ends if end != float("inf")]
         return min(finite) if finite else None
 
     def time(self, name: str) -> float | None:
-        """A time kept in the state, in seconds."""
+        """Return a time of the state, in seconds."""
         return seconds_of(self.state.get(name))
 
     @property
@@ -150,12 +150,12 @@ class Snapshot:
 
     @property
     def interrupted_at(self) -> float | None:
-        """When the present boot's node said that the cloud takes the instance back."""
+        """When the node reported that the cloud takes the instance back."""
         return seconds_of(self.node.get("interrupted_at"))
 
     @property
     def interruption_ends(self) -> float | None:
-        """When the cloud takes it back, by what it has said."""
+        """When the cloud takes the instance back, as announced."""
         return seconds_of(self.node.get("interruption_ends"))
 
     @cached_property
@@ -166,7 +166,7 @@ class Snapshot:
 
     @property
     def leader(self) -> str:
-        """Who holds the controller lock now, or empty."""
+        """The owner of the controller lock; empty if nobody holds it."""
         expiry = seconds_of(self.lock.get("expiry")) or 0.0
         return self.lock.get("owner", "") if expiry > self.now else ""
 

@@ -1,8 +1,6 @@
-"""What is known of a GPU, put so that a page, a script or a person can use it.
+"""The status of a GPU as JSON, for the waiting page and ``qwenctl status``.
 
-`page_status` is for the waiting page and its API, `full_status` for ``qwenctl status``, `explain`
-for ``qwenctl why``. All three only read the snapshot and the events given; nothing in their results
-is secret.
+Nothing in it is secret.
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ if TYPE_CHECKING:
     from qwenctl.core.snapshot import Lease, Snapshot
 
 HISTORY = 1000
-"""How many events to hand in: enough for the last 20 wakes that the ETA is learned from."""
+"""Number of events to pass: enough for the last 20 wakes, which the ETA is learned from."""
 
 
 class GpuSettings(Protocol):
-    """What is needed of `qwenctl.config.gpu.GpuConfig`."""
+    """The part of `qwenctl.config.gpu.GpuConfig` that a status needs."""
 
     @property
     def address(self) -> str: ...
@@ -62,7 +60,7 @@ _ACTIVE = {Phase.BOOTING: "boot", Phase.LOADING: "load"}
 def page_status(
     snapshot: Snapshot, events: Sequence[Event], gpu_config: GpuSettings, *, may_wake: bool
 ) -> dict[str, Any]:
-    """The JSON that the waiting page shows.
+    """Return the JSON that the waiting page shows.
 
     ``steps`` are in order ``request``, ``start``, ``boot``, ``load``, ``ready``; each is ``done``,
     ``active``, ``todo`` or ``failed``, with the seconds it took (or has taken so far) and the
@@ -149,7 +147,7 @@ def page_mode(snapshot: Snapshot, *, wanted: bool) -> dict[str, Any]:
 
 
 def _present(history: Sequence[Wake], snapshot: Snapshot) -> Wake | None:
-    """The wake that the snapshot is in the middle, or at the end, of."""
+    """Return the wake that the snapshot belongs to."""
     last = history[-1] if history and not is_leaving(snapshot) else None
     fitting = {
         Outcome.UNDER_WAY: snapshot.phase.waking or snapshot.phase is Phase.DRAINING,
@@ -171,7 +169,7 @@ def _interruption(snapshot: Snapshot) -> dict[str, Any] | None:
 
 
 def _active_step(snapshot: Snapshot, wake: Wake | None) -> str:
-    """The step under way or the one that failed; empty if nothing is on its way up."""
+    """Return the step that is under way or failed; empty if there is none."""
     phase = snapshot.phase
     if phase is Phase.FAILED:
         reached = wake.marks if wake else {}
@@ -192,7 +190,7 @@ def _elapsed(wake: Wake | None, snapshot: Snapshot) -> float | None:
         end = wake.marks.get(Mark.READY, wake.ended_at)
         return (snapshot.now if end is None else end) - wake.started_at
     if snapshot.wanted and not snapshot.phase.serves:
-        # Who used it until the cloud took it back waits from then on.
+        # Whoever used it until the cloud took it back waits from then on.
         from_ = snapshot.interrupted_at or 0.0
         asked = [max(lease.since, from_) for lease in snapshot.leases if lease.since is not None]
         return snapshot.now - min(asked) if asked else None
@@ -241,15 +239,13 @@ def _round(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
 
 
-# For the command line
-
-
 def own_record(
     snapshot: Snapshot, events: Sequence[Event], gpu_config: GpuSettings
 ) -> tuple[Snapshot, Sequence[Event], str]:
-    """What is recorded of the configured instance, and, if it is another one that was looked at last,
-    which. A GPU of the same name may have been another instance, by an earlier configuration or by
-    that of another directory.
+    """Return the configured instance's record, and the name of another one on record.
+
+    A GPU of the same name may have been another instance, by an earlier configuration or by that of
+    another directory.
     """
     recorded = snapshot.state.get("machine", "")
     if recorded and recorded != gpu_config.machine:
@@ -271,16 +267,16 @@ def full_status(
     *,
     url: str = "",
 ) -> dict[str, Any]:
-    """All there is to say about a GPU, as JSON types. Times are Unix seconds on the store's clock.
+    """Return all that is known of a GPU, as JSON types.
 
-    ``cause`` is a code, ``cause_text`` the same in words, which also name the person behind it.
+    Times are Unix seconds on the store's clock. ``cause`` is a code, ``cause_text`` the same in words, with the person who caused it.
 
-    ``idle_seconds_left`` is how long it stays on if nobody uses it any more; null while it is off,
-    blocked, or working. ``cost_so_far`` is the price of the time since the instance booted; null
-    without a price, as long as no agent tells that time, and from its stop on.
+    ``idle_seconds_left`` is how long it stays on if nobody uses it; null while it is off, blocked or
+    working. ``cost_so_far`` is the price of the time since the instance booted; null without a
+    price, until an agent reports that time, and from its stop on.
 
-    ``verified`` is whether a controller looks after it now. If none does, ``as_of`` is when somebody
-    looked last, and all else may have changed since. ``cloud.other`` names the instance that is on
+    ``verified`` is whether a controller looks after it now. If none does, ``as_of`` is the time of the
+    last look, and all else may have changed since. ``cloud.other`` names the instance that is on
     record instead of the configured one (see `own_record`).
     """
     now = snapshot.now
@@ -325,7 +321,7 @@ def _cost(snapshot: Snapshot, gpu_config: GpuSettings) -> float | None:
 
 
 def node_url(snapshot: Snapshot, gpu_config: GpuSettings) -> str:
-    """Where the service itself answers, without a proxy; empty as long as nobody knows."""
+    """Return the service's own URL, without a proxy; empty while it is unknown."""
     host = gpu_config.address or snapshot.address
     return NodeAddress(host, gpu_config.port).url if host else ""
 

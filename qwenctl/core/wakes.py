@@ -1,9 +1,9 @@
-"""Every wake as one trace: click → start call → running → hello → … → ready → first byte.
+"""Wakes: click → start call → running → hello → … → ready → first byte.
 
-Pure. `wakes` folds the store's history into `Wake` objects, `expected` learns from them how long
-each step usually takes. The waiting page's ETA, `qwenctl status` and the metrics read both.
+`wakes` folds events into `Wake` objects; `expected` learns from them how long each step usually
+takes. The waiting page's ETA, `qwenctl status` and the metrics use both.
 
-An attempt that fails ends its trace; the retry is another one. Times are seconds on the store's
+An attempt that fails ends its wake; the retry is another wake. Times are seconds on the store's
 clock, durations seconds.
 """
 
@@ -21,10 +21,10 @@ STEPS = ("request", "start", "boot", "load")
 """The steps whose durations add up to a wake, in order."""
 
 LEARN_FROM = 20
-"""How many successful wakes `expected` looks back."""
+"""Number of successful wakes that `expected` uses."""
 
 _SHARES = {"request": 0.0, "start": 0.25, "boot": 0.25, "load": 0.5}
-"""How a first estimate is split, before there are wakes to learn from. A request needs
+"""Shares of the owner's estimate, before there are wakes to learn from. A request needs
 milliseconds; of the rest, half is the machine and half what it loads."""
 
 
@@ -34,18 +34,18 @@ class Mark(str, Enum):
     CLICK = "click"  # the demand that woke it
     CALL = "call"  # the start call was made
     RUNNING = "running"  # the cloud says running
-    HELLO = "hello"  # the agent of this boot is there
+    HELLO = "hello"  # the agent of this boot said hello
     READY = "ready"
-    FIRST_BYTE = "first_byte"  # the first answer of the service went to a visitor
+    FIRST_BYTE = "first_byte"  # a visitor got the service's first answer
 
 
 class Outcome(str, Enum):
-    """How a wake ended."""
+    """Outcomes of a wake."""
 
     UNDER_WAY = "under_way"
     READY = "ready"
     FAILED = "failed"
-    ABANDONED = "abandoned"  # nobody wanted it any more, or somebody said `down` or `block`
+    ABANDONED = "abandoned"  # no longer wanted, or by `down` or `block`
 
 
 _SPANS = {
@@ -59,28 +59,28 @@ _SPANS = {
 
 @dataclass
 class Wake:
-    """One attempt to get a GPU ready."""
+    """An attempt to get a GPU ready."""
 
     id: str
-    """Id of the event it began with."""
+    """Id of its first event."""
     started_at: float
     actor: str
     """Who asked for it."""
     cause: str
-    """Why, in the words of the lease; ``unblock``; or the cause of the transition if nobody asked."""
+    """The lease's reason; ``unblock``; or the transition's cause if nobody asked."""
     lease: str = ""
-    """Name of the lease that asked for it, if one did."""
+    """Name of the lease that asked for it, if any."""
     marks: dict[Mark, float] = field(default_factory=dict)
     progress: list[tuple[str, float]] = field(default_factory=list)
-    """What the node did from when on: (``pull``, ``weights``, …; time)."""
+    """Phases of loading with their beginnings: (``pull``, ``weights``, …; time)."""
     outcome: Outcome = Outcome.UNDER_WAY
     code: str = ""
-    """The failure code, or the cause of the transition that gave it up."""
+    """The failure code, or the cause of the transition that ended it."""
     ended_at: float | None = None
 
     @property
     def cold(self) -> bool:
-        """Whether the whole way was gone: no instance found running, no mere service restart."""
+        """Whether it made a start call: no instance found running, no service restart."""
         return Mark.CALL in self.marks
 
     @property
@@ -109,17 +109,19 @@ class Wake:
         return result
 
     def began(self, step: str) -> float | None:
-        """When a step began, or None if it has not."""
+        """Return when a step began; None if it has not."""
         return self.marks.get(_SPANS[step][0])
 
     def mark(self, mark: Mark, time: float) -> None:
-        """Set a mark; the first time counts."""
+        """Set a mark unless it is set."""
         self.marks.setdefault(mark, time)
 
 
 def wakes(events: Iterable[Event]) -> list[Wake]:
-    """The wakes in these events, oldest first. The events must be in order; the beginning of the
-    history may be missing."""
+    """Return the wakes in these events, oldest first.
+
+    The events must be in order; the beginning of the history may be missing.
+    """
     fold = _Fold()
     for event in events:
         fold.add(event)
@@ -130,7 +132,7 @@ class _Fold:
     def __init__(self) -> None:
         self.wakes: list[Wake] = []
         self._phase: Phase | None = None
-        self._asked: Event | None = None  # the demand that no wake has answered yet
+        self._asked: Event | None = None  # demand that no wake has answered yet
 
     @property
     def _open(self) -> Wake | None:
@@ -159,14 +161,14 @@ class _Fold:
         if self._open or self._phase is Phase.READY:
             return
         before = self._asked
-        # An unblock counts only as long as no lease follows: then one from before the block woke.
+        # An unblock counts only until a lease follows: without one, a lease from before the block woke.
         if before is None or before.kind is EventKind.UNBLOCK or event.time > before.expiry:
             self._asked = event
 
     def _transition(self, event: Event) -> None:
         source, to, cause = event.source, event.to, event.cause
         if source is None or to is None:
-            return  # of a version that knows more phases
+            return  # of a newer version
         self._phase = to
         wake = self._open
         if to in (Phase.STARTING, Phase.BOOTING, Phase.LOADING):
@@ -214,15 +216,15 @@ def _why(asked: Event) -> str:
 
 
 def learned(history: Iterable[Wake]) -> bool:
-    """Whether `expected` has wakes to learn from; if not, it can only give the owner's estimate."""
+    """Return whether `expected` has wakes to learn from, or only the owner's estimate."""
     return any(wake.outcome is Outcome.READY and wake.cold for wake in history)
 
 
 def expected(history: Iterable[Wake], estimate: float) -> dict[str, float]:
-    """Seconds that each of `STEPS` usually takes: the median of the last successful cold wakes.
+    """Return the seconds that each of `STEPS` usually takes.
 
-    ``estimate`` is what the owner thinks a whole wake takes (``boot_estimate``); it is used as
-    long as there is nothing to learn from.
+    They are medians of the last successful cold wakes. ``estimate`` is the owner's estimate of a whole wake (``boot_estimate``), used until there are
+    wakes to learn from.
     """
     good = [wake for wake in history if wake.outcome is Outcome.READY and wake.cold]
     good = good[-LEARN_FROM:]

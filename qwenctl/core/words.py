@@ -1,4 +1,4 @@
-"""Words for people: causes, leases, problems."""
+"""Causes, leases and problems in plain words."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
     from qwenctl.core.snapshot import Lease, Snapshot
 
 NOT_ASKED = "not known: the cloud has not been asked yet"
-"""The state of a GPU that nobody has looked at: its phase is ``off``, but it may run."""
+"""State of a GPU that nobody has looked at: its phase is ``off``, but it may run."""
 
 NODE_PHASES = frozenset({Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING})
-"""When what the node last said of itself is still so: afterwards it may be off."""
+"""Phases in which the node's last report still holds."""
 
 
 def is_leaving(snapshot: Snapshot) -> bool:
-    """Whether the cloud takes the instance back, and it is no longer for new requests."""
+    """Return whether the cloud takes the instance back, and it is being stopped."""
     on = snapshot.phase in (Phase.DRAINING, Phase.STOPPING)
     return on and snapshot.interrupted_at is not None
 
 
 def problem_of(snapshot: Snapshot) -> str:
-    """Why a service has not started so far, by what its agent says; empty if nothing is wrong."""
-    # Without an agent, that nothing answers yet is what every boot begins with.
+    """Return why a service has not started so far, as its agent reports."""
+    # Without an agent every boot begins with a service that does not answer.
     told = snapshot.phase is Phase.LOADING and snapshot.node.get("version")
     return escape_control((snapshot.node_view.error.splitlines() or [""])[0])[:300] if told else ""
 
 
 def present_failure(snapshot: Snapshot) -> Failure | None:
-    """While it is ready, what failed before is kept only to count the attempts."""
+    """Return the failure to show. While ready, it is kept only to count the attempts."""
     return None if snapshot.phase in (Phase.READY, Phase.DRAINING) else snapshot.failure
 
 
 def as_of_time(snapshot: Snapshot) -> float | None:
-    """When somebody looked last, if nobody does now; else None."""
+    """Return the time of the last look; None while a controller looks after the GPU."""
     if snapshot.leader or "observed" not in snapshot.state:
         return None
     heard = snapshot.time("observed_at") or 0.0
@@ -50,7 +50,7 @@ def as_of_time(snapshot: Snapshot) -> float | None:
 
 
 def cause_of(snapshot: Snapshot, events: Sequence[Event]) -> str:
-    """Why it is in this phase, in plain words; whose `down` or `block`, if that is why."""
+    """Return the phase's cause in plain words, or whose `down` or `block` led to it."""
     if snapshot.phase in (Phase.DRAINING, Phase.STOPPING):
         _, behind = stopped_by(events)
         if behind is not None:
@@ -59,12 +59,12 @@ def cause_of(snapshot: Snapshot, events: Sequence[Event]) -> str:
 
 
 def lease_words(lease: Lease) -> str:
-    """A lease or block in plain words: who, and what for."""
+    """Return a lease or block in plain words: who, and what for."""
     return name_words(lease.name, lease.actor, lease.reason)
 
 
 def name_words(name: str, actor: str = "", reason: str = "") -> str:
-    """The name of a lease or block (``pin:anna``) in plain words: who, and what for."""
+    """Return the name of a lease or block (``pin:anna``) in plain words."""
     kind, rest = leases.parse(name)
     who = actor or rest
     if kind == leases.REQUEST:
@@ -111,12 +111,12 @@ _CAUSES = {
 
 
 def cause_words(cause: str) -> str:
-    """The cause of a transition, or the code of a failure, in plain words."""
+    """Return the cause of a transition, or the code of a failure, in plain words."""
     return _CAUSES.get(cause, cause.replace("_", " "))
 
 
 def event_cause(event: Event) -> str:
-    """The cause of a transition, with the message of a failure if it is one."""
+    """Return the cause of a transition, with the message of a failure."""
     words = cause_words(event.cause)
     if event.to is Phase.FAILED and event.failure:
         words += f": {one_line(event.failure.message)}"
@@ -126,8 +126,7 @@ def event_cause(event: Event) -> str:
 def stopped_by(
     events: Sequence[Event], phases: Sequence[Phase] = (Phase.DRAINING, Phase.STOPPING)
 ) -> tuple[Event | None, Event | None]:
-    """The last transition to one of the phases (or to off, from outside), and the `down` or `block`
-    that led to it."""
+    """Return the last stop (also from outside), and the `down` or `block` before it."""
     stopped: Event | None = None
     for event in reversed(events):
         if stopped is None:
@@ -147,7 +146,7 @@ def stopped_by(
 
 
 def command_words(event: Event) -> str:
-    """A `down` or `block` in plain words."""
+    """Return a `down` or `block` in plain words."""
     if event.kind is EventKind.BLOCK and leases.kind_of(event.name) != leases.MAINTENANCE:
         return name_words(event.name, reason=event.cause)
     command = f"qwenctl {event.kind}" + (" --now" if event.cut else "")
