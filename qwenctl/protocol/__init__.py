@@ -1,1 +1,1 @@
-"""What node and proxy say to each other."""
+"""The protocol between node and proxy."""

@@ -1,13 +1,13 @@
-"""What the node's agent and the proxy say to each other, and how each knows the other.
+"""Messages between the node's agent and the proxy.
 
-The agent opens every connection, so the node needs no inbound control port. It says `Hello` once a
-boot, then sends a `Report` at every change and every heartbeat; the answers carry the `Spec` of what
-to run and the `Command`s to carry out.
+The agent opens every connection, so the node needs no inbound control port. It sends a `Hello` once
+a boot, then a `Report` at every change and every heartbeat; the answers carry the `Spec` to run and
+the `Command`s to carry out.
 
 Every message is signed with the deployment's node secret (HMAC-SHA256, RFC 2104) over method, path,
-time, nonce and body. Answers are signed too, over the nonce they answer, because they name commands
-to run. Replays are refused by nonce, stale ones by time, and a report counts only for the boot that
-said hello after the start.
+time, nonce and body. Answers, which name commands to run, are signed over the nonce they answer.
+Replays are refused by nonce, stale messages by time, and a report counts only for the boot that said
+hello after the start.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ HELLO_PATH = "/_qwenctl/node/hello"
 REPORT_PATH = "/_qwenctl/node/report"
 
 MAX_MESSAGE_BYTES = 256 * 1024
-"""A longer message is refused before it is read."""
+"""A longer message is refused unread."""
 
 
 class _Message(BaseModel):
-    # An older proxy must understand a newer agent and the other way round: unknown keys are ignored.
+    # Proxy and agent may differ in version: unknown keys are ignored.
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class Readiness(_Message):
-    """When a service counts as ready: an HTTP GET of ``path`` answers with a status below 400, and
-    a tiny inference works, if one is asked for."""
+    """Readiness probe of a service: an HTTP GET of ``path``.
+
+    Ready is a status below 400, and a tiny inference that works, if one is asked for.
+    """
 
     path: str = "/"
     interval: float = Field(1.0, gt=0, description="seconds between two probes")
@@ -45,7 +47,7 @@ class Readiness(_Message):
 
 
 class Activity(_Message):
-    """How the agent learns that a service is generating, where the traffic does not show it.
+    """Activity probe of a service, where the traffic does not show generations.
 
     ``path`` is read over HTTP each heartbeat; ``metrics`` are names of Prometheus samples to add up
     (vLLM: ``vllm:num_requests_running``). Without metrics the body is JSON and its number
@@ -60,7 +62,7 @@ class Activity(_Message):
 
 
 class Container(_Message):
-    """How Docker runs a service. Sizes are in bytes; 0 is Docker's own choice."""
+    """Docker's options for a service. Sizes are in bytes; 0 is Docker's default."""
 
     image: str = Field(min_length=1)
     entrypoint: tuple[str, ...] = ()
@@ -81,8 +83,7 @@ class Container(_Message):
 
 
 class Service(_Message):
-    """One thing that the node runs: a process or a container with a port, readiness and activity
-    probe."""
+    """A process or container that the node runs, with a port and probes."""
 
     name: str = "webui"
     runtime: Literal["process", "docker"] = "process"
@@ -100,7 +101,7 @@ class Service(_Message):
 
 
 class Spec(_Message):
-    """What the node should run. ``version`` is a hash of the rest: a changed spec is another one."""
+    """The services that the node should run; ``version`` is a hash of the rest."""
 
     version: str
     services: tuple[Service, ...]
@@ -119,7 +120,7 @@ class Hello(_Message):
 
 
 class Progress(_Message):
-    """What the node is doing, for the waiting page."""
+    """The node's progress, for the waiting page."""
 
     phase: str = Field("", max_length=40, description="pull, create, download, weights, warm-up, …")
     percent: float | None = Field(None, ge=0, le=100)
@@ -139,7 +140,7 @@ class ServiceState(_Message):
 
 
 class GpuFigures(_Message):
-    """One GPU, or one MIG device of a GPU; None where the driver does not tell."""
+    """Figures of a GPU or MIG device; None where the driver does not report."""
 
     index: str = Field(
         "", max_length=16, description="as NVML and Docker count: 0, or 0:1 for a MIG device"
@@ -157,11 +158,11 @@ class GpuFigures(_Message):
 
 
 MAX_GPUS = 128
-"""Of one report: 16 GPUs with 7 MIG devices each and a message still has room."""
+"""At most so many in a report: room for 16 GPUs with 7 MIG devices each."""
 
 
 class Resources(_Message):
-    """Figures of the node; None where the machine does not tell."""
+    """Figures of the node; None where the machine does not report."""
 
     cpu_percent: float | None = None
     memory_used: int | None = Field(None, description="bytes")
@@ -176,7 +177,7 @@ class Resources(_Message):
 
 
 class Interruption(_Message):
-    """The cloud has said that it takes the instance back, as it may with a spot instance."""
+    """The cloud's notice that it takes a spot instance back."""
 
     action: str = Field("reclaim", min_length=1, max_length=40, description="stop, terminate, …")
     seconds_left: float = Field(
@@ -188,7 +189,7 @@ LogLine = Annotated[str, Field(max_length=4000)]
 
 
 class Report(_Message):
-    """Heartbeat, progress and ready callback in one: the whole state of the node, each time."""
+    """The whole state of the node: heartbeat, progress and ready callback."""
 
     gpu: str
     boot_id: str = Field(min_length=8, max_length=64)
@@ -206,13 +207,13 @@ class Report(_Message):
 
 
 class Command(_Message):
-    """Something the node should do once.
+    """A task for the node, to be done once.
 
     ===============  =======================================================================
     verb             what the agent does
     ===============  =======================================================================
-    drain            stops every service, until told to restart one, or it starts again
-    stop-service     stops one, until told to restart it, or it starts again itself
+    drain            stops every service, until a command restarts it, or the agent starts anew
+    stop-service     stops one service, in the same way
     restart-service  stops it, if it runs, and starts it
     reload           reads its own settings anew; containers run on, commands are restarted
     collect-logs     sends its last lines once more

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 
 MAX_SKEW_SECONDS = 120.0
-"""How far the node's clock may be from the store's. A nonce is remembered for twice as long."""
+"""How far the node's clock may be from the store's; nonces are kept for twice as long."""
 
 TIME_HEADER = "X-Qwenctl-Time"
 NONCE_HEADER = "X-Qwenctl-Nonce"
@@ -16,11 +16,11 @@ SIGNATURE_HEADER = "X-Qwenctl-Signature"
 
 
 class BadSignature(Exception):
-    """The message was not signed with this deployment's node secret, or was changed on the way."""
+    """The signature is not by this deployment's node secret, or not of this message."""
 
 
 class Stale(Exception):
-    """The message's time is too far from ours. ``skew`` is theirs minus ours, in seconds."""
+    """The message's time is too far from ours; ``skew`` is theirs minus ours in s."""
 
     def __init__(self, skew: float) -> None:
         direction = "ahead of" if skew > 0 else "behind"
@@ -34,7 +34,7 @@ class Stale(Exception):
 def _mac(secret: str, *parts: bytes) -> str:
     mac = hmac.new(secret.encode(), digestmod=hashlib.sha256)
     for part in parts:
-        # Length-prefixed, so that no two different lists of parts give the same bytes.
+        # Length-prefixed, so that different lists of parts never give the same bytes.
         mac.update(len(part).to_bytes(8, "big") + part)
     return "v1=" + mac.hexdigest()
 
@@ -42,7 +42,7 @@ def _mac(secret: str, *parts: bytes) -> str:
 def sign_message(
     secret: str, method: str, path: str, body: bytes, *, now: float, nonce: str | None = None
 ) -> dict[str, str]:
-    """The headers that prove a message. ``now`` is Unix time in seconds as the signer knows it."""
+    """Return the headers that sign a message; ``now`` is the signer's Unix time."""
     nonce = nonce or secrets.token_hex(16)
     stamp = f"{now:.3f}"
     mac = _mac(
@@ -54,11 +54,11 @@ def sign_message(
 def check_message(
     secret: str, method: str, path: str, body: bytes, headers: Mapping[str, str], *, now: float
 ) -> str:
-    """The message's nonce, for the caller to refuse a second time.
+    """Check a message and return its nonce, for the caller to refuse a second time.
 
     Raises:
-        BadSignature: a header is missing or malformed, or the signature is another one.
-        Stale: signed right, but more than `MAX_SKEW_SECONDS` from ``now``.
+        BadSignature: a header is missing or malformed, or the signature is wrong.
+        Stale: signed correctly, but more than `MAX_SKEW_SECONDS` from ``now``.
     """
     stamp, nonce = headers.get(TIME_HEADER, ""), headers.get(NONCE_HEADER, "")
     given = headers.get(SIGNATURE_HEADER, "")
@@ -77,14 +77,14 @@ def check_message(
 
 
 def sign_answer(secret: str, nonce: str, status: int, body: bytes) -> dict[str, str]:
-    """The header that proves an answer to the message with that nonce."""
+    """Return the header that signs an answer to the message with that nonce."""
     return {SIGNATURE_HEADER: _mac(secret, b"answer", nonce.encode(), str(status).encode(), body)}
 
 
 def check_answer(
     secret: str, nonce: str, status: int, body: bytes, headers: Mapping[str, str]
 ) -> None:
-    """Raises `BadSignature` unless the answer comes from a proxy that knows the node secret."""
+    """Raise `BadSignature` unless the proxy that answered knows the node secret."""
     expected = sign_answer(secret, nonce, status, body)[SIGNATURE_HEADER]
     if not hmac.compare_digest(headers.get(SIGNATURE_HEADER, "").encode(), expected.encode()):
         raise BadSignature("the answer was not signed with this deployment's node secret")

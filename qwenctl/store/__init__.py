@@ -1,1 +1,1 @@
-"""Redis: leases, phases, events; one Lua script an operation."""
+"""The state in Redis: leases, phases, events; one Lua script for each operation."""

@@ -19,12 +19,12 @@ from qwenctl.store import embedded
 
 _REFUSALS = (redis.exceptions.OutOfMemoryError, redis.exceptions.ClusterError)
 _REFUSAL_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
-"""A full disk or memory, a cluster that is not whole: the server is there and of no use."""
+"""Codes of a full disk or memory, or an incomplete cluster: it answers, but cannot be used."""
 
 
 @contextlib.contextmanager
 def explained_errors(client: redis.Redis | str) -> Iterator[None]:
-    """Turn Redis's errors into ours; ``client`` or its place is named in them."""
+    """Turn Redis's errors into ours, which name the client or its place."""
     try:
         yield
     except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError) as error:
@@ -37,7 +37,7 @@ def explained_errors(client: redis.Redis | str) -> Iterator[None]:
         redis.exceptions.TimeoutError,
         redis.exceptions.BusyLoadingError,
         redis.exceptions.ReadOnlyError,
-        redis.exceptions.RedisClusterException,  # no RedisError: no node of it answers
+        redis.exceptions.RedisClusterException,  # not a RedisError: no node of the cluster answers
         OSError,
     ) as error:
         text = str(error)
@@ -57,7 +57,7 @@ def explained_errors(client: redis.Redis | str) -> Iterator[None]:
 
 
 def place_of(client: redis.Redis | str) -> str:
-    """Where the server is, without password."""
+    """Return where the server is, without password."""
     if isinstance(client, str):
         return client
     pool: Any = getattr(client, "connection_pool", None)
@@ -70,16 +70,16 @@ def place_of(client: redis.Redis | str) -> str:
 
 
 def connect(config: Config) -> redis.Redis:
-    """A client for the configured Redis, or for our own embedded server.
+    """Return a client for the configured Redis, or for our embedded server.
 
-    Nothing is connected yet, except to a cluster.
+    Only a client of a cluster connects at once.
     ``redis+sentinel://[:password@]host:port,host:port/service[/db]`` finds the master by Sentinel,
     ``redis+cluster://host:port`` a Redis Cluster.
 
     Raises:
         ConfigError: a URL that cannot be used, or an unreadable password file.
-        StoreUnavailable, StoreAuthError: a Redis Cluster, which is asked for its nodes at once,
-            cannot be reached or refuses the password.
+        StoreUnavailable, StoreAuthError: a Redis Cluster cannot be reached or refuses the
+            password.
     """
     options: dict[str, Any] = {
         "decode_responses": True,
@@ -94,7 +94,7 @@ def connect(config: Config) -> redis.Redis:
         )
     if not config.redis_url:
         return redis.Redis.from_pool(embedded.pool(config.state_path, **options))
-    scheme = config.redis_url.partition("://")[0].lower()  # one that is known: `Config` sees to it
+    scheme = config.redis_url.partition("://")[0].lower()  # `Config` accepts known schemes only
     try:
         url = urlsplit(config.redis_url)
         if scheme == "redis+sentinel":
@@ -102,11 +102,11 @@ def connect(config: Config) -> redis.Redis:
         if scheme == "redis+cluster":
             options.pop("retry")
             plain = urlunsplit(url._replace(scheme="redis"))
-            with explained_errors(f"{url.hostname}:{url.port}"):  # it asks the cluster at once
+            with explained_errors(f"{url.hostname}:{url.port}"):  # it reads the nodes at once
                 return cast(redis.Redis, redis.RedisCluster.from_url(plain, **options))
         return redis.Redis.from_url(config.redis_url, **options)
     except (ValueError, redis.exceptions.RedisError):
-        # Not the error's own words: they may quote a part of the password.
+        # Not the error's text: it may quote a part of the password.
         raise ConfigError(
             f"redis_url ({scheme}://…) cannot be used: characters such as / @ : # in a "
             "password must be percent-encoded, or put it into redis_password_file"
@@ -125,7 +125,7 @@ def _sentinel(netloc: str, path: str, options: dict[str, Any]) -> redis.Redis:
         name, _, port = host.partition(":")
         places.append((name, int(port or 26379)))
     service, _, database = path.strip("/").partition("/")
-    # One that does not answer is passed over for the next, not tried again.
+    # A Sentinel that does not answer is skipped, not tried again.
     asking = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 0)}
     sentinel: Any = cast(Any, Sentinel)(places, sentinel_kwargs=asking)
     return cast(

@@ -1,14 +1,12 @@
-"""Our own Valkey server, for when no Redis is configured.
+"""The embedded Valkey server, used when no Redis is configured.
 
-Whichever process needs it first starts it; all processes of this machine that use the same state
-directory share it over a unix socket; it keeps its data in an append-only file there and goes away
-a minute after its last client. A small keeper process (`python -m qwenctl.store.embedded`) owns the
-server: when the keeper dies the server ends, and when the server dies the keeper does; the next
-client starts both anew.
+The first process that needs it starts it. All processes of this machine with the same state
+directory share it over a unix socket. It keeps its data there in an append-only file, and ends a
+minute after its last client. A keeper process (`python -m qwenctl.store.embedded`) owns the server:
+each ends when the other dies, and the next client starts both anew.
 
-Two locks in the state directory: ``start.lock`` is held while somebody starts the server, and
-``run.lock`` by the server itself, through an inherited descriptor, so that no two servers can ever
-write the same files.
+Two locks in the state directory: a process that starts the server holds ``start.lock``; the server
+itself holds ``run.lock`` through an inherited descriptor, so that no two servers write the same files.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from typing import IO, Any
 from qwenctl.errors import ConfigError, StoreUnavailable
 
 LINGER_SECONDS = 60.0
-"""How long the server stays after its last client has gone."""
+"""How long the server stays after its last client."""
 
 START_SECONDS = 15.0
 
@@ -51,8 +49,10 @@ _SETTINGS = {
 
 
 def socket_path(state: Path) -> Path:
-    """The server's socket. Unix socket paths are limited to about 100 bytes, so that one in a deep
-    directory lies in a directory of the user's own in ``/tmp``, named after the state directory.
+    """Return the path of the server's socket.
+
+    Unix socket paths are limited to 107 bytes (unix(7)): for a deep state directory the socket lies
+    in a directory of the user in ``/tmp``.
 
     Raises:
         ConfigError: that directory is somebody else's.
@@ -73,7 +73,7 @@ def socket_path(state: Path) -> Path:
 
 
 def pool(state: Path, **options: Any) -> Any:
-    """A redis-py connection pool whose connections start the server when it is not there."""
+    """Return a redis-py pool whose connections start the server if necessary."""
     import redis
 
     class Connection(redis.UnixDomainSocketConnection):
@@ -96,7 +96,7 @@ def ensure(state: Path) -> None:
 
     Raises:
         ConfigError: the state directory cannot be written, or there is no server program.
-        StoreUnavailable: the server does not start; the message has its last words.
+        StoreUnavailable: the server does not start; the message has its last lines.
     """
     folder = state / "valkey"
     try:
@@ -109,10 +109,10 @@ def ensure(state: Path) -> None:
         ) from None
     path = socket_path(state)
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel, however its holder ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it, however its holder ends
         if _answers(path):
             return
-        _server_program()  # a clear error here rather than in the keeper's log
+        _server_program()  # its error is raised here, not in the keeper's log
         with open(folder / "valkey.log", "ab") as log:
             keeper = subprocess.Popen(
                 [sys.executable, "-m", "qwenctl.store.embedded", str(state)],
@@ -139,7 +139,7 @@ def ensure(state: Path) -> None:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a server answers there, having loaded its data."""
+    """Return whether a server answers there, with its data loaded."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(2.0)
@@ -171,7 +171,7 @@ def _server_program() -> str:
 
 
 def _clients(path: Path) -> int:
-    """How many connections the server has besides ours."""
+    """Return the number of the server's connections besides ours."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(5.0)
         connection.connect(str(path))
@@ -198,7 +198,7 @@ def _run_lock(folder: Path) -> Iterator[IO[str] | None]:
 
 
 def _replaced(folder: Path, lock: IO[str]) -> bool:
-    """Whether the directory that our lock lies in is gone, or another one lies in its place."""
+    """Return whether our lock's directory is gone or has been replaced."""
     try:
         return (folder / "run.lock").stat().st_ino != os.fstat(lock.fileno()).st_ino
     except FileNotFoundError:
@@ -206,7 +206,7 @@ def _replaced(folder: Path, lock: IO[str]) -> bool:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end this process when its parent dies (Linux only)."""
+    """Have the kernel end this process when its parent dies (prctl(2), Linux only)."""
     if sys.platform == "linux":
         import ctypes
 
@@ -214,7 +214,7 @@ def _die_with_parent() -> None:
 
 
 def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
-    """Run the server until nobody has used it for ``linger`` seconds; the exit code."""
+    """Run the server until it is unused for ``linger`` seconds; return the exit code."""
     folder, path = state / "valkey", socket_path(state)
     with _run_lock(folder) as lock:
         if lock is None:
@@ -236,10 +236,9 @@ def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(timeout=min(5.0, linger / 4))
             if server.poll() is None and _replaced(folder, lock):
-                # Whoever comes now finds no server here and starts another one: two would hold
-                # two truths about the same GPUs.
+                # The next client starts another server; two would hold different states.
                 print(f"{folder} has been removed; ending", file=sys.stderr)
-                server.kill()  # a server that ends by itself removes the socket: its successor's
+                server.kill()  # ending by itself, it would remove its successor's socket
                 server.wait()
                 break
             try:
@@ -247,17 +246,17 @@ def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
                     unused_since = time.monotonic()
                 reached = True
             except FileNotFoundError:
-                if reached:  # somebody has removed the socket: nobody can come in any more
+                if reached:  # the socket was removed: no client can connect any more
                     server.terminate()
                 continue
             except (OSError, ValueError, IndexError):
                 continue
             if time.monotonic() - unused_since > linger:
-                # Under the starting lock nobody can be about to count on this server.
+                # Under the starting lock no process is about to use this server.
                 with open(folder / "start.lock", "a") as starting:
                     fcntl.flock(starting, fcntl.LOCK_EX)
                     if server.poll() is None and _clients(path) == 0:
-                        path.unlink(missing_ok=True)  # a newcomer starts a new one
+                        path.unlink(missing_ok=True)  # the next client starts a new one
                         server.terminate()
                         server.wait()
                     else:

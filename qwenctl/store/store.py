@@ -1,8 +1,8 @@
-"""The only module that knows Redis: leases, blocks, phase, controller lock, history.
+"""Leases, blocks, phase, controller lock and history of each GPU, in Redis.
 
-Each method is one atomic Lua script of the same name in ``qwenctl/lua/``. All times are seconds on
-one clock: the server's, or the ``now`` handed to the constructor, which is how the whole control
-plane runs under virtual time. Expiry is always compared, never left to a Redis TTL.
+Each method runs the atomic Lua script of its name in ``lua/``. All times are seconds on one clock:
+the server's, or the constructor's ``now``, for tests under virtual time. Expiry is always compared,
+never left to a Redis TTL.
 
 Every method raises `StoreUnavailable` when Redis cannot be reached.
 """
@@ -34,10 +34,10 @@ _LUA = Path(__file__).with_name("lua")
 _KEYS = ["state", "leases", "blocks", "info", "lock", "node", "nonces", "events", "log", "commands"]
 
 NONCE_SECONDS = 2 * MAX_SKEW_SECONDS
-"""How long a nonce is remembered: longer than any message with it can be fresh."""
+"""How long a nonce is remembered: longer than a message with it can be fresh."""
 
 ALIVE_SECONDS = 10.0
-"""An agent that has been heard of so lately is there, however short its heartbeat."""
+"""An agent counts as present for so long after a message, however short its heartbeat."""
 
 
 def _ms(seconds: float) -> int:
@@ -49,7 +49,7 @@ def _pairs(flat: Sequence[str]) -> dict[str, str]:
 
 
 class Store:
-    """The shared state of one deployment. Safe to use from several threads."""
+    """The shared state of one deployment; thread-safe."""
 
     def __init__(
         self, client: redis.Redis, deployment: str, *, now: Callable[[], float] | None = None
@@ -71,7 +71,7 @@ class Store:
         return f"qwenctl:{{{self._deployment}/{gpu}}}:{name}"
 
     def keys(self, gpu: str) -> list[str]:
-        """Every key of one GPU, in the order that the scripts expect."""
+        """Return every key of one GPU, in the order that the scripts expect."""
         return [self._key(gpu, name) for name in _KEYS]
 
     def _run(self, script: str, gpu: str, *args: str | int) -> Any:
@@ -92,7 +92,7 @@ class Store:
                 return self._redis.eval(text, len(keys), *keys, *argv)
 
     def ping(self) -> None:
-        """Raises `StoreUnavailable` or `StoreAuthError` if the store cannot be used."""
+        """Raise `StoreUnavailable` or `StoreAuthError` if the store cannot be used."""
         with explained_errors(self._redis):
             self._redis.ping()
 
@@ -104,10 +104,10 @@ class Store:
         """Where the server is, without password."""
         return place_of(self._redis)
 
-    # Looking
+    # Reads
 
     def snapshot(self, gpu: str) -> Snapshot:
-        """Everything known of one GPU now."""
+        """Return everything known of one GPU now."""
         now, state, leases, blocks, info, node, lock = self._run("snapshot", gpu)
         about = {name: json.loads(text) for name, text in _pairs(info).items()}
 
@@ -134,7 +134,7 @@ class Store:
         )
 
     def events(self, gpu: str, count: int = 100, *, after: str = "") -> list[Event]:
-        """The last ``count`` events, oldest first; with ``after``, the first ones after that id."""
+        """Return the last events, oldest first; with ``after``, the first after that id."""
         key = self._key(gpu, "events")
         with explained_errors(self._redis):
             if after:
@@ -144,7 +144,7 @@ class Store:
         return [decode(*row) for row in cast(Any, rows)]
 
     def follow(self, gpu: str, after: str, wait: float) -> list[Event]:
-        """The events after that id, waiting up to ``wait`` seconds for the first of them."""
+        """Return the events after an id; wait up to ``wait`` seconds for the first."""
         with explained_errors(self._redis):
             rows = self._redis.xread(
                 {self._key(gpu, "events"): after or "0"}, block=max(1, _ms(wait)), count=200
@@ -152,31 +152,29 @@ class Store:
         return [decode(*row) for _, batch in cast(Any, rows or []) for row in batch]
 
     def log_lines(self, gpu: str, count: int = 200) -> list[str]:
-        """The node's last log lines, oldest first."""
+        """Return the node's last log lines, oldest first."""
         with explained_errors(self._redis):
             return cast("list[str]", self._redis.lrange(self._key(gpu, "log"), -count, -1))
 
     def watch(self, gpus: Sequence[str], on_change: Callable[[str, str], None]) -> Watcher:
-        """Call ``on_change(gpu, what)`` from a thread whenever something changes.
+        """Call ``on_change(gpu, what)`` from a thread at each change.
 
-        ``what`` is the kind of change, or ``resync`` after a lost connection, when anything may
-        have changed.
+        ``what`` is the kind of change, or ``resync`` when anything may have changed.
         """
         return Watcher(self._redis, {self._key(gpu, "changed"): gpu for gpu in gpus}, on_change)
 
-    # The controller's
+    # Writes of the controller
 
     def acquire(self, gpu: str, owner: str, ttl: float) -> tuple[Lock | None, bool, float]:
         """Take or renew the controller lock.
 
-        Returns the lock or None, whether it was newly taken, and for how many seconds the present
-        owner has it.
+        Return the lock or None, whether it is newly taken, and for how many seconds its owner has it.
         """
         epoch, taken, left = self._run("acquire", gpu, owner, _ms(ttl))
         return (Lock(owner, int(epoch)) if epoch else None), bool(taken), left / 1000
 
     def release_lock(self, gpu: str, lock: Lock) -> None:
-        """Give the lock back, so that a successor need not wait it out."""
+        """Give the lock back, so that a successor need not wait for its expiry."""
         self._run("release_lock", gpu, lock.owner, lock.epoch)
 
     def transition(
@@ -190,7 +188,7 @@ class Store:
         if move.to not in TRANSITIONS[source]:
             raise ValueError(f"no transition from {source.value} to {move.to.value}")
         failure = move.failure.encode() if move.failure else ""
-        # The states in which the guard is about use need the drain time to have passed.
+        # Guards about use also require that the drain time has passed.
         wait = drain if move.guard in (Guard.IDLE, Guard.NO_WORK) else 0.0
         held = (lock.owner, lock.epoch, source.value, move.to.value, move.guard.value, _ms(wait))
         written = (move.cause, failure, _ms(idle_timeout), move.adopt)
@@ -207,7 +205,7 @@ class Store:
         error: str = "",
         note: str = "",
     ) -> Outcome:
-        """Note that the cloud accepted, or may have accepted, the call of this phase."""
+        """Record that the cloud accepted, or may have accepted, the call of this phase."""
         args = (lock.owner, lock.epoch, phase.value, verb, request_id, error, escape_control(note))
         return Outcome(self._run("record_call", gpu, *args))
 
@@ -223,9 +221,9 @@ class Store:
         error: str = "",
         machine: str = "",
     ) -> Outcome:
-        """Keep what the cloud says, or why it could not be asked.
+        """Record the state that the cloud reports, or why it could not be asked.
 
-        ``machine``: which instance was asked about, in words; see `GpuConfig.machine`.
+        ``machine`` names the instance; see `GpuConfig.machine`.
         """
         seen = (state, instance_id, address, reason, error, machine)
         return Outcome(self._run("record_observation", gpu, lock.owner, lock.epoch, *seen))
@@ -254,7 +252,7 @@ class Store:
     def touch(
         self, gpu: str, inflight: str, inflight_ttl: float, touches: Sequence[Touch], *, actor: str
     ) -> Phase:
-        """Write back a proxy's activity; ``inflight_ttl`` 0: nothing is in flight any more."""
+        """Write back a proxy's activity; ``inflight_ttl`` 0: nothing is in flight."""
         args: list[str | int] = []
         for touch in touches:
             args += [touch.lease, _ms(touch.ttl), _ms(touch.began_ago)]
@@ -272,7 +270,7 @@ class Store:
     def release(
         self, gpu: str, *, actor: str, reason: str = "", cut: bool = False, only: str = ""
     ) -> int:
-        """Drop every lease but running work (``cut``: that too); the number dropped."""
+        """Drop every lease but running work (``cut``: that too); return their number."""
         return int(
             self._run("release", gpu, escape_control(actor), escape_control(reason), cut, only)
         )
@@ -280,22 +278,22 @@ class Store:
     def block(
         self, gpu: str, name: str, ttl: float | None, *, reason: str, actor: str, cut: bool = False
     ) -> Phase:
-        """Forbid the GPU to be on, for ``ttl`` seconds or until unblocked."""
+        """Keep the GPU off for ``ttl`` seconds, or until unblocked."""
         milliseconds = -1 if ttl is None else _ms(ttl)
         why = (escape_control(reason), escape_control(actor))
         return Phase(self._run("block", gpu, name, milliseconds, *why, cut))
 
     def unblock(self, gpu: str, name: str = "", *, actor: str) -> list[str]:
-        """Lift one block, or all; the names lifted."""
+        """Lift one block, or all; return the names lifted."""
         return cast("list[str]", self._run("unblock", gpu, name, actor))
 
     def schedule(
         self, gpu: str, name: str, opens: float, ends: float, *, reason: str, actor: str
     ) -> Literal["new", "held", "given_up", "over"]:
-        """Hold a schedule's lease (``prewarm:``) or block (``off-hours:``) until its window ends.
+        """Hold a schedule's lease or block until its window ends.
 
-        The window that opens at that moment is written once, however often this is called and by
-        however many: ``new``. After that it is ``held``, or ``given_up`` if somebody ended it.
+        The window that opens at that moment is written once, however many schedulers call: ``new``.
+        After that it is ``held``, or ``given_up`` if somebody ended it.
         """
         kind = EventKind.BLOCK if leases.kind_of(name) in leases.BLOCKS else EventKind.LEASE
         why = (escape_control(reason), escape_control(actor))
@@ -311,27 +309,26 @@ class Store:
         stored = encode(kind, **fields)
         self._run("note", gpu, *(part for pair in stored.items() for part in pair))
 
-    # The node's
+    # Messages of the node
 
     def hello(self, hello: Hello, nonce: str, *, heartbeat: float = 5.0) -> tuple[str, int]:
-        """Record a boot; ``ok``, ``replay``, ``earlier_boot`` or ``unexpected``, and start_seq.
+        """Record a boot; return the verdict of ``hello.lua``, and start_seq.
 
         ``heartbeat``: the seconds between two reports. Another boot's hello counts once the present
-        one has missed two of them, and no sooner than 10 s after its last.
+        boot has missed two of them, and no sooner than 10 s after its last.
         """
         boot = (hello.boot_id, hello.agent_version, _ms(max(ALIVE_SECONDS, 2 * heartbeat)))
         verdict, seq = self._run("hello", hello.gpu, nonce, _ms(NONCE_SECONDS), *boot)
         return verdict, int(seq)
 
     def command(self, gpu: str, command: Command, *, actor: str) -> bool:
-        """Have the node do something once, by its next report; False if no node is there."""
+        """Queue a command for the node's next report; return False if there is no node."""
         return bool(self._run("command", gpu, command.model_dump_json(), command.verb, actor))
 
     def report(
         self, report: Report, nonce: str, *, heartbeat: float
     ) -> tuple[str, int, tuple[Command, ...]]:
-        """Record a report; ``ok``, ``replay`` or ``other_boot``, the present start_seq, and what
-        the node should do."""
+        """Record a report; return ``report.lua``'s verdict, start_seq and the commands."""
         verdict, seq, commands = self._run(
             "report",
             report.gpu,
@@ -353,7 +350,7 @@ class Store:
 
 
 def open_store(config: Config) -> Store:
-    """The store of this deployment, checked to be usable.
+    """Open the store of this deployment, and check that it can be used.
 
     Raises:
         StoreUnavailable: Redis cannot be reached.

@@ -1,4 +1,4 @@
-"""Call back when a GPU changes."""
+"""Call back at each change of a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("qwenctl.store")
 
 
 class Watcher:
-    """A thread that passes on change messages until it is stopped."""
+    """A thread that passes change messages on until it is stopped."""
 
     def __init__(
         self,
@@ -28,13 +28,13 @@ class Watcher:
         self._on_change = on_change
         self._stopped = threading.Event()
         self._end = f"qwenctl:watcher:{secrets.token_hex(8)}"
-        """A channel of our own; a message on it ends the wait for the next one."""
+        """Our own channel; a message on it ends the wait."""
         self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopped.set()
-        with contextlib.suppress(Exception):  # without the store the thread ends by itself
+        with contextlib.suppress(Exception):  # without the store the thread ends anyway
             self._client.publish(self._end, "end")
         self._thread.join(timeout=3)
 
@@ -53,7 +53,7 @@ class Watcher:
                         gpu = self._channels.get(message["channel"]) if message else None
                         if gpu is not None:
                             self._on_change(gpu, message["data"])
-            except Exception as error:  # whatever it is: without this thread nobody is woken
+            except Exception as error:  # any error: without this thread nothing is woken
                 log.debug("waiting for changes was interrupted: %s", error)
                 self._stopped.wait(pause)
                 pause = min(2.0, pause * 2)

@@ -1,8 +1,8 @@
 -- Take or renew the controller lock of one GPU.
 -- ARGV: 3 owner, 4 time to live (ms).
 -- Returns {epoch, 1 if newly taken, ms until the present owner's lock expires}; epoch 0: not ours.
--- Every taking (not renewing) raises the epoch. A lock that has expired is never renewed, only
--- taken anew, by its old owner too: what it decided before belongs to the old epoch.
+-- Taking the lock, not renewing it, raises the epoch. An expired lock is never renewed, only taken
+-- anew, even by its old owner: its earlier decisions belong to the old epoch.
 local owner, ttl = ARGV[3], tonumber(ARGV[4])
 local lock = redis.call('HMGET', LOCK, 'owner', 'epoch', 'expiry')
 local left = tonumber(lock[3] or 0) - NOW

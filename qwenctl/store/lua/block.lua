@@ -1,4 +1,4 @@
--- Forbid the GPU to be on. Drains and keeps off; running work is finished unless cut.
+-- Keep the GPU off, after a drain; running work is finished unless cut.
 -- ARGV: 3 block, 4 time to live (ms; -1: until unblocked), 5 reason, 6 actor, 7 '1' to cut.
 -- Returns the phase.
 local name, ttl, reason, actor = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]

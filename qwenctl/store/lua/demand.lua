@@ -1,12 +1,13 @@
--- A request that may wake or use the GPU: turn it into a lease, and say what to do with it.
+-- Turn a request that may wake or use the GPU into a lease.
 -- ARGV: 3 lease, 4 time to live (ms), 5 reason, 6 actor, 7 in-flight lease ('' for none),
 --       8 its time to live (ms), 9 '1': may wake, '0': may only use what is on,
 --       10 ms since the request began.
 -- Returns {phase, start_seq, name of the block in force or '', 1 if given up by a later `down`}.
--- The one move that no controller makes: draining -> ready, so that no request is ever forwarded
--- into a stop. With a service that is not ready it stays draining; a controller sees the lease and
--- decides. (A condemned instance never drains: it is `failed`.) One that the cloud takes back stays
--- draining too: the lease is for its next start, and nothing is leased to who may not wake.
+-- It makes the one transition that no controller makes: draining -> ready, so that no request is ever
+-- forwarded into a stop. While the service is not ready, the phase stays `draining`; a controller
+-- sees the lease and decides. (A bad instance never drains: it is `failed`.) An instance that the
+-- cloud takes back stays draining too: the lease is for the next start, and a client that may not
+-- wake gets none.
 local lease, ttl, reason, actor = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local inflight, inflight_ttl, may_wake = ARGV[7], tonumber(ARGV[8]), ARGV[9] == '1'
 local now_phase = phase()

@@ -1,13 +1,13 @@
--- The first message of a boot. The signature has been checked; here nonce and boot are.
+-- Record the first message of a boot. The signature has been checked; this checks nonce and boot.
 -- ARGV: 3 nonce, 4 how long to remember it (ms), 5 boot id, 6 agent version,
---       7 for how long an agent that has been heard of is there (ms).
+--       7 for how long an agent counts as present after a message (ms).
 -- Returns {'ok' | 'replay' | 'earlier_boot' | 'unexpected', start_seq}.
--- 'unexpected': the GPU should be off, or another instance of it is there: a fallback candidate
--- that somebody else has started, an old clone. The controller is woken to look at the cloud; if the
--- instance really runs, a later hello counts. So does that of an instance that has rebooted by
--- itself: the agent of its earlier boot is silent.
--- A boot that was there before the start (state.stranger) is not the one that was started: it may
--- speak for the GPU until that one does, for somebody else may have started it just before us.
+-- 'unexpected': the GPU should be off, or another instance of it is present: a fallback candidate that
+-- somebody else has started, an old clone. The controller is woken to look at the cloud; if the
+-- instance runs, a later hello counts. So does the hello of an instance that has rebooted by itself:
+-- the agent of its earlier boot is silent.
+-- A boot from before the start (state.stranger) may not be the instance that was started: its reports
+-- count until that instance says hello, since somebody else may have started it just before us.
 local nonce, boot, alive = ARGV[3], ARGV[5], tonumber(ARGV[7])
 local seq = tonumber(redis.call('HGET', STATE, 'start_seq') or 0)
 redis.call('ZREMRANGEBYSCORE', NONCES, '-inf', num(NOW))
@@ -32,7 +32,7 @@ if known ~= boot then
   redis.call('DEL', NODE, COMMANDS)
   event('hello', 'actor', 'node', 'boot_id', boot, 'start_seq', num(seq), 'version', ARGV[6])
 end
-redis.call('HDEL', NODE, 'state')  -- what an agent that started anew runs, its reports will say
+redis.call('HDEL', NODE, 'state')  -- a restarted agent reports its state anew
 redis.call('HSET', NODE, 'boot_id', boot, 'start_seq', num(seq), 'hello_at', num(NOW),
   'seen_at', num(NOW), 'version', ARGV[6])
 changed('hello')

@@ -1,4 +1,4 @@
--- Ask the controller to read the cloud again: a connection to the node failed.
+-- Have the controller ask the cloud again, after a failed connection to the node.
 -- ARGV: 3 actor, 4 cause. Returns 1.
 redis.call('HSET', STATE, 'look_at', num(NOW))
 changed('look')

@@ -1,4 +1,4 @@
--- Hold a lease until a given time, longer or shorter than before: `up --for`, prewarm.
+-- Hold a lease for a given time, which may shorten it: `up --for`, prewarm.
 -- ARGV: 3 lease, 4 time to live (ms), 5 reason, 6 actor, 7 '1': exactly, '0': at least.
 -- Returns {phase, name of the block in force or ''}; nothing is leased under a block.
 if unexpired(BLOCKS) > 0 then

@@ -1,4 +1,4 @@
--- Shared by every script; put in front of each when it is loaded.
+-- Shared code, put in front of every script when it is loaded.
 --
 -- KEYS of every script, all with the hash tag of one GPU, so that they lie in one cluster slot:
 --   1 state   hash     phase, since, start_seq, cause, actor, called_at, ready_at, failure, cut, …
@@ -10,9 +10,9 @@
 --   7 nonces  zset     nonce -> expiry
 --   8 events  stream   the history
 --   9 log     list     the node's last log lines
---   10 commands list   what the node of this boot should do, as JSON
--- ARGV[1] is the time in milliseconds, or -1 for the server's own clock; ARGV[2] the channel to
--- publish on. Times are milliseconds since 1970 on that one clock; no key ever has a TTL.
+--   10 commands list   commands for the node of this boot, as JSON
+-- ARGV[1] is the time in ms, or -1 for the server's clock; ARGV[2] the channel to publish on. Times
+-- are ms since 1970 on that clock; no key ever has a TTL.
 local STATE, LEASES, BLOCKS, INFO, LOCK = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local NODE, NONCES, EVENTS, LOG, COMMANDS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local CHANNEL = ARGV[2]
@@ -52,7 +52,7 @@ local function working()
   return false
 end
 
--- Running work cannot outlast the instance it ran on.
+-- Running work ends with its instance.
 local function drop_work()
   for _, name in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
     if is_work(name) then
@@ -64,7 +64,7 @@ end
 
 local function wanted() return unexpired(BLOCKS) == 0 and unexpired(LEASES) > 0 end
 
--- Give or extend a lease. exact: set the expiry even where that shortens it.
+-- Give or extend a lease. exact: set the expiry even if that shortens it.
 local function grant(name, ttl, reason, actor, exact)
   local before = tonumber(redis.call('ZSCORE', LEASES, name) or 0)
   local expiry = NOW + ttl
@@ -80,7 +80,7 @@ local function grant(name, ttl, reason, actor, exact)
   end
 end
 
--- The controller's right to act: it holds the lock, in this epoch, now.
+-- Whether the controller holds the lock now, in this epoch.
 local function holds(owner, epoch)
   local lock = redis.call('HMGET', LOCK, 'owner', 'epoch', 'expiry')
   return lock[1] == owner and lock[2] == epoch and tonumber(lock[3] or 0) > NOW

@@ -1,6 +1,6 @@
--- Note that the cloud accepted (or may have accepted) the call of the present phase, or refused it.
+-- Record that the cloud accepted, may have accepted or refused the call of the present phase.
 -- ARGV: 3 owner, 4 epoch, 5 phase, 6 verb, 7 request id, 8 error ('' if accepted),
---       9 note (what people should know about the start).
+--       9 note about the start, for people.
 -- Returns 'ok', 'epoch' or 'phase'.
 if not holds(ARGV[3], ARGV[4]) then return 'epoch' end
 if phase() ~= ARGV[5] then return 'phase' end

@@ -1,4 +1,4 @@
--- `down`: drop every lease but running work; with cut, stop even under running work.
+-- `down`: drop every lease but running work; with cut, running work too.
 -- ARGV: 3 actor, 4 reason, 5 '1' to cut, 6 one lease to drop instead of all ('' for all).
 -- Returns the number of leases dropped.
 local actor, reason, cut, only = ARGV[3], ARGV[4], ARGV[5] == '1', ARGV[6]

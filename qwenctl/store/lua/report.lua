@@ -1,10 +1,10 @@
--- A heartbeat, progress or ready callback. The signature has been checked.
+-- Record a heartbeat, progress or ready callback. The signature has been checked.
 -- ARGV: 3 nonce, 4 how long to remember it (ms), 5 boot id, 6 start_seq, 7 state, 8 error,
 --       9 progress phase, 10 the report without its log lines (JSON), 11 busy lease,
---       12 its time to live (ms; 0: nothing runs), 13 what the cloud does when it takes the instance
---       back ('' as long as it has not said so), 14 in how long (ms), 15 … new log lines.
+--       12 its time to live (ms; 0: no work), 13 what the cloud does when it takes the instance back
+--       ('' without a notice), 14 in how long (ms), 15 … new log lines.
 -- Returns {'ok' | 'replay' | 'other_boot', start_seq, the commands for the node}.
--- An interruption holds for the rest of the boot, also where a restarted agent has not seen it yet.
+-- An interruption holds for the rest of the boot, even if a restarted agent has not seen it yet.
 local nonce, boot, seq, state = ARGV[3], ARGV[5], ARGV[6], ARGV[7]
 local busy, busy_ttl = ARGV[11], tonumber(ARGV[12])
 redis.call('ZREMRANGEBYSCORE', NONCES, '-inf', num(NOW))

@@ -1,11 +1,11 @@
--- One window of a schedule: a lease (prewarm) or a block (off-hours) until the window ends.
+-- Hold a window of a schedule: a lease (prewarm) or a block (off-hours) until the window ends.
 -- ARGV: 3 name of the lease or block, 4 when the window opens (ms), 5 when it ends (ms), 6 reason,
 --       7 actor, 8 'lease' or 'block'.
 -- Returns 'new', 'held' (known and in force), 'given_up' (a person ended it) or 'over'.
--- Any number of schedulers may say so any number of times: the first one writes it, with one event.
--- state remembers the last window of each schedule by its opening (field window:<name>), so that
--- what `down` or `unblock` ended does not come back before the next one. A lease is held under a
--- block too: it counts once the block ends.
+-- Any number of schedulers may call any number of times: the first call writes it, with one event.
+-- state keeps the last window of each schedule by its opening (field window:<name>), so that a window
+-- that `down` or `unblock` ended stays so. A lease is held under a block too: it counts once the
+-- block ends.
 local name, opens, ends, kind = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[8]
 local zset = kind == 'block' and BLOCKS or LEASES
 if ends <= NOW then return 'over' end
@@ -26,7 +26,7 @@ if kind == 'lease' and phase() == 'starting' then redis.call('HDEL', STATE, 'cut
 prune(zset)
 redis.call('ZADD', zset, num(ends), name)
 redis.call('HSET', INFO, name, cjson.encode({reason = ARGV[6], actor = ARGV[7], since = NOW}))
--- Windows that overlap are one lease that lasts longer.
+-- Overlapping windows are one lease that lasts longer.
 if not held then
   event(kind, 'name', name, 'cause', ARGV[6], 'actor', ARGV[7], 'expiry', num(ends))
 end

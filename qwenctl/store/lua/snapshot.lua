@@ -1,4 +1,4 @@
--- Everything there is to know of one GPU at one moment. Reads only.
+-- Read the whole state of one GPU at one moment.
 -- Returns {now, state, leases with expiry, blocks with expiry, info, node, lock}; hashes and sorted
 -- sets as flat lists, unexpired leases and blocks only.
 local from = '(' .. num(NOW)

@@ -1,14 +1,13 @@
--- A proxy writes back what it has seen since the last time: at most once a second.
+-- Write back a proxy's activity since its last call, at most once a second.
 -- ARGV: 3 in-flight lease, 4 its time to live (ms; 0: nothing in flight any more), 5 actor, then
 --       for each active client: lease, time to live (ms), ms since its request began.
 -- Returns the phase.
--- A request that began before a `down` does not extend anything when it ends. What is forwarded to an
--- instance that the cloud takes back, to finish what runs there, leases nothing anew: a lease would
--- be for its next start. Nor does the end of a request once the instance is off or on its way there:
--- `demand` knows who may wake it.
+-- A request that began before a `down` extends nothing when it ends. A request to an instance that the
+-- cloud takes back, to finish running work, gives no new lease: that would be for the next start. Nor
+-- does the end of a request once the instance is off or stopping: `demand` checks who may wake it.
 local inflight, inflight_ttl, actor = ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now_phase = phase()
--- In `failed` too: an instance that is to be stopped for good may still be answering a request.
+-- In `failed` too: a bad instance may still be answering a request before its stop.
 local on = now_phase ~= 'off' and now_phase ~= 'starting' and now_phase ~= 'stopping'
 if inflight_ttl > 0 and on then
   grant(inflight, inflight_ttl, 'requests in flight', actor, true)

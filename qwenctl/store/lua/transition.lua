@@ -1,8 +1,8 @@
--- Move one GPU from one phase to the next, if the mover may and the guard holds.
+-- Move one GPU from one phase to the next, if the controller leads and the guard holds.
 -- ARGV: 3 owner, 4 epoch, 5 from, 6 to, 7 guard, 8 drain (ms), 9 cause, 10 failure (JSON or ''),
---       11 idle timeout (ms), 12 '1' to adopt: grant one idle timeout in the same breath.
--- Returns 'ok', or why not: 'epoch' (no longer the leader), 'phase' (somebody else moved it),
--- 'guard' (the reason for the move is gone).
+--       11 idle timeout (ms), 12 '1' to adopt: grant one idle timeout too.
+-- Returns 'ok', or why not: 'epoch' (no longer the leader), 'phase' (it has changed since), 'guard'
+-- (it no longer holds).
 local owner, epoch, from, to, guard = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local drain, cause, failure, idle = tonumber(ARGV[8]), ARGV[9], ARGV[10], tonumber(ARGV[11])
 if not holds(owner, epoch) then return 'epoch' end
@@ -24,12 +24,12 @@ if to == 'starting' then
   redis.call('HDEL', STATE, 'ready_at', 'cut', 'start_note')
   redis.call('DEL', NODE, COMMANDS)
 elseif to == 'booting' and (from == 'off' or from == 'failed') then
-  redis.call('HDEL', STATE, 'stranger')  -- found running: it is the one
+  redis.call('HDEL', STATE, 'stranger')  -- found running: this instance counts
 elseif to == 'ready' and from == 'loading' and not redis.call('HGET', STATE, 'ready_at') then
   redis.call('HSET', STATE, 'ready_at', num(NOW))
-  -- The first time in this boot: who waited through it gets one idle timeout from now on, no less,
-  -- however long the boot took, and no more, however long it was expected to take. A service that
-  -- crashes and comes back later extends nothing.
+  -- The first time in this boot: each waiting client gets exactly one idle timeout from now on,
+  -- however long the boot took or was expected to take. A service that crashes and comes back later
+  -- extends nothing.
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '(' .. num(NOW), '+inf')) do
     if name:sub(1, 8) == 'request:' then redis.call('ZADD', LEASES, num(NOW + idle), name) end
   end
@@ -39,12 +39,12 @@ elseif to == 'stopping' then
 elseif to == 'off' then
   drop_work()
   redis.call('HDEL', STATE, 'cut', 'ready_at', 'start_note')
-  -- A boot that we stopped has ended for good; one that only seems to have stopped may come back.
+  -- A boot that we stopped has ended for good; a boot that stopped outside may come back.
   local boot = redis.call('HGET', NODE, 'boot_id')
   if boot and from == 'stopping' then redis.call('HSET', STATE, 'ended_boot', boot) end
   redis.call('DEL', NODE, COMMANDS)
 elseif to == 'failed' and failure ~= '' and not cjson.decode(failure).condemns then
-  redis.call('DEL', NODE, COMMANDS)  -- there is no instance any more that the node's record is about
+  redis.call('DEL', NODE, COMMANDS)  -- the node's record has no instance any more
 end
 if to == 'off' or to == 'failed' then
   prune(LEASES)
