@@ -16,9 +16,9 @@ from typing import TextIO
 from gpu_node.agent import EXIT_RELOAD, Agent
 from gpu_node.client import ProxyClient
 from gpu_node.machine.interruption import InterruptionWatch
-from gpu_node.selfstop.deadman import DeadMan, self_stop
+from gpu_node.selfstop.deadman import DeadMan, power_off
 from gpu_node.services.docker import DockerRuntime
-from gpu_node.services.orphans import Guard, kill_marked, mark_of
+from gpu_node.services.orphans import OrphanKiller, kill_orphans, owner_mark
 from gpu_node.services.process import ProcessRuntime
 from gpu_node.settings import NodeSettings, load_settings, save_last_good
 from gpu_node.setup import COMMANDS
@@ -133,18 +133,18 @@ def _prepare(settings: NodeSettings) -> TextIO:
 
 def _run(settings: NodeSettings, secret: str, config: str | None) -> int:
     state_dir = Path(settings.state_dir)
-    mark = mark_of(state_dir)
-    if left_over := kill_marked(mark):
+    mark = owner_mark(state_dir)
+    if left_over := kill_orphans(mark):
         log.warning("killed %d processes that an earlier agent left behind", left_over)
     boot_id = settings.this_boot()
-    guard = Guard()
+    orphans = OrphanKiller()
     client = ProxyClient(settings.proxy_urls, secret)
     agent = Agent(
         gpu=settings.gpu,
         boot_id=boot_id,
         client=client,
         runtimes={
-            "process": ProcessRuntime(Path(settings.log_dir), guard, mark, os.environ),
+            "process": ProcessRuntime(Path(settings.log_dir), orphans, mark, os.environ),
             "docker": DockerRuntime(
                 settings.gpu,
                 Path(settings.log_dir),
@@ -153,7 +153,7 @@ def _run(settings: NodeSettings, secret: str, config: str | None) -> int:
             ),
         },
         dead_man=DeadMan(state_dir / "deadman.json", boot_id, settings.dead_man),
-        self_stop=self_stop(settings.power_off_command),
+        power_off=lambda: power_off(settings.power_off_command),
         booted_at=settings.booted_at,
         spec_file=state_dir / "spec.json",
         status_file=StatusFile(state_dir / "status.json"),
@@ -181,8 +181,8 @@ def _run(settings: NodeSettings, secret: str, config: str | None) -> int:
     code = agent.run()
     if watch:
         watch.stop()
-    kill_marked(mark)  # what left its process group on purpose
-    guard.close()
+    kill_orphans(mark)  # what left its process group on purpose
+    orphans.close()
     return code
 
 

@@ -16,7 +16,7 @@ from gpu_node.machine.interruption import Notice
 from gpu_node.machine.nvidia import GpuWatch
 from gpu_node.machine.resources import read_resources
 from gpu_node.selfstop.busy import busy_for_a_while, read_spec
-from gpu_node.selfstop.deadman import EXIT_POWER_OFF, DeadMan, SelfStop
+from gpu_node.selfstop.deadman import EXIT_POWER_OFF, DeadMan
 from gpu_node.services.runtime import Runtime
 from gpu_node.services.supervisor import Supervisor
 from gpu_node.status_file import StatusFile
@@ -62,7 +62,7 @@ class Agent:
         keep_services: on `request_stop` leave the services running that can do without the agent,
             for the next agent to take up.
         dead_man: the countdown without contact.
-        self_stop: stops the instance when that has run out.
+        power_off: stops the instance when that has run out and the services are down.
         booted_at: the monotonic clock when the instance booted, in seconds.
         spec_file: keeps the last spec, so that the next boot need not wait for a proxy.
         status_file: keeps the last report, for `qwenctl-node status`.
@@ -78,7 +78,7 @@ class Agent:
         client: ProxyClient,
         runtimes: Mapping[str, Runtime],
         dead_man: DeadMan,
-        self_stop: SelfStop,
+        power_off: Callable[[], None],
         spec_file: Path,
         status_file: StatusFile,
         disk: str,
@@ -91,7 +91,7 @@ class Agent:
         self._keep_services = keep_services
         self._settings_problem = settings_problem
         self._dead_man = dead_man
-        self._self_stop = self_stop
+        self._power_off = power_off
         self._booted_at = booted_at
         self._disk = disk
         self._gpus = GpuWatch()
@@ -149,7 +149,7 @@ class Agent:
         self._conversation.end()
         talk.join(1.0)  # it may be in the middle of a message that nobody answers
         if code == EXIT_POWER_OFF:
-            self._self_stop.power_off()
+            self._power_off()
         return 1 if self._broken else code
 
     def _run_last_spec(self) -> None:

@@ -1,4 +1,4 @@
-"""The dead-man's switch: how long no proxy has been heard, and the way to stop the instance.
+"""The dead-man's switch: count the time without contact, and stop the instance.
 
 It bounds what an unwanted GPU costs when everything that could stop it is gone: the proxy, its
 store, or the network between.
@@ -12,17 +12,8 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
-__all__ = [
-    "EXIT_POWER_OFF",
-    "CommandStop",
-    "DeadMan",
-    "ExitStop",
-    "SelfStop",
-    "read_contact",
-    "self_stop",
-]
+__all__ = ["EXIT_POWER_OFF", "DeadMan", "power_off", "read_contact"]
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +28,7 @@ class DeadMan:
         file: keeps the time of the last contact.
         boot_id: the count of another boot does not matter.
         limit: seconds.
-        clock: seconds of a clock that nobody sets and that all processes share
-            (`time.monotonic`).
+        clock: seconds of a clock that is never set and that all processes share.
 
     A new boot without any contact counts from the first start of its agent.
     """
@@ -58,7 +48,7 @@ class DeadMan:
             self._write()
 
     def contact(self) -> None:
-        """A proxy has accepted a message."""
+        """Count anew: a proxy has accepted a message."""
         self._last = self._clock()
         # Not at every heartbeat, to spare the disk: a late record only shortens the countdown.
         if self._written is None or self._last - self._written >= min(5.0, self.limit / 10):
@@ -88,7 +78,7 @@ class DeadMan:
 
 
 def read_contact(file: Path, boot_id: str, now: float) -> float | None:
-    """When a proxy was heard last in this boot, on the monotonic clock; None if nobody can tell."""
+    """Return when a proxy was heard last in this boot, on the monotonic clock; None: unknown."""
     try:
         record = json.loads(file.read_text())
         last = float(record["last"])
@@ -97,71 +87,40 @@ def read_contact(file: Path, boot_id: str, now: float) -> float | None:
         return None
 
 
-class SelfStop(Protocol):
-    """The way to stop this instance, in one cloud. Called when the services are down."""
+def power_off(
+    command: Sequence[str], *, timeout: float = 60.0, pauses: Sequence[float] = (2.0, 8.0)
+) -> None:
+    """Run the `power_off_command`, such as ``python -m gpu_node.aliyun_stop``, until it has worked.
 
-    def power_off(self) -> None:
-        """Have the instance stopped so that it costs nothing; never raises."""
-
-
-class ExitStop:
-    """Whoever started the agent stops the instance when it exits with `EXIT_POWER_OFF`."""
-
-    def power_off(self) -> None:
-        """Do nothing: the exit code says it."""
-
-
-class CommandStop:
-    """A program stops the instance, such as ``python -m gpu_node.selfstop.aliyun``.
+    Without a command the exit code `EXIT_POWER_OFF` says it. Failures are logged. It is not tried
+    for ever: an agent that ends is started again, hears a proxy that has come back meanwhile, and
+    else tries anew. So does the watchdog each minute, if there is no agent.
 
     Args:
         command: program and arguments, no shell.
-        timeout: seconds it may take.
+        timeout: seconds that it may take.
         pauses: seconds until each further attempt after a failure.
     """
-
-    def __init__(
-        self,
-        command: Sequence[str],
-        timeout: float = 60.0,
-        pauses: Sequence[float] = (2.0, 8.0),
-    ) -> None:
-        self._command = list(command)
-        self._timeout = timeout
-        self._pauses = list(pauses)
-
-    def power_off(self) -> None:
-        """Run the program until it has worked, a few times at most; failures are logged.
-
-        Not for ever: an agent that ends is started again, hears a proxy that has come back
-        meanwhile, and else tries anew. So does the watchdog each minute, if there is no agent.
-        """
-        for pause in [*self._pauses, None]:
-            if self._run() or pause is None:
-                return
-            time.sleep(pause)
-
-    def _run(self) -> bool:
-        try:
-            done = subprocess.run(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                timeout=self._timeout,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            log.error("the instance could not be stopped: %s", error)
-            return False
-        if done.returncode != 0:
-            reason = (done.stderr or done.stdout).strip()[-500:]
-            log.error(
-                "the instance could not be stopped: exit code %d: %s", done.returncode, reason
-            )
-        return done.returncode == 0
+    for pause in (*pauses, None):
+        if not command or _succeeds(command, timeout) or pause is None:
+            return
+        time.sleep(pause)
 
 
-def self_stop(command: Sequence[str]) -> SelfStop:
-    """The way out for this `power_off_command`."""
-    return CommandStop(command) if command else ExitStop()
+def _succeeds(command: Sequence[str], timeout: float) -> bool:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.error("the instance could not be stopped: %s", error)
+        return False
+    if done.returncode != 0:
+        reason = (done.stderr or done.stdout).strip()[-500:]
+        log.error("the instance could not be stopped: exit code %d: %s", done.returncode, reason)
+    return done.returncode == 0

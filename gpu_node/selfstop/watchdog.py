@@ -35,7 +35,7 @@ from pathlib import Path
 
 from gpu_node.machine.nvidia import GpuWatch
 from gpu_node.selfstop.busy import busy_for_a_while, read_spec
-from gpu_node.selfstop.deadman import EXIT_POWER_OFF, SelfStop, read_contact, self_stop
+from gpu_node.selfstop.deadman import EXIT_POWER_OFF, power_off, read_contact
 from gpu_node.settings import (
     STATE_FILES,
     NodeSettings,
@@ -111,7 +111,7 @@ class Overdue:
 def watch(
     settings: NodeSettings,
     *,
-    stop: SelfStop | None = None,
+    stop: Callable[[Sequence[str]], None] = power_off,
     gpus: GpuWatch | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -144,7 +144,7 @@ def watch(
         found.silent,
         "the agent hangs" if found.agent else "there is no agent",
     )
-    (stop or self_stop(settings.power_off_command)).power_off()
+    stop(settings.power_off_command)
     return EXIT_POWER_OFF
 
 

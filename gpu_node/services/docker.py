@@ -22,10 +22,9 @@ import requests
 
 from gpu_node.services.docker_errors import NO_COMMAND, error_text, start_error_text
 from gpu_node.services.docker_options import container_options
-from gpu_node.services.environment import service_environment
 from gpu_node.services.image_pull import API_TIMEOUT, ImagePull, Leaving
 from gpu_node.services.log_lines import LineSink, secrets_of
-from gpu_node.services.runtime import Output, StartFailed, base_url_of
+from gpu_node.services.runtime import Output, StartFailed, base_url_of, service_environment
 from qwenctl.lib.text import size
 from qwenctl.protocol.messages import Progress, Service
 
@@ -165,7 +164,7 @@ class DockerRuntime:
 
 
 class ServiceContainer:
-    """One run of a service's container: a `gpu_node.services.runtime.Instance`."""
+    """One run of a service's container: a `gpu_node.services.runtime.ServiceRun`."""
 
     def __init__(
         self,
@@ -177,6 +176,9 @@ class ServiceContainer:
     ) -> None:
         assert service.container is not None
         self.base_url = base_url_of(service)
+        self.up = False
+        self.detail = ""
+        self.taken_up = False
         self._runtime = runtime
         self._name = name
         self._service = service
@@ -186,37 +188,19 @@ class ServiceContainer:
         self._output = output
         self._client: Any = None
         self._id = ""
-        self._taken_up = False
         self._live_restore = False
         """Whether containers run on while the daemon is restarted."""
-        self._up = False
-        self._detail = ""
         self._leaving = threading.Event()
         """Nothing more is to be begun: we were told to stop it, or to let go of it."""
         self._detached = False
         self._stop_after: float | None = None
         self._over = threading.Event()
 
-    @property
-    def up(self) -> bool:
-        """Whether the container has been started, and runs."""
-        return self._up
-
-    @property
-    def detail(self) -> str:
-        """The container, its image, state and health."""
-        return self._detail
-
     def stop(self, timeout: float) -> None:
         """SIGTERM, and SIGKILL after ``timeout`` seconds. Returns at once."""
         if self._stop_after is None and not self._over.is_set():
             self._stop_after = timeout
             self._leaving.set()
-
-    @property
-    def taken_up(self) -> bool:
-        """Whether it ran before we came."""
-        return self._taken_up
 
     def detach(self) -> None:
         """Let the container run on, or whatever is there of it."""
@@ -233,7 +217,7 @@ class ServiceContainer:
         except Leaving:
             return "stopped" if self._detached else self._end()
         finally:
-            self._up = False
+            self.up = False
             self._over.set()
             if self._client is not None:
                 self._client.close()
@@ -250,7 +234,7 @@ class ServiceContainer:
                 final=True,
             )
         if present is not None and self._running(present) and self._fits(present, image=""):
-            self._id, self._taken_up = present["Id"], True
+            self._id, self.taken_up = present["Id"], True
             log.info("%s runs already; taking it up", self._name)
             return
         image = self._image()
@@ -274,11 +258,11 @@ class ServiceContainer:
         reader = threading.Thread(target=self._read_log, daemon=True)
         reader.start()
         threading.Thread(target=lambda: ends.put(self._wait_for_exit()), daemon=True).start()
-        self._up = True
+        self.up = True
         look_at = 0.0
         while True:
             if time.monotonic() >= look_at:
-                self._detail = self._look()
+                self.detail = self._look()
                 look_at = time.monotonic() + LOOK_INTERVAL
             try:
                 how = ends.get(timeout=0.1)
@@ -296,7 +280,7 @@ class ServiceContainer:
         try:
             present = self._present() or {}
         except (DockerException, requests.RequestException, OSError):
-            return self._detail
+            return self.detail
         state = present.get("State", {})
         health = state.get("Health", {}).get("Status", "")
         words = [state.get("Status", "gone"), "" if health == "none" else health]
@@ -487,7 +471,7 @@ class ServiceContainer:
             client = self._runtime.client()
             # Of one that was taken up the last words say how far it is.
             options: dict[str, Any] = {"tail": 50}
-            if not self._taken_up and (started := self._started_at()):
+            if not self.taken_up and (started := self._started_at()):
                 options = {"since": started}
             while not self._leaving.is_set():
                 try:

@@ -1,14 +1,15 @@
-"""Nothing outlives the agent, however the agent ends.
+"""Kill what outlives the agent, however the agent ends.
 
-Two nets. While the agent lives, a tiny shell process (1 MB) holds the other end of a pipe; when the
-agent is killed the pipe breaks and the shell kills the process groups it was last told. And every
-service carries a mark in its environment, so that whatever slipped out of its group, or lost its
-guard too, is found and killed at the agent's next start. A process id may be used again by somebody
-else; the mark may not.
+In two ways. While the agent lives, a small shell process (1 MB) holds the other end of a pipe; when
+the agent is killed the pipe breaks and the shell kills the process groups that it read last. And
+every service carries a mark in its environment, so that what left its group, or outlived that shell
+too, is found and killed at the agent's next start. A process id may be used again by another
+program; the mark may not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -20,12 +21,12 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MARK", "Guard", "kill_marked", "mark_of"]
+__all__ = ["MARK", "OrphanKiller", "kill_orphans", "owner_mark"]
 
 log = logging.getLogger(__name__)
 
 MARK = "QWENCTL_NODE_OWNER"
-"""The environment variable of every service: which agent it belongs to."""
+"""The environment variable that names the agent of a service."""
 
 _SCRIPT = """
 trap '' HUP INT TERM
@@ -34,8 +35,8 @@ for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
 """
 
 
-class Guard:
-    """Kills the process groups in its care when this process is gone."""
+class OrphanKiller:
+    """Kills the process groups added to it when this process is gone."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,24 +50,22 @@ class Guard:
         )
 
     def add(self, group: int) -> None:
-        """Take a process group into care."""
+        """Kill this group, too."""
         with self._lock:
             self._groups.add(group)
             self._tell()
 
     def discard(self, group: int) -> None:
-        """The group is gone; its number may soon be somebody else's."""
+        """Forget a group that is gone; its number may be used again soon."""
         with self._lock:
             self._groups.discard(group)
             self._tell()
 
     def close(self) -> None:
-        """End the guard; what it still guards is killed."""
+        """Kill the groups that are left, and end."""
         assert self._shell.stdin
-        try:
+        with contextlib.suppress(OSError):
             self._shell.stdin.close()
-        except OSError:
-            pass
         self._shell.wait()
 
     def _tell(self) -> None:
@@ -75,16 +74,18 @@ class Guard:
             self._shell.stdin.write((" ".join(map(str, self._groups)) + "\n").encode())
             self._shell.stdin.flush()
         except OSError:
-            log.warning("the guard process is gone; services may outlive a killed agent")
+            log.warning(
+                "the process that kills orphans is gone; services may outlive a killed agent"
+            )
 
 
-def mark_of(state_dir: Path) -> str:
-    """The mark of the agent with that state directory; there is only one such agent at a time."""
+def owner_mark(state_dir: Path) -> str:
+    """Return the mark of the agent with that state directory; there is one such agent at a time."""
     return str(state_dir.resolve())
 
 
-def kill_marked(mark: str) -> int:
-    """Kill every process that carries the mark; how many there were."""
+def kill_orphans(mark: str) -> int:
+    """Kill every process that carries the mark; return how many there were."""
     killed: set[int] = set()
     # A child may be born while its parent is killed: look again until nothing is left.
     deadline = time.monotonic() + 5.0

@@ -271,33 +271,20 @@ class WarmUp:
         self._thread_count = threads
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._done = self._total = self._read = self._claimed = 0
-        self._out_of_memory = False
+        self.done = 0
+        """Bytes that were found in memory or have been read into it."""
+        self.total = 0
+        """Bytes of all the files; 0 before they have been looked for."""
+        self.read = 0
+        """Bytes that were read here."""
+        self.out_of_memory = False
+        """Whether it ended early because memory would have run out."""
+        self._claimed = 0
         self._began = self._ended = 0.0
         self._told = float("-inf")
         self._pieces: Iterator[tuple[WeightFile, int, int]] = iter(())
         self._gone: set[Path] = set()
         self._thread = threading.Thread(target=self._run, name="page-cache", daemon=True)
-
-    @property
-    def done(self) -> int:
-        """Bytes that were found in memory or have been read into it."""
-        return self._done
-
-    @property
-    def total(self) -> int:
-        """Bytes of all the files; 0 before they have been looked for."""
-        return self._total
-
-    @property
-    def read(self) -> int:
-        """Bytes that were read here."""
-        return self._read
-
-    @property
-    def out_of_memory(self) -> bool:
-        """Whether it ended early because memory would have run out."""
-        return self._out_of_memory
 
     @property
     def seconds(self) -> float:
@@ -307,7 +294,7 @@ class WarmUp:
     @property
     def rate(self) -> float:
         """Megabytes (10⁶ bytes) a second that were read, so far."""
-        return self._read / 1e6 / self.seconds if self.seconds > 0 else 0.0
+        return self.read / 1e6 / self.seconds if self.seconds > 0 else 0.0
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -325,13 +312,13 @@ class WarmUp:
     def _run(self) -> None:
         self._began = time.monotonic()
         files = weight_files(self._path)
-        self._total = sum(file.size for file in files)
+        self.total = sum(file.size for file in files)
         self._pieces = (
             (file, offset, min(PIECE, file.size - offset))
             for file in files
             for offset in range(0, file.size, PIECE)
         )
-        count = min(self._thread_count, max(1, self._total // PIECE))
+        count = min(self._thread_count, max(1, self.total // PIECE))
         others = [threading.Thread(target=self._work, daemon=True) for _ in range(count - 1)]
         for other in others:
             other.start()
@@ -340,21 +327,21 @@ class WarmUp:
             other.join()
         self._ended = time.monotonic()
         self._tell(last=True)
-        if self._total:
+        if self.total:
             self._log_end()
 
     def _log_end(self) -> None:
         why = ""
-        if self._out_of_memory:
+        if self.out_of_memory:
             why = "; the rest would not fit into memory"
         elif self._stop.is_set():
             why = "; stopped"
         log.info(
             "%s: %.1f of %.1f GB in memory, %.1f GB read in %.1f s (%.0f MB/s)%s",
             self._path,
-            self._done / 1e9,
-            self._total / 1e9,
-            self._read / 1e9,
+            self.done / 1e9,
+            self.total / 1e9,
+            self.read / 1e9,
             self.seconds,
             self.rate,
             why,
@@ -368,17 +355,17 @@ class WarmUp:
 
     def _next(self) -> tuple[WeightFile, int, int] | None:
         with self._lock:
-            while not self._stop.is_set() and not self._out_of_memory:
+            while not self._stop.is_set() and not self.out_of_memory:
                 piece = next(self._pieces, None)
                 if piece is None:
                     return None
                 if piece[0].path in self._gone:
-                    self._total -= piece[2]
+                    self.total -= piece[2]
                     continue
                 # What is warm already is part of what is available, and must not be pushed out by
                 # what comes next.
                 if self._claimed + piece[2] > self._available() - self._reserve:
-                    self._out_of_memory = True
+                    self.out_of_memory = True
                     return None
                 self._claimed += piece[2]
                 return piece
@@ -412,14 +399,14 @@ class WarmUp:
 
     def _count(self, done: int, read: int) -> None:
         with self._lock:
-            self._done += done
-            self._read += read
+            self.done += done
+            self.read += read
 
     def _give_up(self, file: WeightFile, missing: int) -> None:
         """The rest of the file will not be had."""
         with self._lock:
             self._gone.add(file.path)
-            self._total -= missing
+            self.total -= missing
 
     def _tell(self, *, last: bool = False) -> None:
         if self._on_progress is None:
@@ -429,5 +416,5 @@ class WarmUp:
             if not last and now - self._told < PROGRESS_INTERVAL:
                 return
             self._told = now
-            done, total = self._done, self._total
+            done, total = self.done, self.total
         self._on_progress(done, total)

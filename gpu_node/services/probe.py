@@ -1,4 +1,4 @@
-"""Questions to a service, over HTTP on loopback: are you ready, are you generating?"""
+"""Ask a service over HTTP whether it is ready and how much it generates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from gpu_node.machine.nvidia import GpuView
-from qwenctl.lib.http_probe import Answer, probe
+from qwenctl.lib.http_probe import ProbeResult, probe
 from qwenctl.protocol.messages import Activity, Readiness
 
 __all__ = ["GpuLoad", "probe_active", "probe_ready", "sum_samples"]
@@ -22,10 +22,10 @@ AGENT = "qwenctl-node"
 MAX_BODY_BYTES = 4 * 1024 * 1024
 
 BLIND = 3
-"""Looks at GPUs without figures until they count as doing nothing."""
+"""Looks without figures of the GPUs until they count as idle."""
 
 
-def probe_ready(base: str, readiness: Readiness) -> Answer:
+def probe_ready(base: str, readiness: Readiness) -> ProbeResult:
     """Send a GET of the readiness path to the service at ``base``."""
     where = urlsplit(base)
     answer, _ = probe(
@@ -42,12 +42,20 @@ def probe_ready(base: str, readiness: Readiness) -> Answer:
 def probe_active(
     http: requests.Session, base: str, activity: Activity, timeout: float
 ) -> int | None:
-    """How many generations run now; None if the service does not tell.
+    """Return how many generations run now; None if the service does not tell.
 
     Gradio's ``/gradio_api/queue/status`` tells how many wait in its queue, not how many run.
     """
     try:
-        with contextlib.closing(_get(http, base + activity.path, timeout)) as response:
+        response = http.get(
+            base + activity.path,
+            timeout=timeout,
+            allow_redirects=False,
+            stream=True,
+            # Many servers log every request; the agent's name says where it comes from.
+            headers={"User-Agent": AGENT, "Connection": "close"},
+        )
+        with contextlib.closing(response):
             if response.status_code >= 400:
                 return None
             body = response.raw.read(MAX_BODY_BYTES, decode_content=True)
@@ -60,7 +68,7 @@ def probe_active(
 
 
 def sum_samples(text: str, names: tuple[str, ...]) -> int | None:
-    """The sum of the named samples in Prometheus text, all labels; None if there is not one."""
+    """Return the sum of the named samples in Prometheus text; None if there are none."""
     values = []
     for line in text.splitlines():
         if line.startswith("#") or not line.startswith(names):
@@ -78,7 +86,7 @@ def sum_samples(text: str, names: tuple[str, ...]) -> int | None:
 
 
 class GpuLoad:
-    """Judges by the GPUs whether a service is generating, one look each heartbeat.
+    """Judges by GPU utilisation whether a service is generating, once each heartbeat.
 
     Args:
         activity: how busy, and for how many heartbeats in a row.
@@ -92,7 +100,7 @@ class GpuLoad:
         self._blind = 0
 
     def look(self, view: GpuView) -> int:
-        """1 if one of the GPUs has been busy for long enough, else 0.
+        """Return 1 if one of the GPUs has been busy for long enough, else 0.
 
         Figures that are missing or old keep the last judgement for `BLIND` heartbeats.
         """
@@ -113,16 +121,5 @@ class GpuLoad:
 
 
 def _count(value: float) -> int | None:
-    """A whole number of generations; a part of one is one."""
+    """Round up to a whole number of generations."""
     return max(0, math.ceil(value)) if math.isfinite(value) else None
-
-
-def _get(http: requests.Session, url: str, timeout: float) -> requests.Response:
-    return http.get(
-        url,
-        timeout=timeout,
-        allow_redirects=False,
-        stream=True,
-        # Many servers log every request; this says whose it is.
-        headers={"User-Agent": AGENT, "Connection": "close"},
-    )

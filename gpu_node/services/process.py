@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,10 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from gpu_node.services.environment import service_environment
 from gpu_node.services.log_lines import LineSink, secrets_of
-from gpu_node.services.orphans import MARK, Guard
-from gpu_node.services.runtime import Output, StartFailed
+from gpu_node.services.orphans import MARK, OrphanKiller
+from gpu_node.services.runtime import Output, StartFailed, service_environment
 from qwenctl.protocol.messages import Service
 
 __all__ = ["ProcessRuntime"]
@@ -28,17 +28,19 @@ class ProcessRuntime:
 
     Args:
         log_dir: a service's output goes to ``NAME.log`` here.
-        guard: kills the process groups should this process be killed.
-        mark: the owner's mark that every service carries in its environment.
+        orphans: kills the process groups should this process be killed.
+        mark: marks every service's environment as this agent's.
         env: the environment that services start from; our own settings are left out of it.
     """
 
     outlives_agent = False
 
-    def __init__(self, log_dir: Path, guard: Guard, mark: str, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, log_dir: Path, orphans: OrphanKiller, mark: str, env: Mapping[str, str]
+    ) -> None:
         self._log_dir = log_dir
-        self._guard = guard
-        # The node secret in particular is none of a service's business.
+        self._orphans = orphans
+        # The node secret above all stays here.
         self._env = {key: value for key, value in env.items() if not key.startswith("QWENCTL_")}
         self._env |= {MARK: mark, "PYTHONUNBUFFERED": "1"}
 
@@ -63,7 +65,7 @@ class ProcessRuntime:
         ):
             raise StartFailed(f"no program {program!r} that can be run", final=True)
         if _listens(service.port):
-            # It would answer the probes in the service's place.
+            # That would answer the probes in the service's place.
             raise StartFailed(f"port {service.port} is in use by another program")
         try:
             process = subprocess.Popen(
@@ -78,24 +80,28 @@ class ProcessRuntime:
             )
         except OSError as error:
             raise StartFailed(f"cannot run {program}: {error.strerror}") from None
-        self._guard.add(process.pid)
+        self._orphans.add(process.pid)
         sink = LineSink(self._log_dir / f"{service.name}.log", output, secrets_of(service, given))
-        return ServiceProcess(process, self._guard, sink, service.port)
+        return ServiceProcess(process, self._orphans, sink, service.port)
 
 
 class ServiceProcess:
-    """One run of a command: a `gpu_node.services.runtime.Instance`."""
+    """One run of a command: a `gpu_node.services.runtime.ServiceRun`."""
+
+    up = True
+    taken_up = False
 
     def __init__(
         self,
         process: subprocess.Popen[bytes],
-        guard: Guard,
+        orphans: OrphanKiller,
         sink: LineSink,
         port: int,
     ) -> None:
         self.base_url = f"http://127.0.0.1:{port}"
+        self.detail = f"process {process.pid}"
         self._process = process
-        self._guard = guard
+        self._orphans = orphans
         self._stop_by: float | None = None
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -103,14 +109,14 @@ class ServiceProcess:
         self._reader.start()
 
     def wait(self) -> str:
-        """Block until the whole group is gone; how the command ended.
+        """Block until the whole group is gone; return how the command ended.
 
         When the command ends by itself, what it left in its group is killed at once: it may hold
         the port or the GPU's memory. When it was asked to end, its group gets the same time.
         """
         pid = self._process.pid
         if hasattr(os, "waitid") and self._process.returncode is None:
-            # Not reaped yet, so that the group's number cannot be anybody else's.
+            # Not reaped yet, so that no other group can get the number.
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             stop_by = self._stop_by
@@ -123,29 +129,14 @@ class ServiceProcess:
             time.sleep(0.05)  # there is no event for "a group is empty"
         with self._lock:
             self._ended.set()
-            self._guard.discard(pid)
+            self._orphans.discard(pid)
         # The last words matter most after a crash; but a process that left the group on purpose
         # may hold the pipe for ever.
         self._reader.join(timeout=1.0)
         return _describe(code)
 
-    @property
-    def up(self) -> bool:
-        """Always: a command runs from its start to its end."""
-        return True
-
-    @property
-    def detail(self) -> str:
-        """The process."""
-        return f"process {self._process.pid}"
-
-    @property
-    def taken_up(self) -> bool:
-        """Never: the guard kills it with its agent."""
-        return False
-
     def detach(self) -> None:
-        """Not possible."""
+        """Not possible: the command is killed with its agent."""
         raise NotImplementedError
 
     def stop(self, timeout: float) -> None:
@@ -164,10 +155,8 @@ class ServiceProcess:
                     self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
 
 
 def _listens(port: int) -> bool:
@@ -203,7 +192,7 @@ def _describe(code: int) -> str:
 
 
 def _read_output(process: subprocess.Popen[bytes], sink: LineSink) -> None:
-    """Pass on what comes until the pipe ends."""
+    """Pass on the output until the pipe ends."""
     assert process.stdout
     with process.stdout as pipe:
         while chunk := pipe.read(65536):

@@ -1,13 +1,21 @@
-"""What the agent asks of a runtime; processes and containers are run by the same verbs."""
+"""The interface of a runtime: processes and containers are run by the same verbs."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Protocol
 
 from qwenctl.protocol.messages import Progress, Service
 
-__all__ = ["Instance", "Output", "Runtime", "StartFailed", "base_url_of"]
+__all__ = [
+    "Output",
+    "Runtime",
+    "ServiceRun",
+    "StartFailed",
+    "base_url_of",
+    "service_environment",
+]
 
 
 class StartFailed(Exception):
@@ -23,17 +31,17 @@ class StartFailed(Exception):
 
 
 class Output(Protocol):
-    """Where a running service's words go. Called from any thread, and never raises."""
+    """Takes a running service's output. Called from any thread, and never raises."""
 
     def line(self, text: str) -> None:
-        """One line of its log."""
+        """Take a line of its log."""
 
     def progress(self, progress: Progress) -> None:
-        """How far it is."""
+        """Take how far it is."""
 
 
-class Instance(Protocol):
-    """A service that has been started once.
+class ServiceRun(Protocol):
+    """One run of a service, from its start to its end.
 
     ========  ==========================  ==========================
     call      while it runs               after it has ended
@@ -44,32 +52,25 @@ class Instance(Protocol):
     ========  ==========================  ==========================
     """
 
-    @property
-    def base_url(self) -> str:
-        """Where its port is reached from here, without a path."""
-
-    @property
-    def up(self) -> bool:
-        """Whether its program runs yet: before that, whoever answers on its port is another one."""
-
-    @property
-    def detail(self) -> str:
-        """What it is, for people: a process, or a container with its state."""
+    base_url: str
+    """Where its port is reached from here, without a path."""
+    up: bool
+    """Whether its program runs yet: before that, whatever answers on its port is another program."""
+    detail: str
+    """What runs, for people: a process, or a container with its state."""
+    taken_up: bool
+    """Whether an earlier agent began it."""
 
     def wait(self) -> str:
-        """Block until nothing of the service is left, or until detached; how it ended, such as
-        ``exit code 1``.
+        """Block until nothing of the service is left, or until detached. Return how it ended, such
+        as ``exit code 1``.
 
         Raises:
-            StartFailed: it could not be brought to run; what was made for that is of no harm.
+            StartFailed: it could not be brought to run; what was made for that does no harm.
         """
 
     def stop(self, timeout: float) -> None:
         """Ask it to end and, ``timeout`` seconds later, kill it. Does not wait for the end."""
-
-    @property
-    def taken_up(self) -> bool:
-        """Whether it ran already, begun by an earlier agent."""
 
     def detach(self) -> None:
         """Leave it running for the next agent to take up; only if it outlives this one."""
@@ -78,16 +79,15 @@ class Instance(Protocol):
 class Runtime(Protocol):
     """Starts services of one kind."""
 
-    @property
-    def outlives_agent(self) -> bool:
-        """Whether its services can be left running without this process."""
+    outlives_agent: bool
+    """Whether its services can be left running without this process."""
 
     def settle(self, names: Collection[str]) -> None:
-        """From now on these are the services: what earlier agents left of others is to go."""
+        """Let only these services stay: what earlier agents left of others is removed."""
 
-    def start(self, service: Service, output: Output) -> Instance:
-        """Begin to run the service. What takes long (an image to pull) is done in the instance's
-        `wait`, and reported as progress.
+    def start(self, service: Service, output: Output) -> ServiceRun:
+        """Begin to run the service. What takes long (an image to pull) is done in `wait` of the
+        returned run, and reported as progress.
 
         Raises:
             StartFailed: it cannot be started as it is described.
@@ -95,9 +95,36 @@ class Runtime(Protocol):
 
 
 def base_url_of(service: Service) -> str:
-    """Where the service's port is reached from this machine, without a path."""
+    """Return where the service's port is reached from this machine, without a path."""
     host = "127.0.0.1"
     container = service.container if service.runtime == "docker" else None
     if container and container.network != "host" and container.bind not in ("0.0.0.0", "::"):
         host = container.bind
     return f"http://{f'[{host}]' if ':' in host else host}:{service.port}"
+
+
+def service_environment(service: Service) -> dict[str, str]:
+    """Return the variables of the service: those of its spec, over those of the file it names.
+
+    The file has one ``KEY=value`` a line, as ``docker run --env-file`` has it: blank lines and lines
+    that begin with ``#`` do not count, and quotes are part of the value.
+
+    Raises:
+        StartFailed: the file cannot be read, or a line of it is none of these.
+    """
+    found: dict[str, str] = {}
+    if service.env_file:
+        try:
+            lines = Path(service.env_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise StartFailed(f"env_file: cannot read {service.env_file}: {reason}") from None
+        for number, line in enumerate(lines, 1):
+            name, equals, value = line.strip().partition("=")
+            if not name or name.startswith("#"):
+                continue
+            if not equals or not name.replace("_", "a").isalnum():
+                # The line itself is not shown: it may be a secret.
+                raise StartFailed(f"env_file: {service.env_file}:{number} is not KEY=value")
+            found[name] = value
+    return {**found, **service.env}

@@ -12,14 +12,13 @@ from typing import Any, Literal, Protocol
 import requests
 
 from gpu_node.machine.nvidia import GpuWatch
-from gpu_node.services.environment import service_environment
 from gpu_node.services.inference import InferenceFailed, infer_once
 from gpu_node.services.log_lines import secrets_of
 from gpu_node.services.probe import GpuLoad, probe_active, probe_ready
 from gpu_node.services.progress import Tracker
-from gpu_node.services.runtime import Instance, Runtime, StartFailed
+from gpu_node.services.runtime import Runtime, ServiceRun, StartFailed, service_environment
 from gpu_node.services.weights import WeightsWatch
-from qwenctl.lib.http_probe import Answer
+from qwenctl.lib.http_probe import ProbeResult
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Progress, Service, ServiceState
 
@@ -47,7 +46,7 @@ SILENT_PROBES = 3
 UNREADY_PROBES = 3
 """Readiness probes in a row that a ready service may fail."""
 
-NOBODY = (Answer.REFUSED, Answer.UNREACHABLE)
+NOBODY = (ProbeResult.REFUSED, ProbeResult.UNREACHABLE)
 """Answers to a probe of a service that is not there, and so not at work."""
 
 State = Literal["starting", "ready", "crashed", "failed", "stopped"]
@@ -107,7 +106,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._left = False
-        self._instance: Instance | None = None
+        self._current: ServiceRun | None = None
         self._state: State = "starting"
         self._error = ""
         self._restarts = 0
@@ -128,7 +127,7 @@ class Supervisor:
                 port=self.service.port,
                 restarts=self._restarts,
                 error=self._error[:2000],
-                detail=self._instance.detail[:300] if self._instance else "",
+                detail=self._current.detail[:300] if self._current else "",
             )
 
     @property
@@ -155,9 +154,9 @@ class Supervisor:
         self._weights.stop()
         with self._lock:
             self._stop.set()
-            instance = self._instance
-        if instance is not None:
-            instance.stop(self.service.stop_timeout)
+            run = self._current
+        if run is not None:
+            run.stop(self.service.stop_timeout)
 
     @property
     def can_be_left(self) -> bool:
@@ -172,8 +171,8 @@ class Supervisor:
         with self._lock:
             self._left = True
             self._stop.set()
-            if self._instance is not None:
-                self._instance.detach()
+            if self._current is not None:
+                self._current.detach()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until nothing of the service is left; whether that is so now."""
@@ -193,8 +192,8 @@ class Supervisor:
     # What `WeightsWatch` sees, and asks.
 
     def _weights_read(self, progress: Progress) -> None:
-        instance = self._instance
-        if self._state == "starting" and instance is not None and instance.up:
+        run = self._current
+        if self._state == "starting" and run is not None and run.up:
             self._listener.progressed(self.service.name, self._tracker.guessed(progress))
 
     def _run(self) -> None:
@@ -242,64 +241,64 @@ class Supervisor:
     def _run_once(self) -> tuple[str, float | None]:
         """Run the service until it ends: how it ended, and since when it was ready, if it was."""
         self._tracker = Tracker()
-        instance = self._runtime.start(self.service, self)
+        run = self._runtime.start(self.service, self)
         with self._lock:
-            self._instance = instance
+            self._current = run
             stopped_meanwhile = self._stop.is_set()
         if stopped_meanwhile and self._left:
-            instance.detach()
+            run.detach()
         elif stopped_meanwhile:
-            instance.stop(self.service.stop_timeout)
+            run.stop(self.service.stop_timeout)
         self.progress(Progress(phase="start", text=f"starting {self.service.name}"))
         ended = threading.Event()
         ready_at: list[float] = []
-        prober = threading.Thread(target=self._probe, args=(instance, ended, ready_at), daemon=True)
+        prober = threading.Thread(target=self._probe, args=(run, ended, ready_at), daemon=True)
         prober.start()
         try:
-            how = instance.wait()
+            how = run.wait()
         finally:
             ended.set()
             # A probe under way must not call a service ready that has just ended.
             prober.join()
             with self._lock:
-                self._instance = None
+                self._current = None
                 self._active = 0
         return how, ready_at[0] if ready_at else None
 
-    def _probe(self, instance: Instance, ended: threading.Event, ready_at: list[float]) -> None:
+    def _probe(self, run: ServiceRun, ended: threading.Event, ready_at: list[float]) -> None:
         with requests.Session() as http:
             http.trust_env = False  # a proxy variable is not meant for loopback
             while not ended.is_set():
                 try:
-                    self._wait_until_ready(instance, http, ended)
+                    self._wait_until_ready(run, http, ended)
                     if ended.is_set() or self._stop.is_set():
                         return
                     ready_at.append(time.monotonic())
                     self._weights.stop()
                     self._become("ready", "")
-                    self._watch_activity(instance, http, ended)
+                    self._watch_activity(run, http, ended)
                 except Exception:  # a service that nobody asks would stay as it is for ever
                     log.exception("%s: the agent's own fault", self.service.name)
                     ended.wait(FIRST_RESTART)
 
     def _wait_until_ready(
-        self, instance: Instance, http: requests.Session, ended: threading.Event
+        self, run: ServiceRun, http: requests.Session, ended: threading.Event
     ) -> None:
         pause = FIRST_PROBE
         tries = 0
         while not ended.is_set() and not self._stop.is_set():
             readiness = self.service.readiness
-            answer = probe_ready(instance.base_url, readiness) if instance.up else Answer.REFUSED
-            if answer is Answer.READY:
-                if self._warmed_up(instance, http, ended, tries):
+            result = probe_ready(run.base_url, readiness) if run.up else ProbeResult.REFUSED
+            if result is ProbeResult.READY:
+                if self._warmed_up(run, http, ended, tries):
                     return
                 tries += 1
-            longest = UNANSWERED_PROBE if answer in NOBODY else readiness.interval
+            longest = UNANSWERED_PROBE if result in NOBODY else readiness.interval
             ended.wait(min(pause, longest))
             pause = min(pause * 1.2, readiness.interval)
 
     def _watch_activity(
-        self, instance: Instance, http: requests.Session, ended: threading.Event
+        self, run: ServiceRun, http: requests.Session, ended: threading.Event
     ) -> None:
         """While it is ready: count what runs. Ends with the service, or when that is not ready any
         more."""
@@ -313,26 +312,28 @@ class Supervisor:
                 load = GpuLoad(activity, names)
             readiness = self.service.readiness
             if activity.path:
-                answer = probe_active(http, instance.base_url, activity, readiness.timeout)
+                answer = probe_active(http, run.base_url, activity, readiness.timeout)
                 silent = silent + 1 if answer is None else 0
                 if answer is not None or silent >= SILENT_PROBES:
                     told = answer or 0
             by_load = load.look(self._gpus.look()) if activity.gpu_percent else 0
             self._count(max(told, by_load))
             # One that is slow to answer may be at work; one that refuses is not.
-            found = probe_ready(instance.base_url, readiness)
-            away = found is Answer.ERROR or found in NOBODY
+            found = probe_ready(run.base_url, readiness)
+            away = found is ProbeResult.ERROR or found in NOBODY
             unready = unready + 1 if away and not self._active else 0
             if unready >= UNREADY_PROBES:
                 what = (
-                    "answers with an error" if found is Answer.ERROR else "does not answer any more"
+                    "answers with an error"
+                    if found is ProbeResult.ERROR
+                    else "does not answer any more"
                 )
                 error = f"{self.service.name}: GET {readiness.path} {what}"
                 self._become("starting", error)
                 return
 
     def _warmed_up(
-        self, instance: Instance, http: requests.Session, ended: threading.Event, tries: int
+        self, run: ServiceRun, http: requests.Session, ended: threading.Event, tries: int
     ) -> bool:
         """Have the service infer once, if its readiness asks for that; whether it is ready then.
 
@@ -343,10 +344,10 @@ class Supervisor:
             return True
         activity = service.activity
         if (
-            instance.taken_up
+            run.taken_up
             and tries == 0
             and activity.path
-            and probe_active(http, instance.base_url, activity, service.readiness.timeout)
+            and probe_active(http, run.base_url, activity, service.readiness.timeout)
         ):
             return True  # begun by an earlier agent, and generating: ours would have to queue
         self.progress(Progress(phase="warm-up", text=f"{service.name}: a first inference"))
@@ -355,7 +356,7 @@ class Supervisor:
             env = service_environment(service)
             secrets = secrets_of(service, env)
             infer_once(
-                instance.base_url,
+                run.base_url,
                 service.readiness,
                 api_key=env.get("VLLM_API_KEY", ""),
                 unwanted=lambda: ended.is_set() or self._stop.is_set(),

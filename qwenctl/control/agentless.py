@@ -29,7 +29,7 @@ from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lib import http_probe
-from qwenctl.lib.http_probe import Answer
+from qwenctl.lib.http_probe import ProbeResult
 from qwenctl.protocol.messages import Hello, Progress, Readiness, Report, ServiceState
 from qwenctl.store.store import Store
 
@@ -52,10 +52,10 @@ BOOT = "agentless-"
 _PHASES = (Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
 
 
-def probe(address: str, port: int, readiness: Readiness) -> tuple[Answer, str]:
+def probe(address: str, port: int, readiness: Readiness) -> tuple[ProbeResult, str]:
     """Probe the WebUI's readiness path once; a machine without a route is as silent as any."""
     answer, why = http_probe.probe(address, port, readiness.path, timeout=readiness.timeout)
-    return (Answer.SILENT if answer is Answer.UNREACHABLE else answer), why
+    return (ProbeResult.SILENT if answer is ProbeResult.UNREACHABLE else answer), why
 
 
 class Prober:
@@ -118,10 +118,10 @@ class Prober:
             return IDLE
         if not boot:
             # Ready before there was an agentless boot: the configuration was changed.
-            if answer is Answer.READY and self._hello(snapshot):
+            if answer is ProbeResult.READY and self._hello(snapshot):
                 return 0.0
             return self._readiness.interval
-        if answer is Answer.READY:
+        if answer is ProbeResult.READY:
             self._misses = 0
             self._report(snapshot, boot, "ready", "")
             return self._readiness.interval
@@ -129,12 +129,12 @@ class Prober:
         self._tell_trouble(snapshot, boot, answer, why)
         return min(HURRY, self._readiness.interval)
 
-    def _tell_trouble(self, snapshot: Snapshot, boot: str, answer: Answer, why: str) -> None:
+    def _tell_trouble(self, snapshot: Snapshot, boot: str, answer: ProbeResult, why: str) -> None:
         if snapshot.time("ready_at") is None:
             self._report(snapshot, boot, "loading", why)
             return
         loading = snapshot.node_view.state == "loading"
-        silent = answer is Answer.SILENT or (answer is Answer.REFUSED and loading)
+        silent = answer is ProbeResult.SILENT or (answer is ProbeResult.REFUSED and loading)
         if silent or (self._misses < MISSES and not loading):
             return
         if not loading:

@@ -389,9 +389,9 @@ class Controller:
             return self._probed_seq == snapshot.start_seq and snapshot.phase is not Phase.OFF
         path = self._gpu.service[0].readiness.path if self._gpu.service else "/"
         answer, _ = http_probe.probe(snapshot.address, self._gpu.port, path, timeout=1.0)
-        if answer is http_probe.Answer.READY:
+        if answer is http_probe.ProbeResult.READY:
             self._probed_seq = snapshot.start_seq
-        elif answer is not http_probe.Answer.ERROR:
+        elif answer is not http_probe.ProbeResult.ERROR:
             return False  # even if it was ready before
         return self._probed_seq == snapshot.start_seq
 

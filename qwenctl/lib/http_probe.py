@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import requests
 
-__all__ = ["CONNECT_SECONDS", "PATIENCE", "Answer", "brief_reason", "probe"]
+__all__ = ["CONNECT_SECONDS", "PATIENCE", "ProbeResult", "brief_reason", "probe"]
 
 CONNECT_SECONDS = 1.0
 """A machine that boots drops packets; a new connection reaches it sooner than a retransmission."""
@@ -16,7 +16,7 @@ CONNECT_SECONDS = 1.0
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
-class Answer(Enum):
+class ProbeResult(Enum):
     """Result of a probe."""
 
     READY = "ready"
@@ -34,7 +34,7 @@ def probe(
     timeout: float,
     connect_timeout: float = CONNECT_SECONDS,
     agent: str = "qwenctl",
-) -> tuple[Answer, str]:
+) -> tuple[ProbeResult, str]:
     """Send one GET; return the result and, unless ready, the reason in a few words.
 
     No redirect is followed, no body is read, and no cookie, credential or web proxy of the
@@ -56,16 +56,16 @@ def probe(
         connection.request("GET", quote("/" + path.lstrip("/"), safe=_SAFE), headers=headers)
         status = connection.getresponse().status
     except TimeoutError:
-        return Answer.SILENT, "no answer"
+        return ProbeResult.SILENT, "no answer"
     except ConnectionRefusedError:
-        return Answer.REFUSED, "connection refused"
+        return ProbeResult.REFUSED, "connection refused"
     except (ConnectionError, http.client.HTTPException):
-        return Answer.REFUSED, "it hangs up without an HTTP answer"
+        return ProbeResult.REFUSED, "it hangs up without an HTTP answer"
     except OSError as error:
-        return Answer.UNREACHABLE, error.strerror or type(error).__name__
+        return ProbeResult.UNREACHABLE, error.strerror or type(error).__name__
     finally:
         connection.close()
-    return (Answer.READY, "") if status < 400 else (Answer.ERROR, f"HTTP {status}")
+    return (ProbeResult.READY, "") if status < 400 else (ProbeResult.ERROR, f"HTTP {status}")
 
 
 PATIENCE = 5.0

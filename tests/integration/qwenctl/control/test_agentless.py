@@ -17,7 +17,7 @@ from qwenctl.control.agentless import HURRY, IDLE, Prober, probe
 from qwenctl.control.controller import Controller
 from qwenctl.core.lifecycle import Guard, Move, Observed, Phase
 from qwenctl.core.snapshot import Lock
-from qwenctl.lib.http_probe import Answer
+from qwenctl.lib.http_probe import ProbeResult
 from qwenctl.protocol.messages import Hello, Readiness
 from qwenctl.store.store import Store
 from tests.support.net import free_port
@@ -139,19 +139,19 @@ def life(store: Store, clock: VirtualClock, webui: WebUI) -> Life:
 @pytest.mark.parametrize(
     ("status", "answer"),
     [
-        (200, Answer.READY),
-        (302, Answer.READY),
-        (401, Answer.ERROR),
-        (503, Answer.ERROR),
-        (-1, Answer.REFUSED),
-        (0, Answer.SILENT),
+        (200, ProbeResult.READY),
+        (302, ProbeResult.READY),
+        (401, ProbeResult.ERROR),
+        (503, ProbeResult.ERROR),
+        (-1, ProbeResult.REFUSED),
+        (0, ProbeResult.SILENT),
     ],
 )
-def test_what_answers_mean(webui: WebUI, status: int, answer: Answer) -> None:
+def test_what_answers_mean(webui: WebUI, status: int, answer: ProbeResult) -> None:
     webui.status = status
     found, why = probe("127.0.0.1", webui.port, Readiness(timeout=0.5))
     assert found is answer
-    assert bool(why) == (answer is not Answer.READY)
+    assert bool(why) == (answer is not ProbeResult.READY)
     assert len(webui.requests) == 1  # the redirect was not followed
 
 
@@ -165,14 +165,17 @@ def test_a_probe_brings_nothing_of_this_machine_along(
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.delenv("NO_PROXY", raising=False)
     for _ in range(2):
-        assert probe("127.0.0.1", webui.port, Readiness(path="a b/é?x=1"))[0] is Answer.READY
+        assert probe("127.0.0.1", webui.port, Readiness(path="a b/é?x=1"))[0] is ProbeResult.READY
     for path, headers in webui.requests:
         assert path == "/a%20b/%C3%A9?x=1"
         assert set(headers) == {"Host", "User-Agent", "Accept-Encoding", "Connection"}
 
 
 def test_nobody_listens() -> None:
-    assert probe("127.0.0.1", free_port(), Readiness()) == (Answer.REFUSED, "connection refused")
+    assert probe("127.0.0.1", free_port(), Readiness()) == (
+        ProbeResult.REFUSED,
+        "connection refused",
+    )
 
 
 def test_something_else_listens() -> None:
@@ -188,11 +191,11 @@ def test_something_else_listens() -> None:
         thread.start()
         found, _ = probe("127.0.0.1", server.getsockname()[1], Readiness(timeout=5))
         thread.join()
-    assert found is Answer.REFUSED
+    assert found is ProbeResult.REFUSED
 
 
 def test_a_name_that_nobody_knows() -> None:
-    assert probe("no-such-host.invalid", 80, Readiness())[0] is Answer.SILENT
+    assert probe("no-such-host.invalid", 80, Readiness())[0] is ProbeResult.SILENT
 
 
 # A boot
@@ -255,7 +258,7 @@ def test_an_answer_from_before_the_stop_does_not_count_for_the_next_start(
     life.up_to(Phase.READY)
     life.clock.advance(60)
 
-    def slow(*args: Any) -> tuple[Answer, str]:
+    def slow(*args: Any) -> tuple[ProbeResult, str]:
         for to in (Phase.DRAINING, Phase.STOPPING, Phase.OFF, Phase.STARTING, Phase.BOOTING):
             life.move(to)
         assert life.another().step() == 0.0
@@ -361,7 +364,7 @@ def test_who_has_lost_the_lead_meanwhile_reports_nothing(
     life.up_to(Phase.READY)
     life.clock.advance(60.0)
 
-    def slow(*args: Any) -> tuple[Answer, str]:
+    def slow(*args: Any) -> tuple[ProbeResult, str]:
         life.leads = False
         return probe(*args)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gpu_node.selfstop.deadman import CommandStop, DeadMan, read_contact
+from gpu_node.selfstop.deadman import DeadMan, power_off, read_contact
 
 
 class Clock:
@@ -80,16 +80,16 @@ def test_the_record_goes_on_where_no_new_file_can_be_made(tmp_path: Path) -> Non
 
 
 def test_a_command_that_fails_is_logged(tmp_path: Path, caplog) -> None:  # type: ignore[no-untyped-def]
-    CommandStop(["sh", "-c", "echo no permission >&2; exit 4"], pauses=()).power_off()
+    power_off(["sh", "-c", "echo no permission >&2; exit 4"], pauses=())
     assert "exit code 4: no permission" in caplog.text
-    CommandStop(["/nonexistent"], pauses=()).power_off()
+    power_off(["/nonexistent"], pauses=())
     assert "No such file" in caplog.text
-    CommandStop(["touch", os.fspath(tmp_path / "done")]).power_off()
+    power_off(["touch", os.fspath(tmp_path / "done")])
     assert (tmp_path / "done").exists()
 
 
 def test_a_command_is_tried_again_until_it_works(tmp_path: Path) -> None:
     tries = tmp_path / "tries"
     script = f'echo try >> "{tries}"; test "$(wc -l < "{tries}")" -ge 3'
-    CommandStop(["sh", "-c", script], pauses=(0.0, 0.0, 0.0, 0.0)).power_off()
+    power_off(["sh", "-c", script], pauses=(0.0, 0.0, 0.0, 0.0))
     assert tries.read_text().splitlines() == ["try"] * 3

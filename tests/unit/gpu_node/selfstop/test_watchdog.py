@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ class Stop:
     def __init__(self) -> None:
         self.calls = 0
 
-    def power_off(self) -> None:
+    def __call__(self, _: Sequence[str]) -> None:
         self.calls += 1
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from gpu_node.machine import nvidia
 from gpu_node.machine.nvidia import GpuWatch, Nvml
-from gpu_node.services.orphans import Guard
+from gpu_node.services.orphans import OrphanKiller
 from gpu_node.services.process import ProcessRuntime
 from gpu_node.services.supervisor import Supervisor
 from qwenctl.protocol.messages import Activity, Container, Progress, Readiness, Service
@@ -61,12 +61,12 @@ def library(monkeypatch: pytest.MonkeyPatch) -> NvmlLibrary:
 
 @pytest.fixture
 def start(tmp_path: Path, library: NvmlLibrary) -> Iterator[Start]:
-    guard = Guard()
+    orphans = OrphanKiller()
     started: list[Supervisor] = []
 
     def make(service: Service, until_ready: bool = True) -> tuple[Supervisor, Listener]:
         listener = Listener()
-        runtime = ProcessRuntime(tmp_path, guard, "mark", os.environ)
+        runtime = ProcessRuntime(tmp_path, orphans, "mark", os.environ)
         gpus = GpuWatch(Nvml().read)
         started.append(Supervisor(service, runtime, listener, heartbeat=0.05, gpus=gpus))
         if until_ready:
@@ -78,7 +78,7 @@ def start(tmp_path: Path, library: NvmlLibrary) -> Iterator[Start]:
         supervisor.stop()
         assert supervisor.join(30)
         assert supervisor.active == 0
-    guard.close()
+    orphans.close()
 
 
 def service(activity: Activity, *options: str, **more: Any) -> Service:

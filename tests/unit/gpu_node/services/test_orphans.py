@@ -7,18 +7,18 @@ import time
 
 import psutil
 
-from gpu_node.services.orphans import MARK, Guard, kill_marked
+from gpu_node.services.orphans import MARK, OrphanKiller, kill_orphans
 
 
 def test_a_broken_pipe_kills_what_is_guarded_and_nothing_else() -> None:
     guarded = subprocess.Popen(["sleep", "60"], start_new_session=True)
     released = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        guard = Guard()
-        guard.add(guarded.pid)
-        guard.add(released.pid)
-        guard.discard(released.pid)
-        guard.close()
+        orphans = OrphanKiller()
+        orphans.add(guarded.pid)
+        orphans.add(released.pid)
+        orphans.discard(released.pid)
+        orphans.close()
         assert guarded.wait(5) == -9
         assert released.poll() is None
     finally:
@@ -40,11 +40,11 @@ def test_marked_processes_are_killed_wherever_they_went() -> None:
         # Until it has become `sleep` the child still shares its parent's memory.
         while children[0].name() != "sleep":
             time.sleep(0.01)
-        assert kill_marked(mark) == 2
+        assert kill_orphans(mark) == 2
         assert mine.wait(5) == -9
         assert not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE
         assert other.poll() is None
-        assert kill_marked(mark) == 0
+        assert kill_orphans(mark) == 0
     finally:
         for process in (mine, other):
             process.kill()

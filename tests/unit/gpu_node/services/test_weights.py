@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpu_node.services import weights
-from gpu_node.services.orphans import Guard
+from gpu_node.services.orphans import OrphanKiller
 from gpu_node.services.page_cache import WarmUp, resident_bytes
 from gpu_node.services.process import ProcessRuntime
 from gpu_node.services.supervisor import Supervisor
@@ -123,7 +123,7 @@ def test_a_service_on_its_way_to_ready(
     """What the disk shows is told if the service's log tells nothing, and only then."""
     model = tmp_path / "model"
     make_cold(write(model / "a.safetensors", 64 * MB))
-    listener, guard = Listener(), Guard()
+    listener, orphans = Listener(), OrphanKiller()
     loading = threading.Event()
 
     def available() -> int:
@@ -141,7 +141,7 @@ def test_a_service_on_its_way_to_ready(
         readiness=Readiness(interval=0.1),
     )
     supervisor = Supervisor(
-        service, ProcessRuntime(tmp_path, guard, "m", os.environ), listener, heartbeat=1.0
+        service, ProcessRuntime(tmp_path, orphans, "m", os.environ), listener, heartbeat=1.0
     )
     try:
         until(lambda: line in listener.lines, 30.0)
@@ -154,4 +154,4 @@ def test_a_service_on_its_way_to_ready(
         loading.set()
         supervisor.stop()
         assert supervisor.join(30)
-        guard.close()
+        orphans.close()

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_node.services.environment import service_environment
-from gpu_node.services.runtime import StartFailed
+from gpu_node.services.runtime import StartFailed, service_environment
 from qwenctl.protocol.messages import Service
 
 
