@@ -28,7 +28,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-from qwenctl.clouds.clock import CLOCK_WARN, rough_duration
+from qwenctl.clouds.check_steps import CLOCK_WARN, rough_duration
 from qwenctl.lib.http_probe import PATIENCE, brief_reason
 
 __all__ = [

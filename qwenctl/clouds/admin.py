@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qwenctl.clouds import registry
-from qwenctl.clouds.base import ProviderError
 from qwenctl.clouds.permissions import Document, Instance
 from qwenctl.clouds.plan import Change, Plan
 from qwenctl.core.lifecycle import Observed
@@ -26,7 +25,6 @@ __all__ = [
     "Price",
     "admin_of",
     "client_token",
-    "expect_dry_run",
     "importer_of",
     "instance_name",
     "tags_of",
@@ -97,7 +95,6 @@ def instance_name(tags: Mapping[str, str]) -> str:
     return f"qwenctl-{tags['qwenctl:deployment']}-{tags['qwenctl:gpu']}"
 
 
-_DRY_RUN = "DryRunOperation"
 TOKEN_MISMATCH = "IdempotentParameterMismatch"
 
 
@@ -173,15 +170,6 @@ class InstanceCreator(Protocol):
     def delete(self, existing: Existing, *, force: bool) -> None:
         """Delete it for good, with its system disk; ``force``: although it runs."""
         ...
-
-
-def expect_dry_run(call: Any) -> None:
-    """Make the call with ``DryRun``, whose success is an error."""
-    try:
-        call()
-    except ProviderError as error:
-        if error.cloud_code != _DRY_RUN:
-            raise
 
 
 class Admin(Protocol):

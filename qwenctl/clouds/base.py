@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from qwenctl.core import failures
 from qwenctl.core.lifecycle import Observed
@@ -17,6 +17,7 @@ from qwenctl.lib.settings_types import Table
 from qwenctl.protocol.messages import Spec
 
 __all__ = [
+    "DRY_RUN_PASSED",
     "Accepted",
     "Conflict",
     "Context",
@@ -30,6 +31,7 @@ __all__ = [
     "ProviderSettings",
     "Throttled",
     "Transient",
+    "expect_dry_run",
 ]
 
 
@@ -209,3 +211,18 @@ class Transient(ProviderError):
     """Raised by any call: time-out, connection cut, 5xx. The call may have been accepted."""
 
     code = failures.TRANSIENT
+
+
+DRY_RUN_PASSED = "DryRunOperation"
+"""The error code by which ECS and EC2 say that a call with ``DryRun`` would have been accepted:
+https://www.alibabacloud.com/help/en/ecs/developer-reference/api-ecs-2014-05-26-runinstances,
+https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RunInstances.html."""
+
+
+def expect_dry_run(call: Callable[[], Any]) -> None:
+    """Make a call with ``DryRun``, whose success is an error."""
+    try:
+        call()
+    except ProviderError as error:
+        if error.cloud_code != DRY_RUN_PASSED:
+            raise

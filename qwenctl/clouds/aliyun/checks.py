@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qwenctl.clouds.aliyun.errors import DRY_RUN_PASSED
-from qwenctl.clouds.base import Conflict, Context, NoCapacity, Observation, ProviderError
-from qwenctl.clouds.check_steps import explain_settings, ok_configured_address
-from qwenctl.clouds.clock import clock_with_cloud
+from qwenctl.clouds.aliyun.api import Credentials, Ecs, Instance, default_credentials
+from qwenctl.clouds.aliyun.calls import aliyun_source, ecs_call, ecs_instance, ecs_instance_role
+from qwenctl.clouds.aliyun.provider import make
+from qwenctl.clouds.aliyun.settings import AliyunConfig
+from qwenctl.clouds.base import (
+    DRY_RUN_PASSED,
+    Conflict,
+    Context,
+    NoCapacity,
+    Observation,
+    ProviderError,
+)
+from qwenctl.clouds.check_steps import clock_with_cloud, explain_settings, ok_configured_address
 from qwenctl.core.lifecycle import Observed
 from qwenctl.lib.findings import Check, Finding, Level, Stop, fail, ok, refusal, warn
-
-if TYPE_CHECKING:
-    from qwenctl.clouds.aliyun.api import Credentials, Ecs, Instance
-    from qwenctl.clouds.aliyun.settings import AliyunConfig
 
 __all__ = ["checks"]
 
@@ -56,9 +61,6 @@ class _Checks:
 
     def table(self) -> Iterable[Finding]:
         with explain_settings("aliyun"):
-            from qwenctl.clouds.aliyun.api import Ecs, default_credentials
-            from qwenctl.clouds.aliyun.provider import make
-
             make(self._config, self._context)
             self._credentials = default_credentials()
             self._ecs = Ecs(self._config, self._credentials)
@@ -68,8 +70,6 @@ class _Checks:
         return clock_with_cloud(f"{self._config.protocol}://{self._ecs.host}/")
 
     def credentials(self) -> Iterable[Finding]:
-        from qwenctl.clouds.aliyun.calls import aliyun_source
-
         try:
             source = aliyun_source(self._credentials)
         except Exception:  # whatever the SDK raises: its text is not fit to show
@@ -85,9 +85,6 @@ class _Checks:
         return [ok("credentials", f"from {source}")]
 
     def instance(self) -> Iterable[Finding]:
-        from qwenctl.clouds.aliyun.api import Instance
-        from qwenctl.clouds.aliyun.calls import ecs_instance
-
         try:
             self._raw = ecs_instance(self._ecs, self._config.instance_id)
         except ProviderError as error:
@@ -120,8 +117,6 @@ class _Checks:
         """By a dry run. What it says of the instance's state comes after the check of rights."""
         # "true" as the API spells it: the SDK would write Python's True, and what if that was not
         # understood?
-        from qwenctl.clouds.aliyun.calls import ecs_call
-
         id_ = self._config.instance_id
         resource = f"acs:ecs:{self._config.region}:*:instance/{id_}"
         try:
@@ -144,8 +139,6 @@ class _Checks:
 
     def role(self) -> Iterable[Finding]:
         """The node's: without it the dead-man's switch ends no billing."""
-        from qwenctl.clouds.aliyun.calls import ecs_instance_role
-
         try:
             name = ecs_instance_role(self._ecs, self._config.instance_id)
         except ProviderError as error:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qwenctl.clouds.admin import Existing, LaunchRequest, Price, expect_dry_run
+from qwenctl.clouds.admin import Existing, LaunchRequest, Price
 from qwenctl.clouds.aliyun.api import Ecs, Instance
 from qwenctl.clouds.aliyun.calls import aliyun_price, ecs_call, ecs_instance
 from qwenctl.clouds.aliyun.launch import aliyun_launch, spot_strategy
 from qwenctl.clouds.aliyun.settings import AliyunTemplate
-from qwenctl.clouds.base import ProviderError, Transient
+from qwenctl.clouds.base import ProviderError, Transient, expect_dry_run
 from qwenctl.errors import UserError
 
 __all__ = [

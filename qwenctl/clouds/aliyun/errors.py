@@ -8,7 +8,6 @@ StartInstances, RunInstances and the common list of the ECS API reference.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from qwenctl.clouds.base import (
     Conflict,
@@ -19,171 +18,124 @@ from qwenctl.clouds.base import (
     Throttled,
     Transient,
 )
+from qwenctl.clouds.error_table import Meaning, row
 from qwenctl.lib.redaction import redacted
 
-__all__ = ["DRY_RUN_PASSED", "Meaning", "error_of", "meaning_of", "network_error", "scrub"]
-
-DRY_RUN_PASSED = "DryRunOperation"
-"""The error code by which the API says that a call with ``DryRun`` would have been accepted."""
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """One row of the table."""
-
-    kind: type[ProviderError]
-    sentence: str
-    """What happened and what to do; ``{service}``, ``{action}``, ``{resource}`` and ``{region}`` are
-    filled in."""
-
-
-_NO_STOCK = Meaning(
-    NoCapacity,
-    "Alibaba Cloud has no such machine free in this zone now; it is tried again while somebody "
-    "waits, and another instance type or zone may have one",
-)
-_SPOT_PRICE = Meaning(
-    NoCapacity,
-    "the spot price is above this instance's limit now; wait, raise the limit, or use a "
-    "pay-as-you-go instance",
-)
-_WRONG_STATE = Meaning(Conflict, "the instance is not in a state in which it can do this")
-_THROTTLED = Meaning(Throttled, "Alibaba Cloud asks for fewer calls; it is tried again more slowly")
-_FORBIDDEN = Meaning(
-    Denied,
-    "the RAM user or role may not do {service}:{action} on {resource}; attach a policy that allows "
-    "it",
-)
-_MAY_NOT_PASS = Meaning(
-    Denied,
-    "the RAM user or role may not give an instance this role; attach a policy that allows "
-    "ram:PassRole on it",
-)
-_NO_ROLE = Meaning(
-    ProviderError,
-    "there is no such RAM role, or not everywhere yet; check its name, or try again in a minute",
-)
-_NOT_FOR_ECS = Meaning(
-    Denied,
-    "the RAM role does not trust ECS; give it the trust policy that `qwenctl provision` prints",
-)
-_ARREARS = Meaning(
-    Denied, "the account has a payment overdue or too little balance; top it up in the console"
-)
-_QUOTA = Meaning(
-    Denied, "the account's quota is used up; ask for more in the console's Quota Center"
-)
-_LOCKED = Meaning(
-    Denied,
-    "the instance is locked for security reasons; see its notices in the ECS console and unlock it",
-)
-_NOT_FOUND = Meaning(
-    NotFound, "no such instance in region {region}; check aliyun.instance_id and aliyun.region"
-)
-_CLOCK = Meaning(
-    Denied, "this machine's clock is off by more than 15 minutes; set it by NTP (timedatectl)"
-)
-_CREDENTIALS = Meaning(
-    Denied,
-    "Alibaba Cloud does not accept the AccessKey; check ALIBABA_CLOUD_ACCESS_KEY_ID and "
-    "ALIBABA_CLOUD_ACCESS_KEY_SECRET, or the profile file, and that the key is enabled",
-)
-_TOKEN = Meaning(
-    Denied,
-    "the STS token is not valid, or no longer; set a fresh ALIBABA_CLOUD_SECURITY_TOKEN with its "
-    "AccessKey, or use the RAM role of this machine, which renews itself",
-)
-_VERIFICATION = Meaning(
-    Denied, "the account is not verified or is restricted; see the notices in the console"
-)
-_SERVER = Meaning(
-    Transient, "Alibaba Cloud failed to handle the call; the instance is looked at again"
-)
-_REGION = Meaning(
-    Denied, "there is no region {region}, or not for this account; check aliyun.region"
-)
+__all__ = ["error_of", "meaning_of", "network_error", "scrub"]
 
 _TABLE: dict[str, Meaning] = {
-    # No stock
-    "OperationDenied.NoStock": _NO_STOCK,
-    "LackResource": _NO_STOCK,
-    "InvalidResourceType.NotSupported": _NO_STOCK,
-    "Invalid.PrivatePoolOptions.NoStock": _NO_STOCK,
-    "InvalidDedicatedHost.NotEnoughResource": _NO_STOCK,
-    "Zone.NotOnSale": _NO_STOCK,
-    "Zone.NotOpen": _NO_STOCK,
-    "InstanceType.Offline": _NO_STOCK,
-    "ResourceNotAvailable": _NO_STOCK,
-    "OperationDenied.SpotPriceLowerThanPublicPrice": _SPOT_PRICE,
-    "InvalidSpotPriceLimit.LowerThanPublicPrice": _SPOT_PRICE,
-    # Wrong state
-    "IncorrectInstanceStatus": _WRONG_STATE,
-    "IncorrectInstanceStatus.*": _WRONG_STATE,
-    "InstanceNotReady": _WRONG_STATE,
-    "OperationConflict": _WRONG_STATE,
-    "LastTokenProcessing": _WRONG_STATE,
-    "Idempotence.Processing": _WRONG_STATE,
-    # Throttled
-    "Throttling": _THROTTLED,
-    "Throttling.*": _THROTTLED,
-    "ServiceUnavailable": _THROTTLED,
-    "Request.RateLimitExceeded": _THROTTLED,
-    # Not allowed
-    "Forbidden": _FORBIDDEN,
-    "Forbidden.RAM": _FORBIDDEN,
-    "Forbidden.SubUser": _FORBIDDEN,
-    "Forbidden.Unauthorized": _FORBIDDEN,
-    "Forbidden.RiskControl": _VERIFICATION,
-    "Forbidden.UserVerification": _VERIFICATION,
-    "Account.Arrearage": _ARREARS,
-    "NoPermission": _FORBIDDEN,
-    "NoPermission.*": _FORBIDDEN,
-    "InvalidUser.Unauthorized": _FORBIDDEN,
-    "UnauthorizedOperation": _FORBIDDEN,
-    "InvalidUser.PassRoleForbidden": _MAY_NOT_PASS,
-    "InvalidRamRole.NotEcsRole": _NOT_FOR_ECS,
-    "InvalidRamRole.NotFound": _NO_ROLE,
-    "EntityNotExist.Role": _NO_ROLE,  # of RAM
-    "RealNameAuthenticationError": _VERIFICATION,
-    # The account's standing
-    "InvalidAccountStatus.NotEnoughBalance": _ARREARS,
-    "InsufficientBalance": _ARREARS,
-    "InsufficientBalance.*": _ARREARS,
-    "InvalidAccountStatus.*": _VERIFICATION,
-    "QuotaExceed": _QUOTA,
-    "QuotaExceed.*": _QUOTA,
-    "QuotaExceeded": _QUOTA,
-    "QuotaExceeded.*": _QUOTA,
-    "LimitExceeded.*": _QUOTA,  # of RAM
-    "InstanceLockedForSecurity": _LOCKED,
-    # Not found
-    "InvalidInstanceId.NotFound": _NOT_FOUND,
-    "InvalidInstanceId.Malformed": _NOT_FOUND,
-    "InvalidInstanceId.Released": _NOT_FOUND,
-    "InvalidInstance.NotFound": _NOT_FOUND,
-    "Forbidden.InstanceNotFound": _NOT_FOUND,
-    "InvalidRegionId.NotFound": _REGION,
-    # Clock
-    "InvalidTimeStamp.*": _CLOCK,
-    "IllegalTimestamp": _CLOCK,
-    # Credentials
-    "InvalidAccessKeyId": _CREDENTIALS,
-    "InvalidAccessKeyId.*": _CREDENTIALS,
-    "InvalidAccessKeySecret": _CREDENTIALS,
-    "Forbidden.AccessKey": _CREDENTIALS,
-    "Forbidden.AccessKeyDisabled": _CREDENTIALS,
-    "SignatureDoesNotMatch": _CREDENTIALS,
-    "IncompleteSignature": _CREDENTIALS,
-    "InvalidSecurityToken": _TOKEN,
-    "InvalidSecurityToken.*": _TOKEN,
-    "MissingSecurityToken": _TOKEN,
-    # A second request with the same nonce can only be a repetition below us.
-    "SignatureNonceUsed": _SERVER,
-    "InternalError": _SERVER,
-    "InternalError.*": _SERVER,
-    "UnknownError": _SERVER,
+    **row(
+        NoCapacity,
+        "Alibaba Cloud has no such machine free in this zone now; it is tried again while somebody "
+        "waits, and another instance type or zone may have one",
+        "OperationDenied.NoStock LackResource InvalidResourceType.NotSupported "
+        "Invalid.PrivatePoolOptions.NoStock InvalidDedicatedHost.NotEnoughResource Zone.NotOnSale "
+        "Zone.NotOpen InstanceType.Offline ResourceNotAvailable",
+    ),
+    **row(
+        NoCapacity,
+        "the spot price is above this instance's limit now; wait, raise the limit, or use a "
+        "pay-as-you-go instance",
+        "OperationDenied.SpotPriceLowerThanPublicPrice InvalidSpotPriceLimit.LowerThanPublicPrice",
+    ),
+    **row(
+        Conflict,
+        "the instance is not in a state in which it can do this",
+        "IncorrectInstanceStatus IncorrectInstanceStatus.* InstanceNotReady OperationConflict "
+        "LastTokenProcessing Idempotence.Processing",
+    ),
+    **row(
+        Throttled,
+        "Alibaba Cloud asks for fewer calls; it is tried again more slowly",
+        "Throttling Throttling.* ServiceUnavailable Request.RateLimitExceeded",
+    ),
+    **row(
+        Denied,
+        "the RAM user or role may not do {service}:{action} on {resource}; attach a policy that "
+        "allows it",
+        "Forbidden Forbidden.RAM Forbidden.SubUser Forbidden.Unauthorized NoPermission "
+        "NoPermission.* InvalidUser.Unauthorized UnauthorizedOperation",
+    ),
+    **row(
+        Denied,
+        "the account is not verified or is restricted; see the notices in the console",
+        "Forbidden.RiskControl Forbidden.UserVerification RealNameAuthenticationError "
+        "InvalidAccountStatus.*",
+    ),
+    **row(
+        Denied,
+        "the account has a payment overdue or too little balance; top it up in the console",
+        "Account.Arrearage InvalidAccountStatus.NotEnoughBalance InsufficientBalance "
+        "InsufficientBalance.*",
+    ),
+    **row(
+        Denied,
+        "the RAM user or role may not give an instance this role; attach a policy that allows "
+        "ram:PassRole on it",
+        "InvalidUser.PassRoleForbidden",
+    ),
+    **row(
+        Denied,
+        "the RAM role does not trust ECS; give it the trust policy that `qwenctl provision` prints",
+        "InvalidRamRole.NotEcsRole",
+    ),
+    **row(
+        ProviderError,
+        "there is no such RAM role, or not everywhere yet; check its name, or try again in a "
+        "minute",
+        # The second is RAM's.
+        "InvalidRamRole.NotFound EntityNotExist.Role",
+    ),
+    **row(
+        Denied,
+        "the account's quota is used up; ask for more in the console's Quota Center",
+        # The last is RAM's.
+        "QuotaExceed QuotaExceed.* QuotaExceeded QuotaExceeded.* LimitExceeded.*",
+    ),
+    **row(
+        Denied,
+        "the instance is locked for security reasons; see its notices in the ECS console and "
+        "unlock it",
+        "InstanceLockedForSecurity",
+    ),
+    **row(
+        NotFound,
+        "no such instance in region {region}; check aliyun.instance_id and aliyun.region",
+        "InvalidInstanceId.NotFound InvalidInstanceId.Malformed InvalidInstanceId.Released "
+        "InvalidInstance.NotFound Forbidden.InstanceNotFound",
+    ),
+    **row(
+        Denied,
+        "there is no region {region}, or not for this account; check aliyun.region",
+        "InvalidRegionId.NotFound",
+    ),
+    **row(
+        Denied,
+        "this machine's clock is off by more than 15 minutes; set it by NTP (timedatectl)",
+        "InvalidTimeStamp.* IllegalTimestamp",
+    ),
+    **row(
+        Denied,
+        "Alibaba Cloud does not accept the AccessKey; check ALIBABA_CLOUD_ACCESS_KEY_ID and "
+        "ALIBABA_CLOUD_ACCESS_KEY_SECRET, or the profile file, and that the key is enabled",
+        "InvalidAccessKeyId InvalidAccessKeyId.* InvalidAccessKeySecret Forbidden.AccessKey "
+        "Forbidden.AccessKeyDisabled SignatureDoesNotMatch IncompleteSignature",
+    ),
+    **row(
+        Denied,
+        "the STS token is not valid, or no longer; set a fresh ALIBABA_CLOUD_SECURITY_TOKEN with "
+        "its AccessKey, or use the RAM role of this machine, which renews itself",
+        "InvalidSecurityToken InvalidSecurityToken.* MissingSecurityToken",
+    ),
+    **row(
+        Transient,
+        "Alibaba Cloud failed to handle the call; the instance is looked at again",
+        # A second request with the same nonce can only be a repetition below us.
+        "SignatureNonceUsed InternalError InternalError.* UnknownError",
+    ),
 }
-"""Code -> meaning. ``Family.*`` stands for all codes below it that have no row of their own."""
+"""Code -> meaning. ``Family.*`` stands for all codes below it that have no row of their own;
+``{service}``, ``{action}``, ``{resource}`` and ``{region}`` are filled in."""
 
 _NETWORK = (
     (
@@ -236,7 +188,7 @@ def error_of(
         )
         return meaning.kind(sentence, cloud_code=code, request_id=request_id)
     if status == 429:
-        return Throttled(_THROTTLED.sentence, cloud_code=code, request_id=request_id)
+        return Throttled(_TABLE["Throttling"].sentence, cloud_code=code, request_id=request_id)
     kind = Transient if status >= 500 else ProviderError
     text = f"Alibaba Cloud refuses {action}: {scrub(message, secrets)}"
     return kind(text, cloud_code=scrub(code, secrets), request_id=request_id)

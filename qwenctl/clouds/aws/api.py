@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from qwenctl.clouds.aws.errors import quote, translate
 from qwenctl.clouds.aws.settings import AwsConfig
-from qwenctl.clouds.base import NoCapacity, Observation, ProviderError, Transient
+from qwenctl.clouds.base import NoCapacity, Observation, Transient, expect_dry_run
 from qwenctl.clouds.batch import MAX_IDS, Batch
 from qwenctl.clouds.deadline import with_deadline
 from qwenctl.core.lifecycle import Observed
@@ -100,11 +100,8 @@ class Account:
         Raises:
             Denied: it would not.
         """
-        try:
-            self._bounded(instance_id, lambda: self._change(verb, instance_id, DryRun=True))
-        except ProviderError as error:
-            if error.cloud_code != "DryRunOperation":
-                raise
+        change = partial(self._change, verb, instance_id, DryRun=True)
+        expect_dry_run(lambda: self._bounded(instance_id, change))
 
     def shutdown_behavior(self, instance_id: str) -> str:
         """``stop`` or ``terminate``: what a shutdown from inside does to the instance.

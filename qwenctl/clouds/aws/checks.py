@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from qwenctl.clouds.aws.api import Account, Verb, observation
+from qwenctl.clouds.aws.calls import aws_endpoint, aws_source, ec2_call, ec2_instance
+from qwenctl.clouds.aws.provider import make
+from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import Context, Observation, ProviderError
-from qwenctl.clouds.check_steps import explain_settings, ok_configured_address
-from qwenctl.clouds.clock import clock_with_cloud
+from qwenctl.clouds.check_steps import clock_with_cloud, explain_settings, ok_configured_address
 from qwenctl.core.lifecycle import Observed
 from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, warn
-
-if TYPE_CHECKING:
-    from qwenctl.clouds.aws.api import Account, Verb
-    from qwenctl.clouds.aws.settings import AwsConfig
 
 __all__ = ["checks"]
 
@@ -48,15 +47,11 @@ class _Checks:
 
     def table(self) -> Iterable[Finding]:
         with explain_settings("aws"):
-            from qwenctl.clouds.aws.provider import make
-
             provider = make(self._config, self._context)
             self._account = provider.account
         return [ok("provider", f"AWS, {self._config.region or 'region by boto3'}")]
 
     def credentials(self) -> Iterable[Finding]:
-        from qwenctl.clouds.aws.calls import aws_source
-
         try:
             source = aws_source(self._account)
         except ProviderError as error:
@@ -73,13 +68,9 @@ class _Checks:
         return [ok("credentials", f"from {source}")]
 
     def endpoint(self) -> Iterable[Finding]:
-        from qwenctl.clouds.aws.calls import aws_endpoint
-
         return clock_with_cloud(aws_endpoint(self._account))
 
     def instance(self) -> Iterable[Finding]:
-        from qwenctl.clouds.aws.calls import ec2_instance
-
         try:
             self._raw = ec2_instance(self._account, self._config.instance_id)
         except ProviderError as error:
@@ -152,8 +143,6 @@ class _Checks:
             yield ok("billing", "a stop ends it, disks and Elastic IP aside")
 
     def spot(self) -> Iterable[Finding]:
-        from qwenctl.clouds.aws.calls import ec2_call
-
         request_id = self._raw.get("SpotInstanceRequestId")
         if not request_id:
             return
@@ -209,8 +198,6 @@ class _Checks:
             )
 
     def observation(self) -> Observation:
-        from qwenctl.clouds.aws.api import observation
-
         return observation(self._config.instance_id, self._raw or None, self._config.address)
 
 

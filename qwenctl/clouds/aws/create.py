@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from qwenctl.clouds.admin import Existing, LaunchRequest, Price, expect_dry_run
+from qwenctl.clouds.admin import Existing, LaunchRequest, Price
 from qwenctl.clouds.aws.api import Account, observation
 from qwenctl.clouds.aws.calls import ec2_call, ec2_instance
 from qwenctl.clouds.aws.launch import aws_launch
 from qwenctl.clouds.aws.settings import AwsTemplate
-from qwenctl.clouds.base import NotFound, ProviderError, Transient
+from qwenctl.clouds.base import NotFound, ProviderError, Transient, expect_dry_run
 
 __all__ = [
     "AwsCreator",

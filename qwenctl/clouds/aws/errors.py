@@ -22,6 +22,7 @@ from qwenctl.clouds.base import (
     Throttled,
     Transient,
 )
+from qwenctl.clouds.error_table import Meaning, row
 from qwenctl.lib.redaction import redacted
 from qwenctl.lib.text import escape_control
 
@@ -47,152 +48,106 @@ CLOCK_CODES = frozenset(
 _QUOTED = "{words}"
 
 
-def _row(
-    kind: type[ProviderError], text: str, *codes: str
-) -> dict[str, tuple[type[ProviderError], str]]:
-    return dict.fromkeys(codes, (kind, text))
-
-
-TABLE: dict[str, tuple[type[ProviderError], str]] = {
-    **_row(
+TABLE: dict[str, Meaning] = {
+    **row(
         NoCapacity,
         "EC2 has no such machine free in this zone now; if it lasts, use another zone or instance "
         "type, or a capacity reservation",
-        "InsufficientCapacity",
-        "InsufficientCapacityOnHost",
-        "InsufficientHostCapacity",
-        "InsufficientInstanceCapacity",
-        "InsufficientReservedInstanceCapacity",
-        "InsufficientReservedInstancesCapacity",
-        "ReservationCapacityExceeded",
+        "InsufficientCapacity InsufficientCapacityOnHost InsufficientHostCapacity "
+        "InsufficientInstanceCapacity InsufficientReservedInstanceCapacity "
+        "InsufficientReservedInstancesCapacity ReservationCapacityExceeded "
         "UnavailableHostRequirements",
     ),
-    **_row(
+    **row(
         NoCapacity,
         "the spot price is above this instance's maximum; raise it, or use an on-demand instance",
         "SpotMaxPriceTooLow",
     ),
-    **_row(
+    **row(
         NoCapacity,
         "EC2 does not offer this instance type here; use another type or zone" + _QUOTED,
         "Unsupported",
     ),
-    **_row(
+    **row(
         Conflict,
         "the instance is not in a state in which EC2 does this",
-        "IncorrectInstanceState",
-        "IncorrectState",
-        "InvalidInstanceState",
-        "InvalidState",
+        "IncorrectInstanceState IncorrectState InvalidInstanceState InvalidState",
     ),
-    **_row(
+    **row(
         Conflict,
         "the spot request does not let the instance start now: EC2 needs a moment after a stop, and "
         "the request must be persistent, with interruption behaviour stop, and not cancelled",
         "IncorrectSpotRequestState",
     ),
-    **_row(
+    **row(
         Throttled,
         "EC2 takes no more calls from this account for now; look for other programs that ask often",
-        "BandwidthLimitExceeded",
-        "EC2ThrottledException",
-        "LimitExceededException",
-        "PriorRequestNotComplete",
-        "RequestLimitExceeded",
-        "RequestThrottled",
-        "RequestThrottledException",
-        "SlowDown",
-        "ThrottledException",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequestsException",
+        "BandwidthLimitExceeded EC2ThrottledException LimitExceededException "
+        "PriorRequestNotComplete RequestLimitExceeded RequestThrottled RequestThrottledException "
+        "SlowDown ThrottledException Throttling ThrottlingException TooManyRequestsException",
     ),
-    **_row(
+    **row(
         Denied,
         "these credentials may not do this; attach the policy that `qwenctl permissions aws` prints"
         + _QUOTED,
-        "AccessDenied",
-        "AccessDeniedException",
-        "UnauthorizedOperation",
+        "AccessDenied AccessDeniedException UnauthorizedOperation",
     ),
-    **_row(
+    **row(
         Denied,
         "EC2 does not accept these credentials; check the access key, the profile or the instance "
         "profile with `aws sts get-caller-identity`",
-        "AuthFailure",
-        "IncompleteSignature",
-        "InvalidAccessKeyId",
-        "InvalidClientTokenId",
-        "InvalidSignatureException",
-        "MissingAuthenticationToken",
-        "SignatureDoesNotMatch",
+        "AuthFailure IncompleteSignature InvalidAccessKeyId InvalidClientTokenId "
+        "InvalidSignatureException MissingAuthenticationToken SignatureDoesNotMatch "
         "UnrecognizedClientException",
     ),
-    **_row(
+    **row(
         Denied,
         "the temporary credentials have expired; get new ones (such as `aws sso login`), or use an "
         "instance profile, which renews itself",
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "RequestExpired",
-        "TokenRefreshRequired",
+        "ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired",
     ),
-    **_row(
+    **row(
         Denied,
         "this machine's clock is wrong; set it, best with NTP (chrony, systemd-timesyncd)",
         "RequestTimeTooSkewed",
     ),
-    **_row(
+    **row(
         Denied,
         "AWS does not let this account use EC2 now; see its billing and verification pages, or ask "
         "AWS Support" + _QUOTED,
-        "AccountDisabled",
-        "Blocked",
-        "OptInRequired",
-        "PendingVerification",
+        "AccountDisabled Blocked OptInRequired PendingVerification",
     ),
-    **_row(
+    **row(
         Denied,
         "the account's EC2 quota is used up; stop other instances, or ask for more in Service Quotas "
         "(GPU families and spot have quotas of their own)" + _QUOTED,
-        "HostLimitExceeded",
-        "InstanceLimitExceeded",
-        "MaxIOPSLimitExceeded",
-        "MaxSpotInstanceCountExceeded",
-        "VcpuLimitExceeded",
-        "VolumeIOPSLimit",
-        "VolumeLimitExceeded",
+        "HostLimitExceeded InstanceLimitExceeded MaxIOPSLimitExceeded "
+        "MaxSpotInstanceCountExceeded VcpuLimitExceeded VolumeIOPSLimit VolumeLimitExceeded",
     ),
-    **_row(
+    **row(
         Denied,
         "EC2 does not permit this for this instance; if it has stop protection, switch that off "
         "(`aws ec2 modify-instance-attribute --no-disable-api-stop`)" + _QUOTED,
         "OperationNotPermitted",
     ),
-    **_row(
+    **row(
         Denied,
         "this instance cannot be stopped and started; it needs an EBS root volume, and as a spot "
         "instance a persistent request with interruption behaviour stop" + _QUOTED,
         "UnsupportedOperation",
     ),
-    **_row(
+    **row(
         NotFound,
         "EC2 knows no instance {instance} in {region}; check aws.instance_id and aws.region",
-        "InvalidInstanceID",
-        "InvalidInstanceID.Malformed",
-        "InvalidInstanceID.NotFound",
+        "InvalidInstanceID InvalidInstanceID.Malformed InvalidInstanceID.NotFound",
     ),
-    **_row(
+    **row(
         Transient,
         "EC2 has a fault of its own; it is asked again",
-        "InternalError",
-        "InternalFailure",
-        "RequestTimeout",
-        "RequestTimeoutException",
-        "ServiceUnavailable",
+        "InternalError InternalFailure RequestTimeout RequestTimeoutException ServiceUnavailable "
         "Unavailable",
     ),
-    **_row(
+    **row(
         ProviderError,
         "it was only a dry run; the call itself would be allowed",
         "DryRunOperation",
@@ -272,13 +227,13 @@ def _refused(error: ClientError, instance: str, region: str) -> ProviderError:
     status = int(metadata.get("HTTPStatusCode", 0))
     known = TABLE.get(code)
     if known is not None:
-        kind, text = known
+        kind, text = known.kind, known.sentence
         text = text.replace(_QUOTED, f"; EC2 says: {words}" if words else "")
         text = text.replace("{instance}", instance).replace("{region}", region or "this region")
     elif status >= 500:
         kind, text = Transient, f"EC2 has a fault of its own; it says: {words}"
     elif status == 429:
-        kind, text = TABLE["RequestLimitExceeded"]
+        kind, text = Throttled, TABLE["RequestLimitExceeded"].sentence
     else:
         kind, text = ProviderError, f"EC2 refuses: {words}"
     if code in CLOCK_CODES and (wrong := _clock_error(metadata)):

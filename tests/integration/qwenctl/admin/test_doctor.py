@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qwenctl.clouds.clock import clock_with_cloud
+from qwenctl.clouds.check_steps import clock_with_cloud
 from qwenctl.core.lifecycle import Move, Phase
 from qwenctl.protocol.messages import Hello
 from qwenctl.store.store import Store
