@@ -23,9 +23,10 @@ from gpu_node.services.docker import GPU_LABEL, HASH_LABEL, SERVICE_LABEL, Docke
 from gpu_node.services.image_pull import PullProgress, pull_events
 from gpu_node.services.page_cache import MIN_RESERVE, RESERVE_SHARE, WeightFile, weight_files
 from gpu_node.settings import OF_THIS_BOOT, NodeSettings
-from gpu_node.setup.doctor import Finding, unit_state
+from gpu_node.setup.doctor import unit_state
 from gpu_node.setup.systemd_units import AGENT, TIMER
 from qwenctl.errors import UserError
+from qwenctl.lib.findings import Finding, Level, fail, ok, warn
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Container, Service, Spec
 
@@ -225,15 +226,14 @@ def check(settings: NodeSettings, root: Path = Path("/")) -> Iterator[Finding]:
     """What a boot from a snapshot of this instance would meet; changes nothing."""
     spec = read_spec(Path(settings.state_dir, "spec.json"))
     if spec is None:
-        yield Finding(
-            "fail",
+        yield fail(
             "spec",
             f"none in {settings.state_dir}",
             "let the agent reach its proxy once: then the first boot need not wait for one",
         )
     else:
         names = ", ".join(service.name for service in spec.services) or "nothing to run"
-        yield Finding("ok", "spec", f"{spec.version}: {names}")
+        yield ok("spec", f"{spec.version}: {names}")
     yield from _check_units(spec)
     if spec is not None:
         yield from _check_docker(settings, spec)
@@ -243,16 +243,14 @@ def check(settings: NodeSettings, root: Path = Path("/")) -> Iterator[Finding]:
     yield from _check_state(settings)
     if found := identity(root):
         paths = ", ".join(str(path) for path, _ in found)
-        yield Finding(
-            "warn",
+        yield warn(
             "identity",
             f"this machine's own: {paths}",
             "harmless while one instance at a time is made of the image; else bake --clean",
         )
     else:
-        yield Finding("ok", "identity", "none of this machine is left")
-    yield Finding(
-        "warn",
+        yield ok("identity", "none of this machine is left")
+    yield warn(
         "secrets",
         "the node secret, registry logins and env_files become part of the image",
         "keep image and snapshot private",
@@ -261,9 +259,7 @@ def check(settings: NodeSettings, root: Path = Path("/")) -> Iterator[Finding]:
 
 def _check_units(spec: Spec | None) -> Iterator[Finding]:
     if not Path("/run/systemd/system").is_dir():
-        yield Finding(
-            "warn", "boot", "systemd does not run here: see to the agent's start yourself"
-        )
+        yield warn("boot", "systemd does not run here: see to the agent's start yourself")
         return
     wanted = [AGENT, TIMER]
     if spec is not None and any(service.runtime == "docker" for service in spec.services):
@@ -271,10 +267,10 @@ def _check_units(spec: Spec | None) -> Iterator[Finding]:
     for unit in wanted:
         state = unit_state(unit).get("UnitFileState", "not installed")
         if state == "enabled":
-            yield Finding("ok", "boot", f"{unit} starts at boot")
+            yield ok("boot", f"{unit} starts at boot")
         else:
             fix = "qwenctl-node install" if unit in (AGENT, TIMER) else f"systemctl enable {unit}"
-            yield Finding("fail", "boot", f"{unit} is {state}: it does not start at boot", fix)
+            yield fail("boot", f"{unit} is {state}: it does not start at boot", fix)
 
 
 def _check_docker(settings: NodeSettings, spec: Spec) -> Iterator[Finding]:
@@ -284,28 +280,24 @@ def _check_docker(settings: NodeSettings, spec: Spec) -> Iterator[Finding]:
     try:
         client = _docker(settings)
     except UserError as error:
-        yield Finding("fail", "docker", str(error), "systemctl start docker")
+        yield fail("docker", str(error), "systemctl start docker")
         return
     try:
         for service, container in containers:
             image = _image(client, container.image)
             if image is None:
-                yield Finding(
-                    "fail", "image", f"{container.image} is not here", "qwenctl-node bake pulls it"
-                )
+                yield fail("image", f"{container.image} is not here", "qwenctl-node bake pulls it")
             else:
                 size = f"{image.get('Size', 0) / 1e9:.1f} GB"
-                yield Finding("ok", "image", f"{container.image}, {size}")
+                yield ok("image", f"{container.image}, {size}")
             if container.pull == "always":
-                yield Finding(
-                    "warn",
+                yield warn(
                     "image",
                     f'{service.name}: pull = "always" asks the registry at each boot',
                     'set pull = "missing"',
                 )
         made = client.containers(all=True, filters={"label": f"{GPU_LABEL}={settings.gpu}"})
-        yield Finding(
-            "ok",
+        yield ok(
             "container",
             f"{sum(HASH_LABEL in one['Labels'] for one in made)} made"
             + ("" if made else ": the first boot makes them, which takes a second"),
@@ -314,9 +306,9 @@ def _check_docker(settings: NodeSettings, spec: Spec) -> Iterator[Finding]:
             details = client.inspect_container(one["Id"])
             if details["HostConfig"]["RestartPolicy"]["Name"] != "unless-stopped":
                 name = one["Names"][0].lstrip("/")
-                yield Finding("fail", "container", f"{name} runs", "qwenctl-node bake stops it")
+                yield fail("container", f"{name} runs", "qwenctl-node bake stops it")
     except Exception as error:  # whatever the daemon or the connection to it has
-        yield Finding("fail", "docker", redacted(str(error)), "systemctl start docker")
+        yield fail("docker", redacted(str(error)), "systemctl start docker")
     finally:
         client.close()
 
@@ -324,10 +316,9 @@ def _check_docker(settings: NodeSettings, spec: Spec) -> Iterator[Finding]:
 def _check_files(service: Service) -> Iterator[Finding]:
     if service.env_file and not Path(service.env_file).is_file():
         found = f"{service.name}: {service.env_file} is not there"
-        yield Finding("fail", "env_file", found, "put it there, or remove `env_file`")
+        yield fail("env_file", found, "put it there, or remove `env_file`")
     if not service.weights:
-        yield Finding(
-            "warn",
+        yield warn(
             "weights",
             f"{service.name}: the spec does not say where they are",
             "set weights in the proxy's configuration: then they are warmed up while Docker starts",
@@ -337,26 +328,22 @@ def _check_files(service: Service) -> Iterator[Finding]:
     files = weight_files(root)
     total = sum(file.size for file in files)
     if not total:
-        yield Finding(
-            "fail", "weights", f"{service.name}: nothing in {root}", "download them first"
-        )
+        yield fail("weights", f"{service.name}: nothing in {root}", "download them first")
         return
     if unfinished := next(root.rglob("*.incomplete"), None):
-        yield Finding("warn", "weights", f"a download was not finished: {unfinished}")
-    yield Finding("ok", "weights", f"{root}: {total / 1e9:.1f} GB in {len(files)} files")
+        yield warn("weights", f"a download was not finished: {unfinished}")
+    yield ok("weights", f"{root}: {total / 1e9:.1f} GB in {len(files)} files")
     memory = psutil.virtual_memory().total
     room = memory - max(MIN_RESERVE, int(memory * RESERVE_SHARE))
     if total > room:
-        yield Finding(
-            "warn",
+        yield warn(
             "weights",
             f"only {max(0, room) / 1e9:.1f} GB of them fit into this machine's memory",
             "an instance type with more memory loads them faster",
         )
     user = unit_state(AGENT).get("User", "")
     if user and (file := _unreadable(files, user)):
-        yield Finding(
-            "fail",
+        yield fail(
             "weights",
             f"the agent's user {user} may not read {file}: they cannot be warmed up",
             f"chmod -R o+rX {root}",
@@ -390,10 +377,9 @@ def _check_disks(settings: NodeSettings, spec: Spec | None) -> Iterator[Finding]
             free = psutil.disk_usage(path).free
         except OSError:
             continue
-        level: Any = "warn" if free < LITTLE_ROOM else "ok"
         yield Finding(
-            level,
             "disk",
+            Level.WARN if free < LITTLE_ROOM else Level.OK,
             f"{free / 1e9:.1f} GB free where {path} is",
             "docker image prune; or a larger disk, which can be grown in the cloud",
         )
@@ -401,9 +387,9 @@ def _check_disks(settings: NodeSettings, spec: Spec | None) -> Iterator[Finding]
 
 def _check_state(settings: NodeSettings) -> Iterator[Finding]:
     if agent_runs(Path(settings.state_dir)):
-        yield Finding("fail", "state", "the agent runs, and goes on writing", "qwenctl-node bake")
+        yield fail("state", "the agent runs, and goes on writing", "qwenctl-node bake")
     elif left := _own_left_overs(settings):
         names = ", ".join(file.name for file in left)
-        yield Finding("fail", "state", f"of this boot: {names}", "qwenctl-node bake removes them")
+        yield fail("state", f"of this boot: {names}", "qwenctl-node bake removes them")
     else:
-        yield Finding("ok", "state", "nothing of this boot is left but the spec")
+        yield ok("state", "nothing of this boot is left but the spec")

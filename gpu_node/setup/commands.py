@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from gpu_node.setup.install import UNIT_DIR, describe, install, uninstall
 from gpu_node.setup.systemd_units import AGENT, TIMER, WATCHDOG, render
 from gpu_node.status_file import read_status
 from qwenctl.errors import ConfigError, UserError
+from qwenctl.lib.findings import Finding, Level, fail, ok
 from qwenctl.lib.text import escape_control
 
 __all__ = ["main"]
@@ -202,10 +202,10 @@ def _doctor(given: argparse.Namespace) -> int:
     try:
         settings = _settings(given)
         found = _config(given) or "environment"
-        findings = [doctor.Finding("ok", "settings", found), *doctor.check(settings)]
+        findings = [ok("settings", found), *doctor.check(settings)]
     except ConfigError as error:
         findings = [
-            doctor.Finding("fail", "settings", found, fix or "correct the settings")
+            fail("settings", found, fix or "correct the settings")
             for found, _, fix in (line.partition("; ") for line in str(error).splitlines())
         ]
     return _show(findings, given.json, "would keep this node from working.", "All is well.")
@@ -224,18 +224,19 @@ def _bake(given: argparse.Namespace) -> int:
     )
 
 
-def _show(findings: Sequence[doctor.Finding], as_json: bool, bad: str, good: str) -> int:
+def _show(findings: Sequence[Finding], as_json: bool, bad: str, good: str) -> int:
     """Print what was checked, and the verdict; the exit code."""
-    failed = sum(finding.level == "fail" for finding in findings)
+    failed = sum(finding.level is Level.FAIL for finding in findings)
     if as_json:
-        checks = [asdict(finding) for finding in findings]
+        keys = ("level", "check", "found", "fix")
+        checks = [{key: getattr(finding, key) for key in keys} for finding in findings]
         _say(json.dumps({"ok": not failed, "checks": checks}, indent=2))
     else:
         width = max(len(finding.check) for finding in findings)
         for finding in findings:
-            level = "FAIL" if finding.level == "fail" else finding.level
+            level = "FAIL" if finding.level is Level.FAIL else finding.level.value
             _say(f"{level:5} {finding.check:{width}}  {escape_control(finding.found, ' ')}")
-            if finding.fix and finding.level != "ok":
+            if finding.fix and finding.level is not Level.OK:
                 _say(f"{'':5} {'':{width}}  -> {escape_control(finding.fix, ' ')}")
         _say(f"\n{failed} of these {bad}" if failed else f"\n{good}")
     return 1 if failed else 0

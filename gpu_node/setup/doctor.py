@@ -11,9 +11,8 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -26,26 +25,17 @@ from gpu_node.services.docker import DockerRuntime
 from gpu_node.settings import STATE_FILES, NodeSettings
 from gpu_node.setup.systemd_units import AGENT, DROP_IN, TIMER
 from qwenctl.errors import ConfigError
+from qwenctl.lib.findings import Finding, fail, ok, warn
 from qwenctl.protocol.messages import REPORT_PATH, Report, Spec
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
 
-__all__ = ["Finding", "check", "unit_state"]
+__all__ = ["check", "unit_state"]
 
 SMALL, SCARCE = 20 * 2**30, 2 * 2**30
 """Free bytes of a disk below which there is a warning, or a failure."""
 
 ODD_CLOCK = 5.0
 """Seconds of difference between our clock and the proxy's that are worth a word."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check has found."""
-
-    level: Literal["ok", "warn", "fail"]
-    check: str
-    found: str
-    fix: str = ""
 
 
 class _Node:
@@ -89,7 +79,7 @@ def check(
         except Exception as error:  # a check that breaks must not hide the others
             name = one.__name__.strip("_")
             found = f"the check itself failed: {type(error).__name__}: {error}"
-            yield Finding("fail", name, found, "this is a mistake in qwenctl: please report it")
+            yield fail(name, found, "this is a mistake in qwenctl: please report it")
 
 
 def unit_state(unit: str) -> dict[str, str]:
@@ -114,19 +104,19 @@ def _secret(node: _Node) -> Iterator[Finding]:
     file = node.settings.node_secret_file
     if node.no_secret:
         fix = f"copy the deployment's node secret to {file or 'a file'}, mode 0600"
-        yield Finding("fail", name, node.no_secret, fix)
+        yield fail(name, node.no_secret, fix)
         return
     if node.settings.node_secret.get_secret_value():
-        yield Finding("warn", name, "it is in the settings", "better in node_secret_file")
+        yield warn(name, "it is in the settings", "better in node_secret_file")
         return
     found = Path(file).expanduser().stat()
     mode = stat.S_IMODE(found.st_mode)
     if mode & 0o077:
-        yield Finding("fail", name, f"{file} has mode {mode:04o}", f"chmod 0600 {file}")
+        yield fail(name, f"{file} has mode {mode:04o}", f"chmod 0600 {file}")
     elif node.user and found.st_uid != _uid(node.user):
-        yield Finding("fail", name, f"{file} is not {node.user}'s", f"chown {node.user} {file}")
+        yield fail(name, f"{file} is not {node.user}'s", f"chown {node.user} {file}")
     else:
-        yield Finding("ok", name, f"{file}, mode {mode:04o}")
+        yield ok(name, f"{file}, mode {mode:04o}")
 
 
 def _proxies(node: _Node) -> Iterator[Finding]:
@@ -147,28 +137,25 @@ def _proxies(node: _Node) -> Iterator[Finding]:
         try:
             reply = client.send(REPORT_PATH, report)
         except NoContact as reason:
-            yield Finding(
-                "fail", name, str(reason), "is proxy_urls right, is the port open from here?"
-            )
+            yield fail(name, str(reason), "is proxy_urls right, is the port open from here?")
             continue
         finally:
             client.close()
         if reply.status == 404:
-            yield Finding(
-                "fail",
+            yield fail(
                 name,
                 f"it has no GPU named {node.settings.gpu!r}",
                 "`gpu` here must be a GPU's name in the proxy's configuration",
             )
         else:
-            yield Finding("ok", name, "it accepts our secret, and we its answer")
+            yield ok(name, "it accepts our secret, and we its answer")
         skew = (asked + time.time()) / 2 - reply.answer.server_time
         words = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} the proxy's"
         if abs(skew) < ODD_CLOCK:
-            yield Finding("ok", "clock", words)
+            yield ok("clock", words)
         else:
-            level: Literal["warn", "fail"] = "fail" if abs(skew) > MAX_SKEW_SECONDS else "warn"
-            yield Finding(level, "clock", words, "timedatectl set-ntp true")
+            bad = fail if abs(skew) > MAX_SKEW_SECONDS else warn
+            yield bad("clock", words, "timedatectl set-ntp true")
 
 
 def _docker(node: _Node) -> Iterator[Finding]:
@@ -186,29 +173,27 @@ def _docker(node: _Node) -> Iterator[Finding]:
         words = (str(error).splitlines() or [type(error).__name__])[0][:200]
         if needed:
             fix = "install and start Docker; is the user in the group docker?"
-            yield Finding("fail", name, words, fix)
+            yield fail(name, words, fix)
         else:
-            yield Finding("ok", name, why)
+            yield ok(name, why)
         return
-    yield Finding("ok", name, f"version {info.get('ServerVersion')}")
+    yield ok(name, f"version {info.get('ServerVersion')}")
     if node.user and not node.settings.docker_host and not _in_docker_group(node.user):
-        yield Finding(
-            "fail" if needed else "warn",
+        yield (fail if needed else warn)(
             name,
             f"the user {node.user} is not in the group docker",
             "run `qwenctl-node install` again",
         )
     wants_gpu = any(s.container and s.container.gpus for s in containers or ())
     if wants_gpu and not _knows_gpus(info):
-        yield Finding(
-            "fail",
+        yield fail(
             "NVIDIA runtime",
             "Docker knows none, and a service wants GPUs",
             "install nvidia-container-toolkit, then: nvidia-ctk runtime configure --runtime=docker "
             "&& systemctl restart docker",
         )
     elif wants_gpu:
-        yield Finding("ok", "NVIDIA runtime", "Docker has it")
+        yield ok("NVIDIA runtime", "Docker has it")
     root = str(info.get("DockerRootDir", ""))
     if Path(root).is_dir():
         yield _free_space(root, "disk of Docker")
@@ -235,11 +220,11 @@ def _gpus(_: _Node) -> Iterator[Finding]:
     broken = [f"{gpu.index}: {gpu.error}" for gpu in reading.gpus if gpu.error]
     if broken:
         fix = "nvidia-smi may say more; often a stop and start of the instance mends it"
-        yield Finding("fail", "GPUs", "; ".join(broken), fix)
+        yield fail("GPUs", "; ".join(broken), fix)
     elif reading.gpus:
-        yield Finding("ok", "GPUs", ", ".join(gpu.name or gpu.index for gpu in reading.gpus))
+        yield ok("GPUs", ", ".join(gpu.name or gpu.index for gpu in reading.gpus))
     else:
-        yield Finding("warn", "GPUs", reading.note, "without it the reports have no GPU figures")
+        yield warn("GPUs", reading.note, "without it the reports have no GPU figures")
 
 
 def _disk(node: _Node) -> Iterator[Finding]:
@@ -247,8 +232,7 @@ def _disk(node: _Node) -> Iterator[Finding]:
     yield _free_space(str(place), "disk")
     for service in node.spec.services if node.spec else ():
         if service.weights and not Path(service.weights).is_dir():
-            yield Finding(
-                "fail",
+            yield fail(
                 "weights",
                 f"{service.name}: there is no directory {service.weights}",
                 "mount or download them, or correct `weights` in the proxy's configuration",
@@ -264,15 +248,15 @@ def _state(node: _Node) -> Iterator[Finding]:
     for file in (Path(node.settings.state_dir, name) for name in STATE_FILES):
         if file.exists() and file.stat().st_uid != uid:
             fix = "run `qwenctl-node install` again"
-            yield Finding("fail", "state", f"{file} is not {node.user}'s", fix)
+            yield fail("state", f"{file} is not {node.user}'s", fix)
 
 
 def _free_space(path: str, name: str) -> Finding:
     free = psutil.disk_usage(path).free
     words = f"{free / 2**30:.1f} GiB free at {path}"
     if free < SCARCE:
-        return Finding("fail", name, words, "make room: docker image prune, or a larger disk")
-    return Finding("warn" if free < SMALL else "ok", name, words)
+        return fail(name, words, "make room: docker image prune, or a larger disk")
+    return warn(name, words) if free < SMALL else ok(name, words)
 
 
 def _power_off(node: _Node) -> Iterator[Finding]:
@@ -282,14 +266,13 @@ def _power_off(node: _Node) -> Iterator[Finding]:
         program = shutil.which(command[0])
         if program is None:
             found = f"power_off_command: no program {command[0]}"
-            yield Finding("fail", name, found, "correct it in the settings")
+            yield fail(name, found, "correct it in the settings")
         else:
-            yield Finding("ok", name, " ".join(command))
+            yield ok(name, " ".join(command))
     elif node.settings.cloud == "aws":
-        yield Finding("ok", name, "powers the operating system off")
+        yield ok(name, "powers the operating system off")
     else:
-        yield Finding(
-            "warn",
+        yield warn(
             name,
             "no power_off_command: nothing stops this instance if the proxy is gone",
             "on Alibaba Cloud: the Python of this program with -m gpu_node.aliyun_stop",
@@ -307,38 +290,35 @@ def _role(node: _Node) -> Iterator[Finding]:
         )
     except NoMetadata as error:
         found = f"the metadata service gave no answer: {error}"
-        yield Finding(
-            "fail", name, found, "is this an instance of Alibaba Cloud? else correct `cloud`"
-        )
+        yield fail(name, found, "is this an instance of Alibaba Cloud? else correct `cloud`")
         return
     role = value.text.strip().splitlines()[0] if value and value.text.strip() else ""
     if role:
-        yield Finding("ok", name, role[:64])
+        yield ok(name, role[:64])
     else:
         fix = "`qwenctl provision` prints the role that it needs"
-        yield Finding("fail", name, "this instance has none: it cannot stop itself", fix)
+        yield fail(name, "this instance has none: it cannot stop itself", fix)
 
 
 def _units(node: _Node) -> Iterator[Finding]:
     if not Path("/run/systemd/system").is_dir():
-        yield Finding("warn", "service", "systemd does not run here", "no watchdog, then, either")
+        yield warn("service", "systemd does not run here", "no watchdog, then, either")
         return
     for unit, name in ((AGENT, "service"), (TIMER, "watchdog")):
         state = unit_state(unit)
         if not state:
-            yield Finding("fail", name, f"{unit} is not installed", "run `qwenctl-node install`")
+            yield fail(name, f"{unit} is not installed", "run `qwenctl-node install`")
         elif state.get("UnitFileState") != "enabled":
             fix = f"systemctl enable --now {unit}"
-            yield Finding("fail", name, f"{unit} does not start at boot", fix)
+            yield fail(name, f"{unit} does not start at boot", fix)
         elif state.get("ActiveState") != "active":
             fix = f"journalctl -u {unit}; systemctl start {unit}"
-            yield Finding("fail", name, f"{unit} is {state.get('ActiveState')}", fix)
+            yield fail(name, f"{unit} is {state.get('ActiveState')}", fix)
         else:
-            yield Finding("ok", name, f"{unit} is enabled and active")
+            yield ok(name, f"{unit} is enabled and active")
     processes = [s.name for s in node.spec.services if s.runtime == "process"] if node.spec else []
     if processes and (node.unit_dir / AGENT).exists() and not (node.unit_dir / DROP_IN).exists():
-        yield Finding(
-            "fail",
+        yield fail(
             "service",
             f"{', '.join(processes)}: no containers, but the unit is made for containers only",
             "run `qwenctl-node install --runs process`",

@@ -20,7 +20,7 @@ class Level(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. ``fix`` is one or two sentences; it is there unless all is well."""
+    """The result of one check. ``fix`` is one or two sentences; a failure has it."""
 
     check: str
     level: Level
@@ -52,7 +52,7 @@ def ok(check: str, found: str) -> Finding:
     return Finding(check, Level.OK, found)
 
 
-def warn(check: str, found: str, fix: str) -> Finding:
+def warn(check: str, found: str, fix: str = "") -> Finding:
     return Finding(check, Level.WARN, found, fix)
 
 

@@ -68,6 +68,8 @@ class Node:
         done = self.run("doctor", "--json")
         answer = json.loads(done.stdout)
         assert done.returncode == (0 if answer["ok"] else 1)
+        for one in answer["checks"]:
+            assert list(one) == ["level", "check", "found", "fix"]  # scripts read them
         assert answer["ok"] == all(one["level"] != "fail" for one in answer["checks"])
         return {one["check"]: one for one in answer["checks"]}
 
