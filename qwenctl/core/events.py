@@ -1,12 +1,13 @@
 """Events of a GPU's history, and how they are stored in its Redis stream.
 
-A stored event is a flat map of strings: ``time`` (milliseconds), ``kind``, ``v`` (the version of the
-format; none: 1) and the fields of its kind. The Lua scripts write most of them; a test compares.
+A stored event is a flat map of strings: ``time`` (milliseconds), ``kind``, ``v`` (the version of
+the format; none: 1) and the fields of its kind. The Lua scripts write most of them; a test compares.
 An event of a newer version is read as far as it is understood, and keeps all its fields.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -91,12 +92,18 @@ class Event:
     @property
     def source(self) -> Phase | None:
         """The phase that a transition left; None if this version does not know it."""
-        return _phase(self.fields.get("from"))
+        return self._phase("from")
 
     @property
     def to(self) -> Phase | None:
         """The phase that a transition led to; None if this version does not know it."""
-        return _phase(self.fields.get("to"))
+        return self._phase("to")
+
+    def _phase(self, field: str) -> Phase | None:
+        if self.kind is EventKind.TRANSITION:
+            with contextlib.suppress(ValueError):
+                return Phase(self.fields.get(field))
+        return None
 
     @property
     def failure(self) -> Failure | None:
@@ -118,13 +125,6 @@ class Event:
             return float(self.fields["expiry"]) / 1000
         except (KeyError, ValueError):
             return inf
-
-
-def _phase(text: str | None) -> Phase | None:
-    try:
-        return Phase(text)
-    except ValueError:
-        return None
 
 
 def encode(kind: EventKind, **fields: str) -> dict[str, str]:

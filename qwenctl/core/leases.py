@@ -1,6 +1,6 @@
 """Kinds and names of leases and blocks: ``kind:rest``, such as ``pin:anna``.
 
-A lease keeps a GPU on, a block keeps it off. Names are stored; a kind never changes. The Lua scripts
+A lease keeps a GPU on, a block keeps it off. Names are stored; a kind never changes. Lua scripts
 spell out the kinds of `WORK`, `REQUEST` and `ADOPTED`; a test compares.
 """
 

@@ -279,7 +279,7 @@ def decide(view: View, timings: Timings, now: float) -> Step:
         view = replace(view, failure=None)  # stable: earlier failures no longer count
     if view.observed_at is None:
         return Observe()
-    # An observation from before an accepted call is void; a cloud needs a moment to show its effect.
+    # Observations from before an accepted call are void; a cloud shows its effect with a delay.
     due = _next_look(view, timings, now, max(view.observed_at, view.called_at or 0.0))
     if now >= due:
         return Observe()

@@ -20,8 +20,8 @@ _BROWSER_NAVIGATION = Rule(
         "purpose": "^$",
     },
 )
-"""A person opened a page. Only browsers send these headers (https://www.w3.org/TR/fetch-metadata/); a
-page that reloads itself lacks Sec-Fetch-User, a prefetch adds a purpose."""
+"""A person opened a page. Only browsers send these headers (https://www.w3.org/TR/fetch-metadata/);
+a page that reloads itself lacks Sec-Fetch-User, a prefetch adds a purpose."""
 
 _LAST = (
     _BROWSER_NAVIGATION,

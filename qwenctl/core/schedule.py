@@ -2,11 +2,12 @@
 
 Local times that the clocks skip or repeat are treated as in Debian's cron (cron(8)). An expression
 that names its hours and minutes (``30 2 * * *``) opens once on each of its days: at the end of the
-gap where its time is skipped, at the first occurrence where it comes twice. An expression whose hour
-or minute field begins with ``*`` follows the clock: never in the gap, twice in the repeated hour.
+gap where its time is skipped, at the first occurrence where it comes twice. An expression whose
+hour or minute field begins with ``*`` follows the clock: never in the gap, twice in the repeated
+hour.
 
-`cronsim` finds the local times. This module makes moments of them, because cronsim 2.8 loses firings
-where clocks go back by half an hour, and when it searches backwards.
+`cronsim` finds the local times. This module makes moments of them, because cronsim 2.8 loses
+firings where clocks go back by half an hour, and when it searches backwards.
 """
 
 from __future__ import annotations

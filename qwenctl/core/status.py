@@ -261,23 +261,20 @@ def own_record(
 
 
 def full_status(
-    snapshot: Snapshot,
-    events: Sequence[Event],
-    gpu_config: GpuSettings,
-    *,
-    url: str = "",
+    snapshot: Snapshot, events: Sequence[Event], gpu_config: GpuSettings, *, url: str = ""
 ) -> dict[str, Any]:
     """Return all that is known of a GPU, as JSON types.
 
-    Times are Unix seconds on the store's clock. ``cause`` is a code, ``cause_text`` the same in words, with the person who caused it.
+    Times are Unix seconds on the store's clock. ``cause`` is a code, ``cause_text`` the same in
+    words, with the person who caused it.
 
-    ``idle_seconds_left`` is how long it stays on if nobody uses it; null while it is off, blocked or
-    working. ``cost_so_far`` is the price of the time since the instance booted; null without a
+    ``idle_seconds_left`` is how long it stays on if nobody uses it; null while it is off, blocked
+    or working. ``cost_so_far`` is the price of the time since the instance booted; null without a
     price, until an agent reports that time, and from its stop on.
 
-    ``verified`` is whether a controller looks after it now. If none does, ``as_of`` is the time of the
-    last look, and all else may have changed since. ``cloud.other`` names the instance that is on
-    record instead of the configured one (see `own_record`).
+    ``verified`` is whether a controller looks after it now. If none does, ``as_of`` is the time of
+    the last look, and all else may have changed since. ``cloud.other`` names the instance that is
+    on record instead of the configured one (see `own_record`).
     """
     now = snapshot.now
     snapshot, events, other = own_record(snapshot, events, gpu_config)

@@ -161,7 +161,7 @@ class _Fold:
         if self._open or self._phase is Phase.READY:
             return
         before = self._asked
-        # An unblock counts only until a lease follows: without one, a lease from before the block woke.
+        # An unblock counts only until a lease follows: else a lease from before the block woke.
         if before is None or before.kind is EventKind.UNBLOCK or event.time > before.expiry:
             self._asked = event
 
@@ -223,8 +223,8 @@ def learned(history: Iterable[Wake]) -> bool:
 def expected(history: Iterable[Wake], estimate: float) -> dict[str, float]:
     """Return the seconds that each of `STEPS` usually takes.
 
-    They are medians of the last successful cold wakes. ``estimate`` is the owner's estimate of a whole wake (``boot_estimate``), used until there are
-    wakes to learn from.
+    They are medians of the last successful cold wakes. ``estimate`` is the owner's estimate of a
+    whole wake (``boot_estimate``), used until there are wakes to learn from.
     """
     good = [wake for wake in history if wake.outcome is Outcome.READY and wake.cold]
     good = good[-LEARN_FROM:]

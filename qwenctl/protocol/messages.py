@@ -6,8 +6,8 @@ the `Command`s to carry out.
 
 Every message is signed with the deployment's node secret (HMAC-SHA256, RFC 2104) over method, path,
 time, nonce and body. Answers, which name commands to run, are signed over the nonce they answer.
-Replays are refused by nonce, stale messages by time, and a report counts only for the boot that said
-hello after the start.
+Replays are refused by nonce, stale messages by time, and a report counts only for the boot that
+said hello after the start.
 """
 
 from __future__ import annotations

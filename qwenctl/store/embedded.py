@@ -6,7 +6,7 @@ minute after its last client. A keeper process (`python -m qwenctl.store.embedde
 each ends when the other dies, and the next client starts both anew.
 
 Two locks in the state directory: a process that starts the server holds ``start.lock``; the server
-itself holds ``run.lock`` through an inherited descriptor, so that no two servers write the same files.
+itself holds ``run.lock`` through an inherited descriptor, so that no two servers write the files.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class Store:
     def acquire(self, gpu: str, owner: str, ttl: float) -> tuple[Lock | None, bool, float]:
         """Take or renew the controller lock.
 
-        Return the lock or None, whether it is newly taken, and for how many seconds its owner has it.
+        Return the lock or None, whether it is newly taken, and its owner's remaining seconds.
         """
         epoch, taken, left = self._run("acquire", gpu, owner, _ms(ttl))
         return (Lock(owner, int(epoch)) if epoch else None), bool(taken), left / 1000

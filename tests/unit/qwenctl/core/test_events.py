@@ -89,7 +89,7 @@ def test_a_lease_and_a_down_are_typed() -> None:
     "stored",
     [
         {},
-        {"kind": "spending", "v": "7", "euros": "3", "actor": "bob"},
+        {"kind": "spending", "v": "7", "euros": "3", "actor": "bob", "to": "off"},
         {"kind": "transition", "v": "2", "from": "off", "to": "hibernating", "failure": "[]"},
         {"kind": "lease", "v": "2.1", "expiry": "never", "time": "soon"},
     ],
