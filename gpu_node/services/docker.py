@@ -7,6 +7,7 @@ that runs, starts the one that does not, and replaces the one that was made othe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -28,19 +29,13 @@ from gpu_node.services.runtime import Output, StartFailed, base_url_of, service_
 from qwenctl.lib.text import size
 from qwenctl.protocol.messages import Progress, Service
 
-__all__ = [
-    "DockerRuntime",
-]
+__all__ = ["GPU_LABEL", "HASH_LABEL", "SERVICE_LABEL", "DockerRuntime", "unless_missing"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-GPU_LABEL, SERVICE_LABEL, HASH_LABEL = (
-    "qwenctl.gpu",
-    "qwenctl.service",
-    "qwenctl.config-hash",
-)
+GPU_LABEL, SERVICE_LABEL, HASH_LABEL = "qwenctl.gpu", "qwenctl.service", "qwenctl.config-hash"
 
 NETWORK = "qwenctl"
 """The network on which services find each other by name."""
@@ -66,7 +61,7 @@ class DockerRuntime:
         log_dir: a service's output also goes to ``NAME.log`` here.
         host: the daemon's address, such as ``unix:///run/docker.sock``; empty: ``DOCKER_HOST``, or
             Docker's default.
-        auth_file: a ``config.json`` as ``docker login`` writes it; empty: that of our own user.
+        auth_file: a ``config.json`` as ``docker login`` writes it; empty: that of this user.
     """
 
     outlives_agent = True
@@ -80,7 +75,7 @@ class DockerRuntime:
         self._lock = threading.Lock()
 
     def settle(self, names: Collection[str]) -> None:
-        """Containers of other services than these, left by an earlier spec, are to go."""
+        """Have the containers of other services than these removed."""
         self._keep = frozenset(names)
         if not names:  # else those that are started see to it, before they begin
             threading.Thread(target=self._sweep_alone, daemon=True).start()
@@ -98,17 +93,11 @@ class DockerRuntime:
         except ModuleNotFoundError:
             text = "it needs the Docker SDK: pip install 'qwenctl[node]'"
             raise StartFailed(text, final=True) from None
-        environment = service_environment(service)
-        return ServiceContainer(self, self.name_of(service), service, environment, output)
-
-    def name_of(self, service: Service) -> str:
-        return f"qwenctl-{self._gpu}-{service.name}"
-
-    def labels(self, service: Service, digest: str) -> dict[str, str]:
-        return {GPU_LABEL: self._gpu, SERVICE_LABEL: service.name, HASH_LABEL: digest}
+        name = f"qwenctl-{self._gpu}-{service.name}"
+        return ServiceContainer(self, name, service, service_environment(service), output)
 
     def client(self) -> Any:
-        """A connection to the daemon. Raises what `docker` raises while it does not answer."""
+        """Connect to the daemon. Raises what `docker` raises while it does not answer."""
         from docker import APIClient
         from docker.utils import kwargs_from_env
 
@@ -118,28 +107,26 @@ class DockerRuntime:
             client.reload_config(str(Path(self._auth_file).expanduser()))
         return client
 
-    def sweep(self, client: Any) -> None:
-        """Remove the containers of services that are no more; they may hold a port or the GPU."""
-        from docker.errors import NotFound
+    def labels(self, service: Service, digest: str) -> dict[str, str]:
+        return {GPU_LABEL: self._gpu, SERVICE_LABEL: service.name, HASH_LABEL: digest}
 
+    def sweep(self, client: Any) -> None:
+        """Remove the containers of earlier services; they may hold a port or the GPU."""
         with self._lock:
             if (keep := self._keep) is None:
                 return
-            found = client.containers(all=True, filters={"label": f"{GPU_LABEL}={self._gpu}"})
-            for one in found:
-                if one["Labels"].get(SERVICE_LABEL) in keep:
+            ours = {"label": f"{GPU_LABEL}={self._gpu}"}
+            for found in client.containers(all=True, filters=ours):
+                if found["Labels"].get(SERVICE_LABEL) in keep:
                     continue
-                log.info("removing the container %s of an earlier spec", one["Names"][0])
-                try:
-                    seconds = client.inspect_container(one["Id"])["Config"].get("StopTimeout")
-                    client.stop(one["Id"], timeout=seconds or 10)
-                except NotFound:
-                    continue
-                _remove(client, one["Id"])
+                log.info("removing the container %s of an earlier spec", found["Names"][0])
+                details = unless_missing(client.inspect_container, found["Id"])
+                if details is not None:
+                    _remove(client, found["Id"], details["Config"].get("StopTimeout") or 10)
             self._keep = None
 
     def _sweep_alone(self) -> None:
-        """Where no container is wanted any more. Most such nodes have no Docker at all."""
+        """Sweep where no container is wanted any more. Most such nodes have no Docker at all."""
         try:
             client = self.client()
         except Exception as error:
@@ -153,14 +140,14 @@ class DockerRuntime:
             client.close()
 
     def network(self, client: Any) -> str:
-        """The id of the services' network, which is made if need be. Docker makes a second one of
-        the same name without a word, and then knows neither by name."""
+        """Return the id of the services' network, which is made if need be. Docker would make a
+        second network of the same name, and then know neither by name."""
         with self._lock:
             found = client.networks(names=[NETWORK])
-            exact = [one for one in found if one["Name"] == NETWORK]
+            exact = [network for network in found if network["Name"] == NETWORK]
             if not exact:
                 return str(client.create_network(NETWORK, driver="bridge")["Id"])
-            return str(min(exact, key=lambda one: one["Created"])["Id"])
+            return str(min(exact, key=lambda network: network["Created"])["Id"])
 
 
 class ServiceContainer:
@@ -191,7 +178,7 @@ class ServiceContainer:
         self._live_restore = False
         """Whether containers run on while the daemon is restarted."""
         self._leaving = threading.Event()
-        """Nothing more is to be begun: we were told to stop it, or to let go of it."""
+        """Set when nothing more is to be begun: it is to be stopped, or to be left."""
         self._detached = False
         self._stop_after: float | None = None
         self._over = threading.Event()
@@ -210,7 +197,7 @@ class ServiceContainer:
     # ---------------------------------------------------------------- life
 
     def wait(self) -> str:
-        """Bring the container to run, then block until it has ended; how it ended."""
+        """Bring the container to run, then block until it has ended; return how it ended."""
         try:
             self._bring_up()
             return self._follow()
@@ -245,15 +232,15 @@ class ServiceContainer:
             return
         if present is not None:
             log.info("%s was made otherwise; making it anew", self._name)
-            old = present["Id"]
-            self._patiently(lambda: self._discard(old))
+            old, seconds = present["Id"], _whole(self._service.stop_timeout)
+            self._patiently(lambda: _remove(self._client, old, seconds))
         self._id = self._patiently(lambda: self._create(image))
         self._patiently(self._start)
         if present is not None and present["Image"] != image:
             self._forget_image(present["Image"])
 
     def _follow(self) -> str:
-        """Pass on the output until the container ends; how it ended."""
+        """Pass on the output until the container ends; return how it ended."""
         ends: queue.SimpleQueue[str] = queue.SimpleQueue()
         reader = threading.Thread(target=self._read_log, daemon=True)
         reader.start()
@@ -274,7 +261,7 @@ class ServiceContainer:
                 return how
 
     def _look(self) -> str:
-        """The container's state in words, as Docker tells it; what it said last if it does not."""
+        """Return the container's state in words; the last known if Docker does not answer."""
         from docker.errors import DockerException
 
         try:
@@ -289,7 +276,7 @@ class ServiceContainer:
         )
 
     def _end(self) -> str:
-        """Stop the container, whoever started it; how it ended, or that it was never there."""
+        """Stop the container if it is there, whichever agent started it; return how it ended."""
         timeout = self._stop_after or 0.0
         try:
             if self._client is None:
@@ -305,13 +292,14 @@ class ServiceContainer:
             return f"could not be stopped: {error_text(error)}"
 
     def _wait_for_exit(self) -> str:
-        """Block until the container has ended, over restarts of the daemon; how it ended."""
+        """Block until the container has ended, over restarts of the daemon; return how it ended."""
         from docker.errors import APIError, NotFound
 
+        since = time.time()
         while not self._leaving.is_set():
             try:
                 code = self._client.wait(self._id, timeout=None)["StatusCode"]
-                how = self._how(code)
+                how = self._how(self._exit_code_since(since, code))
                 if self._container.restart != "no":
                     # Docker's policy is for the boot; in between, crashes are ours to count.
                     self._client.stop(self._id, timeout=0)
@@ -331,6 +319,21 @@ class ServiceContainer:
                 time.sleep(RECONNECT)
         return ""
 
+    def _exit_code_since(self, since: float, code: int) -> int:
+        """Return the exit code that Docker noted at the first end since then, else ``code``.
+
+        Docker up to 20.10 answers a wait with the code that the container has afterwards: 0 if its
+        restart policy has started it again by then.
+        """
+        died = self._client.events(
+            since=since,
+            until=time.time(),
+            filters={"container": self._id, "event": "die"},
+            decode=True,
+        )
+        codes = [event["Actor"]["Attributes"].get("exitCode") for event in died]
+        return int(codes[0]) if codes and codes[0] else code
+
     def _answers(self) -> bool:
         """Whether anything listens on the service's port."""
         host, _, port = self.base_url.removeprefix("http://").rpartition(":")
@@ -341,7 +344,7 @@ class ServiceContainer:
         return True
 
     def _how(self, code: int | None = None) -> str:
-        """How it ended, with the code that is known, as Docker may have started it again."""
+        """Return how it ended: with ``code``, or with the code that the container has now."""
         state = (self._present() or {}).get("State")
         if state is None:
             return "the container was removed"
@@ -356,13 +359,8 @@ class ServiceContainer:
     # ---------------------------------------------------------------- steps
 
     def _present(self) -> Any | None:
-        """The container as Docker knows it, or None."""
-        from docker.errors import NotFound
-
-        try:
-            return self._client.inspect_container(self._id or self._name)
-        except NotFound:
-            return None
+        """Return the container as Docker knows it, or None."""
+        return unless_missing(self._client.inspect_container, self._id or self._name)
 
     @staticmethod
     def _running(present: Mapping[str, Any]) -> bool:
@@ -379,7 +377,7 @@ class ServiceContainer:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _image(self) -> str:
-        """The id of the image, pulled if need be."""
+        """Return the id of the image, pulled if need be."""
         name, policy = self._container.image, self._container.pull
         found = self._patiently(lambda: self._image_id(name))
         if found and policy != "always":
@@ -401,12 +399,7 @@ class ServiceContainer:
         return pulled
 
     def _image_id(self, name: str) -> str:
-        from docker.errors import NotFound
-
-        try:
-            return str(self._client.inspect_image(name)["Id"])
-        except NotFound:
-            return ""
+        return str((unless_missing(self._client.inspect_image, name) or {}).get("Id", ""))
 
     def _create(self, image: str) -> str:
         container, service = self._container, self._service
@@ -443,13 +436,9 @@ class ServiceContainer:
             text = start_error_text(error, self._service)
             raise StartFailed(text, final=NO_COMMAND in text) from None
 
-    def _discard(self, container: str) -> None:
-        self._client.stop(container, timeout=_whole(self._service.stop_timeout))
-        _remove(self._client, container)
-
     def _forget_image(self, image: str) -> None:
-        """Remove the image of the container before, if nothing uses it and no name leads to it: a
-        newer one of its name has taken its place."""
+        """Remove the earlier container's image if nothing uses it and it has no name: a newer image
+        has taken the name."""
         from docker.errors import DockerException
 
         try:
@@ -469,7 +458,7 @@ class ServiceContainer:
         sink = LineSink(log_file, self._output, self._secrets)
         try:
             client = self._runtime.client()
-            # Of one that was taken up the last words say how far it is.
+            # After an earlier agent's start the last lines say how far it is.
             options: dict[str, Any] = {"tail": 50}
             if not self.taken_up and (started := self._started_at()):
                 options = {"since": started}
@@ -495,7 +484,7 @@ class ServiceContainer:
             sink.close()
 
     def _started_at(self) -> int:
-        """When the container was started, in seconds since 1970; 0 if that is not known."""
+        """Return when the container was started, in seconds since 1970; 0: unknown."""
         from datetime import datetime, timezone
 
         stamp = (self._present() or {}).get("State", {}).get("StartedAt", "")
@@ -509,7 +498,7 @@ class ServiceContainer:
     # ---------------------------------------------------------------- help
 
     def _patiently(self, step: Callable[[], T]) -> T:
-        """Do one step with the daemon; wait for one that does not answer.
+        """Do a step with the daemon; wait for a daemon that does not answer.
 
         Raises:
             Leaving: nothing more is to be begun.
@@ -543,15 +532,25 @@ class ServiceContainer:
         self._output.progress(Progress(phase=phase, text=text))
 
 
-def _remove(client: Any, container: str) -> None:
+def unless_missing(inspect: Callable[[str], T], name: str) -> T | None:
+    """Return what Docker knows of a container or an image; None if there is none of that name."""
     from docker.errors import NotFound
 
     try:
-        client.remove_container(container, v=True, force=True)
+        return inspect(name)
     except NotFound:
-        pass
+        return None
+
+
+def _remove(client: Any, container: str, stop_timeout: int) -> None:
+    """Stop and remove the container, if it is still there."""
+    from docker.errors import NotFound
+
+    with contextlib.suppress(NotFound):
+        client.stop(container, timeout=stop_timeout)
+        client.remove_container(container, v=True, force=True)
 
 
 def _whole(seconds: float) -> int:
-    """Docker counts whole seconds, and answers a stop when they are over."""
+    """Round to whole seconds, which Docker counts; it answers a stop when they are over."""
     return int(seconds + 0.5)

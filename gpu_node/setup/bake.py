@@ -19,7 +19,13 @@ import psutil
 
 from gpu_node.selfstop.busy import read_spec
 from gpu_node.selfstop.watchdog import agent_runs
-from gpu_node.services.docker import GPU_LABEL, HASH_LABEL, SERVICE_LABEL, DockerRuntime
+from gpu_node.services.docker import (
+    GPU_LABEL,
+    HASH_LABEL,
+    SERVICE_LABEL,
+    DockerRuntime,
+    unless_missing,
+)
 from gpu_node.services.image_pull import PullProgress, pull_events
 from gpu_node.services.page_cache import MIN_RESERVE, RESERVE_SHARE, WeightFile, weight_files
 from gpu_node.settings import OF_THIS_BOOT, NodeSettings
@@ -106,7 +112,7 @@ def _command(*command: str) -> None:
 
 def _pull_missing(client: Any, containers: list[Container], say: Say) -> None:
     for container in containers:
-        if not _image(client, container.image):
+        if not unless_missing(client.inspect_image, container.image):
             _pull(client, container, say)
 
 
@@ -138,16 +144,6 @@ def _docker(settings: NodeSettings) -> Any:
         raise UserError("the Docker SDK is missing: pip install 'qwenctl[node]'") from None
     except Exception as error:  # docker, requests and OSError have no common ancestor
         raise UserError(f"Docker does not answer: {redacted(str(error))}") from None
-
-
-def _image(client: Any, name: str) -> Any | None:
-    """What Docker knows of an image, or None if it is not here."""
-    from docker.errors import NotFound
-
-    try:
-        return client.inspect_image(name)
-    except NotFound:
-        return None
 
 
 def _pull(client: Any, container: Container, say: Say) -> None:
@@ -284,7 +280,7 @@ def _check_docker(settings: NodeSettings, spec: Spec) -> Iterator[Finding]:
         return
     try:
         for service, container in containers:
-            image = _image(client, container.image)
+            image = unless_missing(client.inspect_image, container.image)
             if image is None:
                 yield fail("image", f"{container.image} is not here", "qwenctl-node bake pulls it")
             else:
