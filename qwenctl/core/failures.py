@@ -52,8 +52,6 @@ MEANINGS = {
 }
 """Every code in plain words."""
 
-CODES = frozenset(MEANINGS)
-
 NEEDS_PERSON = frozenset({DENIED, NOT_FOUND})
 """Failures that last until a person acts."""
 

@@ -65,12 +65,11 @@ class Rule(BaseModel):
             cls._compiles(pattern)
         return {name.lower(): pattern for name, pattern in value.items()}
 
-    def matches(self, method: str, path: str, headers: Mapping[str, str]) -> bool:
-        """Return whether all conditions hold. Header names in ``headers`` are lower case."""
-        return (not self.methods or method in self.methods) and self.matches_rest(path, headers)
+    def matches(self, path: str, headers: Mapping[str, str]) -> bool:
+        """Return whether all conditions but that on the method hold.
 
-    def matches_rest(self, path: str, headers: Mapping[str, str]) -> bool:
-        """Return whether all conditions but that on the method hold."""
+        Header names in ``headers`` are lower case.
+        """
         if self.path and not _compiled(self.path).search(path):
             return False
         for name, pattern in self.headers.items():
@@ -105,13 +104,6 @@ class RuleTable:
             if len(self._by_method) < 64:  # clients may invent methods
                 self._by_method[method] = rules
         for rule, activity in rules:
-            if rule.matches_rest(path, headers):
+            if rule.matches(path, headers):
                 return activity
         return Activity.PASSIVE
-
-
-def classify(
-    rules: tuple[Rule, ...], method: str, path: str, headers: Mapping[str, str]
-) -> Activity:
-    """Return the class of one request; passive if no rule matches."""
-    return RuleTable(rules).classify(method, path, headers)

@@ -25,7 +25,7 @@ import requests
 
 from qwenctl.cli.demo.chat import chat, sample_png
 from qwenctl.core.presets import PRESETS
-from qwenctl.core.rules import classify
+from qwenctl.core.rules import RuleTable
 from tests.support.net import free_port
 from tests.support.paths import ROOT
 
@@ -217,7 +217,9 @@ def test_each_request_of_a_browser_is_in_the_right_class(url: str, picture: Path
         found: dict[str, set[str]] = {}
         for request in requests_made:
             path = request.url.removeprefix(url).partition("?")[0]
-            activity = classify(PRESETS["gradio"], request.method, path, request.all_headers())
+            activity = RuleTable(PRESETS["gradio"]).classify(
+                request.method, path, request.all_headers()
+            )
             found.setdefault(activity.value, set()).add(f"{request.method} {path}")
         requests_made.clear()
         return found

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy.http.metrics import Metrics
 from qwenctl.config.loading import load_config
-from qwenctl.core.failures import CODES
+from qwenctl.core.failures import MEANINGS
 from qwenctl.core.lifecycle import Phase
 from tests.support.paths import ROOT
 
@@ -82,7 +82,7 @@ def test_every_event_is_documented() -> None:
 def test_every_cause_and_failure_code_is_documented() -> None:
     code = (ROOT / "qwenctl" / "core" / "lifecycle.py").read_text(encoding="utf-8")
     causes = set(re.findall(r'Move\(\s*Phase\.\w+,\s*"([a-z_]+)"', code))
-    causes |= CODES - {"conflict", "provider_error"}
+    causes |= MEANINGS.keys() - {"conflict", "provider_error"}
     assert len(causes) > 15
     for cause in causes:
         assert f"`{cause}`" in HTTP, cause

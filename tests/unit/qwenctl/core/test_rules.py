@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.presets import PRESETS
-from qwenctl.core.rules import Activity, Rule, RuleTable, classify
+from qwenctl.core.rules import Activity, Rule, RuleTable
 
 NAVIGATION = {"sec-fetch-mode": "navigate", "sec-fetch-user": "?1", "sec-fetch-dest": "document"}
 RELOAD = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}  # by a script, by nobody
@@ -117,7 +117,7 @@ TABLES: dict[str, list[Row]] = {
 def test_presets(
     preset: str, method: str, path: str, headers: dict[str, str], activity: Activity
 ) -> None:
-    assert classify(PRESETS[preset], method, path, headers) is activity
+    assert RuleTable(PRESETS[preset]).classify(method, path, headers) is activity
 
 
 def test_every_preset_has_its_table() -> None:
@@ -131,7 +131,7 @@ def test_no_get_or_head_wakes(preset: str) -> None:
     for path in [*paths, *(row[1] for row in EVERYWHERE)]:
         for headers in ({}, NAVIGATION, FETCH, PREFETCH):
             for method in ("GET", "HEAD", "OPTIONS"):
-                assert classify(PRESETS[preset], method, path, headers) is not W
+                assert RuleTable(PRESETS[preset]).classify(method, path, headers) is not W
 
 
 class TestTable:
@@ -149,20 +149,22 @@ class TestTable:
         assert table.classify("POST", "/", {"x-api-key": "qk_a"}) is W
 
     def test_what_nothing_matches_is_passive(self) -> None:
-        assert classify((), "POST", "/", {}) is P
+        assert RuleTable(()).classify("POST", "/", {}) is P
 
     def test_all_conditions_must_hold(self) -> None:
         rule = Rule(activity="wakes", methods=("POST",), path="^/v1/", headers={"X-Kind": "^chat$"})
-        assert rule.matches("POST", "/v1/x", {"x-kind": "chat"})
-        assert not rule.matches("GET", "/v1/x", {"x-kind": "chat"})
-        assert not rule.matches("POST", "/v2/x", {"x-kind": "chat"})
-        assert not rule.matches("POST", "/v1/x", {"x-kind": "chats"})
-        assert not rule.matches("POST", "/v1/x", {})
+        table = RuleTable((rule,))
+        assert table.classify("POST", "/v1/x", {"x-kind": "chat"}) is W
+        assert table.classify("GET", "/v1/x", {"x-kind": "chat"}) is P
+        assert table.classify("POST", "/v2/x", {"x-kind": "chat"}) is P
+        assert table.classify("POST", "/v1/x", {"x-kind": "chats"}) is P
+        assert table.classify("POST", "/v1/x", {}) is P
 
     def test_a_missing_header_is_empty(self) -> None:
         rule = Rule(activity="wakes", headers={"purpose": "^$"})
-        assert rule.matches("GET", "/", {})
-        assert not rule.matches("GET", "/", {"purpose": "prefetch"})
+        table = RuleTable((rule,))
+        assert table.classify("GET", "/", {}) is W
+        assert table.classify("GET", "/", {"purpose": "prefetch"}) is P
 
     @pytest.mark.parametrize(
         "fields",

@@ -42,7 +42,7 @@ VOCABULARIES = [
         prefix=True,
     ),
     Vocabulary(
-        failures.CODES,
+        frozenset(failures.MEANINGS),
         frozenset({"qwenctl/core/failures.py"}),
         frozenset({"code"}),
     ),
@@ -203,13 +203,15 @@ def test_pages_show_the_mode_and_compare_no_phase() -> None:
 def test_the_pages_have_words_for_every_failure(language: str) -> None:
     texts = json.loads((ROOT / f"proxy/locales/{language}.json").read_text())
     said = {key.partition(".")[2] for key in texts if key.startswith("failure.")}
-    assert failures.CODES - {failures.PROVIDER_ERROR} <= said  # it is said as failure.other
+    assert (
+        frozenset(failures.MEANINGS) - {failures.PROVIDER_ERROR} <= said
+    )  # it is said as failure.other
 
 
 def test_every_error_of_a_cloud_is_a_known_failure() -> None:
-    assert {
-        error.code for error in [ProviderError, *ProviderError.__subclasses__()]
-    } <= failures.CODES
+    assert {error.code for error in [ProviderError, *ProviderError.__subclasses__()]} <= frozenset(
+        failures.MEANINGS
+    )
 
 
 def test_a_failure_is_read_as_it_was_written_and_as_older_versions_wrote_it() -> None:
