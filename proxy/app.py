@@ -23,7 +23,7 @@ from a2wsgi import WSGIMiddleware
 from qwenctl.config.deployment import Config
 from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller, owner_name
-from qwenctl.control.holders import Scheduler
+from qwenctl.control.holders import Keeper
 from qwenctl.protocol.messages import MAX_MESSAGE_BYTES
 from qwenctl.store.store import Store
 from qwenctl.store.watcher import Watcher
@@ -92,11 +92,16 @@ class Proxy:
         self._stop = threading.Event()
         self._controllers = {
             name: Controller(
-                name, gpu, store, make_provider(name, gpu, config), owner=owner, observer=metrics
+                name,
+                gpu,
+                store,
+                make_provider(name, gpu, config),
+                owner=owner,
+                keeper=Keeper(config, name, store),
+                observer=metrics,
             )
             for name, gpu in config.gpu.items()
         }
-        self._scheduler = Scheduler(config, store)
         self._threads: list[threading.Thread] = []
         self._watcher: Watcher | None = None
 
@@ -160,8 +165,6 @@ class Proxy:
         )
         for name, controller in self._controllers.items():
             self._run(f"controller-{name}", controller.run, self._stop, watch=False)
-        if self._scheduler:
-            self._run("scheduler", self._scheduler.run, self._stop)
 
     def _run(self, name: str, target: Callable[..., None], *args: object, **options: bool) -> None:
         thread = threading.Thread(target=target, args=args, kwargs=options, name=name, daemon=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import socket
@@ -34,6 +35,7 @@ from qwenctl.clouds.base import (
 )
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.agentless import Prober
+from qwenctl.control.holders import Keeper
 from qwenctl.core import failures
 from qwenctl.core.lifecycle import (
     Call,
@@ -117,18 +119,20 @@ class Controller:
         *,
         owner: str | None = None,
         standalone: bool = False,
+        keeper: Keeper | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         observer: Observer = NO_OBSERVER,
     ) -> None:
         """``standalone``: no proxy runs. So the service itself is asked, too, whether it is ready,
         since its agent cannot report; and what ended before we led is over, but no failure that
-        the next start has to wait for."""
+        the next start has to wait for. ``keeper``: has each pass hold leases and blocks by rule."""
         self.name = name
         self._gpu = gpu
         self._store = store
         self._provider = provider
         self._owner = owner or owner_name()
-        self._standalone = standalone
+        self._standalone, self._keeper = standalone, keeper
+        self._hold_at = 0.0
         self._monotonic = monotonic
         self._observer = observer
         self._timings = timings_of(gpu, provider)
@@ -191,15 +195,29 @@ class Controller:
         """
         asked_at = self._monotonic()
         lock, taken, left = self._store.acquire(self.name, self._owner, self._ttl)
+        hold_in = self._hold(leads=lock is not None)
         if lock is None:
             self._lock = None
-            return left + 0.02
+            return min(hold_in, left + 0.02)
         if taken or lock != self._lock:
             self._forget()  # what we knew belongs to an epoch in which somebody else may have acted
         led = self._leads()
         self._lock, self._lock_until = lock, asked_at + self._ttl
         if self._prober and not led:
             self._prober.wake()
+        return min(hold_in, self._take_steps(lock))
+
+    def _hold(self, *, leads: bool) -> float:
+        """Hold leases and blocks by rule if that is due; return the seconds until the next time."""
+        if self._keeper is None:
+            return math.inf
+        now = self._monotonic()
+        if now >= self._hold_at:
+            self._hold_at = now + self._keeper.step(release=leads)
+        return self._hold_at - now
+
+    def _take_steps(self, lock: Lock) -> float:
+        """Take as many steps as can be taken now; return the seconds until the next pass."""
         for _ in range(MAX_STEPS):
             snapshot = self._store.snapshot(self.name)
             view = self._view(snapshot)

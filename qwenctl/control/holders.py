@@ -1,18 +1,24 @@
-"""Writes what the schedules want into the store: leases (prewarm) and blocks (off-hours).
+"""Leases and blocks that are held by rule: each rule is a `Holder`, all of them are in `HOLDERS`.
 
-Level-triggered: each pass asks which windows are open now and sees to it that their leases are
-there, for what is left of them. So a proxy that was down at the opening loses nothing but the time,
-and any number of proxies and cron jobs may do the same at once (`Store.schedule` writes a window
-once). The time is the store's.
+A holder is a pure function of the GPU's state, its history, the settings and the time, and returns
+what is to be held now and what soon. It starts and stops nothing. The controller's loop has a
+`Keeper` write, renew and release accordingly.
+
+Level-triggered: each pass asks what is to be held now, and for how long yet. So a proxy that was
+down at the opening loses nothing but the time, and any number of proxies and cron jobs may do the
+same at once (`Store.schedule` writes a window once). The time is the store's.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from qwenctl.config.deployment import Config
+from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.read_schedules import calendar_files, schedules
+from qwenctl.core.events import Event
 from qwenctl.core.schedule import Schedule, Window
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY
@@ -20,11 +26,7 @@ from qwenctl.core.wakes import expected, wakes
 from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.store.store import Store
 
-__all__ = [
-    "Scheduler",
-    "apply",
-    "usual_lead",
-]
+__all__ = ["HOLDERS", "Hold", "Holder", "Keeper", "Settings", "of_schedule", "usual_lead", "write"]
 
 log = logging.getLogger("qwenctl.control.holders")
 
@@ -32,110 +34,166 @@ LOOK_SECONDS = 30.0
 """The longest time between two passes: a changed calendar file, a slower boot, and a clock that was
 set are noticed that late."""
 
-
-def usual_lead(store: Store, gpu: str, estimate: float) -> float:
-    """Seconds that a start usually takes, from the history."""
-    return sum(expected(wakes(store.events(gpu, HISTORY)), estimate).values())
+RETRY_SECONDS = 10.0
+"""When a holder that failed is tried again."""
 
 
-def apply(store: Store, gpu: str, schedule: Schedule, window: Window) -> str:
-    """Write one open window; see `Store.schedule` for what is returned."""
+@dataclass(frozen=True)
+class Hold:
+    """A lease or block to hold; the kind in its name says which of both."""
+
+    name: str
+    window: Window
+    """It is held from `starts` until `ends`. What `down` or `unblock` has ended comes back with a
+    later `opens`."""
+    reason: str
+    actor: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that holders may read."""
+
+    gpu: GpuConfig
+    schedules: tuple[Schedule, ...]
+    """With the exceptions of their calendar files."""
+
+
+History = Callable[[], Sequence[Event]]
+"""The latest events, read when called: most passes need none."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A rule by which leases and blocks are held."""
+
+    name: str
+    holds: Callable[[Snapshot, History, Settings, float], Iterable[Hold]]
+    kinds: frozenset[str] = frozenset()
+    """Kinds of leases and blocks that nobody else writes: those that `holds` no longer returns are
+    released, whichever process has written them."""
+
+
+def usual_lead(events: Sequence[Event], estimate: float) -> float:
+    """Return the seconds that a start usually takes, by the history."""
+    return sum(expected(wakes(events), estimate).values())
+
+
+def of_schedule(schedule: Schedule, window: Window) -> Hold:
+    """Return the lease or block of one window."""
+    return Hold(schedule.lease, window, schedule.words(window), f"schedule {schedule.name}")
+
+
+def _scheduled(_: Snapshot, history: History, settings: Settings, now: float) -> Iterator[Hold]:
+    for schedule in settings.schedules:
+        lead = schedule.lead
+        if lead is None:
+            lead = usual_lead(history(), settings.gpu.boot_estimate)
+        if window := schedule.window(now, lead):
+            yield of_schedule(schedule, window)
+        # Not `upcoming`: it may be a year until then, and a long way to look.
+        for opens in schedule.openings(now + lead + 0.001, now + lead + LOOK_SECONDS)[:1]:
+            soon = Window(opens, opens + schedule.duration, opens - lead)
+            yield of_schedule(schedule, soon)
+
+
+HOLDERS: list[Holder] = [Holder("schedules", _scheduled)]  # cron may write their leases, too
+"""All rules. The order means nothing."""
+
+
+def write(store: Store, gpu: str, hold: Hold) -> str:
+    """Write one lease or block; see `Store.schedule` for the result."""
+    window = hold.window
     return store.schedule(
-        gpu,
-        schedule.lease,
-        window.opens,
-        window.ends,
-        reason=schedule.words(window),
-        actor=f"schedule {schedule.name}",
+        gpu, hold.name, window.opens, window.ends, reason=hold.reason, actor=hold.actor
     )
 
 
-class Scheduler:
-    """Keeps the schedules of all GPUs until told to stop. Beside the controllers, which do the rest."""
+class Keeper:
+    """Holds for one GPU what the holders return."""
 
-    def __init__(self, config: Config, store: Store) -> None:
+    def __init__(
+        self, config: Config, gpu: str, store: Store, holders: Sequence[Holder] = HOLDERS
+    ) -> None:
         """Raises:
         ConfigError: see `schedules`.
         """
-        self._config, self._store = config, store
-        self._schedules = {gpu: schedules(config, gpu) for gpu in config.gpu}
+        self._config, self._gpu, self._store, self._holders = config, gpu, store, holders
+        self._settings = Settings(config.gpu[gpu], schedules(config, gpu))
+        self._read: tuple[float, Sequence[Event]] | None = None
         self._troubles: dict[str, str] = {}
-        self._failed: dict[str, str] = {}
-        self._usual: dict[str, tuple[str, float]] = {}
 
-    def __bool__(self) -> bool:
-        """Whether there is anything to do."""
-        return any(self._schedules.values())
+    def step(self, *, release: bool) -> float:
+        """Make one pass; return the seconds after which the next one is due.
 
-    def run(self, stop: threading.Event) -> None:
-        """Pass after pass until ``stop`` is set."""
-        delay = 0.0
-        while not stop.wait(delay):
-            try:
-                delay = self.step()
-            except StoreUnavailable as error:
-                log.warning("%s; no schedule is looked at meanwhile", error)
-                delay = 2.0
-            except Exception:
-                log.exception("a pass of the scheduler failed; trying again")
-                delay = 10.0
+        A holder that fails stops no other, and nothing of it is released.
 
-    def step(self) -> float:
-        """One pass; the seconds after which the next one is due. One GPU's fault stays its own.
+        Args:
+            release: also release what is no longer to be held; the leader does.
 
         Raises:
             StoreUnavailable: Redis cannot be reached.
         """
+        self._read_calendars()
+        snapshot = self._store.snapshot(self._gpu)
         delay = LOOK_SECONDS
-        for gpu in self._config.gpu:
+        for holder in self._holders:
             try:
-                delay = min(delay, self._step(gpu))
-                self._failed.pop(gpu, None)
+                delay = min(delay, self._hold(holder, snapshot, release=release))
+                self._troubles.pop(holder.name, None)
             except StoreUnavailable:
                 raise
             except Exception as error:
-                if self._failed.get(gpu) != repr(error):
-                    self._failed[gpu] = repr(error)
-                    log.exception("%s: its schedules cannot be followed; trying again", gpu)
-                delay = min(delay, 10.0)
-        return delay
-
-    def _step(self, gpu: str) -> float:
-        plan = self._fresh(gpu)
-        delay = LOOK_SECONDS
-        if not plan:
-            return delay
-        snapshot = self._store.snapshot(gpu)
-        now = snapshot.now
-        for schedule in plan:
-            lead = self._usual_lead(snapshot) if schedule.lead is None else schedule.lead
-            window = schedule.window(now, lead)
-            if window and apply(self._store, gpu, schedule, window) == "new":
-                log.info("%s: %s: %s", gpu, schedule.lease, schedule.words(window))
-            # Not `upcoming`: it may be a year until then, and a long way to look.
-            soon = schedule.openings(now + lead + 0.001, now + lead + LOOK_SECONDS)
-            if soon:
-                delay = min(delay, soon[0] - lead - now)
+                if self._is_new(holder.name, repr(error)):
+                    log.exception(
+                        "%s: its %s cannot be followed; trying again", self._gpu, holder.name
+                    )
+                delay = min(delay, RETRY_SECONDS)
         return max(0.01, delay)
 
-    def _usual_lead(self, snapshot: Snapshot) -> float:
-        """Learned anew after each boot."""
-        gpu, boot = snapshot.gpu, f"{snapshot.start_seq} {snapshot.state.get('ready_at')}"
-        known, lead = self._usual.get(gpu, ("", 0.0))
-        if known != boot:
-            lead = usual_lead(self._store, gpu, self._config.gpu[gpu].boot_estimate)
-            self._usual[gpu] = boot, lead
-        return lead
+    def _hold(self, holder: Holder, snapshot: Snapshot, *, release: bool) -> float:
+        now, delay = snapshot.now, LOOK_SECONDS
+        holds = list(holder.holds(snapshot, lambda: self._history(snapshot), self._settings, now))
+        for hold in holds:
+            wait = hold.window.starts - now
+            if wait > 0.001:  # the store counts in milliseconds
+                delay = min(delay, wait)
+            elif write(self._store, self._gpu, hold) == "new":
+                log.info("%s: %s: %s", self._gpu, hold.name, hold.reason)
+        if release:
+            names = {hold.name for hold in holds if hold.window.starts <= now + 0.001}
+            self._release(snapshot, holder, names)
+        return delay
 
-    def _fresh(self, gpu: str) -> tuple[Schedule, ...]:
-        """The schedules with their calendar files as they are now, or as they last were."""
-        table = self._config.gpu[gpu]
-        if any(calendar_files(entry) for entry in (*table.prewarm, *table.off_hours)):
-            try:
-                self._schedules[gpu] = schedules(self._config, gpu)
-                self._troubles.pop(gpu, None)
-            except ConfigError as error:
-                if self._troubles.get(gpu) != str(error):
-                    self._troubles[gpu] = str(error)
-                    log.warning("%s; going on with what was read before", error)
-        return self._schedules[gpu]
+    def _release(self, snapshot: Snapshot, holder: Holder, names: set[str]) -> None:
+        """Release what is held of the holder's kinds under other names."""
+        for lease in snapshot.leases:
+            if lease.kind in holder.kinds and lease.name not in names:
+                self._store.release(self._gpu, actor=holder.name, only=lease.name)
+        for block in snapshot.blocks:
+            if block.kind in holder.kinds and block.name not in names:
+                self._store.unblock(self._gpu, block.name, actor=holder.name)
+
+    def _history(self, snapshot: Snapshot) -> Sequence[Event]:
+        """Return the events, read anew after each transition."""
+        if self._read is None or self._read[0] != snapshot.since:
+            self._read = snapshot.since, self._store.events(self._gpu, HISTORY)
+        return self._read[1]
+
+    def _read_calendars(self) -> None:
+        """Take the schedules' calendar files as they are now; keep what was read if that fails."""
+        gpu = self._settings.gpu
+        if not any(calendar_files(entry) for entry in (*gpu.prewarm, *gpu.off_hours)):
+            return
+        try:
+            read = schedules(self._config, self._gpu)
+            self._settings = replace(self._settings, schedules=read)
+            self._troubles.pop("calendars", None)
+        except ConfigError as error:
+            if self._is_new("calendars", str(error)):
+                log.warning("%s; going on with what was read before", error)
+
+    def _is_new(self, what: str, error: str) -> bool:
+        """Remember an error; return whether it is another than before."""
+        before, self._troubles[what] = self._troubles.get(what), error
+        return error != before

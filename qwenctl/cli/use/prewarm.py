@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -17,18 +17,19 @@ from qwenctl.cli.common.context import (
     print_json,
 )
 from qwenctl.cli.common.terminal import paint, warn
+from qwenctl.cli.use.follow import follow
 from qwenctl.config.deployment import Config
 from qwenctl.config.edit import check, edit, names_in, read, with_table, without_table
 from qwenctl.config.read_schedules import machine_zone, schedules
 from qwenctl.config.toml import to_toml
+from qwenctl.control.holders import of_schedule, usual_lead, write
 from qwenctl.core.leases import PREWARM
 from qwenctl.core.schedule import Schedule, Window
 from qwenctl.core.snapshot import Snapshot
+from qwenctl.core.status import HISTORY
 from qwenctl.errors import ConfigError, UserError
 from qwenctl.lib.text import duration
-
-if TYPE_CHECKING:
-    from qwenctl.store.store import Store
+from qwenctl.store.store import Store
 
 __all__ = ["add", "crontab", "list_", "remove", "run"]
 
@@ -68,9 +69,7 @@ class _Leads:
             return schedule.lead
         if gpu not in self._usual:
             estimate = self._config.gpu[gpu].boot_estimate
-            from qwenctl.control.holders import usual_lead  # needs redis, as `add` does not
-
-            self._usual[gpu] = usual_lead(self._store, gpu, estimate)
+            self._usual[gpu] = usual_lead(self._store.events(gpu, HISTORY), estimate)
         return self._usual[gpu]
 
 
@@ -189,8 +188,6 @@ def run(
     problems: list[UserError] = []
     for at in dict.fromkeys(e["gpu"] for e in done if e["outcome"] in ("new", "held")):
         try:
-            from qwenctl.cli.use.follow import follow  # needs redis, as `add` does not
-
             with follow(Target(loaded, at, store), store.snapshot(at)) as progress:
                 progress.hand_over()
         except UserError as error:  # the other GPUs get what they are due all the same
@@ -225,9 +222,7 @@ def _run(
                 continue
             outcome = "due"
         else:
-            from qwenctl.control.holders import apply
-
-            outcome = apply(store, gpu, schedule, window)
+            outcome = write(store, gpu, of_schedule(schedule, window))
         yield {
             "gpu": gpu,
             "name": schedule.name,

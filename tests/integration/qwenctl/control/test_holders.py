@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -14,14 +15,28 @@ from zoneinfo import TZPATH, ZoneInfo
 import pytest
 
 from qwenctl.config.deployment import Config
+from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.read_schedules import machine_zone, schedules
-from qwenctl.control.holders import LOOK_SECONDS, Scheduler
+from qwenctl.control.controller import Controller
+from qwenctl.control.holders import (
+    HOLDERS,
+    LOOK_SECONDS,
+    History,
+    Hold,
+    Holder,
+    Keeper,
+    Settings,
+)
+from qwenctl.core.events import EventKind
 from qwenctl.core.explain import explain
 from qwenctl.core.lifecycle import Guard, Move, Phase
-from qwenctl.core.snapshot import Outcome
+from qwenctl.core.schedule import Window
+from qwenctl.core.snapshot import Outcome, Snapshot
 from qwenctl.core.status import page_status
 from qwenctl.errors import ConfigError
 from qwenctl.store.store import Store
+from tests.simulation.life import Life
+from tests.simulation.world import Cloud
 from tests.support.virtual_time import VirtualClock
 
 GPU = "main"
@@ -39,6 +54,16 @@ def config(*prewarm: dict[str, Any], off_hours: tuple[dict[str, Any], ...] = ())
     return Config.model_validate({"gpu": {GPU: table}})
 
 
+class Keepers:
+    """The holders of all GPUs of a configuration, without controllers."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self.of = {gpu: Keeper(config, gpu, store) for gpu in config.gpu}
+
+    def step(self) -> float:
+        return min(keeper.step(release=True) for keeper in self.of.values())
+
+
 @pytest.fixture
 def clock() -> VirtualClock:
     """Monday, at midnight in Berlin."""
@@ -46,8 +71,8 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def morning(store: Store) -> Scheduler:
-    return Scheduler(config(MORNING), store)
+def morning(store: Store) -> Keepers:
+    return Keepers(config(MORNING), store)
 
 
 def leases(store: Store) -> dict[str, float]:
@@ -84,7 +109,7 @@ def boot(store: Store, clock: VirtualClock, *seconds: float) -> None:
 
 class TestPrewarm:
     def test_ready_at_nine_means_started_before(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         """The lead is the median of past boots; before there are any, the estimate."""
         clock.now = NINE - 91
@@ -95,9 +120,7 @@ class TestPrewarm:
         assert leases(store) == {"prewarm:morning": 3 * HOUR + 90}
         assert store.snapshot(GPU).now == NINE - 90
 
-    def test_the_lead_is_learned(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
-    ) -> None:
+    def test_the_lead_is_learned(self, store: Store, clock: VirtualClock, morning: Keepers) -> None:
         clock.now = NINE - 2 * HOUR
         assert morning.step() == LOOK_SECONDS
         boot(store, clock, 100, 60, 140)
@@ -109,13 +132,13 @@ class TestPrewarm:
         assert leases(store) == {"prewarm:morning": 3 * HOUR + 300}
 
     def test_a_lead_of_ones_own(self, store: Store, clock: VirtualClock) -> None:
-        plan = Scheduler(config({**MORNING, "lead": "10m"}), store)
+        plan = Keepers(config({**MORNING, "lead": "10m"}), store)
         clock.now = NINE - 600
         plan.step()
         assert leases(store) == {"prewarm:morning": 3 * HOUR + 600}
 
     def test_it_is_never_late_while_it_runs(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         """Followed from midnight on: each delay ends before or at the opening."""
         while not leases(store):
@@ -124,7 +147,7 @@ class TestPrewarm:
         assert store.snapshot(GPU).leases[0].since == pytest.approx(NINE - 90, abs=0.02)
 
     def test_down_at_the_moment_takes_what_is_left(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         clock.now = NINE + 2 * HOUR
         morning.step()
@@ -135,9 +158,9 @@ class TestPrewarm:
         assert written(store) == ["prewarm:morning"]
 
     def test_one_event_for_each_window(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
-        other = Scheduler(config(MORNING), store)
+        other = Keepers(config(MORNING), store)
         for day in range(3):
             for minute in (-1, 0, 1, 90, 179, 180, 181):
                 clock.now = NINE + day * DAY + minute * 60
@@ -147,10 +170,10 @@ class TestPrewarm:
 
     def test_two_at_once(self, store: Store, clock: VirtualClock) -> None:
         clock.now = NINE
-        plans = [Scheduler(config(MORNING), store) for _ in range(8)]
+        plans = [Keepers(config(MORNING), store) for _ in range(8)]
         barrier = threading.Barrier(len(plans))
 
-        def go(plan: Scheduler) -> None:
+        def go(plan: Keepers) -> None:
             barrier.wait(timeout=30)
             plan.step()
 
@@ -163,7 +186,7 @@ class TestPrewarm:
         assert written(store) == ["prewarm:morning"]
 
     def test_down_inside_the_window_lasts_until_the_next(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         clock.now = NINE + 60
         morning.step()
@@ -172,7 +195,7 @@ class TestPrewarm:
             clock.advance(60)
             morning.step()
             # A proxy that is started anew, and one more replica.
-            Scheduler(config(MORNING), store).step()
+            Keepers(config(MORNING), store).step()
             assert leases(store) == {}
         assert store.snapshot(GPU).given_up("prewarm:morning", NINE)
         clock.now = NINE + DAY
@@ -185,7 +208,7 @@ class TestPrewarm:
         assert written(store) == ["prewarm:morning"] * 2
 
     def test_down_before_the_window_forbids_nothing(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         clock.now = NINE - HOUR
         store.release(GPU, actor="ada")
@@ -194,7 +217,7 @@ class TestPrewarm:
         assert "prewarm:morning" in leases(store)
 
     def test_down_within_the_lead_is_kept_at_the_opening(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         clock.now = NINE - 60
         morning.step()
@@ -204,16 +227,16 @@ class TestPrewarm:
         assert leases(store) == {}
 
     def test_a_lead_that_changes_makes_no_new_window(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         clock.now = NINE - 60
         morning.step()
         store.release(GPU, actor="ada")
-        Scheduler(config({**MORNING, "lead": "2h"}), store).step()
+        Keepers(config({**MORNING, "lead": "2h"}), store).step()
         assert leases(store) == {}
 
     def test_overlapping_windows_are_one_lease(self, store: Store, clock: VirtualClock) -> None:
-        hourly = Scheduler(config({**MORNING, "cron": "0 * * * *", "lead": 0}), store)
+        hourly = Keepers(config({**MORNING, "cron": "0 * * * *", "lead": 0}), store)
         clock.now = NINE
         hourly.step()
         clock.now = NINE + HOUR
@@ -235,25 +258,25 @@ class TestPrewarm:
     ) -> None:
         hourly = {**MORNING, "cron": "0 * * * *"}
         clock.now = NINE + 1800
-        early = Scheduler(config({**hourly, "lead": "45m"}), store)
-        late = Scheduler(config({**hourly, "lead": 0}), store)
+        early = Keepers(config({**hourly, "lead": "45m"}), store)
+        late = Keepers(config({**hourly, "lead": 0}), store)
         for plan in (early, late, early, late):
             plan.step()
             assert leases(store) == {"prewarm:morning": 3 * HOUR + 1800}
         assert written(store) == ["prewarm:morning"]
 
     def test_a_changed_duration_holds_for_the_open_window(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         clock.now = NINE
         morning.step()
-        Scheduler(config({**MORNING, "duration": "1h"}), store).step()
+        Keepers(config({**MORNING, "duration": "1h"}), store).step()
         assert leases(store) == {"prewarm:morning": HOUR}
         assert written(store) == ["prewarm:morning"]
 
     def test_two_schedules_of_one_gpu(self, store: Store, clock: VirtualClock) -> None:
         late = {**MORNING, "name": "late", "cron": "0 11 * * *"}
-        plan = Scheduler(config(MORNING, late), store)
+        plan = Keepers(config(MORNING, late), store)
         clock.now = NINE + 2.5 * HOUR
         plan.step()
         assert leases(store) == {"prewarm:morning": HOUR / 2, "prewarm:late": 2.5 * HOUR}
@@ -261,7 +284,7 @@ class TestPrewarm:
         assert leases(store) == {"prewarm:late": HOUR}
 
     def test_under_a_block_it_is_held_until_the_block_ends(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         clock.now = NINE - HOUR
         store.block(GPU, "maintenance:ada", 2 * HOUR, reason="", actor="ada")
@@ -272,7 +295,7 @@ class TestPrewarm:
         assert store.snapshot(GPU).wanted
 
     def test_it_wakes_a_gpu_that_nothing_else_wakes_and_why_says_so(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         clock.now = NINE
         morning.step()
@@ -296,7 +319,7 @@ class TestPrewarm:
     ) -> None:
         """Once, on the day without that time and on the day that has it twice."""
         night = {**MORNING, "cron": "30 2 * * *", "duration": "1h", "lead": 0}
-        plan = Scheduler(config(night), store)
+        plan = Keepers(config(night), store)
         clock.now = day.timestamp()
         spans = []
         held: set[str] = set()
@@ -313,7 +336,7 @@ class TestPrewarm:
 
 class TestOffHours:
     def test_a_block_for_the_window(self, store: Store, clock: VirtualClock) -> None:
-        plan = Scheduler(config(off_hours=(NIGHT,)), store)
+        plan = Keepers(config(off_hours=(NIGHT,)), store)
         clock.now = NINE + 10.999 * HOUR
         plan.step()
         assert leases(store) == {}
@@ -329,7 +352,7 @@ class TestOffHours:
         }
 
     def test_unblock_lasts_until_the_next_window(self, store: Store, clock: VirtualClock) -> None:
-        plan = Scheduler(config(off_hours=(NIGHT,)), store)
+        plan = Keepers(config(off_hours=(NIGHT,)), store)
         clock.now = NINE + 12 * HOUR
         plan.step()
         assert store.unblock(GPU, actor="ada") == ["off-hours:night"]
@@ -346,7 +369,7 @@ class TestOffHours:
         self, store: Store, clock: VirtualClock
     ) -> None:
         all_day = {**MORNING, "cron": "0 0 * * *", "duration": "1d", "lead": 0}
-        plan = Scheduler(config(all_day, off_hours=(NIGHT,)), store)
+        plan = Keepers(config(all_day, off_hours=(NIGHT,)), store)
         clock.now = NINE + 12 * HOUR
         plan.step()
         assert set(leases(store)) == {"prewarm:morning", "off-hours:night"}
@@ -356,14 +379,14 @@ class TestOffHours:
         assert set(leases(store)) == {"prewarm:morning"}
 
     def test_running_work_is_not_cut(self, store: Store, clock: VirtualClock) -> None:
-        plan = Scheduler(config(off_hours=(NIGHT,)), store)
+        plan = Keepers(config(off_hours=(NIGHT,)), store)
         clock.now = NINE + 11 * HOUR
         store.demand(GPU, "request:ada", 60, reason="request", actor="ada")
         plan.step()
         assert "cut" not in store.snapshot(GPU).state
 
     def test_why_names_the_schedule_behind_a_stop(self, store: Store, clock: VirtualClock) -> None:
-        plan = Scheduler(config(off_hours=(NIGHT,)), store)
+        plan = Keepers(config(off_hours=(NIGHT,)), store)
         boot(store, clock, 1, 1, 1)
         clock.now = NINE + 11 * HOUR
         lock, _, _ = store.acquire(GPU, "c", 60.0)
@@ -387,7 +410,7 @@ class TestConfiguration:
     ) -> None:
         file = tmp_path / "days.ics"
         file.write_text("BEGIN:VCALENDAR\nEND:VCALENDAR\n")
-        plan = Scheduler(config({**MORNING, "exceptions": [str(file)]}), store)
+        plan = Keepers(config({**MORNING, "exceptions": [str(file)]}), store)
         file.write_text(
             "BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART;VALUE=DATE:20261123\nEND:VEVENT\nEND:VCALENDAR\n"
         )
@@ -407,15 +430,17 @@ class TestConfiguration:
 
     def test_a_missing_calendar_file_is_an_error_at_the_start(self, store: Store) -> None:
         with pytest.raises(ConfigError, match=r"morning: exceptions: cannot read .*no\.ics"):
-            Scheduler(config({**MORNING, "exceptions": ["no.ics"]}), store)
+            Keepers(config({**MORNING, "exceptions": ["no.ics"]}), store)
 
     def test_a_gpu_in_trouble_stops_no_other(
         self, store: Store, clock: VirtualClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         all_day = {**MORNING, "duration": "1d", "lead": 0}
         tables = {"a": {"prewarm": [all_day]}, GPU: {"prewarm": [all_day], "hosts": ["b.example"]}}
-        plan = Scheduler(Config.model_validate({"gpu": tables}), store)
-        plan._schedules["a"] = (replace(plan._schedules["a"][0], cron=None),)  # type: ignore[arg-type]
+        plan = Keepers(Config.model_validate({"gpu": tables}), store)
+        settings = plan.of["a"]._settings
+        broken = replace(settings.schedules[0], cron=None)  # type: ignore[arg-type]
+        plan.of["a"]._settings = replace(settings, schedules=(broken,))
         clock.now = NINE
         with caplog.at_level(logging.ERROR, "qwenctl.control.holders"):
             for _ in range(3):
@@ -424,22 +449,24 @@ class TestConfiguration:
         assert caplog.text.count("a: its schedules cannot be followed") == 1
 
     def test_without_schedules_there_is_nothing_to_do(self, store: Store) -> None:
-        plan = Scheduler(config(), store)
-        assert not plan
-        assert plan.step() == LOOK_SECONDS
-        assert Scheduler(config(MORNING), store)
+        assert Keepers(config(), store).step() == LOOK_SECONDS
+        assert written(store) == []
 
     def test_it_runs_until_it_is_stopped(
-        self, store: Store, clock: VirtualClock, morning: Scheduler
+        self, store: Store, clock: VirtualClock, morning: Keepers
     ) -> None:
         clock.now = NINE
         stop = threading.Event()
-        thread = threading.Thread(target=morning.run, args=(stop,), daemon=True)
+        controller = Controller(
+            GPU, GpuConfig(), store, Cloud(clock, boot=HOUR), keeper=morning.of[GPU]
+        )
+        thread = threading.Thread(target=controller.run, args=(stop,), daemon=True)
         thread.start()
         deadline = time.monotonic() + 30
-        while not store.follow(GPU, "0", 1.0):
+        while store.snapshot(GPU).phase is not Phase.STARTING:
             assert time.monotonic() < deadline
         stop.set()
+        controller.wake()
         assert leases(store) == {"prewarm:morning": 3 * HOUR}
         thread.join(timeout=30)
         assert not thread.is_alive()
@@ -500,3 +527,135 @@ class TestConfiguration:
             ("prewarm:morning", None),
             ("off-hours:night", 0.0),
         ]
+
+
+class Budget:
+    """A second holder: blocks the rest of the day once the GPU was on for ``limit`` seconds."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.broken = False
+
+    def holds(
+        self, snapshot: Snapshot, history: History, settings: Settings, now: float
+    ) -> Iterator[Hold]:
+        if self.broken:
+            raise RuntimeError("no prices")
+        day = now - (now - NINE) % DAY
+        turns = [e for e in history() if e.kind == EventKind.TRANSITION and e.time >= day]
+        spent, on = 0.0, None
+        for event in turns:
+            if on is not None:
+                spent, on = spent + event.time - on, None
+            if event.fields["to"] in ("ready", "draining"):
+                on = event.time
+        spent += now - on if on is not None else 0.0
+        if spent > self.limit:
+            window = Window(opens=day + self.limit, ends=day + DAY, starts=day)
+            yield Hold("budget", window, f"{self.limit:.0f} s a day are spent", "budget")
+
+    @property
+    def holder(self) -> Holder:
+        return Holder("budget", self.holds, frozenset({"budget"}))
+
+
+class TestASecondHolder:
+    """A budget runs through the controller beside the schedules, under virtual time."""
+
+    @pytest.fixture
+    def budget(self) -> Budget:
+        return Budget(100.0)
+
+    @pytest.fixture
+    def life(self, store: Store, clock: VirtualClock, budget: Budget) -> Life:
+        clock.now = NINE - 60
+        life = Life(store, clock)
+        self.lead_by(life, config({**MORNING, "lead": 0}), budget)
+        return life
+
+    def lead_by(self, life: Life, settings: Config, *budgets: Budget) -> None:
+        """Let another controller take over, with these holders."""
+        life.controller._give_up_lock()
+        holders = [*HOLDERS, *(budget.holder for budget in budgets)]
+        keeper = Keeper(settings, GPU, life.store, holders)
+        life.controller = Controller(
+            GPU, life.gpu, life.store, life.cloud, keeper=keeper, monotonic=life.clock
+        )
+
+    def test_its_block_drains_waits_for_work_and_is_lifted(
+        self, life: Life, store: Store, budget: Budget
+    ) -> None:
+        life.run(120)
+        assert life.phase() is Phase.READY  # by the schedule
+        assert life.leases == ["prewarm:morning"]
+        life.node.active = 1
+        life.run(90)
+        snapshot = life.now
+        assert [block.name for block in snapshot.blocks] == ["budget"]
+        assert "cut" not in snapshot.state
+        assert snapshot.phase is Phase.DRAINING  # until the node's work has ended
+        assert any("budget" in str(reason) for reason in explain(snapshot, store.events(GPU)))
+        life.run(120)
+        assert life.phase() is Phase.DRAINING
+        life.node.active = 0
+        life.run(60)
+        assert (life.phase(), len(life.cloud.stops)) == (Phase.OFF, 1)
+        life.run(HOUR / 4)
+        assert len(life.cloud.starts) == 1  # the schedule's lease is there, and counts for nothing
+        assert written(store) == ["prewarm:morning", "budget"]
+
+        budget.limit = 1000.0  # somebody grants more
+        life.run(60)
+        assert (life.now.blocks, life.phase()) == ((), Phase.READY)
+        lifted = [e for e in store.events(GPU) if e.kind == EventKind.UNBLOCK]
+        assert [(e.fields["name"], e.fields["actor"]) for e in lifted] == [("budget", "budget")]
+
+    def test_the_next_leader_lifts_what_the_last_one_has_left(
+        self, life: Life, store: Store, budget: Budget
+    ) -> None:
+        life.run(240)
+        assert [block.name for block in life.now.blocks] == ["budget"]
+        self.lead_by(life, config(), Budget(1e6))
+        life.run(40)
+        assert life.now.blocks == ()
+        # Its schedule is gone from the configuration; what was held of it ends by itself.
+        assert life.leases == ["prewarm:morning"]
+
+    def test_who_does_not_lead_releases_nothing(self, life: Life, store: Store) -> None:
+        life.run(240)
+        generous = Keeper(config(), GPU, store, [Budget(1e6).holder])
+        generous.step(release=False)
+        assert [block.name for block in life.now.blocks] == ["budget"]
+
+    def test_a_holder_that_fails_lifts_nothing_and_stops_no_other(
+        self, life: Life, store: Store, budget: Budget, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        life.run(240)
+        budget.broken = True
+        budget.limit = 1e6
+        store.release(GPU, actor="ada", only="prewarm:morning")
+        life.clock.now = NINE + DAY - 60
+        store.block(GPU, "budget", HOUR, reason="", actor="budget")
+        with caplog.at_level(logging.ERROR, "qwenctl.control.holders"):
+            life.run(120)
+        assert [block.name for block in life.now.blocks] == ["budget"]
+        assert life.leases == ["prewarm:morning"]  # the next morning's
+        assert caplog.text.count("its budget cannot be followed") == 1
+
+    def test_a_person_who_unblocks_has_the_last_word(
+        self, life: Life, store: Store, budget: Budget
+    ) -> None:
+        life.run(240)
+        assert store.unblock(GPU, actor="ada") == ["budget"]
+        life.run(120)
+        assert life.now.blocks == ()
+
+    @pytest.mark.parametrize("leads", [True, False])
+    def test_a_pass_ends_before_something_is_to_be_held(
+        self, life: Life, store: Store, leads: bool
+    ) -> None:
+        self.lead_by(life, config({**MORNING, "lead": "7s"}))
+        life.clock.now = NINE - 9
+        if not leads:
+            assert store.acquire(GPU, "another", 60.0)[0]
+        assert life.controller.step() == pytest.approx(2.0, abs=0.01)
