@@ -292,6 +292,7 @@ class Controller:
     def _forget(self) -> None:
         self._observation = Observation(Observed.UNKNOWN)
         self._observed_at: float | None = None
+        self._gone_since: float | None = None
         self._denied = False
         self._surplus_left = False
         """A surplus instance could not be stopped yet: it is looked at sooner than usual."""
@@ -327,6 +328,7 @@ class Controller:
             observed=self._observation.state,
             observed_at=observed_at,
             observed_reason=self._observation.reason,
+            gone_since=self._gone_since,
             denied=self._denied,
             called_at=snapshot.time("called_at"),
             call_error=snapshot.state.get("call_error", ""),
@@ -369,17 +371,39 @@ class Controller:
             log.warning("%s: cannot look at the instance: %s", self.name, error, extra=extra)
         # The instance was looked at after this snapshot was taken, so that its time is a safe one.
         self._observed_at = snapshot.now
-        seen = self._observation
+        seen = self._only_serving(self._observation, snapshot)
+        if seen.state.gone:
+            self._gone_since = self._gone_since or snapshot.now
+        elif seen.state is not Observed.UNKNOWN:
+            self._gone_since = None
+        self._observation = seen
+        # Proxies go on forwarding until it is sure that the instance is gone.
+        keep = seen.state.gone and snapshot.phase.running
         self._store.record_observation(
             self.name,
             lock,
             state=seen.state.value,
-            instance_id=seen.instance_id,
-            address=self._gpu.address or seen.address,
+            instance_id=snapshot.state.get("instance_id", "") if keep else seen.instance_id,
+            address=self._gpu.address or (snapshot.address if keep else seen.address),
             reason=seen.reason,
             error=error,
             machine=self._gpu.machine,
         )
+
+    def _only_serving(self, seen: Observation, snapshot: Snapshot) -> Observation:
+        """Read an answer about another instance as the absence of the one whose agent reports.
+
+        Only a start hands over from one of several instances to another, or the one that serves
+        would be surplus as soon as the cloud has left it out once.
+        """
+        serving, age = snapshot.state.get("instance_id", ""), snapshot.node_view.heartbeat_age
+        speaks = age is not None and age <= self._timings.heartbeat
+        if not (snapshot.phase.running and speaks and serving) or seen.state.gone:
+            return seen
+        if seen.state is Observed.UNKNOWN or seen.instance_id == serving:
+            return seen
+        reason = f"{seen.instance_id} is on, and {serving}, whose agent reports, is not shown"
+        return Observation(Observed.ABSENT, serving, snapshot.address, reason)
 
     def _leaves_alone(self, snapshot: Snapshot) -> bool:
         """Whether what is found running is somebody else's business."""

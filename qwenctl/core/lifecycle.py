@@ -40,6 +40,11 @@ class Phase(str, Enum):
         return self in (Phase.STARTING, Phase.BOOTING, Phase.LOADING)
 
     @property
+    def running(self) -> bool:
+        """Whether the instance is running, as far as anybody knows."""
+        return self in (Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
+
+    @property
     def settled(self) -> bool:
         """Whether the phase lasts until demand changes."""
         return self in (Phase.OFF, Phase.READY, Phase.FAILED)
@@ -75,6 +80,11 @@ class Observed(str, Enum):
     STOPPING = "stopping"
     ABSENT = "absent"  # no such instance
     UNKNOWN = "unknown"  # the cloud could not be asked
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing runs, and nothing is about to."""
+        return self in (Observed.STOPPED, Observed.ABSENT)
 
 
 class Guard(str, Enum):
@@ -114,6 +124,9 @@ class Timings:
     """A GPU that was ready for less than this counts as a failed attempt when it dies."""
     spot_stable: float = 600.0
     """The same for one that the cloud takes back (spot), from the second in a row on."""
+    gone: float = 60.0
+    """How long the cloud must have said that the instance is gone, if only running work speaks
+    against it. An agent that reports refutes it for as long as it does."""
     observe_moving: float = 2.0
     """How old an observation may be right after a change; half the time since then later on, so
     that a long boot costs few calls."""
@@ -151,6 +164,8 @@ class View:
     observed: Observed
     observed_at: float | None
     observed_reason: str = ""
+    gone_since: float | None = None
+    """The time of the first of the last looks in a row that saw no running instance."""
     denied: bool = False
     """The cloud denied the look for want of permission: a person has to act."""
     called_at: float | None = None
@@ -306,6 +321,9 @@ def _next_look(view: View, timings: Timings, now: float, seen_at: float) -> floa
     if expected and (heard or 0.0) > timings.heartbeat:
         return seen_at + timings.observe_moving
     reports = heard is not None and heard <= timings.heartbeat
+    if view.observed.gone and view.gone_since is not None and view.phase.running:
+        doubted = (now - view.gone_since) / 2
+        return seen_at + min(timings.observe_slow, max(timings.observe_moving, doubted))
     quiet = (
         view.phase.settled
         or view.phase is Phase.DRAINING
@@ -384,9 +402,28 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
     return failed(view, timings, now, failures.START_FAILED, message, instance_is_bad=False)
 
 
+def _refuted(view: View, timings: Timings) -> bool:
+    """Whether the agent reports although the cloud says that its instance is gone.
+
+    An answer of the cloud may be stale, partial, or cut down to what we may see
+    (https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
+    """
+    age = view.node.heartbeat_age
+    return age is not None and age <= timings.heartbeat
+
+
+def _in_doubt(view: View, timings: Timings) -> bool:
+    """Whether too little speaks for it yet that the instance is gone."""
+    if _refuted(view, timings):
+        return True
+    seen_for = (view.observed_at or 0.0) - (view.gone_since or 0.0)
+    alone = view.working and view.node.heartbeat_age is None  # nobody but the cloud could know
+    return seen_for < (timings.gone if alone else timings.observe_moving)
+
+
 def _lost(view: View, timings: Timings, now: float) -> Step | None:
     """Return the step for an instance that no longer runs; None if it runs."""
-    gone = view.observed in (Observed.STOPPED, Observed.ABSENT)
+    gone = view.observed.gone
     if view.node.interrupted and (gone or view.observed is Observed.STOPPING):
         failure = _taken_back(view, timings, now)
         return Move(
@@ -394,7 +431,7 @@ def _lost(view: View, timings: Timings, now: float) -> Step | None:
         )
     if view.observed is Observed.STOPPING:
         return Move(Phase.STOPPING, "stopped_outside", failure=view.failure)
-    if not gone:
+    if not gone or _in_doubt(view, timings):
         return None
     if not view.wanted or _stable(view, timings, now):
         return Move(Phase.OFF, "stopped_outside")
@@ -506,12 +543,17 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
 
 
 def _stopping(view: View, timings: Timings, now: float) -> Step:
-    if view.observed in (Observed.STOPPED, Observed.ABSENT):
+    gone, heard_at = view.observed.gone, now - (view.node.heartbeat_age or 0.0)
+    accepted = view.called_at is not None and not view.call_error
+    # After a stop that was accepted, only a report from after its end speaks against that end.
+    refuted = gone and _refuted(view, timings)
+    refuted = refuted and (not accepted or heard_at > (view.gone_since or 0.0))
+    if gone and not refuted:
         to = _ended(view.failure)
         forgotten = to is Phase.OFF and not view.wanted
         return Move(to, "stopped", failure=None if forgotten else view.failure)
     # An instance that hangs in its start is stopped too; a cloud may refuse that (Conflict).
-    on = view.observed in (Observed.RUNNING, Observed.STARTING)
+    on = refuted or view.observed in (Observed.RUNNING, Observed.STARTING)
     if on and (view.called_at is None or now - view.called_at >= timings.call_grace):
         if view.observed_at is not None and view.observed_at < (view.called_at or view.since):
             return Observe()
@@ -534,6 +576,8 @@ def _failed(view: View, timings: Timings, now: float) -> Step:
         return Move(Phase.STOPPING, failure.code, Guard.NO_WORK, failure)
     if view.observed is Observed.STOPPING:
         return Wait(timings.observe_moving, "the instance is stopping")
+    if view.observed.gone and _refuted(view, timings):
+        return Wait(timings.observe_moving, "the cloud does not show it, but its agent reports")
     if not view.wanted:
         return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)
     if failure is not None and now < failure.retry_at:

@@ -49,6 +49,8 @@ class Cloud:
         self.refuse_start: Callable[[], ProviderError | None] = lambda: None
         self.refuse_stop: Callable[[], ProviderError | None] = lambda: None
         self.refuse_describe: Callable[[], ProviderError | None] = lambda: None
+        self.leaves_out: Callable[[], bool] = lambda: False
+        """Whether an answer leaves the instance out, running or not."""
         self.on_stop: Callable[[], None] = lambda: None
         """Called when a running instance begins to stop because a controller said so."""
         self.on_down: Callable[[], None] = lambda: None
@@ -80,6 +82,8 @@ class Cloud:
     def describe(self) -> Observation:
         if error := self.refuse_describe():
             raise error
+        if self.leaves_out():
+            return Observation(Observed.ABSENT, "i-1", reason="there is no such instance")
         return Observation(self.state, "i-1", "192.0.2.1" if self.state is Observed.RUNNING else "")
 
     def start(self) -> Accepted:

@@ -1,7 +1,7 @@
 """Random walks of the whole control plane under virtual time, with everything going wrong at times.
 
 Two proxies at the limits of their rules, two or three controllers that are frozen, killed and cut
-off from Redis between any two instructions, a cloud that refuses, throttles and half accepts, an
+off from Redis between any two instructions, a cloud that refuses, throttles, half accepts and leaves things out, an
 instance that dies or is started and stopped by others, an agent that fails. A walk is repeated by
 its seed.
 """
@@ -63,7 +63,12 @@ class Walk:
             client,
             deployment,
             self.clock,
-            GpuConfig(idle_timeout=IDLE, boot_estimate=30.0, timing=TIMING),
+            GpuConfig(
+                idle_timeout=IDLE,
+                boot_estimate=30.0,
+                timing=TIMING,
+                found_running=self.random.choice(["adopt", "stop"]),
+            ),
             controllers=self.random.choice([2, 3]),
             boot=BOOT,
             halt=HALT,
@@ -82,6 +87,8 @@ class Walk:
         )
         cloud.refuse_stop = lambda: self._refusal(Throttled, Transient, Conflict, Denied)
         cloud.refuse_describe = lambda: self._refusal(Throttled, Transient, Denied)
+        cloud.leaves_out = self._left_out
+        self.left_out_until = 0.0
         self.actions: list[tuple[int, Callable[[], None]]] = [
             (60, self._controller),
             (14, self._request),
@@ -95,6 +102,7 @@ class Walk:
             (2, self._redis_fails),
             (1, self._instance),
             (1, self._mood),
+            (2, self._omission),
             (1, self._spot),
             (1, self._person),
         ]
@@ -105,6 +113,15 @@ class Walk:
         kind = self.random.choice(kinds)
         accepted = "accepted" if kind is Transient and self.random.random() < 0.5 else ""
         return kind("the cloud says no", cloud_code=accepted)
+
+    def _left_out(self) -> bool:
+        """Whether the cloud's answer lacks the instance: never while its agent is silent, too.
+
+        Two witnesses that fail at the same time are believed.
+        """
+        now, node = self.clock(), self.world.node
+        heard = now - node.reported_at < 2 * TIMING.heartbeat
+        return self.troubled and heard and now < self.left_out_until
 
     # What may happen
 
@@ -178,6 +195,9 @@ class Walk:
         self.random.choice([cloud.die, cloud.start_outside, cloud.stop_outside])()
         if self.random.random() < 0.5:
             self.world.store.look(GPU, actor="p0", cause="the connection broke")
+
+    def _omission(self) -> None:
+        self.left_out_until = self.clock() + self.random.choice([0.1, 5.0, 90.0])
 
     def _spot(self) -> None:
         """The cloud announces that it takes the instance back; when, `_instance` decides."""

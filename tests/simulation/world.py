@@ -208,6 +208,7 @@ class Node:
     interrupted: bool = False
     """The cloud has announced that it takes this boot's instance back."""
     said_hello_at: float | None = None
+    reported_at: float = float("-inf")
     _boot: int = -1
     _seq: int = 0
     _messages: int = 0
@@ -239,6 +240,7 @@ class Node:
             interruption=Interruption(seconds_left=120.0) if self.interrupted else None,
         )
         verdict, _, _ = self.store.report(report, nonce, heartbeat=5.0)
+        self.reported_at = self.clock()
         if verdict == "other_boot":
             self.said_hello_at = None
 

@@ -49,13 +49,15 @@ class Life:
         settle: Callable[[], None],
     ) -> None:
         self.store, self.clock = store, clock
-        self._on, self._settle = on, settle
+        self.on, self._settle = on, settle
         self._gpu = GpuConfig(idle_timeout=HOUR)
         provider = Fallback(candidates, monotonic=clock)
         self._controller = Controller(GPU, self._gpu, store, provider, monotonic=clock)
         self._boots = 0
         self._running: list[str] = []
         self.most = 1
+        self.reporting: tuple[Phase, ...] = ()
+        """In which phases the agent reports, besides those of the boot."""
         self.used: list[str] = []
         """Which instances were on, in order."""
 
@@ -82,7 +84,7 @@ class Life:
                 return
             with suppress(StoreUnavailable):
                 self._controller.step()
-            on = self._on()
+            on = self.on()
             assert len(on) <= self.most, f"{on} are on at the same time"
             if len(on) == 1 and on != self.used[-1:]:
                 self.used += on
@@ -98,7 +100,7 @@ class Life:
             self._boots += bool(on)
             self._running = on
         phase = self.now.phase
-        if not on or phase not in (Phase.BOOTING, Phase.LOADING):
+        if not on or phase not in (Phase.BOOTING, Phase.LOADING, *self.reporting):
             return
         boot = {"gpu": GPU, "boot_id": f"boot-{self._boots:04}"}
         nonce = f"{self.clock.now:.0f}".rjust(16, "0")
@@ -192,6 +194,34 @@ def test_one_that_has_been_released_is_passed_over(ecs: tuple[FakeEcs, Life]) ->
     life.store.look(GPU, actor="test", cause="test")
     life.run(Phase.READY, boots=2)
     assert life.used == ["i-bp1a", "i-bp1b"]
+
+
+@pytest.mark.parametrize("looks", [1, 10])
+def test_one_that_the_cloud_leaves_out_while_its_agent_reports_stays(
+    ecs: tuple[FakeEcs, Life], looks: int
+) -> None:
+    fake, life = ecs
+    life.demand()
+    life.run(Phase.READY)
+    life.reporting = (Phase.READY,)
+    life.on = lambda: ["i-bp1a"]
+    machine = fake.cloud.instances["i-bp1a"]
+    for _ in range(3):
+        for second in range(5 * looks):
+            # The cloud's answers leave it out for a while; and each time another one is on.
+            fake.cloud.instances.pop("i-bp1a", None)
+            fake.cloud.instances["i-bp1b"].status = "Running" if second % 2 else "Stopped"
+            life.store.look(GPU, actor="test", cause="test")
+            life.run(Phase.OFF, 1, quiet=True)
+            assert life.now.phase is Phase.READY
+            assert life.now.state["instance_id"] == "i-bp1a"
+        fake.cloud.instances["i-bp1b"].status = "Stopped"
+        fake.cloud.instances["i-bp1a"] = machine
+        life.run(Phase.OFF, 5, quiet=True)
+    assert life.now.phase is Phase.READY
+    assert machine.status == "Running"
+    assert machine.starts == 1
+    assert fake.cloud.instances["i-bp1b"].starts == 0
 
 
 # AWS

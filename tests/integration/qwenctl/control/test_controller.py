@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from qwenctl.clouds.base import Conflict, Denied, NoCapacity, ProviderError
+from qwenctl.clouds.base import Conflict, Denied, NoCapacity, ProviderError, Transient
 from qwenctl.control.controller import Controller
 from qwenctl.core.explain import explain
+from qwenctl.core.failures import Failure
 from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.snapshot import Touch
 from qwenctl.core.status import full_status, page_status
@@ -58,30 +60,106 @@ def test_a_service_that_crashes_now_and_then_does_not_keep_the_gpu_on(life: Life
     assert len(life.cloud.starts) == 1
 
 
+def lose(life: Life) -> Failure:
+    """The instance dies; return the failure once that is sure."""
+    life.cloud.die()
+    while life.phase() is not Phase.FAILED:
+        life.run(1, wanted=True)
+    failure = life.now.failure
+    assert failure is not None
+    assert failure.code == "instance_lost"
+    return failure
+
+
+GONE = [Observed.STOPPED, Observed.ABSENT]
+
+
+def lie(life: Life, state: Observed, seconds: float, **run: bool) -> None:
+    """Let the cloud say so at each look."""
+    end = life.clock() + seconds
+    while life.clock() < end:
+        life.cloud.lie = state
+        life.store.look(GPU, actor="test", cause="test")
+        life.run(1, **run)
+    life.cloud.lie = None
+
+
+@pytest.mark.parametrize("found_running", ["adopt", "stop", "ignore"])
 @pytest.mark.parametrize("working", [0, 1])
-def test_one_wrong_reading_of_a_healthy_instance(life: Life, working: int) -> None:
+@pytest.mark.parametrize("state", GONE)
+def test_the_cloud_is_not_believed_against_an_agent_that_reports(
+    life: Life, state: Observed, working: int, found_running: Any
+) -> None:
+    gpu = life.gpu.model_copy(update={"found_running": found_running})
+    life.controller = Controller(GPU, gpu, life.store, life.cloud, monotonic=life.clock)
     life.node.active = working
     life.wake()
     life.run(100, wanted=True)
-    boot = life.now.node["boot_id"]
-    life.cloud.lie = Observed.STOPPED
-    life.look()
+    boot, address = life.now.node["boot_id"], life.now.address
+    lie(life, state, 1, wanted=True)  # once
     life.run(20, wanted=True)
-    assert any(not phase.serves for phase in life.phases)  # the reading was believed
-    assert life.phase() is Phase.READY
+    lie(life, state, 600, wanted=True)  # a permission that is too narrow, say
+    assert {"state", "cloud"} <= {reason.topic for reason in explain(life.now, [])}
+    assert "which its agent or its work contradicts" in str([*explain(life.now, [])])
+    assert life.now.address == address
+    life.run(100, wanted=True)
+    assert set(life.phases) == {Phase.READY}
     assert life.now.node["boot_id"] == boot
     assert life.report(working) == "ok"
     assert life.cloud.stops == []
     assert life.cloud.boots == 1
 
 
+def test_a_block_that_waits_for_the_work_does_so_whatever_the_cloud_says(life: Life) -> None:
+    life.node.active = 1
+    life.wake()
+    life.run(100)
+    life.store.block(GPU, "off-hours:nights", 1e6, reason="nights", actor="schedule")
+    lie(life, Observed.ABSENT, 60)
+    life.run(60)
+    assert set(life.phases[-100:]) == {Phase.DRAINING}
+    assert life.cloud.stops == []
+    life.node.active = 0
+    life.run(60)
+    assert life.phase() is Phase.OFF
+    assert len(life.cloud.stops) == 1
+
+
+@pytest.mark.parametrize("state", GONE)
+def test_an_instance_that_is_really_gone_is_replaced_soon(life: Life, state: Observed) -> None:
+    life.wake()
+    life.run(100, wanted=True)
+    life.cloud.die()
+    began = life.clock()
+    while life.cloud.boots == 1 and life.clock() < began + 100:
+        life.run(1, wanted=True)
+    # The agent's silence, and looks that agree.
+    assert life.clock() - began < 4 * life.gpu.timing.heartbeat + 15
+
+
+def test_a_stop_is_not_believed_while_the_agent_reports(life: Life) -> None:
+    life.wake()
+    life.store.release(GPU, actor="ada")
+    stops: list[float] = []
+
+    def refuse() -> ProviderError | None:
+        stops.append(life.clock())
+        return Transient("accepted, perhaps") if len(stops) < 3 else None
+
+    life.cloud.refuse_stop = refuse
+    while not stops:
+        life.run(1)
+    lie(life, Observed.STOPPED, 45)
+    assert Phase.OFF not in life.phases, "it runs, and its agent says so"
+    life.run(60)
+    assert life.phase() is Phase.OFF
+    assert life.cloud.state is Observed.STOPPED
+
+
 def test_a_dead_boots_word_makes_nothing_ready(life: Life) -> None:
     life.wake()
-    life.cloud.die()
-    assert life.look() is Phase.FAILED
-    failure = life.now.failure
-    assert failure is not None
-    assert failure.code == "instance_lost"
+    lose(life)
+    life.phases.clear()
     assert life.now.node == {}
     life.cloud.start_outside()
     life.look()
@@ -159,11 +237,7 @@ def test_a_success_ends_an_old_failure(store: Store, clock: VirtualClock, wanted
     assert life.phase() is (Phase.READY if wanted else Phase.OFF)
     assert len(life.cloud.starts) == (2 if wanted else 1)
     if wanted:  # the next failure is the first one again
-        life.cloud.die()
-        life.look()
-        failure = life.now.failure
-        assert failure is not None
-        assert (failure.code, failure.attempts) == ("instance_lost", 1)
+        assert lose(life).attempts == 1
 
 
 def test_down_now_while_starting_does_not_cut_what_is_asked_for_later(

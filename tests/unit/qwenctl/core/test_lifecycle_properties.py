@@ -67,6 +67,7 @@ def views(draw: st.DrawFn, /, **fixed: Any) -> View:
         "cut": draw(st.booleans()),
         "observed": draw(st.sampled_from(Observed)),
         "observed_at": draw(st.none() | times),
+        "gone_since": draw(st.none() | times),
         "denied": draw(st.booleans()),
         "called_at": draw(st.none() | st.floats(since, NOW)),
         "call_error": draw(st.sampled_from(["", "timed out"])),
@@ -76,6 +77,12 @@ def views(draw: st.DrawFn, /, **fixed: Any) -> View:
         "found_running": draw(st.sampled_from(["adopt", "stop", "ignore"])),
     }
     return View(**{**fields, **fixed})
+
+
+def reports(view: View) -> bool:
+    """Whether the agent has been heard of lately."""
+    age = view.node.heartbeat_age
+    return age is not None and age <= T.heartbeat
 
 
 def holds(guard: Guard, view: View, now: float, timings: Timings = T) -> bool:
@@ -138,10 +145,19 @@ class TestWhateverItSees:
             assert view.called_at is None
         elif isinstance(step, Call):
             assert view.phase is Phase.STOPPING
-            assert view.observed in (Observed.RUNNING, Observed.STARTING)
+            assert view.observed in (Observed.RUNNING, Observed.STARTING) or reports(view)
             assert view.observed_at is not None
             assert view.observed_at >= view.since
             assert view.called_at is None or NOW - view.called_at >= T.call_grace
+
+    @given(views(), st.sampled_from([Observed.STOPPED, Observed.ABSENT]))
+    @settings(max_examples=500)
+    def test_nothing_is_gone_whose_agent_reports(self, view: View, gone: Observed) -> None:
+        view = dataclasses.replace(view, observed=gone)
+        step = decide(view, T, NOW)
+        vouched = view.phase.running and reports(view) and not view.node.interrupted
+        if vouched and isinstance(step, Move):
+            assert step == decide(dataclasses.replace(view, observed=Observed.RUNNING), T, NOW)
 
     @given(views(observed=Observed.RUNNING))
     @settings(max_examples=300)
