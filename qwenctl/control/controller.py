@@ -293,6 +293,7 @@ class Controller:
         self._observation = Observation(Observed.UNKNOWN)
         self._observed_at: float | None = None
         self._gone_since: float | None = None
+        self._epochs_first_look = True
         self._denied = False
         self._surplus_left = False
         """A surplus instance could not be stopped yet: it is looked at sooner than usual."""
@@ -303,7 +304,7 @@ class Controller:
         observed_at = self._observed_at
         if self._should_look(snapshot):
             observed_at = None
-        node = snapshot.node_view
+        node, heard_at = snapshot.node_view, self._heard_at(snapshot)
         if self._leads_since is None:
             self._leads_since = snapshot.now
         if node.heartbeat_age is not None:
@@ -329,6 +330,7 @@ class Controller:
             observed_at=observed_at,
             observed_reason=self._observation.reason,
             gone_since=self._gone_since,
+            heard_at=heard_at,
             denied=self._denied,
             called_at=snapshot.time("called_at"),
             call_error=snapshot.state.get("call_error", ""),
@@ -338,6 +340,12 @@ class Controller:
             found_running=self._gpu.found_running,
             agentless=self._prober is not None,
         )
+
+    def _heard_at(self, snapshot: Snapshot) -> float | None:
+        """Return when the instance itself was heard of last, by its agent or an answer."""
+        answers = self._prober is None or snapshot.node_view.state == "ready"
+        age = snapshot.node_view.heartbeat_age
+        return snapshot.now - age if answers and age is not None else None
 
     def _should_look(self, snapshot: Snapshot) -> bool:
         """Whether somebody asked for a look since the last one, and that was not just now; or a
@@ -373,9 +381,12 @@ class Controller:
         self._observed_at = snapshot.now
         seen = self._only_serving(self._observation, snapshot)
         if seen.state.gone:
-            self._gone_since = self._gone_since or snapshot.now
+            # No look of this epoch speaks against the first one.
+            at = 0.0 if self._epochs_first_look and not snapshot.working else snapshot.now
+            self._gone_since = at if self._gone_since is None else self._gone_since
         elif seen.state is not Observed.UNKNOWN:
             self._gone_since = None
+        self._epochs_first_look = False
         self._observation = seen
         # Proxies go on forwarding until it is sure that the instance is gone.
         keep = seen.state.gone and snapshot.phase.running
@@ -396,8 +407,8 @@ class Controller:
         Only a start hands over from one of several instances to another, or the one that serves
         would be surplus as soon as the cloud has left it out once.
         """
-        serving, age = snapshot.state.get("instance_id", ""), snapshot.node_view.heartbeat_age
-        speaks = age is not None and age <= self._timings.heartbeat
+        serving, heard_at = snapshot.state.get("instance_id", ""), self._heard_at(snapshot)
+        speaks = heard_at is not None and snapshot.now - heard_at <= self._timings.heartbeat
         if not (snapshot.phase.running and speaks and serving) or seen.state.gone:
             return seen
         if seen.state is Observed.UNKNOWN or seen.instance_id == serving:

@@ -166,6 +166,8 @@ class View:
     observed_reason: str = ""
     gone_since: float | None = None
     """The time of the first of the last looks in a row that saw no running instance."""
+    heard_at: float | None = None
+    """The time of the agent's last report."""
     denied: bool = False
     """The cloud denied the look for want of permission: a person has to act."""
     called_at: float | None = None
@@ -402,22 +404,21 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
     return failed(view, timings, now, failures.START_FAILED, message, instance_is_bad=False)
 
 
-def _refuted(view: View, timings: Timings) -> bool:
+def _refuted(view: View, timings: Timings, now: float) -> bool:
     """Whether the agent reports although the cloud says that its instance is gone.
 
     An answer of the cloud may be stale, partial, or cut down to what we may see
     (https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
     """
-    age = view.node.heartbeat_age
-    return age is not None and age <= timings.heartbeat
+    return view.heard_at is not None and now - view.heard_at <= timings.heartbeat
 
 
-def _in_doubt(view: View, timings: Timings) -> bool:
+def _in_doubt(view: View, timings: Timings, now: float) -> bool:
     """Whether too little speaks for it yet that the instance is gone."""
-    if _refuted(view, timings):
+    if _refuted(view, timings, now):
         return True
     seen_for = (view.observed_at or 0.0) - (view.gone_since or 0.0)
-    alone = view.working and view.node.heartbeat_age is None  # nobody but the cloud could know
+    alone = view.working and view.heard_at is None  # nobody but the cloud could know
     return seen_for < (timings.gone if alone else timings.observe_moving)
 
 
@@ -431,7 +432,7 @@ def _lost(view: View, timings: Timings, now: float) -> Step | None:
         )
     if view.observed is Observed.STOPPING:
         return Move(Phase.STOPPING, "stopped_outside", failure=view.failure)
-    if not gone or _in_doubt(view, timings):
+    if not gone or _in_doubt(view, timings, now):
         return None
     if not view.wanted or _stable(view, timings, now):
         return Move(Phase.OFF, "stopped_outside")
@@ -543,10 +544,10 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
 
 
 def _stopping(view: View, timings: Timings, now: float) -> Step:
-    gone, heard_at = view.observed.gone, now - (view.node.heartbeat_age or 0.0)
+    gone, heard_at = view.observed.gone, view.heard_at or 0.0
     accepted = view.called_at is not None and not view.call_error
     # After a stop that was accepted, only a report from after its end speaks against that end.
-    refuted = gone and _refuted(view, timings)
+    refuted = gone and _refuted(view, timings, now)
     refuted = refuted and (not accepted or heard_at > (view.gone_since or 0.0))
     if gone and not refuted:
         to = _ended(view.failure)
@@ -576,7 +577,7 @@ def _failed(view: View, timings: Timings, now: float) -> Step:
         return Move(Phase.STOPPING, failure.code, Guard.NO_WORK, failure)
     if view.observed is Observed.STOPPING:
         return Wait(timings.observe_moving, "the instance is stopping")
-    if view.observed.gone and _refuted(view, timings):
+    if view.observed.gone and _refuted(view, timings, now):
         return Wait(timings.observe_moving, "the cloud does not show it, but its agent reports")
     if not view.wanted:
         return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)

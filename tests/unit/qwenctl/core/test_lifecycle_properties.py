@@ -68,6 +68,7 @@ def views(draw: st.DrawFn, /, **fixed: Any) -> View:
         "observed": draw(st.sampled_from(Observed)),
         "observed_at": draw(st.none() | times),
         "gone_since": draw(st.none() | times),
+        "heard_at": draw(st.none() | times),
         "denied": draw(st.booleans()),
         "called_at": draw(st.none() | st.floats(since, NOW)),
         "call_error": draw(st.sampled_from(["", "timed out"])),
@@ -81,8 +82,7 @@ def views(draw: st.DrawFn, /, **fixed: Any) -> View:
 
 def reports(view: View) -> bool:
     """Whether the agent has been heard of lately."""
-    age = view.node.heartbeat_age
-    return age is not None and age <= T.heartbeat
+    return view.heard_at is not None and NOW - view.heard_at <= T.heartbeat
 
 
 def holds(guard: Guard, view: View, now: float, timings: Timings = T) -> bool:
