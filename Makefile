@@ -7,6 +7,10 @@ ONCE ?=
 ARGS ?=
 # Most tests wait for other processes, so that two workers a core pay.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * (os.cpu_count() or 1))')
+# Where fast tests are, so that no worker imports the others.
+FAST = tests/unit tests/simulation $(shell grep -rl --include='test_*.py' 'pytest\.mark\.fast' tests)
+# Tests start hundreds of Python processes; without bytecode each would compile everything anew.
+test test-fast: export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast check format docs bench setup wheel clean
@@ -21,7 +25,7 @@ test: .venv/.dev ## Run all tests (a few minutes; needs nginx and Chromium for s
 	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-fast: .venv/.dev ## Run the fast tests (under a minute)
-	@$(BIN)/pytest -n auto -m "fast and not slow and not browser" $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "fast and not slow and not browser" $(FAST) $(ARGS)
 
 check: .venv/.dev ## Lint, types, import contracts, oldest Python, generated docs
 	@$(BIN)/ruff check .

@@ -116,6 +116,7 @@ def test_figures_of_a_driver_that_hangs_mean_nothing(monkeypatch: pytest.MonkeyP
     watch = GpuWatch(read)
     try:
         assert busy(None, watch) == "GPU utilisation 97 %"
+        monkeypatch.setattr(watch, "look", lambda patience: GpuWatch.look(watch, 0.05))
         monkeypatch.setattr("gpu_node.machine.nvidia.FRESH", 0.0)
         now = time.monotonic()
         monkeypatch.setattr("gpu_node.machine.nvidia.time.monotonic", lambda: now + 5)

@@ -1,8 +1,13 @@
-"""The commands of ``qwenctl-node`` as real processes, without systemd and without root."""
+"""The commands of ``qwenctl-node``, without systemd and without root.
+
+Most run in this process; those that replace it, or set its log and signals, are processes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import json
 import os
 import subprocess
@@ -13,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from gpu_node.__main__ import main
 from gpu_node.selfstop.deadman import DeadMan
-from gpu_node.setup.commands import main
 from gpu_node.status_file import StatusFile, read_status
 from qwenctl.protocol.messages import Report, Service, ServiceState, Spec
 from tests.support.metadata import MetadataService
@@ -54,6 +59,13 @@ class Node:
         )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Carry out a command in this process."""
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            code = main([*arguments, "--config", str(self.config)])
+        return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
+
+    def program(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "gpu_node", *arguments, "--config", str(self.config)],
             capture_output=True,
@@ -196,7 +208,7 @@ def test_the_status_file_spares_the_disk_and_survives_a_full_one(
 
 def test_logs_of_a_service(node: Node) -> None:
     (node.logs / "webui.log").write_text("".join(f"line {n}\n" for n in range(300)))
-    done = node.run("logs", "webui")
+    done = node.program("logs", "webui")
     assert done.stdout.splitlines() == [f"line {n}" for n in range(100, 300)]
 
 
@@ -204,7 +216,7 @@ def test_logs_of_a_service(node: Node) -> None:
 def test_logs_of_no_service(node: Node, name: str) -> None:
     (node.logs / "webui.log").write_text("x\n")
     (node.directory / "node.log").write_text("not for you\n")
-    done = node.run("logs", name)
+    done = node.program("logs", name)
     assert (done.returncode, done.stdout) == (1, "")
     assert "there are: webui" in done.stderr
 
@@ -362,15 +374,19 @@ def test_the_watchdog_as_a_command(node: Node) -> None:
     DeadMan(node.state / "deadman.json", BOOT, 600.0).contact()
     fired = node.directory / "fired"
     node.set(power_off_command=["touch", str(fired)])
-    done = node.run("watchdog")
+    done = node.program("watchdog")
     assert (done.returncode, fired.exists()) == (0, False)
     assert "this instance stops itself in" in done.stderr
 
 
 def test_settings_that_cannot_be_read(node: Node) -> None:
     node.config.unlink()
-    for command in ("install", "status", "watchdog"):
-        done = node.run(command)
+    for run, command in (
+        (node.run, "install"),
+        (node.run, "status"),
+        (node.program, "watchdog"),
+    ):
+        done = run(command)
         assert done.returncode == 2
         assert "cannot read" in done.stderr
 
@@ -378,12 +394,11 @@ def test_settings_that_cannot_be_read(node: Node) -> None:
 @pytest.mark.parametrize(
     "command", ["install", "uninstall", "status", "logs", "doctor", "bake", "watchdog"]
 )
-def test_every_command_has_a_help(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "gpu_node", command, "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert "--config" in done.stdout
+def test_every_command_has_a_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert "--config" in capsys.readouterr().out
 
 
 def test_the_commands_of_qwenctl_lead_there(node: Node) -> None:
@@ -400,5 +415,5 @@ def test_the_commands_of_qwenctl_lead_there(node: Node) -> None:
 def test_run_is_what_no_command_means(node: Node) -> None:
     node.secret.unlink()
     for arguments in (["run"], []):
-        done = node.run(*arguments)
+        done = node.program(*arguments)
         assert (done.returncode, "node_secret_file: cannot read" in done.stderr) == (2, True)

@@ -103,6 +103,7 @@ def test_where_there_is_none_it_says_what_to_do(distribution: Distribution) -> N
     assert done.stderr.endswith("install one, such as python3.11\n")
 
 
+@pytest.mark.slow
 def test_with_this_python_for_real(distribution: Distribution) -> None:
     (distribution.bin / "python3").symlink_to(os.path.realpath(sys.executable))
     # pip itself is the package: it is there, so nothing is downloaded.

@@ -4,6 +4,7 @@ phases. No other module spells them out."""
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -92,13 +93,17 @@ def texts_in(node: ast.expr) -> Iterator[ast.Constant]:
             yield from texts_in(element)
 
 
+@functools.cache
+def nodes_of(source: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(source)))
+
+
 def spelled(source: str, path: str, vocabulary: Vocabulary) -> Iterator[str]:
     """Each place of a source where a word is spelled out, as ``path:line: word``."""
     if path in vocabulary.owners:
         return
-    tree = ast.parse(source)
     found: set[tuple[int, str]] = set()
-    for node in ast.walk(tree):
+    for node in nodes_of(source):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             if vocabulary.names & set().union(*map(names_in, sides)):
