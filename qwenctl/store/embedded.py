@@ -224,9 +224,7 @@ def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
         settings = {**_SETTINGS, "unixsocket": str(path), "dir": str(folder)}
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         server = subprocess.Popen(
-            [_server_program(), *arguments],
-            pass_fds=[lock.fileno()],
-            preexec_fn=_die_with_parent,
+            [_server_program(), *arguments], pass_fds=[lock.fileno()], preexec_fn=_die_with_parent
         )
 
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

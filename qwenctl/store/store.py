@@ -9,8 +9,8 @@ Every method raises `StoreUnavailable` when Redis cannot be reached.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,8 +27,6 @@ from qwenctl.protocol.messages import Command, Hello, Report
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
 from qwenctl.store.connect import connect, explained_errors, place_of
 from qwenctl.store.watcher import Watcher
-
-log = logging.getLogger("qwenctl.store")
 
 _LUA = Path(__file__).with_name("lua")
 _KEYS = ["state", "leases", "blocks", "info", "lock", "node", "nonces", "events", "log", "commands"]
@@ -63,7 +61,10 @@ class Store:
             for path in _LUA.glob("*.lua")
             if path.stem != "prelude"
         }
-        self._shas: dict[str, str] = {}
+        self._shas = {
+            name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+            for name, text in self._scripts.items()
+        }
 
     # Keys
 
@@ -80,16 +81,10 @@ class Store:
         flags = (int(arg) if isinstance(arg, bool) else arg for arg in args)
         argv = [now, self._key(gpu, "changed"), *flags]
         with explained_errors(self._redis):
-            text = self._scripts[script]
-            sha = self._shas.get(script)
-            if sha is None:
-                import hashlib
-
-                sha = self._shas[script] = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324
             try:
-                return self._redis.evalsha(sha, len(keys), *keys, *argv)
+                return self._redis.evalsha(self._shas[script], len(keys), *keys, *argv)
             except redis.exceptions.NoScriptError:
-                return self._redis.eval(text, len(keys), *keys, *argv)
+                return self._redis.eval(self._scripts[script], len(keys), *keys, *argv)
 
     def ping(self) -> None:
         """Raise `StoreUnavailable` or `StoreAuthError` if the store cannot be used."""
@@ -111,24 +106,18 @@ class Store:
         now, state, leases, blocks, info, node, lock = self._run("snapshot", gpu)
         about = {name: json.loads(text) for name, text in _pairs(info).items()}
 
-        def entries(flat: Sequence[str]) -> tuple[Lease, ...]:
-            return tuple(
-                Lease(
-                    name,
-                    float(expiry) / 1000,
-                    about.get(name, {}).get("reason", ""),
-                    about.get(name, {}).get("actor", ""),
-                    about[name]["since"] / 1000 if name in about else None,
-                )
-                for name, expiry in _pairs(flat).items()
-            )
+        def entry(name: str, expiry: str) -> Lease:
+            known = about.get(name, {})
+            since = known["since"] / 1000 if known else None
+            reason, actor = known.get("reason", ""), known.get("actor", "")
+            return Lease(name, float(expiry) / 1000, reason, actor, since)
 
         return Snapshot(
             gpu,
             float(now) / 1000,
             _pairs(state),
-            entries(leases),
-            entries(blocks),
+            tuple(entry(*pair) for pair in _pairs(leases).items()),
+            tuple(entry(*pair) for pair in _pairs(blocks).items()),
             _pairs(node),
             _pairs(lock),
         )
