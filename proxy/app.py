@@ -67,7 +67,7 @@ class Proxy:
             networks(config.proxy.trusted_proxies),
             snapshots,
             usage,
-            Authenticators(config),
+            Authenticators(config, store),
             metrics,
             Admit(store, snapshots, usage, metrics),
         )
@@ -160,6 +160,9 @@ class Proxy:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
+        if sessions := self.services.authenticators.sessions:
+            await asyncio.to_thread(sessions.refresh)
+            self._run("sessions", sessions.run, self._stop)
         self._watcher = self.services.store.watch(
             list(self._controllers), lambda gpu, _: self._controllers[gpu].wake()
         )

@@ -13,10 +13,12 @@ from typing import Any, Protocol, TypeGuard
 from qwenctl.config.deployment import ApiKey, Config
 from qwenctl.errors import ConfigError
 from qwenctl.lib.text import one_line
+from qwenctl.store.store import Store
 
 from ..http.request import Request
 from .identity import KEY_PREFIX, USE, WAKE_ALWAYS, Identity
 from .password import SharedPassword
+from .sessions import Sessions
 
 __all__ = ["ENTRY_POINTS", "AnyAddress", "ApiKeys", "Authenticator", "Authenticators", "ThirdParty"]
 
@@ -124,22 +126,24 @@ def _said(error: Exception) -> str:
 
 
 class Authenticators:
-    """The configured chain."""
+    """The configured chain, and the way to sign in by the shared password."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, store: Store) -> None:
         """
         Raises:
             ConfigError: a third party's authenticator cannot be made.
         """
         access = config.access
-        self.password: SharedPassword | None = None
+        self.sessions: Sessions | None = None
+        """None: there is no shared password."""
         self._chain: list[Authenticator] = [AnyAddress()]
         if access.mode == "password":
             others = [ThirdParty(name, table) for name, table in access.authenticators.items()]
             self._chain = [ApiKeys(access.keys), *others]
             if access.password_hash:
-                self.password = SharedPassword(access, config.read_node_secret())
-                self._chain.append(self.password)
+                self._password = SharedPassword(access.password_hash)
+                self.sessions = Sessions(store, access, config.read_node_secret())
+                self._chain.append(self.sessions)
 
     def identify(self, request: Request) -> Identity | None:
         """Return the identity by the first authenticator that knows the visitor."""
@@ -147,3 +151,14 @@ class Authenticators:
             if identity := authenticator.identify(request):
                 return identity
         return None
+
+    def sign_in(self, password: str, client: str) -> str:
+        """Return the cookie of a new session; empty for a wrong password. Slow.
+
+        Raises:
+            Throttled: too many wrong passwords.
+            StoreUnavailable: Redis cannot be reached.
+        """
+        if self.sessions and self._password.check(password, client):
+            return self.sessions.begin()
+        return ""

@@ -1,55 +1,87 @@
-"""Sign browsers in by the shared password."""
+"""Check the shared password, and limit the rate of attempts, per client and in total."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
 
-from itsdangerous import BadSignature, URLSafeTimedSerializer
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
 
-from qwenctl.config.deployment import AccessConfig
+__all__ = ["SharedPassword", "Throttle", "Throttled"]
 
-from ..http.cookies import SESSION_COOKIE
-from ..http.request import Request
-from .identity import Identity
-from .throttle import Throttle
 
-__all__ = ["SharedPassword"]
+class Throttled(Exception):
+    """Too many attempts; ``seconds`` is when to try again."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"too many attempts; try again in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Throttle:
+    """Limits wrong passwords per minute, from one address and in total.
+
+    When all have failed too often together, an address that has not failed still gets one try, so
+    that nobody can lock the others out. Only one password is checked at a time (argon2 takes 64 MiB
+    for each).
+    """
+
+    PER_CLIENT = 5
+    IN_ALL = 30
+    WINDOW = 60.0
+
+    def __init__(self) -> None:
+        self._failures: deque[tuple[float, str]] = deque()
+        self._lock = threading.Lock()
+
+    def check(self, client: str) -> None:
+        """Raises `Throttled` if this client, or everybody, has failed too often."""
+        now = time.monotonic()
+        while self._failures and now - self._failures[0][0] > self.WINDOW:
+            self._failures.popleft()
+        mine = [when for when, who in self._failures if who == client]
+        if len(mine) >= self.PER_CLIENT:
+            raise Throttled(self.WINDOW - (now - mine[0]))
+        if mine and len(self._failures) >= self.IN_ALL:
+            raise Throttled(self.WINDOW - (now - self._failures[0][0]))
+
+    def attempt(self, client: str, verify: Callable[[], bool]) -> bool:
+        """Return the result of ``verify``; a False, or an exception, counts as a failure.
+
+        Raises:
+            Throttled: too many failures.
+        """
+        with self._lock:
+            self.check(client)
+            succeeded = False
+            try:
+                succeeded = verify()
+            finally:
+                if not succeeded:
+                    self._failures.append((time.monotonic(), client))
+            return succeeded
 
 
 class SharedPassword:
-    """Identifies browsers by the signed cookie that the shared password gave them."""
+    """The password that all browsers share."""
 
-    def __init__(self, access: AccessConfig, secret: str) -> None:
-        """``secret`` must be the same on every replica; cookies also end when the password changes."""
-        self._hash = access.password_hash
-        self._seconds = access.session
-        key = hmac.new(secret.encode(), b"cookie" + self._hash.encode(), hashlib.sha256).hexdigest()
-        self._serializer = URLSafeTimedSerializer(key, salt="qwenctl-session")
+    def __init__(self, argon2_hash: str) -> None:
+        self._hash = argon2_hash
         self._throttle = Throttle()
 
-    def identify(self, request: Request) -> Identity | None:
-        if not (cookie := request.cookie(SESSION_COOKIE)):
-            return None
-        try:
-            return Identity(session=str(self._serializer.loads(cookie, int(self._seconds))))
-        except BadSignature:
-            return None
-
-    def sign_in(self, password: str, client: str) -> str | None:
-        """Return the value of a new session cookie, or None for a wrong password. Slow.
+    def check(self, password: str, client: str) -> bool:
+        """Return whether it is the password. Slow.
 
         Raises:
             Throttled: too many wrong passwords.
         """
-        from argon2 import PasswordHasher
-        from argon2.exceptions import Argon2Error, InvalidHashError
+        return self._throttle.attempt(client, lambda: self._verify(password))
 
-        with self._throttle.attempt(client) as attempt:
-            try:
-                PasswordHasher().verify(self._hash, password)
-            except (Argon2Error, InvalidHashError):
-                return None
-            attempt.succeeded()
-        return self._serializer.dumps(secrets.token_hex(4))
+    def _verify(self, password: str) -> bool:
+        try:
+            return PasswordHasher().verify(self._hash, password)
+        except (Argon2Error, InvalidHashError):
+            return False

@@ -9,7 +9,7 @@ from flask.typing import ResponseReturnValue
 
 from qwenctl.config.deployment import UnknownTier
 
-from ..auth.throttle import Throttled
+from ..auth.password import Throttled
 from ..data.services import Services
 from ..data.waiting import WaitingPages
 from ..http.cookies import SESSION_COOKIE, TIER_COOKIE
@@ -54,10 +54,10 @@ class Forms(Views):
 
     def check_password(self) -> ResponseReturnValue:
         self.check_origin()
-        asked, shared = self.request, self._services.authenticators.password
+        asked = self.request
         password = request.form.get("password", "")[:1024]
         try:
-            cookie = shared.sign_in(password, asked.client) if shared else ""
+            cookie = self._services.authenticators.sign_in(password, asked.client)
         except Throttled as throttled:
             seconds = throttled.seconds
             return self.answer(self._pages.login_page(asked, self.target, retry_after=seconds))
@@ -69,6 +69,8 @@ class Forms(Views):
 
     def logout(self) -> ResponseReturnValue:
         self.check_origin()
+        if sessions := self._services.authenticators.sessions:
+            sessions.end(self.request)
         return self.redirect("/", cookie=SESSION_COOKIE, seconds=0)
 
     def wake(self) -> ResponseReturnValue:

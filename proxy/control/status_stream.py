@@ -134,7 +134,7 @@ class StatusStream:
         allowed = may_wake(gpu, identity, by_page=True)
         view = self._snapshots.peek(name)
         last, seen_at = "", time.monotonic()
-        while not self._closing:
+        while not self._closing and self._authenticators.identify(request):
             changed = view.changed
             try:
                 text = (await self._text(name))[allowed]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -30,6 +31,8 @@ from qwenctl.store.watcher import Watcher
 
 _LUA = Path(__file__).with_name("lua")
 _KEYS = ["state", "leases", "blocks", "info", "lock", "node", "nonces", "events", "log", "commands"]
+
+_SESSION_KEYS = ("sessions", "session_info")
 
 NONCE_SECONDS = 2 * MAX_SKEW_SECONDS
 """How long a nonce is remembered: longer than a message with it can be fresh."""
@@ -72,8 +75,8 @@ class Store:
         return f"qwenctl:{{{self._deployment}/{gpu}}}:{name}"
 
     def keys(self, gpu: str) -> list[str]:
-        """Return every key of one GPU, in the order that the scripts expect."""
-        return [self._key(gpu, name) for name in _KEYS]
+        """Return the keys of one GPU in the scripts' order; for no GPU, those of the sessions."""
+        return [self._key(gpu, name) for name in (_KEYS if gpu else _SESSION_KEYS)]
 
     def _run(self, script: str, gpu: str, *args: str | int) -> Any:
         now = -1 if self._now is None else round(self._now() * 1000)
@@ -297,6 +300,27 @@ class Store:
         """Append an event that is no transition."""
         stored = encode(kind, **fields)
         self._run("note", gpu, *(part for pair in stored.items() for part in pair))
+
+    # Browser sessions, which belong to no GPU
+
+    def begin_session(self, session: str, ttl: float, *, limit: int) -> int:
+        """Record a session; return when, in milliseconds. Beyond the limit, the oldest end."""
+        version = secrets.token_hex(8)
+        return int(self._run("begin_session", "", session, _ms(ttl), limit, version))
+
+    def end_session(self, session: str) -> None:
+        """End a session, unless it has ended."""
+        self._run("end_session", "", session, secrets.token_hex(8))
+
+    def sessions(
+        self, known: str, seen: Sequence[str] = ()
+    ) -> tuple[int, str, frozenset[str] | None]:
+        """Return the time in milliseconds, the version of the sessions, and the sessions.
+
+        None instead of the sessions: their version is ``known``. ``seen`` are in use now.
+        """
+        now, version, *found = self._run("sessions", "", known, *seen)
+        return int(now), version, frozenset(found[0]) if found else None
 
     # Messages of the node
 

@@ -61,7 +61,7 @@ def made_services(
     snapshots, metrics = SnapshotCache(store, list(config.gpu)), metrics or Metrics()
     usage = UsageTracker(store, config.gpu, "me")
     admit = Admit(store, snapshots, usage, metrics)
-    everybody = Authenticators(config)
+    everybody = Authenticators(config, store)
     return Services(config, store, "me", trusted, snapshots, usage, everybody, metrics, admit)
 
 

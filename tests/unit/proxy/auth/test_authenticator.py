@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import pytest
+import redis
 
 from proxy.auth import authenticator
 from proxy.auth.authenticator import Authenticators
@@ -15,6 +16,7 @@ from proxy.data.admission import Action, decide, may_wake
 from proxy.http.request import Request
 from qwenctl.config.deployment import Config
 from qwenctl.errors import ConfigError
+from qwenctl.store.store import Store
 from tests.support.paths import ROOT
 from tests.unit.proxy.auth.test_password import CONFIG, KEY
 from tests.unit.proxy.made import gpu, request, snapshot
@@ -26,30 +28,17 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     importlib.invalidate_caches()
 
 
-def chain(*, mode: str = "password", **others: dict[str, Any]) -> Authenticators:
+def chain(
+    store: Store | None = None, *, mode: str = "password", **others: dict[str, Any]
+) -> Authenticators:
     access = {**CONFIG.model_dump(), "mode": mode, "authenticators": others}
-    return Authenticators(Config.model_validate({"node_secret": "s" * 20, "access": access}))
+    config = Config.model_validate({"node_secret": "s" * 20, "access": access})
+    return Authenticators(config, store or Store(redis.Redis(), "never asked"))
 
 
 def asked(**headers: str) -> Request:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return request("GET", "/", named, peer="10.0.0.1", trusted=("10.0.0.1",))
-
-
-def test_the_first_that_knows_the_visitor_counts() -> None:
-    both = chain(**{"trusted-header": {"header": "X-User"}})
-    assert both.password
-    cookie = both.password.sign_in("secret", "client")
-    assert cookie
-    known = {"x_user": "anna", "x_api_key": KEY, "cookie": f"qwenctl_session={cookie}"}
-    leases = []
-    while known:
-        identity = both.identify(asked(**known))
-        assert identity
-        leases.append(identity.lease.rpartition(":")[0])
-        known.pop({"key": "x_api_key", "member": "x_user", "browser": "cookie"}[leases[-1][8:]])
-    assert leases == ["request:key", "request:member", "request:browser"]
-    assert both.identify(asked()) is None
 
 
 def test_without_access_control_everybody_is_an_address() -> None:
