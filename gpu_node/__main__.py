@@ -145,12 +145,7 @@ def _run(settings: NodeSettings, secret: str, config: str | None) -> int:
         client=client,
         runtimes={
             "process": ProcessRuntime(Path(settings.log_dir), orphans, mark, os.environ),
-            "docker": DockerRuntime(
-                settings.gpu,
-                Path(settings.log_dir),
-                host=settings.docker_host,
-                auth_file=settings.registry_auth_file,
-            ),
+            "docker": DockerRuntime.of(settings),
         },
         dead_man=DeadMan(state_dir / "deadman.json", boot_id, settings.dead_man),
         power_off=lambda: power_off(settings.power_off_command),

@@ -26,6 +26,7 @@ from gpu_node.services.docker_options import container_options
 from gpu_node.services.image_pull import API_TIMEOUT, ImagePull, Leaving
 from gpu_node.services.log_lines import LineSink, secrets_of
 from gpu_node.services.runtime import Output, StartFailed, base_url_of, service_environment
+from gpu_node.settings import NodeSettings
 from qwenctl.lib.text import size
 from qwenctl.protocol.messages import Progress, Service
 
@@ -73,6 +74,11 @@ class DockerRuntime:
         self._auth_file = auth_file
         self._keep: Collection[str] | None = None
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, settings: NodeSettings) -> DockerRuntime:
+        host, auth_file = settings.docker_host, settings.registry_auth_file
+        return cls(settings.gpu, Path(settings.log_dir), host=host, auth_file=auth_file)
 
     def settle(self, names: Collection[str]) -> None:
         """Have the containers of other services than these removed."""

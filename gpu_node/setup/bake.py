@@ -1,12 +1,13 @@
 """``qwenctl-node bake``: make this instance ready for a snapshot or an image of it, and check that.
 
-What takes long at a boot is put onto the disk beforehand: the image is pulled, the weights are
-there, and the last spec stays, so that the first boot need not wait for a proxy. What belongs to
-this very instance or this boot of it goes.
+Slow steps of a boot are done beforehand: the image is pulled, the weights are there, and the last
+spec stays, so that the first boot need not wait for a proxy. State of this instance, or of this boot
+of it, is removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -56,7 +57,7 @@ def bake(settings: NodeSettings, *, clean: bool, say: Say, root: Path = Path("/"
     Args:
         settings: the agent's.
         clean: also remove the machine's identity.
-        say: is told each step.
+        say: takes each step.
         root: where ``/etc`` and ``/var`` are.
 
     Raises:
@@ -69,29 +70,29 @@ def bake(settings: NodeSettings, *, clean: bool, say: Say, root: Path = Path("/"
         )
     if os.geteuid() != 0:
         raise UserError("this must be run as root: sudo qwenctl-node bake")
-    containers = [(service, service.container) for service in spec.services if service.container]
-    client = _docker(settings) if containers else None
-    try:
-        if client is not None:
-            _pull_missing(client, [container for _, container in containers], say)
+    containers = [service.container for service in spec.services if service.container]
+    docker: Any = _docker(settings) if containers else contextlib.nullcontext()
+    with docker as client:
+        for container in containers:
+            if not unless_missing(client.inspect_image, container.image):
+                _pull(client, container, say)
         # From here on it must be quick: a proxy takes an instance without an agent for lost. The
         # watchdog first, which would stop this instance.
         for unit in (TIMER, AGENT):
             if unit_state(unit).get("ActiveState") in ("active", "activating", "reloading"):
-                _command("systemctl", "stop", unit)
+                _stop_unit(unit)
                 say(f"stopped {unit} (it starts again at the next boot)")
         if agent_runs(Path(settings.state_dir)):
             raise UserError("the agent runs, and systemd has not started it: stop it first")
-        if client is not None:
-            timeouts = {service.name: service.stop_timeout for service, _ in containers}
-            _stop_containers(client, settings, timeouts, say)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the daemon or the connection to it has
-        raise UserError(f"Docker: {redacted(str(error))}") from None
-    finally:
-        if client is not None:
-            client.close()
+        timeouts = {service.name: service.stop_timeout for service in spec.services}
+        for found in _containers(client, settings) if containers else ():
+            name = found["Names"][0].lstrip("/")
+            if _starts_at_boot(client, found):
+                say(f"{name} runs on: it ends with the instance, and Docker starts it at boot")
+                continue
+            seconds = timeouts.get(found["Labels"].get(SERVICE_LABEL, ""), 10.0)
+            client.stop(found["Id"], timeout=int(seconds + 0.5))
+            say(f"stopped the container {name}")
     for file in _own_left_overs(settings):
         file.unlink(missing_ok=True)
         say(f"removed {file}")
@@ -101,7 +102,8 @@ def bake(settings: NodeSettings, *, clean: bool, say: Say, root: Path = Path("/"
     os.sync()
 
 
-def _command(*command: str) -> None:
+def _stop_unit(unit: str) -> None:
+    command = ["systemctl", "stop", unit]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -110,40 +112,23 @@ def _command(*command: str) -> None:
         raise UserError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-300:]}")
 
 
-def _pull_missing(client: Any, containers: list[Container], say: Say) -> None:
-    for container in containers:
-        if not unless_missing(client.inspect_image, container.image):
-            _pull(client, container, say)
-
-
-def _stop_containers(
-    client: Any, settings: NodeSettings, timeouts: dict[str, float], say: Say
-) -> None:
-    for one in _running(client, settings):
-        name = one["Names"][0].lstrip("/")
-        policy = client.inspect_container(one["Id"])["HostConfig"]["RestartPolicy"]["Name"]
-        if policy == "unless-stopped":
-            # Docker does not start at boot what somebody has stopped.
-            say(f"{name} runs on: it ends with the instance, and Docker starts it at boot")
-            continue
-        seconds = timeouts.get(one["Labels"].get(SERVICE_LABEL, ""), 10.0)
-        client.stop(one["Id"], timeout=int(seconds + 0.5))
-        say(f"stopped the container {name}")
-
-
-def _docker(settings: NodeSettings) -> Any:
-    runtime = DockerRuntime(
-        settings.gpu,
-        Path(settings.log_dir),
-        host=settings.docker_host,
-        auth_file=settings.registry_auth_file,
-    )
+@contextlib.contextmanager
+def _docker(settings: NodeSettings) -> Iterator[Any]:
+    """Connect to Docker; raise its errors as `UserError`."""
     try:
-        return runtime.client()
+        client = DockerRuntime.of(settings).client()
     except ModuleNotFoundError:
         raise UserError("the Docker SDK is missing: pip install 'qwenctl[node]'") from None
     except Exception as error:  # docker, requests and OSError have no common ancestor
         raise UserError(f"Docker does not answer: {redacted(str(error))}") from None
+    try:
+        yield client
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"Docker: {redacted(str(error))}") from None
+    finally:
+        client.close()
 
 
 def _pull(client: Any, container: Container, say: Say) -> None:
@@ -151,56 +136,54 @@ def _pull(client: Any, container: Container, say: Say) -> None:
     if container.pull == "never":
         raise UserError(f'the image {name} is not here, and pull = "never": load it by hand')
     say(f"pulling {name}")
-    progress, told = PullProgress(), 0
+    progress, said = PullProgress(), 0
     for event in pull_events(client, name):
         if error := event.get("error"):
             raise UserError(f"the image {name} cannot be pulled: {redacted(str(error))[:300]}")
         progress.take(event)
         view = progress.view()
-        if view.percent is not None and view.percent >= told + 10:
-            told = int(view.percent // 10) * 10
-            say(f"  {told} % ({view.text})")
+        if view.percent is not None and view.percent >= said + 10:
+            said = int(view.percent // 10) * 10
+            say(f"  {said} % ({view.text})")
 
 
-def _running(client: Any, settings: NodeSettings) -> list[Any]:
-    return list(client.containers(filters={"label": f"{GPU_LABEL}={settings.gpu}"}))
+def _containers(client: Any, settings: NodeSettings, **options: Any) -> list[Any]:
+    """List this GPU's containers that run."""
+    return list(client.containers(filters={"label": f"{GPU_LABEL}={settings.gpu}"}, **options))
+
+
+def _starts_at_boot(client: Any, found: Any) -> bool:
+    """Whether Docker starts the container at boot, unless it was stopped before."""
+    policy = client.inspect_container(found["Id"])["HostConfig"]["RestartPolicy"]["Name"]
+    return bool(policy == "unless-stopped")
 
 
 def _own_left_overs(settings: NodeSettings) -> list[Path]:
-    """State and logs that must not be in an image."""
+    """List state and logs that must not be in an image."""
     state = [Path(settings.state_dir, name) for name in OF_THIS_BOOT]
     logs = sorted(Path(settings.log_dir).glob("*.log*")) if settings.log_dir else []
     return [file for file in (*state, *logs) if file.is_file()]
 
 
 def identity(root: Path = Path("/")) -> list[tuple[Path, str]]:
-    """What makes this machine this machine, and what becomes of it: ``emptied`` or ``removed``.
+    """List the files that identify this machine, and what is done with each.
 
-    SSH host keys are only named where cloud-init is there to make new ones.
+    SSH host keys are listed only where cloud-init is there to make new ones.
     """
-    found: list[tuple[Path, str]] = []
-
-    def add(path: Path, how: str = "removed") -> None:
-        if path.is_symlink() or not path.exists():
-            return
-        if how == "removed" or path.read_text().strip() not in ("", "uninitialized"):
-            found.append((path, how))
-
-    add(root / "etc/machine-id", "emptied")
-    add(root / "var/lib/dbus/machine-id")
-    add(root / "var/lib/systemd/random-seed")
-    cloud_init = (root / "etc/cloud/cloud.cfg").exists()
-    if cloud_init:
-        for path in sorted((root / "etc/ssh").glob("ssh_host_*_key*")):
-            add(path)
-        for name in CLOUD_INIT_STATE:
-            path = root / "var/lib/cloud" / name
-            if path.is_symlink():  # instance points to the one below instances
-                found.append((path, "removed"))
-            add(path)
-    for home in (root / "root", *sorted((root / "home").glob("*"))):
-        add(home / ".bash_history")
-    return found
+    machine_id = root / "etc/machine-id"
+    paths = [root / "var/lib/dbus/machine-id", root / "var/lib/systemd/random-seed"]
+    state: list[Path] = []
+    if (root / "etc/cloud/cloud.cfg").exists():
+        paths += sorted((root / "etc/ssh").glob("ssh_host_*_key*"))
+        state = [root / "var/lib/cloud" / name for name in CLOUD_INIT_STATE]
+    paths += [home / ".bash_history" for home in (root / "root", *sorted(root.glob("home/*")))]
+    found = [path for path in paths if path.exists() and not path.is_symlink()]
+    # A link among the state, instance, points to the directory below instances.
+    found += [path for path in state if path.exists() or path.is_symlink()]
+    emptied = []
+    if machine_id.exists() and machine_id.read_text().strip() not in ("", "uninitialized"):
+        emptied = [(machine_id, "emptied")]
+    return [*emptied, *((path, "removed") for path in found)]
 
 
 def _remove_identity(path: Path) -> None:
@@ -219,7 +202,7 @@ def _remove_identity(path: Path) -> None:
 
 
 def check(settings: NodeSettings, root: Path = Path("/")) -> Iterator[Finding]:
-    """What a boot from a snapshot of this instance would meet; changes nothing."""
+    """Find what would hinder a boot from a snapshot of this instance; change nothing."""
     spec = read_spec(Path(settings.state_dir, "spec.json"))
     if spec is None:
         yield fail(
@@ -270,43 +253,38 @@ def _check_units(spec: Spec | None) -> Iterator[Finding]:
 
 
 def _check_docker(settings: NodeSettings, spec: Spec) -> Iterator[Finding]:
-    containers = [(service, service.container) for service in spec.services if service.container]
-    if not containers:
+    services = [service for service in spec.services if service.container]
+    if not services:
         return
     try:
-        client = _docker(settings)
+        with _docker(settings) as client:
+            for service in services:
+                yield from _check_image(client, service)
+            made = _containers(client, settings, all=True)
+            yield ok(
+                "container",
+                f"{sum(HASH_LABEL in found['Labels'] for found in made)} made"
+                + ("" if made else ": the first boot makes them, which takes a second"),
+            )
+            for found in _containers(client, settings):
+                if not _starts_at_boot(client, found):
+                    name = found["Names"][0].lstrip("/")
+                    yield fail("container", f"{name} runs", "qwenctl-node bake stops it")
     except UserError as error:
-        yield fail("docker", str(error), "systemctl start docker")
-        return
-    try:
-        for service, container in containers:
-            image = unless_missing(client.inspect_image, container.image)
-            if image is None:
-                yield fail("image", f"{container.image} is not here", "qwenctl-node bake pulls it")
-            else:
-                size = f"{image.get('Size', 0) / 1e9:.1f} GB"
-                yield ok("image", f"{container.image}, {size}")
-            if container.pull == "always":
-                yield warn(
-                    "image",
-                    f'{service.name}: pull = "always" asks the registry at each boot',
-                    'set pull = "missing"',
-                )
-        made = client.containers(all=True, filters={"label": f"{GPU_LABEL}={settings.gpu}"})
-        yield ok(
-            "container",
-            f"{sum(HASH_LABEL in one['Labels'] for one in made)} made"
-            + ("" if made else ": the first boot makes them, which takes a second"),
-        )
-        for one in _running(client, settings):
-            details = client.inspect_container(one["Id"])
-            if details["HostConfig"]["RestartPolicy"]["Name"] != "unless-stopped":
-                name = one["Names"][0].lstrip("/")
-                yield fail("container", f"{name} runs", "qwenctl-node bake stops it")
-    except Exception as error:  # whatever the daemon or the connection to it has
-        yield fail("docker", redacted(str(error)), "systemctl start docker")
-    finally:
-        client.close()
+        yield fail("docker", str(error).removeprefix("Docker: "), "systemctl start docker")
+
+
+def _check_image(client: Any, service: Service) -> Iterator[Finding]:
+    assert service.container
+    name = service.container.image
+    image = unless_missing(client.inspect_image, name)
+    if image is None:
+        yield fail("image", f"{name} is not here", "qwenctl-node bake pulls it")
+    else:
+        yield ok("image", f"{name}, {image.get('Size', 0) / 1e9:.1f} GB")
+    if service.container.pull == "always":
+        found = f'{service.name}: pull = "always" asks the registry at each boot'
+        yield warn("image", found, 'set pull = "missing"')
 
 
 def _check_files(service: Service) -> Iterator[Finding]:
@@ -347,7 +325,7 @@ def _check_files(service: Service) -> Iterator[Finding]:
 
 
 def _unreadable(files: list[WeightFile], user: str) -> Path | None:
-    """The first file that the user may not read; None also if that cannot be tried."""
+    """Return the first file that the user may not read; None also if that cannot be tried."""
     try:
         if os.geteuid() != 0 or pwd.getpwnam(user).pw_uid == 0 or not shutil.which("runuser"):
             return None
@@ -364,15 +342,13 @@ def _check_disks(settings: NodeSettings, spec: Spec | None) -> Iterator[Finding]
     seen = set()
     paths = ["/", settings.state_dir, settings.log_dir]
     for path in paths + [service.weights for service in (spec.services if spec else ())]:
-        place = Path(path)
         try:
-            device = place.stat().st_dev if path else None
-            if device is None or device in seen:
-                continue
-            seen.add(device)
-            free = psutil.disk_usage(path).free
+            device, free = Path(path).stat().st_dev, psutil.disk_usage(path).free
         except OSError:
             continue
+        if not path or device in seen:
+            continue
+        seen.add(device)
         yield Finding(
             "disk",
             Level.WARN if free < LITTLE_ROOM else Level.OK,

@@ -31,7 +31,7 @@ LINES = "200"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry out one of `COMMANDS`; the exit code."""
+    """Carry out a command of `COMMANDS`; return the exit code."""
     given = _parser().parse_args(argv)
     try:
         return int(given.run(given))
@@ -225,7 +225,7 @@ def _bake(given: argparse.Namespace) -> int:
 
 
 def _show(findings: Sequence[Finding], as_json: bool, bad: str, good: str) -> int:
-    """Print what was checked, and the verdict; the exit code."""
+    """Print the findings and what they amount to; return the exit code."""
     failed = sum(finding.level is Level.FAIL for finding in findings)
     if as_json:
         keys = ("level", "check", "found", "fix")
@@ -251,12 +251,11 @@ def _settings(given: argparse.Namespace) -> NodeSettings:
 
 
 def _config(given: argparse.Namespace) -> str | None:
-    """The settings' file; None where the environment has them all."""
+    """Return the settings' file; None where the environment has them all."""
     if given.config:
         return str(given.config)
-    return (
-        None if "QWENCTL_NODE__PROXY_URLS" in os.environ and not Path(CONFIG).exists() else CONFIG
-    )
+    complete = "QWENCTL_NODE__PROXY_URLS" in os.environ and not Path(CONFIG).exists()
+    return None if complete else CONFIG
 
 
 def _say(text: str) -> None:

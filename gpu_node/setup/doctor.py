@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -29,17 +30,17 @@ from qwenctl.lib.findings import Finding, fail, ok, warn
 from qwenctl.protocol.messages import REPORT_PATH, Report, Spec
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
 
-__all__ = ["check", "unit_state"]
+__all__ = ["check", "in_docker_group", "uid_of", "unit_state"]
 
 SMALL, SCARCE = 20 * 2**30, 2 * 2**30
 """Free bytes of a disk below which there is a warning, or a failure."""
 
 ODD_CLOCK = 5.0
-"""Seconds of difference between our clock and the proxy's that are worth a word."""
+"""Seconds of difference between this clock and the proxy's that are worth a warning."""
 
 
 class _Node:
-    """What the checks go by."""
+    """Facts that several checks need."""
 
     def __init__(self, settings: NodeSettings, unit_dir: Path) -> None:
         self.settings = settings
@@ -53,37 +54,28 @@ class _Node:
 
     @property
     def user(self) -> str:
-        """Who the installed agent is; empty if none is installed."""
+        """The user of the installed agent; empty if none is installed."""
         return unit_state(AGENT).get("User", "")
 
 
 def check(
     settings: NodeSettings, unit_dir: Path = Path("/etc/systemd/system")
 ) -> Iterator[Finding]:
-    """Every finding, as it is found."""
+    """Yield every finding, as it is found."""
     node = _Node(settings, unit_dir)
-    checks: tuple[Callable[[_Node], Iterator[Finding]], ...] = (
-        _secret,
-        _proxies,
-        _docker,
-        _gpus,
-        _disk,
-        _state,
-        _power_off,
-        _role,
-        _units,
-    )
-    for one in checks:
+    parts: tuple[Callable[[_Node], Iterator[Finding]], ...]
+    parts = (_secret, _proxies, _docker, _gpus, _disk, _state, _power_off, _role, _units)
+    for part in parts:
         try:
-            yield from one(node)
+            yield from part(node)
         except Exception as error:  # a check that breaks must not hide the others
-            name = one.__name__.strip("_")
+            name = part.__name__.strip("_")
             found = f"the check itself failed: {type(error).__name__}: {error}"
             yield fail(name, found, "this is a mistake in qwenctl: please report it")
 
 
 def unit_state(unit: str) -> dict[str, str]:
-    """What systemd says of a unit; empty where there is no systemd, or no such unit."""
+    """Return a unit's properties; empty where there is no systemd, or no such unit."""
     keys = "LoadState,ActiveState,SubState,UnitFileState,ActiveEnterTimestamp,NRestarts,User"
     try:
         done = subprocess.run(
@@ -113,15 +105,15 @@ def _secret(node: _Node) -> Iterator[Finding]:
     mode = stat.S_IMODE(found.st_mode)
     if mode & 0o077:
         yield fail(name, f"{file} has mode {mode:04o}", f"chmod 0600 {file}")
-    elif node.user and found.st_uid != _uid(node.user):
+    elif node.user and found.st_uid != uid_of(node.user):
         yield fail(name, f"{file} is not {node.user}'s", f"chown {node.user} {file}")
     else:
         yield ok(name, f"{file}, mode {mode:04o}")
 
 
 def _proxies(node: _Node) -> Iterator[Finding]:
-    """Each proxy is sent a report of a boot that it cannot know: it refuses that without a trace,
-    but only after it has found the signature right, and its answer is signed, too."""
+    """Send each proxy a report of a boot that it cannot know: it refuses that without a trace, but
+    only after it has verified the signature, and its answer is signed, too."""
     if not node.secret:
         return
     for url in node.settings.proxy_urls:
@@ -160,31 +152,24 @@ def _proxies(node: _Node) -> Iterator[Finding]:
 
 def _docker(node: _Node) -> Iterator[Finding]:
     name = "Docker"
-    if node.spec is None:
-        containers = None
-        why = "not needed so far: the proxy has not said yet what to run"
-    else:
-        containers = [s for s in node.spec.services if s.runtime == "docker"]
-        why = "not needed: no service is a container"
-    needed = bool(containers)
+    containers = [s for s in node.spec.services if s.runtime == "docker"] if node.spec else []
     try:
-        info = _docker_info(node)
+        with contextlib.closing(DockerRuntime.of(node.settings).client()) as client:
+            info = client.info()
     except Exception as error:  # not installed, no SDK, no daemon, no permission: each its own kind
         words = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        if needed:
-            fix = "install and start Docker; is the user in the group docker?"
-            yield fail(name, words, fix)
+        if containers:
+            yield fail(name, words, "install and start Docker; is the user in the group docker?")
+        elif node.spec:
+            yield ok(name, "not needed: no service is a container")
         else:
-            yield ok(name, why)
+            yield ok(name, "not needed so far: the proxy has not said yet what to run")
         return
     yield ok(name, f"version {info.get('ServerVersion')}")
-    if node.user and not node.settings.docker_host and not _in_docker_group(node.user):
-        yield (fail if needed else warn)(
-            name,
-            f"the user {node.user} is not in the group docker",
-            "run `qwenctl-node install` again",
-        )
-    wants_gpu = any(s.container and s.container.gpus for s in containers or ())
+    if node.user and not node.settings.docker_host and not in_docker_group(node.user):
+        found = f"the user {node.user} is not in the group docker"
+        yield (fail if containers else warn)(name, found, "run `qwenctl-node install` again")
+    wants_gpu = any(s.container and s.container.gpus for s in containers)
     if wants_gpu and not _knows_gpus(info):
         yield fail(
             "NVIDIA runtime",
@@ -199,16 +184,8 @@ def _docker(node: _Node) -> Iterator[Finding]:
         yield _free_space(root, "disk of Docker")
 
 
-def _docker_info(node: _Node) -> dict[str, Any]:
-    client = DockerRuntime("doctor", Path(), host=node.settings.docker_host).client()
-    try:
-        return dict(client.info())
-    finally:
-        client.close()
-
-
 def _knows_gpus(info: dict[str, Any]) -> bool:
-    """By the runtime of nvidia-container-toolkit, or by the device files (CDI) that it writes."""
+    """Whether there is nvidia-container-toolkit's runtime, or a device file (CDI) of it."""
     devices = info.get("DiscoveredDevices") or ()
     return "nvidia" in (info.get("Runtimes") or {}) or any(
         str(device.get("ID", "")).startswith("nvidia.com/gpu") for device in devices
@@ -240,11 +217,11 @@ def _disk(node: _Node) -> Iterator[Finding]:
 
 
 def _state(node: _Node) -> Iterator[Finding]:
-    """Neither agent nor watchdog can use another user's files, such as those of an agent that root
-    has tried by hand."""
+    """Find files of another user, such as those of an agent that root has tried by hand: neither
+    agent nor watchdog can use them."""
     if not node.user or node.user == "root":
         return
-    uid = _uid(node.user)
+    uid = uid_of(node.user)
     for file in (Path(node.settings.state_dir, name) for name in STATE_FILES):
         if file.exists() and file.stat().st_uid != uid:
             fix = "run `qwenctl-node install` again"
@@ -263,8 +240,7 @@ def _power_off(node: _Node) -> Iterator[Finding]:
     name = "self-stop"
     command = node.settings.power_off_command
     if command:
-        program = shutil.which(command[0])
-        if program is None:
+        if shutil.which(command[0]) is None:
             found = f"power_off_command: no program {command[0]}"
             yield fail(name, found, "correct it in the settings")
         else:
@@ -280,7 +256,7 @@ def _power_off(node: _Node) -> Iterator[Finding]:
 
 
 def _role(node: _Node) -> Iterator[Finding]:
-    """On Alibaba Cloud the instance stops itself with its RAM role."""
+    """Find the RAM role by which an instance of Alibaba Cloud stops itself."""
     if node.settings.cloud != "aliyun":
         return
     name = "RAM role"
@@ -325,14 +301,15 @@ def _units(node: _Node) -> Iterator[Finding]:
         )
 
 
-def _uid(user: str) -> int:
+def uid_of(user: str) -> int:
+    """Return the user's id; -1 if there is no such user."""
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
         return -1
 
 
-def _in_docker_group(user: str) -> bool:
+def in_docker_group(user: str) -> bool:
     try:
         entry, group = pwd.getpwnam(user), grp.getgrnam("docker")
     except KeyError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import grp
 import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from gpu_node.selfstop.busy import read_spec
 from gpu_node.selfstop.watchdog import MARGIN
 from gpu_node.settings import STATE_FILES, NodeSettings, save_last_good
+from gpu_node.setup.doctor import in_docker_group, uid_of
 from gpu_node.setup.systemd_units import AGENT, DROP_IN, TIMER, UNITS, WATCHDOG, Node, render
 from gpu_node.status_file import read_status
 from qwenctl import __version__
@@ -32,12 +32,12 @@ Say = Callable[[str], None]
 
 
 def describe(settings: NodeSettings, config: Path, *, user: str = "", runs: str = "") -> Node:
-    """What the units are to say.
+    """Return what the units say.
 
     Args:
         settings: the agent's.
         config: the file that they are in.
-        user: who the agent is; default: who it is now, else ``qwenctl``.
+        user: the agent's; default: as installed now, else ``qwenctl``.
         runs: ``docker`` if all services are containers, ``process`` if they need not be; default: by
             what the proxy has said last, and as long as it has said nothing ``process``.
 
@@ -72,12 +72,12 @@ def describe(settings: NodeSettings, config: Path, *, user: str = "", runs: str 
 def install(
     node: Node, settings: NodeSettings, *, start: bool = True, dry_run: bool = False, say: Say
 ) -> None:
-    """Bring the machine to what the node says.
+    """Install the node's units and what they need.
 
     Args:
         node: from `describe`.
         settings: the agent's.
-        start: whether to start it, too; not when an image is being prepared.
+        start: whether to start it, too; not when an image is prepared.
         dry_run: only say what would be done.
         say: is told each step.
 
@@ -150,17 +150,15 @@ def uninstall(
     for name in (*UNITS, DROP_IN):
         host.remove(UNIT_DIR / name)
     drop_ins = (UNIT_DIR / DROP_IN).parent
-    if drop_ins.is_dir() and not any(drop_ins.iterdir()) and not dry_run:
-        drop_ins.rmdir()
+    host.remove_empty(drop_ins)
     if present:
         host.run("systemctl", "daemon-reload")
     if purge and settings is not None:
         state_dir, log_dir = Path(settings.state_dir), Path(settings.log_dir)
         for file in [*(state_dir / name for name in STATE_FILES), *log_dir.glob("*.log*")]:
             host.remove(file)
-        for directory in (state_dir, log_dir):  # what is not ours is left, and its directory too
-            if directory.is_dir() and not any(directory.iterdir()) and not dry_run:
-                directory.rmdir()
+        for directory in (state_dir, log_dir):  # other programs' files stay, and their directory
+            host.remove_empty(directory)
     if not present:
         say("nothing was installed")
     else:
@@ -168,7 +166,7 @@ def uninstall(
 
 
 class _Host:
-    """This machine, and what is said of it."""
+    """Changes this machine, or only says what would be changed."""
 
     def __init__(self, dry_run: bool, say: Say) -> None:
         self._dry_run = dry_run
@@ -184,8 +182,7 @@ class _Host:
             raise UserError("this must be run as root: sudo qwenctl-node install …")
 
     def run(self, *command: str) -> None:
-        self._tell(" ".join(command))
-        if self._dry_run:
+        if not self._step(" ".join(command)):
             return
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -193,10 +190,9 @@ class _Host:
             raise UserError(f"{command[0]} {command[1]} failed: {words}")
 
     def user(self, name: str) -> bool:
-        """Make the user; whether anything about it is new."""
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
+        """Make the user, and give it Docker; return whether anything was changed."""
+        fresh = uid_of(name) < 0
+        if fresh:
             home = f"/home/{name}"
             shell = shutil.which("nologin", path="/usr/sbin:/sbin:/usr/bin") or "/bin/false"
             self.run(
@@ -205,25 +201,21 @@ class _Host:
             )
             if self._dry_run:
                 return True
-            entry = pwd.getpwnam(name)
-            fresh = True
-        else:
-            fresh = False
         try:
-            docker = grp.getgrnam("docker")
+            grp.getgrnam("docker")
         except KeyError:
             self._say(
                 "note: there is no group docker; if you install Docker later, run this again "
                 "(rootless Docker: set docker_host in the settings)"
             )
             return fresh
-        if entry.pw_uid == 0 or entry.pw_gid == docker.gr_gid or name in docker.gr_mem:
+        if in_docker_group(name):
             return fresh
         self.run("usermod", "--append", "--groups", "docker", name)
         return True
 
     def check_access(self, node: Node) -> None:
-        """Fails unless the user can run the program and read the settings."""
+        """Raise unless the user can run the program and read the settings."""
         if self._dry_run or node.user == "root":
             return
         no_program = (
@@ -246,60 +238,47 @@ class _Host:
                 raise UserError(problem)
 
     def secret(self, path: Path, user: str) -> None:
-        """The secret is the user's, and nobody else's."""
-        try:
-            found = path.stat()
-        except FileNotFoundError:
+        """Make the secret readable for the user only."""
+        if not path.exists():
             return
-        try:
-            uid = pwd.getpwnam(user).pw_uid
-        except KeyError:
-            uid = -1  # a dry run
-        if found.st_uid == uid and found.st_mode & 0o077 == 0:
+        found = path.stat()
+        if found.st_uid == uid_of(user) and found.st_mode & 0o077 == 0:
             return
-        self._tell(f"{path}: for {user} only")
-        if not self._dry_run:
+        if self._step(f"{path}: for {user} only"):
             path.chmod(0o600)
             shutil.chown(path, user)
 
     def directory(self, path: Path, user: str) -> None:
-        """It is there and the user's, and so are our files in it. Others, if any, are left alone."""
+        """Make the directory, and it and the agent's files in it the user's."""
+        uid = uid_of(user)
+        # A file may be root's: somebody has tried the agent by hand.
         ours = (path, *(path / name for name in STATE_FILES), *path.glob("*.log*"))
-        try:
-            # A file may be root's: somebody has tried the agent by hand.
-            uid = pwd.getpwnam(user).pw_uid
-            if path.exists() and all(one.lstat().st_uid == uid for one in ours if one.exists()):
-                return
-        except KeyError:
-            pass  # in a dry run there may be no such user yet
-        self._tell(f"{path}: belongs to {user}")
-        if self._dry_run:
+        if path.exists() and all(own.lstat().st_uid == uid for own in ours if own.exists()):
             return
-        path.mkdir(parents=True, exist_ok=True, mode=0o755)
-        uid = pwd.getpwnam(user).pw_uid
-        for one in ours:
-            if one.exists():
-                os.chown(one, uid, -1, follow_symlinks=False)
+        if self._step(f"{path}: belongs to {user}"):
+            path.mkdir(parents=True, exist_ok=True, mode=0o755)
+            for own in ours:
+                if own.exists():
+                    os.chown(own, uid, -1, follow_symlinks=False)
 
     def settings(self, settings: NodeSettings, user: str) -> None:
-        """The copy that the watchdog goes by if these settings cannot be used one day."""
+        """Keep a copy for a watchdog that cannot use the settings one day."""
         if self._dry_run:
             return
         try:
-            os.chown(save_last_good(settings), pwd.getpwnam(user).pw_uid, -1)
+            os.chown(save_last_good(settings), uid_of(user), -1)
         except OSError as error:
             raise UserError(f"{settings.state_dir}: {error.strerror}") from None
 
     def files(self, files: dict[str, str]) -> bool:
-        """Write the units; whether one is new or another."""
+        """Write the units; return whether any has changed."""
         changed = False
         for name, text in files.items():
             path = UNIT_DIR / name
             if path.is_file() and path.read_text() == text:
                 continue
             changed = True
-            self._tell(f"{path}: {'changed' if path.exists() else 'new'}")
-            if not self._dry_run:
+            if self._step(f"{path}: {'changed' if path.exists() else 'new'}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fresh = path.with_name(f".{path.name}.new")
                 fresh.write_text(text)
@@ -308,26 +287,31 @@ class _Host:
         return changed
 
     def remove(self, path: Path) -> bool:
-        """Remove the file; whether there was one."""
+        """Remove the file; return whether there was one."""
         if not path.exists():
             return False
-        self._tell(f"{path}: removed")
-        if not self._dry_run:
+        if self._step(f"{path}: removed"):
             path.unlink()
         return True
 
-    def _tell(self, step: str) -> None:
+    def remove_empty(self, directory: Path) -> None:
+        if directory.is_dir() and not any(directory.iterdir()) and not self._dry_run:
+            directory.rmdir()
+
+    def _step(self, step: str) -> bool:
+        """Say the step; return whether to do it."""
         self._say(f"would: {step}" if self._dry_run else step)
+        return not self._dry_run
 
 
 def _program() -> tuple[str, ...]:
-    """What starts this very installation of the agent."""
+    """Return the command that starts this installation of the agent."""
     script = Path(sys.executable).with_name("qwenctl-node")
     return (str(script),) if script.exists() else (sys.executable, "-m", "gpu_node")
 
 
 def _present_user() -> str:
-    """Who the installed agent runs as; empty if there is none."""
+    """Return the user of the installed agent; empty if none is installed."""
     try:
         unit = (UNIT_DIR / AGENT).read_text()
     except OSError:
