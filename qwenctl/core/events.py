@@ -66,7 +66,7 @@ class _Text:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of the history."""
+    """An event of the history."""
 
     id: str
     time: float

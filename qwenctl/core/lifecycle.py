@@ -68,7 +68,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.STOPPING: frozenset({Phase.OFF, Phase.FAILED}),
     Phase.FAILED: frozenset({Phase.STARTING, Phase.BOOTING, Phase.STOPPING, Phase.OFF}),
 }
-"""Which phase may follow which. Every recorded transition is one of these."""
+"""The phases that may follow each phase; every recorded transition is among them."""
 
 
 class Observed(str, Enum):

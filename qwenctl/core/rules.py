@@ -36,7 +36,7 @@ class Activity(str, Enum):
 
 
 class Rule(BaseModel):
-    """One row of the table; every condition given must hold."""
+    """A row of the table; every condition given must hold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 

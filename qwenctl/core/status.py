@@ -123,7 +123,7 @@ _MODES = {
     Phase.STOPPING: ("stopping", "restarting"),
     Phase.FAILED: ("failed", "retrying"),
 }
-"""The mode of a phase that demand makes another one: without and with it."""
+"""Modes of phases in which demand changes the mode: without and with demand."""
 
 _WAKING_MODES = frozenset(
     {"requested", "interrupted", "restarting", "starting", "booting", "loading", "ready"}
@@ -242,7 +242,7 @@ def _round(seconds: float | None) -> float | None:
 def own_record(
     snapshot: Snapshot, events: Sequence[Event], gpu_config: GpuSettings
 ) -> tuple[Snapshot, Sequence[Event], str]:
-    """Return the configured instance's record, and the name of another one on record.
+    """Return the configured instance's record, or the name of another on record.
 
     A GPU of the same name may have been another instance, by an earlier configuration or by that of
     another directory.

@@ -254,7 +254,7 @@ def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
                 with open(folder / "start.lock", "a") as starting:
                     fcntl.flock(starting, fcntl.LOCK_EX)
                     if server.poll() is None and _clients(path) == 0:
-                        path.unlink(missing_ok=True)  # the next client starts a new one
+                        path.unlink(missing_ok=True)  # the next client starts a new server
                         server.terminate()
                         server.wait()
                     else:

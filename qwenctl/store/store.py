@@ -235,7 +235,7 @@ class Store:
         may_wake: bool = True,
         began_ago: float = 0.0,
     ) -> Admission:
-        """Turn a request into a lease, and a draining GPU back into a ready one."""
+        """Turn a request into a lease, and a draining GPU back to ready."""
         wanted = (lease, _ms(ttl), escape_control(reason), escape_control(actor))
         used = (inflight, _ms(inflight_ttl), may_wake, _ms(began_ago))
         phase, seq, block, released = self._run("demand", gpu, *wanted, *used)

@@ -6,8 +6,8 @@
 -- somebody else has started, an old clone. The controller is woken to look at the cloud; if the
 -- instance runs, a later hello counts. So does the hello of an instance that has rebooted by itself:
 -- the agent of its earlier boot is silent.
--- A boot from before the start (state.stranger) may not be the instance that was started: its reports
--- count until that instance says hello, since somebody else may have started it just before us.
+-- A boot that was present before the start (state.stranger) is not the instance that was started. Its
+-- reports count until that instance says hello: somebody may have started it just before us.
 local nonce, boot, alive = ARGV[3], ARGV[5], tonumber(ARGV[7])
 local seq = tonumber(redis.call('HGET', STATE, 'start_seq') or 0)
 redis.call('ZREMRANGEBYSCORE', NONCES, '-inf', num(NOW))
