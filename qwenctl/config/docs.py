@@ -25,8 +25,8 @@ __all__ = ["descriptions", "schema"]
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
     """Field name → what it means, on one line; fields without words are left out."""
     found: dict[str, str] = {}
-    for base in model.__bases__:  # what a table has from another one
-        if base.__module__ == model.__module__:
+    for base in reversed(model.__bases__):  # what a table has from another one
+        if base is not BaseModel and issubclass(base, BaseModel):
             found |= descriptions(base)
     for name, field in model.model_fields.items():
         if field.description is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import (
     BeforeValidator,
@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from qwenctl.lib.settings_types import NAME, Duration, Size, Table
-from qwenctl.protocol.messages import Activity, Readiness, Service
+from qwenctl.protocol.messages import Container, Service, ServiceFields
 
 __all__ = [
     "ContainerConfig",
@@ -34,22 +34,11 @@ def _gpus(value: object) -> object:
     raise ValueError('it is "all", "none", or a list such as [0, 1] or ["MIG-…"]')
 
 
-class ContainerConfig(Table):
+class ContainerConfig(Container, extra="forbid"):
     """How Docker runs a service on the node. See docs/node.md."""
 
     image: str = Field(pattern=r"^[a-z0-9][A-Za-z0-9._:/@-]*$")
     """The image, such as ``qwenllm/qwenvl:qwen3vl-cu128``."""
-    entrypoint: tuple[str, ...] = ()
-    """Instead of the image's own."""
-    pull: Literal["missing", "always", "never"] = "missing"
-    """When to ask the registry: if the node has not got the image, at every start, never."""
-    port: int = Field(0, ge=0, le=65535)
-    """The port inside the container; 0: the service's ``port``."""
-    bind: str = "0.0.0.0"
-    """The node's address that the port is published on; 127.0.0.1 for a service that only other
-    services use."""
-    network: Literal["bridge", "host"] = "bridge"
-    """``bridge``: a network of the node's services, which find each other by name; ``host``."""
     gpus: Annotated[
         tuple[str, ...], BeforeValidator(_gpus, json_schema_input_type="str | list")
     ] = ("all",)
@@ -58,12 +47,8 @@ class ContainerConfig(Table):
     """Shared memory, such as ``"8g"``; 0: Docker's own choice (64 MiB, too little for vLLM)."""
     memory: Size = Field(0, ge=0)
     """The most memory it may use; 0: no limit."""
-    cpus: float = Field(0.0, ge=0)
-    """The most CPUs it may use; 0: no limit."""
     volumes: tuple[Annotated[str, Field(pattern=r"^[^:]+:/[^:]*(:(ro|rw))?$")], ...] = ()
     """``/host/path:/path`` or ``name:/path``, with ``:ro`` for read-only."""
-    restart: Literal["no", "unless-stopped"] = "no"
-    """``unless-stopped``: Docker itself starts it at boot, before the agent does."""
 
     @field_validator("bind")
     @classmethod
@@ -87,34 +72,19 @@ class ContainerConfig(Table):
         return value
 
 
-class ServiceConfig(Table):
-    """What the node runs: a command, or a container."""
-
+class _ServiceHead(Table):
     name: str = Field("webui", pattern=NAME)
     """Name of the service in `status` and in logs."""
-    command: tuple[str, ...] = ()
-    """Program and arguments; no shell. For a container: instead of the image's own."""
+    command: tuple[str, ...] = ()  # for its place in the reference
     container: ContainerConfig | None = None
     """Run it with Docker."""
-    env: dict[str, str] = Field(default_factory=dict, repr=False)
-    """Extra environment variables."""
-    env_file: str = ""
-    """A file on the node with more of them, one ``KEY=value`` a line: for tokens and passwords."""
-    weights: str = ""
-    """A directory on the node whose files it reads at start. The agent reads them ahead, and shows
-    how far the service is."""
-    cwd: str = ""
-    """Working directory; default: the instance's own, or the image's."""
-    port: int = Field(7860, ge=1, le=65535)
-    """The port it listens on; the first service's port is where traffic goes."""
-    readiness: Readiness = Field({}, validate_default=True)
-    """The HTTP probe that says when it is ready."""
-    activity: Activity = Field({}, validate_default=True)
-    """How to ask it for running generations."""
+
+
+class ServiceConfig(ServiceFields, _ServiceHead, extra="forbid"):
+    """What the node runs: a command, or a container."""
+
     stop_timeout: Duration = 10.0
     """From SIGTERM to SIGKILL."""
-    max_restarts: int = Field(5, ge=0)
-    """Crashes in a row before it is given up."""
 
     def to_wire(self, *, here: bool = False) -> Service:
         """As the node is told. ``here``: on this machine, where no security group keeps others from

@@ -62,42 +62,68 @@ class Activity(_Message):
 
 
 class Container(_Message):
-    """Docker's options for a service. Sizes are in bytes; 0 is Docker's default."""
+    """How Docker runs a service. Sizes are in bytes; 0 is Docker's own choice."""
 
     image: str = Field(min_length=1)
     entrypoint: tuple[str, ...] = ()
+    """Instead of the image's own."""
     pull: Literal["missing", "always", "never"] = "missing"
-    port: int = Field(0, ge=0, le=65535, description="inside; 0: the service's own")
-    bind: str = Field("0.0.0.0", description="the node's address that the port is published on")
+    """When to ask the registry: if the node has not got the image, at every start, never."""
+    port: int = Field(0, ge=0, le=65535)
+    """The port inside the container; 0: the service's ``port``."""
+    bind: str = "0.0.0.0"
+    """The node's address that the port is published on; 127.0.0.1 for a service that only other
+    services use."""
     network: Literal["bridge", "host"] = "bridge"
+    """``bridge``: a network of the node's services, which find each other by name; ``host``."""
     gpus: tuple[str, ...] = Field(
         ("all",), description='"all", or indices, UUIDs and MIG devices; none: no GPU'
     )
     shm_size: int = Field(0, ge=0)
     memory: int = Field(0, ge=0)
     cpus: float = Field(0.0, ge=0)
-    volumes: tuple[str, ...] = Field((), description="/host/path:/path or name:/path, with :ro")
-    restart: Literal["no", "unless-stopped"] = Field(
-        "no", description="unless-stopped: Docker starts it at boot, before the agent"
-    )
+    """The most CPUs it may use; 0: no limit."""
+    volumes: tuple[str, ...] = ()
+    restart: Literal["no", "unless-stopped"] = "no"
+    """``unless-stopped``: Docker itself starts it at boot, before the agent does."""
 
 
-class Service(_Message):
-    """A process or container that the node runs, with a port and probes."""
+class _ServiceHead(_Message):
+    """Fields of `Service` alone. They come first, as in each version: a spec's version is a hash."""
 
     name: str = "webui"
     runtime: Literal["process", "docker"] = "process"
     container: Container | None = Field(None, description="set with the runtime docker")
-    command: tuple[str, ...] = Field((), description="program and arguments; no shell")
+
+
+class ServiceFields(_Message):
+    """Fields that a service has in messages and in the configuration."""
+
+    command: tuple[str, ...] = ()
+    """Program and arguments; no shell. For a container: instead of the image's own."""
     env: dict[str, str] = Field(default_factory=dict, repr=False)
-    env_file: str = Field("", description="a file on the node with more of them: KEY=value lines")
-    weights: str = Field("", description="a directory on the node whose files it reads at start")
+    """Extra environment variables."""
+    env_file: str = ""
+    """A file on the node with more of them, one ``KEY=value`` a line: for tokens and passwords."""
+    weights: str = ""
+    """A directory on the node whose files it reads at start. The agent reads them ahead, and shows
+    how far the service is."""
     cwd: str = ""
+    """Working directory; default: the instance's own, or the image's."""
     port: int = Field(7860, ge=1, le=65535)
+    """The port it listens on; the first service's port is where traffic goes."""
     readiness: Readiness = Field({}, validate_default=True)
+    """The HTTP probe that says when it is ready."""
     activity: Activity = Field({}, validate_default=True)
-    stop_timeout: float = Field(10.0, ge=0, description="seconds from SIGTERM to SIGKILL")
-    max_restarts: int = Field(5, ge=0, description="crashes in a row before the service is failed")
+    """How to ask it for running generations."""
+    stop_timeout: float = Field(10.0, ge=0)
+    """From SIGTERM to SIGKILL."""
+    max_restarts: int = Field(5, ge=0)
+    """Crashes in a row before it is given up."""
+
+
+class Service(ServiceFields, _ServiceHead):
+    """A process or a container that the node runs, with a port, readiness and activity probe."""
 
 
 class Spec(_Message):

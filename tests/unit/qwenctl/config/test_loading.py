@@ -221,6 +221,10 @@ class TestMistakes:
                 '[[gpu.main.service]]\ncommand = ["x"]\nprot = 4',
                 "gpu.main.service.0.prot: unknown key; did you mean 'port'?",
             ),
+            (
+                '[[gpu.main.service]]\ncontainer = { image = "x", prot = 4 }',
+                "gpu.main.service.0.container.prot: unknown key; did you mean 'port'?",
+            ),
             ("[access]\nzzz = 4", "access.zzz: unknown key; known: hash"),
             ("[[access.keys]]\nnam = 'x'", "access.keys.0.nam: unknown key; did you mean 'name'?"),
         ],
