@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import re
+import secrets
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -18,7 +21,6 @@ from pydantic import (
 )
 
 from qwenctl.config.gpu import GpuConfig
-from qwenctl.config.secrets import own_secret, state_dir
 from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import read_secret
 from qwenctl.lib.settings_types import NAME, Duration, Table, is_loopback, web_url
@@ -29,6 +31,8 @@ __all__ = [
     "Config",
     "ProxyConfig",
     "UnknownTier",
+    "own_secret",
+    "state_dir",
 ]
 
 
@@ -98,8 +102,6 @@ class ProxyConfig(Table):
     @field_validator("trusted_proxies")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        import ipaddress
-
         for text in value:
             try:
                 ipaddress.ip_network(text, strict=False)
@@ -335,3 +337,32 @@ class Config(Table):
         if self.node_secret_file:
             return read_secret(Path(self.node_secret_file).expanduser(), "node_secret_file")
         return own_secret(self.state_path / "node.secret")
+
+
+def own_secret(path: Path) -> str:
+    """A random secret in a file that only the owner can read, made at the first call."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+        try:
+            os.link(fresh, path)  # two processes at once: the first one wins, both read it
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    except OSError as error:
+        if not path.exists():
+            raise ConfigError(
+                f"cannot write {path}: {error.strerror}; set state_dir or QWENCTL_STATE_DIR to a "
+                "directory that you can write"
+            ) from None
+    return read_secret(path, "secret")
+
+
+def state_dir() -> Path:
+    """``$XDG_STATE_HOME/qwenctl``, by default ``~/.local/state/qwenctl``."""
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "qwenctl"

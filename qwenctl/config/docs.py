@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+import typing
 from functools import cache
 from typing import Any
 
@@ -75,8 +76,6 @@ def _add_providers(definitions: dict[str, Any]) -> None:
 
 def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
     """A model and all that are used in it."""
-    import typing
-
     found = {model}
 
     def collect(annotation: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import zoneinfo
 from typing import Any
 
 from pydantic import (
@@ -10,6 +12,7 @@ from pydantic import (
 )
 
 from qwenctl.lib.settings_types import NAME, Duration, Lead, Table
+from qwenctl.lib.time_zones import alike
 
 __all__ = [
     "OffHoursConfig",
@@ -42,14 +45,10 @@ class OffHoursConfig(Table):
     @field_validator("timezone")
     @classmethod
     def _timezone(cls, value: str) -> str:
-        import zoneinfo
-
         try:
             if value:
                 zoneinfo.ZoneInfo(value)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            from qwenctl.lib.time_zones import alike
-
             meant = " or ".join(alike(value))
             raise ValueError(
                 "no such time zone on this machine; "
@@ -61,8 +60,6 @@ class OffHoursConfig(Table):
     @field_validator("exceptions", mode="before")
     @classmethod
     def _exceptions(cls, value: Any) -> Any:
-        import datetime
-
         if not isinstance(value, (list, tuple)):
             return value
         for item in value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import posixpath
 import re
 from typing import Annotated
@@ -53,8 +54,6 @@ class ContainerConfig(Container, extra="forbid"):
     @field_validator("bind")
     @classmethod
     def _address(cls, value: str) -> str:
-        import ipaddress
-
         try:
             return str(ipaddress.ip_address(value))
         except ValueError:

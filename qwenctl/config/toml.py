@@ -9,18 +9,12 @@ from typing import Any
 
 __all__ = [
     "to_toml",
-    "toml_list",
 ]
 
 
 def to_toml(data: Mapping[str, Any]) -> str:
     """TOML of plain JSON data; None is left out, as TOML has none."""
     return "\n".join(_toml_table(data, ())).strip()
-
-
-def toml_list(values: list[str]) -> str:
-    """A TOML array of strings."""
-    return _toml_value(values)
 
 
 def _toml_table(data: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -68,8 +70,6 @@ NAME_OR_EMPTY = r"^([a-z0-9][a-z0-9-]{0,31})?$"
 
 
 def web_url(value: str) -> str:
-    from urllib.parse import urlsplit
-
     try:
         parts = urlsplit(value)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -114,8 +114,6 @@ Lead = Annotated[
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine and nobody else's."""
-    import ipaddress
-
     if host.lower() == "localhost":
         return True
     try:

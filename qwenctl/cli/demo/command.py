@@ -21,10 +21,9 @@ from qwenctl.cli.setup.init import sample_webui
 from qwenctl.cli.setup.serve import proxy_command
 from qwenctl.cli.use.status import FOLLOW_SECONDS, event_words
 from qwenctl.clouds.base import ProviderError
-from qwenctl.config.deployment import Config
+from qwenctl.config.deployment import Config, state_dir
 from qwenctl.config.loading import load_config
 from qwenctl.config.providers import make_provider
-from qwenctl.config.secrets import state_dir
 from qwenctl.config.toml import to_toml
 from qwenctl.control.standalone import Follower
 from qwenctl.core.events import EventKind

@@ -10,7 +10,7 @@ from pathlib import Path
 from qwenctl.cli.common.context import config_file, print_json
 from qwenctl.clouds.admin import importer_of
 from qwenctl.clouds.registry import names, settings_type
-from qwenctl.config.toml import toml_list
+from qwenctl.config.toml import to_toml
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import NAME
 
@@ -48,7 +48,7 @@ _SAMPLE_SERVICE = """
 # What the instance runs. Replace this sample, a single page, with your WebUI and its port.
 [[gpu.{name}.service]]
 name = "webui"
-command = {command}
+{command}
 port = 7860
 
 # For example the WebUI of Qwen3-VL (with preset = "gradio"):
@@ -122,7 +122,7 @@ def init(here: bool, gpu: str, provider: str, force: bool, config: str | None, j
     text = (_HEAD + sample + (_SAMPLE_SERVICE if local else _CLOUD_SERVICE)).format(
         name=gpu,
         provider=provider,
-        command=toml_list(command),
+        command=to_toml({"command": command}),
         boot_estimate="30s" if local else "3m",
         runs=_RUNS_SAMPLE if local else _RUNS_WORKLOAD,
         node_urls="" if local else _NODE_URLS,

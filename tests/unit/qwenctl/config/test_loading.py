@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenctl.config.deployment import Config
+from qwenctl.config.deployment import Config, own_secret
 from qwenctl.config.docs import schema
 from qwenctl.config.gpu import GpuConfig, TimingConfig
 from qwenctl.config.loading import config_path, load_config
-from qwenctl.config.secrets import own_secret
 from qwenctl.core.rules import Activity
 from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import read_secret
