@@ -41,9 +41,8 @@ from .data.snapshot_cache import SnapshotCache
 from .data.usage import UsageTracker
 from .data.waiting import WaitingPages
 from .front.forward_auth import ForwardAuth
-from .http.body import BoundedBody
-from .http.host_check import HostCheck
 from .http.metrics import Metrics
+from .http.middleware import BoundedBody, HostCheck
 from .http.problem import refuse_websocket, send_problem
 from .http.request import ASGIApp, Receive, Request, Scope, Send, networks
 

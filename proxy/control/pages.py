@@ -1,6 +1,6 @@
 """Render the pages that people see: waiting page, choice of a tier, sign-in, errors.
 
-The data plane answers with them directly; Flask's routes (`forms`) return the same pages.
+The data plane answers with them directly; `flask_app` returns the same pages.
 """
 
 from __future__ import annotations

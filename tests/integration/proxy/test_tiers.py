@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from proxy.control.api import TIERS_AGE
+from proxy.control.flask_app import TIERS_AGE
 from tests.integration.proxy.running import RawClient, RunningProxy, gpu, running
 from tests.support.waiting import until
 

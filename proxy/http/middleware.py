@@ -1,14 +1,17 @@
-"""Read a small request body on the event loop, before a thread works on the request."""
+"""Checks in front of other ASGI applications: the host name, and small bodies as a whole."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Iterable
 
-from .problem import send_problem
-from .request import ASGIApp, Message, Receive, Request, Scope, Send
+from qwenctl.lib.settings_types import is_loopback
 
-__all__ = ["BoundedBody"]
+from .problem import refuse_websocket, send_problem
+from .request import ASGIApp, Message, Networks, Receive, Request, Scope, Send
+
+__all__ = ["BoundedBody", "HostCheck"]
 
 BODY_SECONDS = 20.0
 """How long a request to the control plane may take to arrive."""
@@ -58,3 +61,25 @@ async def _read(receive: Receive, limit: int) -> bytes | None:
             raise _TooLarge
         more = message.get("more_body", False)
     return b"".join(chunks)
+
+
+class HostCheck:
+    """Answers to our own host names only.
+
+    A site whose name points at this machine (DNS rebinding) could otherwise act as the user.
+    """
+
+    def __init__(self, app: ASGIApp, names: Iterable[str], trusted: Networks) -> None:
+        self._app = app
+        self._trusted = trusted
+        self._names = {"localhost", *(name.lower() for name in names if name)}
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        request = Request.of(scope, self._trusted)
+        name = request.hostname
+        if name and name not in self._names and not is_loopback(name):
+            detail = f"unknown host name {name!r}; set proxy.public_url or gpu.NAME.hosts"
+            if scope["type"] == "websocket":
+                return refuse_websocket(scope, send, 421, "unknown_host", detail)
+            return send_problem(request, send, 421, "unknown_host", detail)
+        return self._app(scope, receive, send)
