@@ -1,1 +1,1 @@
-"""What the node runs."""
+"""Run the node's services."""

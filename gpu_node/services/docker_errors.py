@@ -16,11 +16,11 @@ __all__ = [
 _NO_SPACE = "no space left on device"
 
 NO_COMMAND = "exec: "
-"""Where the container's command is not to be found in the image, Docker's message has this."""
+"""In Docker's message where the image does not have the container's command."""
 
 
 def is_hopeless(name: str, problem: str) -> str:
-    """The sentence for a pull that no further attempt helps, or nothing."""
+    """Return the sentence for a pull that no further attempt helps, or nothing."""
     text = problem.lower()
     if _NO_SPACE in text:
         return f"no room on the disk for the image {name}: make the disk larger or remove images"
@@ -49,7 +49,7 @@ def start_error_text(error: Exception, service: Service) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """What went wrong, in one line and without secrets."""
+    """Return the error in one line, without secrets."""
     explanation = getattr(error, "explanation", None)
     if isinstance(explanation, bytes):
         explanation = explanation.decode("utf-8", "replace")
@@ -58,15 +58,15 @@ def error_text(error: BaseException) -> str:
 
 
 def system_error_text(error: BaseException, depth: int = 10) -> str:
-    """The operating system's words for what is behind an error; empty if it is not behind it.
+    """Return the operating system's text for the cause of an error; empty if it is not the cause.
 
     The HTTP libraries wrap it several times over, some only in their arguments.
     """
     if depth == 0:
         return ""
-    behind = [one for one in (error.__cause__, error.__context__, *error.args) if one is not None]
-    behind.append(getattr(error, "reason", None))  # urllib3's
-    for one in behind:
-        if isinstance(one, BaseException) and (words := system_error_text(one, depth - 1)):
+    # `reason` is urllib3's.
+    causes = (error.__cause__, error.__context__, *error.args, getattr(error, "reason", None))
+    for cause in causes:
+        if isinstance(cause, BaseException) and (words := system_error_text(cause, depth - 1)):
             return words
     return (error.strerror or "") if isinstance(error, OSError) else ""

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qwenctl.protocol.messages import Container, Service
+from qwenctl.protocol.messages import Service
 
-__all__ = [
-    "container_options",
-]
+__all__ = ["container_options"]
 
 
 def container_options(service: Service, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What Docker is asked for, in the words of its SDK.
+    """Return the options of the service's container, as the Docker SDK names them.
 
     ``own``: the container's; ``host``: of its host configuration; ``devices``: its GPUs, as in
     Docker's API.
@@ -40,23 +38,16 @@ def container_options(service: Service, environment: Mapping[str, str]) -> dict[
     if container.shm_size:
         host["shm_size"] = container.shm_size
     if container.memory:
-        # No swap on top: a model that swaps is of no use to anybody.
+        # No swap on top: a model that swaps is too slow to use.
         host["mem_limit"] = host["memswap_limit"] = container.memory
     if container.cpus:
         host["nano_cpus"] = int(container.cpus * 1e9)
-    return {"own": own, "host": host, "devices": _device_requests(container)}
-
-
-def _device_requests(container: Container) -> list[dict[str, Any]]:
-    if not container.gpus:
-        return []
     every = "all" in container.gpus
-    return [
-        {
-            "Driver": "",
-            "Count": -1 if every else 0,
-            "DeviceIDs": [] if every else list(container.gpus),
-            "Capabilities": [["gpu"]],
-            "Options": {},
-        }
-    ]
+    devices: dict[str, Any] = {
+        "Driver": "",
+        "Count": -1 if every else 0,
+        "DeviceIDs": [] if every else list(container.gpus),
+        "Capabilities": [["gpu"]],
+        "Options": {},
+    }
+    return {"own": own, "host": host, "devices": [devices] if container.gpus else []}

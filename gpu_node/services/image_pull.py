@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
@@ -21,7 +22,7 @@ __all__ = ["ImagePull", "Leaving", "PullProgress", "pull_events"]
 log = logging.getLogger(__name__)
 
 PULL_ATTEMPTS, PULL_PAUSE = 3, 3.0
-"""A pull that breaks off goes on where it was; attempts, and seconds between two."""
+"""Attempts, and seconds between two; the next attempt goes on where the last broke off."""
 
 
 @dataclass
@@ -41,7 +42,7 @@ class PullProgress:
         self._percent = 0.0
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Note one line of the daemon's answer to ``POST /images/create``."""
+        """Take a line of the daemon's answer to ``POST /images/create``."""
         name, status = event.get("id"), str(event.get("status") or "")
         if not name or status.startswith(("Pulling from", "Already exists")):
             return
@@ -55,18 +56,18 @@ class PullProgress:
             layer.total = layer.downloaded = total
             layer.extracted = max(layer.extracted, min(current, total))
         elif status in ("Download complete", "Verifying Checksum"):
-            # A small one is complete before its size is told.
+            # A small layer is complete before its size is known.
             layer.total = layer.downloaded = max(layer.total, 1)
         elif status == "Pull complete":
             layer.total = layer.downloaded = layer.extracted = max(layer.total, 1)
 
     def view(self) -> Progress:
-        """For the waiting page; the percentage never goes back."""
+        """Return the progress so far; the percentage never falls."""
         known = [layer for layer in self._layers.values() if layer.total]
         if not known:
             return Progress(phase="pull", percent=0.0 if self._layers else None)
         usual = sum(layer.total for layer in known) / len(known)
-        # A layer that has not begun is taken for one of the usual size.
+        # A layer that has not begun counts as one of the usual size.
         total = sum(layer.total or usual for layer in self._layers.values())
         done = sum(layer.downloaded + layer.extracted for layer in known) / 2
         self._percent = max(self._percent, min(100.0, 100.0 * done / total))
@@ -79,20 +80,20 @@ class PullProgress:
 
 
 def _size(count: int) -> str:
-    """As Docker itself writes sizes: powers of 1000."""
+    """Format a size as Docker itself does, by powers of 1000."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 REGISTRY_PATIENCE = 120.0
-"""Seconds without a word from the registry until a pull is given up."""
+"""Seconds without data from the registry until a pull is given up."""
 
 API_TIMEOUT = 60.0
 """Seconds that one call to the daemon may take."""
 
 
 def pull_events(client: Any, name: str) -> Iterator[dict[str, Any]]:
-    """What the daemon says of a pull. Unlike the SDK's own `pull` it gives up a registry that says
-    nothing: a new request would only join the download that hangs."""
+    """Pull an image and yield the daemon's events. Unlike the SDK's own `pull` it gives up a
+    registry that sends nothing: a new request would only join the download that hangs."""
     from docker import auth
     from docker.utils import parse_repository_tag
 
@@ -195,16 +196,13 @@ class ImagePull:
         Closing the answer makes the daemon abandon the pull.
         """
         try:
-            client = self._connect()
-            try:
+            with contextlib.closing(self._connect()) as client:
                 for event in pull_events(client, name):
                     if given_up.is_set():
                         return
                     events.put(event)
                     if "error" in event:
                         return
-            finally:
-                client.close()
         except Exception as error:
             events.put({"error": error_text(error)})
         else:

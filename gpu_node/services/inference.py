@@ -1,4 +1,4 @@
-"""A first real inference: what a service has to do before it is called ready, if so configured."""
+"""Have a service infer once, which some services must do before they count as ready."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwenctl.protocol.messages import Readiness
 __all__ = ["InferenceFailed", "infer_once"]
 
 LOOK = 0.1
-"""Seconds between two looks at whether it is still wanted."""
+"""Seconds between two checks of whether the inference is still wanted."""
 
 CONNECT = 5.0
 """Seconds that a connection to loopback may take."""
@@ -39,29 +39,33 @@ def infer_once(
 ) -> None:
     """Have the service infer once; returns when it has.
 
-    The connection is cut, so that the service may notice, as soon as ``unwanted`` says so, and
+    The connection is aborted, so that the service may notice, as soon as ``unwanted`` says so, and
     after ``readiness.inference_timeout`` seconds.
 
     Args:
         base_url: where the service answers.
-        readiness: what to ask it.
+        readiness: says which inference.
         api_key: openai: sent as a bearer token, unless empty.
         unwanted: whether to give up; asked ten times a second.
 
     Raises:
-        InferenceFailed: it did not, or it was given up.
+        InferenceFailed: the inference failed, or it was given up.
     """
     infer = _openai if readiness.inference == "openai" else _gradio
     connection = _Connection(base_url, api_key if infer is _openai else "")
-    outcome: list[Exception | None] = []
+    failures: list[str] = []
     done = threading.Event()
 
     def work() -> None:
         try:
             infer(connection, readiness)
-            outcome.append(None)
+        except InferenceFailed as error:
+            failures.append(str(error))
+        except (OSError, http.client.HTTPException) as error:
+            failures.append(f"the connection broke: {_line(error) or type(error).__name__}")
         except Exception as error:
-            outcome.append(error)
+            # Whatever it was, the service is not ready. The text is left out: it may hold the key.
+            failures.append(f"it was not understood ({type(error).__name__})")
         finally:
             connection.close()
             done.set()
@@ -69,24 +73,17 @@ def infer_once(
     threading.Thread(target=work, name="inference", daemon=True).start()
     deadline = time.monotonic() + readiness.inference_timeout
     while not done.wait(LOOK):
-        if unwanted():
-            connection.cut()
-            raise InferenceFailed("given up")
-        if time.monotonic() >= deadline:
-            connection.cut()
-            raise InferenceFailed(f"no answer within {readiness.inference_timeout:g} s")
-    (error,) = outcome
-    if isinstance(error, InferenceFailed):
-        raise error
-    if isinstance(error, (OSError, http.client.HTTPException)):
-        raise InferenceFailed(f"the connection broke: {_line(error) or type(error).__name__}")
-    if error is not None:
-        # Whatever it was, the service is not ready. The text is left out: it may hold the key.
-        raise InferenceFailed(f"it was not understood ({type(error).__name__})")
+        late = time.monotonic() >= deadline
+        if late or unwanted():
+            connection.abort()
+            text = f"no answer within {readiness.inference_timeout:g} s" if late else "given up"
+            raise InferenceFailed(text)
+    if failures:
+        raise InferenceFailed(failures[0])
 
 
 def _openai(connection: _Connection, readiness: Readiness) -> None:
-    """One token from the chat endpoint."""
+    """Have the chat endpoint generate one token."""
     model = readiness.model
     if not model:
         path = "/v1/models"
@@ -107,7 +104,7 @@ def _openai(connection: _Connection, readiness: Readiness) -> None:
 
 
 def _gradio(connection: _Connection, readiness: Readiness) -> None:
-    """One call of an endpoint, to its end. Gradio 5 and 6 do it in the same two steps."""
+    """Call an endpoint and wait for its end. Gradio 5 and 6 have the same two steps."""
     path = f"/gradio_api/call/{quote(readiness.api_name.lstrip('/'))}"
     joined = connection.json("POST", path, {"data": readiness.data})
     if not isinstance(joined, dict) or not isinstance(joined.get("event_id"), str):
@@ -124,18 +121,18 @@ def _gradio(connection: _Connection, readiness: Readiness) -> None:
 
 
 def _reason(data: str) -> str:
-    """What Gradio says of an error: null, a text, or an object with one of them as ``error``."""
+    """Return Gradio's reason: null, a text, or an object with one of them as ``error``."""
     try:
-        told = json.loads(data)
+        found = json.loads(data)
     except ValueError:
-        told = None
-    if isinstance(told, dict):
-        told = told.get("error")
-    return _line(told) if isinstance(told, str) and told else "its log says why"
+        found = None
+    if isinstance(found, dict):
+        found = found.get("error")
+    return _line(found) if isinstance(found, str) and found else "its log says why"
 
 
 class _Connection:
-    """HTTP to one service, one request after the other, that another thread can cut."""
+    """HTTP to one service, one request after the other, that another thread can abort."""
 
     def __init__(self, base_url: str, api_key: str = "") -> None:
         url = urlsplit(base_url)
@@ -147,12 +144,12 @@ class _Connection:
         self._http: http.client.HTTPConnection | None = None
         # Kept apart, because http.client lets go of it while the answer is still being read.
         self._sock: socket.socket | None = None
-        self._cut = False
+        self._aborted = False
 
-    def cut(self) -> None:
-        """Break off what is under way, from any thread, and refuse what comes later."""
+    def abort(self) -> None:
+        """Break off the request under way, from any thread, and refuse later ones."""
         with self._lock:
-            self._cut = True
+            self._aborted = True
             if self._sock is not None:
                 with contextlib.suppress(OSError):  # it has ended by itself
                     self._sock.shutdown(socket.SHUT_RDWR)
@@ -164,7 +161,7 @@ class _Connection:
             self._http = self._sock = None
 
     def json(self, method: str, path: str, body: Any = None) -> Any:
-        """The JSON of the answer.
+        """Send a request and return the JSON of the answer.
 
         Raises:
             InferenceFailed: a status other than 2xx, or no JSON.
@@ -176,20 +173,20 @@ class _Connection:
             raise InferenceFailed(f"{method} {path} answered with no JSON") from None
 
     def lines(self, path: str) -> Iterator[str]:
-        """The lines of an event stream, as they come."""
+        """Yield the lines of an event stream, as they come."""
         response = self._request("GET", path)
         while line := response.readline(MAX_LINE_BYTES):
             yield line.decode("utf-8", "replace").rstrip("\r\n")
 
     def _request(self, method: str, path: str, body: Any = None) -> http.client.HTTPResponse:
         self.close()
-        # Once connected there is no timeout but that of the whole, for which it is cut.
+        # Once connected there is no timeout but that of the whole, after which it is aborted.
         connection = http.client.HTTPConnection(*self._address, timeout=CONNECT)
         connection.connect()
         connection.sock.settimeout(None)
         with self._lock:
             self._http, self._sock = connection, connection.sock
-            if self._cut:
+            if self._aborted:
                 raise InferenceFailed("given up")
         content = None if body is None else json.dumps(body).encode()
         kind = {} if content is None else {"Content-Type": "application/json"}
@@ -203,24 +200,21 @@ class _Connection:
 
 
 def _detail(body: bytes) -> str:
-    """What an error's body says, as vLLM (``error.message``, ``message``), Gradio and FastAPI
+    """Return an error body's message, as vLLM (``error.message``, ``message``), Gradio and FastAPI
     (``detail``) have it."""
     try:
-        told = json.loads(body)
+        found = json.loads(body)
     except ValueError:
         return ""
-    if isinstance(told, dict):
-        error = told.get("error")
-        for found in (
-            error.get("message") if isinstance(error, dict) else error,
-            told.get("message"),
-            told.get("detail"),
-        ):
-            if isinstance(found, str) and found:
-                return f": {_line(found)}"
+    if isinstance(found, dict):
+        error = found.get("error")
+        error = error.get("message") if isinstance(error, dict) else error
+        for text in (error, found.get("message"), found.get("detail")):
+            if isinstance(text, str) and text:
+                return f": {_line(text)}"
     return ""
 
 
 def _line(text: object) -> str:
-    """One line of at most 200 characters."""
+    """Shorten to one line of at most 200 characters."""
     return " ".join(str(text).split())[:200]

@@ -1,4 +1,4 @@
-"""A service's output: whole lines out of chunks, without secrets, to a file and to whoever listens."""
+"""Split a service's output into lines, mask secrets, and pass them on to a file and a listener."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ MIN_SECRET = 6
 
 
 def secrets_of(service: Service, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """What a service is given and nobody may see: variables and options by their names, and all that
-    its file of variables holds.
+    """Collect a service's secrets: variables and options by their names, and all variables of its
+    file.
 
     Args:
         service: as the spec has it.
@@ -40,47 +40,52 @@ def secrets_of(service: Service, environment: Mapping[str, str]) -> tuple[str, .
     found = [secret for _, _, secret in secret_options(words)] + [
         value for name, value in environment.items() if is_secret(name) or name not in service.env
     ]
-    # A short one would be in every word.
+    # A short secret would be in every word.
     return tuple(value for value in found if len(value) >= MIN_SECRET)
 
 
 class LineSink:
     """Takes chunks of output and passes on lines. For one thread.
 
-    Progress bars redraw a line after a carriage return: that tells progress and is no line of the
-    log.
+    Progress bars redraw a line after a carriage return: that is progress and no line of the log.
 
     Args:
-        log_file: where the lines go; small, with one older file.
-        output: who is told of lines and progress.
-        secrets: what must not be in either.
+        log_file: takes the lines; small, with one older file.
+        output: takes lines and progress.
+        secrets: are masked in both.
     """
 
     def __init__(self, log_file: Path, output: Output, secrets: tuple[str, ...] = ()) -> None:
-        self._log = _LogFile(log_file)
+        self._log: logging.Handler
+        try:
+            self._log = RotatingFileHandler(
+                log_file, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
+            )
+        except OSError:  # a full disk does not stop the service
+            self._log = logging.NullHandler()
         self._output = output
         self._secrets = secrets
         self._pending = b""
 
     def feed(self, chunk: bytes) -> None:
-        """Take what came."""
+        """Take a chunk."""
         pending = self._pending + chunk
         start = 0
         for end in _ENDS.finditer(pending):
             text = self._decode(pending[start : end.start()])
             start = end.end()
-            self._tell_progress(text)
-            # A line that is drawn over again is of no use in a log.
+            self._report_progress(text)
+            # A line that is redrawn is of no use in a log.
             if end.group() != b"\r":
                 self._write(text)
         self._pending = pending[start:]
         if len(self._pending) > MAX_LINE_BYTES:
             self._flush()
         elif b"%" in self._pending:
-            self._tell_progress(self._decode(self._pending))
+            self._report_progress(self._decode(self._pending))
 
     def close(self) -> None:
-        """No more comes."""
+        """Pass on the rest."""
         self._flush()
         self._log.close()
 
@@ -90,32 +95,13 @@ class LineSink:
 
     def _write(self, text: str) -> None:
         if text:
-            self._log.write(text)
+            self._log.handle(logging.makeLogRecord({"msg": text}))
             self._output.line(text)
 
-    def _tell_progress(self, text: str) -> None:
+    def _report_progress(self, text: str) -> None:
         if (progress := parse_progress(text)) is not None:
             self._output.progress(progress)
 
     def _decode(self, line: bytes) -> str:
         text = line[:MAX_LINE_BYTES].decode("utf-8", "replace")
         return redacted(_CONTROL.sub("", text).rstrip(), self._secrets)
-
-
-class _LogFile:
-    """Lines in a file that stays small; a disk that is full does not stop the service."""
-
-    def __init__(self, path: Path) -> None:
-        self._handler: logging.Handler
-        try:
-            self._handler = RotatingFileHandler(
-                path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
-            )
-        except OSError:
-            self._handler = logging.NullHandler()
-
-    def write(self, text: str) -> None:
-        self._handler.handle(logging.makeLogRecord({"msg": text}))
-
-    def close(self) -> None:
-        self._handler.close()

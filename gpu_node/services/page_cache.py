@@ -1,7 +1,7 @@
-"""Reads a service's weights into the page cache while Docker and the service are still starting.
+"""Read a service's weights into the page cache while Docker and the service are still starting.
 
-The loader then finds them in memory. The files are read in the order in which a loader reads them,
-so that it meets what is warm already; what somebody else has read meanwhile is left out.
+The loader then finds them in memory. The files are read in the order in which a loader reads them;
+parts that another program has read in the meantime are skipped.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["WarmUp", "WeightFile", "available_memory", "resident_bytes", "weight
 log = logging.getLogger(__name__)
 
 THREADS = 4
-"""Disks in the cloud answer slowly and much at a time: a few reads must be under way at once."""
+"""Network disks have a high latency and a high throughput: some reads must run in parallel."""
 
 BLOCK = 4 * 1024 * 1024
-"""Bytes of one read: more than any kernel's readahead, so that it asks the disk for much at once."""
+"""Bytes of one read: more than the kernel's readahead, for large requests to the disk."""
 
 PIECE = 16 * 1024 * 1024
-"""Bytes that a thread takes at a time; small enough for all of them to work at the same file."""
+"""Bytes that a thread takes at a time; small enough for all threads to read the same file."""
 
 MIN_RESERVE = 1024**3
 RESERVE_SHARE = 0.1
-"""What is left free of memory at least: bytes, and of all of it."""
+"""Memory left free at least: in bytes, and as a share."""
 
 PROGRESS_INTERVAL = 0.25
 """Seconds between two reports of progress."""
@@ -44,29 +44,29 @@ _FORMATS = (
     frozenset({".gguf"}),
     frozenset({".bin", ".pt", ".pth", ".ckpt"}),
 )
-"""Suffixes of weights. Where there is one kind, loaders take the first and leave the others be."""
+"""Suffixes of weights. Loaders take the first kind that there is, and ignore the others."""
 
 _OTHER_WEIGHTS = frozenset({".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite"})
-"""Weights that no loader on a GPU of ours takes; repositories carry them along."""
+"""Weights in repositories that no loader on a GPU reads."""
 
 _UNFINISHED = frozenset({".incomplete", ".lock"})
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file as it was found; ``size`` in bytes."""
+    """A file and its size in bytes."""
 
     path: Path
     size: int
 
 
 def weight_files(root: Path) -> list[WeightFile]:
-    """What a loader will read below a directory (or the one file), in its order.
+    """List the files that a loader will read below a directory (or the one file), in its order.
 
     Shards come in the order of the safetensors index, all else by size, the largest first. A model
-    in the Hugging Face cache is its snapshot: the one that ``refs/main`` names, else each of them.
-    Links are followed, each file and directory once. What cannot be read is left out, and so are
-    hidden files, unfinished downloads, and weights in formats that a loader ignores.
+    in the Hugging Face cache is its snapshot: the one that ``refs/main`` names, else all of them.
+    Links are followed, each file and directory once. Unreadable and hidden files are left out,
+    unfinished downloads too, and weights in formats that a loader ignores.
     """
     only = ""
     try:
@@ -95,7 +95,7 @@ def weight_files(root: Path) -> list[WeightFile]:
 
 
 def _walk(root: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, list[str]]]:
-    """Each directory once, links followed, with the names of its files."""
+    """Yield each directory once, links followed, with the names of its files."""
     stack = [root]
     while stack:
         directory = stack.pop()
@@ -126,7 +126,7 @@ def _walk(root: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, list[s
 
 
 def _snapshots(model: Path) -> list[Path]:
-    """The snapshot in use of a model in the Hugging Face cache, or all of them."""
+    """Return the snapshot in use of a model in the Hugging Face cache, or all of them."""
     snapshots = model / "snapshots"
     try:
         main = snapshots / (model / "refs" / "main").read_text().strip()
@@ -141,7 +141,7 @@ def _snapshots(model: Path) -> list[Path]:
 
 
 def _shards(directory: Path, names: list[str]) -> list[str]:
-    """The files that a safetensors index names, as a loader goes through them: by name."""
+    """List the files that a safetensors index names, in a loader's order: by name."""
     found: set[str] = set()
     for name in names:
         if name.endswith(".safetensors.index.json"):
@@ -153,7 +153,7 @@ def _shards(directory: Path, names: list[str]) -> list[str]:
 
 
 def _read(names: list[str], shards: list[str]) -> list[str]:
-    """What a loader reads of a directory's files besides the shards of an index."""
+    """List the files of a directory that a loader reads besides the shards of an index."""
     suffixes = {name: Path(name).suffix.lower() for name in names}
     present = set(suffixes.values())
     ignored = {*_OTHER_WEIGHTS, *_UNFINISHED}
@@ -166,12 +166,8 @@ def _read(names: list[str], shards: list[str]) -> list[str]:
     return [name for name in names if suffixes[name] not in ignored and name not in shards]
 
 
-# ---------------------------------------------------------------- memory
-
-
 def available_memory() -> int:
-    """Bytes that may still be used without anything being swapped or killed. Page cache counts as
-    available."""
+    """Return the bytes that can be used without swapping or killing. Page cache counts as available."""
     return int(psutil.virtual_memory().available)
 
 
@@ -194,10 +190,10 @@ _mincore = _find_mincore()
 
 
 def resident_bytes(descriptor: int, offset: int, length: int) -> int | None:
-    """How much of that part of an open file is in the page cache, in bytes.
+    """Return how many bytes of that part of an open file are in the page cache.
 
-    None where the kernel does not tell: it tells only who owns the file or may write it. ``offset``
-    must be a multiple of the page size.
+    None where the kernel does not tell: only the owner or a user who may write the file learns it
+    (mincore(2)). ``offset`` must be a multiple of the page size.
     """
     if _mincore is None or length <= 0 or not _may_ask(descriptor):
         return None
@@ -225,7 +221,7 @@ def resident_bytes(descriptor: int, offset: int, length: int) -> int | None:
 
 
 def _may_ask(descriptor: int) -> bool:
-    # To all others the kernel says that everything is resident.
+    # For all others the kernel says that everything is resident.
     try:
         if os.geteuid() in (0, os.fstat(descriptor).st_uid):
             return True
@@ -240,14 +236,13 @@ def _may_ask(descriptor: int) -> bool:
 class WarmUp:
     """Reads all weight files below a path into the page cache, once.
 
-    It ends by itself when all is read, when the memory that may be used for it is full, or when
-    `stop` is called. Trouble with a file (gone, shrunk, not permitted) is no trouble for the rest.
+    It ends when all is read, when the memory that may be used for it is full, or when `stop` is
+    called. A file that is gone, has shrunk or is not permitted does not hinder the rest.
 
     Args:
         path: the directory, or one file.
-        on_progress: called with the bytes done and all bytes, from threads of ours, several times
-            a second and once at the end. Done is what is in memory, whoever read it. All is less
-            than at first when files vanish.
+        on_progress: called with the bytes in memory and all bytes, from other threads, several
+            times a second and once at the end. All is less than at first when files vanish.
         available: bytes of memory that may be used, page cache included.
         reserve: how many of them to leave; default: a tenth of the memory, at least 1 GiB.
         threads: how many read at once.
@@ -288,7 +283,7 @@ class WarmUp:
 
     @property
     def seconds(self) -> float:
-        """How long it has been at work, or was."""
+        """Seconds that it has been at work, or was."""
         return (self._ended or time.monotonic()) - self._began if self._began else 0.0
 
     @property
@@ -301,11 +296,11 @@ class WarmUp:
         self._thread.start()
 
     def stop(self) -> None:
-        """Have it end as soon as the reads under way return; returns at once."""
+        """End as soon as the reads under way return; returns at once."""
         self._stop.set()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the end; whether it has come. Only after `start`."""
+        """Wait for the end; return whether it has come. Only after `start`."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -362,8 +357,7 @@ class WarmUp:
                 if piece[0].path in self._gone:
                     self.total -= piece[2]
                     continue
-                # What is warm already is part of what is available, and must not be pushed out by
-                # what comes next.
+                # Warm pages count as available; later pieces must not push them out.
                 if self._claimed + piece[2] > self._available() - self._reserve:
                     self.out_of_memory = True
                     return None
@@ -374,7 +368,7 @@ class WarmUp:
     def _warm(self, file: WeightFile, offset: int, length: int, buffer: memoryview) -> None:
         done = 0
         try:
-            # A file that has become a pipe meanwhile must not hold us up.
+            # A file that has become a pipe in the meantime must not block.
             descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             self._give_up(file, length)
@@ -403,7 +397,7 @@ class WarmUp:
             self.read += read
 
     def _give_up(self, file: WeightFile, missing: int) -> None:
-        """The rest of the file will not be had."""
+        """Leave out the rest of the file."""
         with self._lock:
             self._gone.add(file.path)
             self.total -= missing

@@ -1,4 +1,4 @@
-"""How far a service is on its way to ready: what its output says, made steady and with an ETA."""
+"""Read a service's progress from its output, smooth it, and estimate the time left."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from pydantic import ValidationError
-
 from qwenctl.protocol.messages import Progress
 
 __all__ = ["Tracker", "parse_progress"]
@@ -18,9 +16,9 @@ __all__ = ["Tracker", "parse_progress"]
 MARK = "QWENCTL_PROGRESS "
 
 MAX_CHARS = 400
-"""How much of a line is looked through; a service that works writes long ones."""
+"""Characters of a line that are searched; a service that works writes long lines."""
 
-# vLLM's processes say who they are first: "(EngineCore_DP0 pid=387) INFO 10-26 21:47:45 […] …".
+# vLLM's processes begin with their name: "(EngineCore_DP0 pid=387) INFO 10-26 21:47:45 […] …".
 _SPEAKER = re.compile(r"^\s*\(\w+(?: rank=\d+)? pid=\d+\)\s*")
 
 # tqdm, and vLLM's way of using it: "Loading safetensors checkpoint shards:  50% Completed | 2/4".
@@ -40,15 +38,15 @@ _BARS = (
 )
 
 _ONE_OF_MANY = re.compile(r"-\d+-of-|of-\d{3,}|…|\.\.\.\)")
-"""A shard, which Hugging Face downloads several of at once: its percent is not the whole's."""
+"""A shard; Hugging Face downloads several at once, so its percent is not that of the whole."""
 
 _NO_BOOT = re.compile(
     r"^\S+\.(?:json|txt|model|jinja|py|md)$|^(?:Processed prompts|Adding requests|Batches)"
 )
-"""Bars that tell nothing of the way to ready: small files, and work that is being done already."""
+"""Bars that are no progress of the boot: small files, and work that is done already."""
 
-# What vLLM, Gradio and Uvicorn (Open WebUI) write without a bar; its phase, and how much of the
-# phase is over when it comes, if that is known.
+# Lines of vLLM, Gradio and Uvicorn (Open WebUI) without a bar; their phase, and how much of the
+# phase is over then, if that is known.
 _LINES: tuple[tuple[str, str, float | None], ...] = (
     (r"Starting to load model", "weights", None),
     (r"Time spent downloading weights", "download", 100),
@@ -75,7 +73,7 @@ _LINE = re.compile("|".join(f"({pattern})" for pattern, _, _ in _LINES))
 
 
 def parse_progress(line: str) -> Progress | None:
-    """The progress that a line of output tells, or None if it is about something else.
+    """Return the progress in a line of output, or None if the line is about something else.
 
     Understood are ``QWENCTL_PROGRESS {"phase": "weights", "percent": 40, "text": "…"}``, the
     progress bars of tqdm (Transformers, Hugging Face, Diffusers, vLLM), and those lines of vLLM,
@@ -94,17 +92,10 @@ def parse_progress(line: str) -> Progress | None:
 
 def _ours(text: str) -> Progress | None:
     try:
-        told = json.loads(text)
-        if not isinstance(told, dict):
-            return None
-        return Progress.model_validate(
-            {
-                **told,
-                "phase": str(told.get("phase") or "")[:40],
-                "text": str(told.get("text") or "")[:400],
-            }
-        )
-    except (ValueError, ValidationError):
+        found = json.loads(text)
+        phase, words = str(found.get("phase") or "")[:40], str(found.get("text") or "")[:400]
+        return Progress.model_validate({**found, "phase": phase, "text": words})
+    except (ValueError, AttributeError):
         return None
 
 
@@ -130,19 +121,19 @@ SAMPLE_SECONDS = 0.5
 """The rate is taken over at least this long."""
 
 SMOOTHING_SECONDS = 10.0
-"""After this long, what a rate was before counts for a third."""
+"""After this long, the earlier rate counts for a third."""
 
 MEANINGFUL_SECONDS = 2.0
 MEANINGFUL_PERCENT = 2.0
-"""A phase has to last and to get on this much before its end is foretold."""
+"""A phase has to last and to advance this much before its end is estimated."""
 
 
 class Tracker:
-    """Makes one steady account of what is told about one start of a service. For any threads.
+    """Smooths the progress of one start of a service. For any threads.
 
-    Within a phase the percent never runs backwards. A line without a percent does not take the
-    account back to an earlier phase: programs write out of turn; a progress bar does, because
-    something is really under way. Each phase keeps the seconds until it is over, from its rate.
+    Within a phase the percent never falls. A line without a percent does not lead back to an earlier
+    phase: programs write out of turn; a progress bar does, because that work is under way. The
+    seconds until a phase is over come from its rate.
 
     Args:
         clock: seconds, monotonic.
@@ -153,20 +144,19 @@ class Tracker:
         self._lock = threading.Lock()
         self._now = Progress()
         self._paces: dict[str, _Pace] = {}
-        self._log_tells_weights = False
+        self._log_has_weights = False
 
-    def told(self, progress: Progress) -> Progress:
-        """Take what the service or its runtime says; the account after that."""
+    def report(self, progress: Progress) -> Progress:
+        """Take progress from the service or its runtime; return the progress after that."""
         with self._lock:
             if progress.phase == "weights" and progress.percent not in (None, 100):
-                self._log_tells_weights = True
+                self._log_has_weights = True
             return self._take(progress)
 
-    def guessed(self, progress: Progress) -> Progress:
-        """Take what is seen from outside. It counts only while the service itself says nothing
-        better."""
+    def estimate(self, progress: Progress) -> Progress:
+        """Take progress seen from outside. It counts only until the service itself reports better."""
         with self._lock:
-            if self._log_tells_weights or self._now.phase not in ("", "start", "create", "weights"):
+            if self._log_has_weights or self._now.phase not in ("", "start", "create", "weights"):
                 return self._now
             return self._take(progress)
 
@@ -182,16 +172,11 @@ class Tracker:
         else:
             pace = self._paces.setdefault(phase, _Pace(progress.percent, now))
             pace.add(progress.percent, now)
-        self._now = progress.model_copy(
-            update={
-                "percent": pace.percent if pace else None,
-                "eta": progress.eta
-                if progress.eta is not None
-                else pace.eta(now)
-                if pace
-                else None,
-            }
-        )
+        eta = progress.eta
+        if eta is None and pace:
+            eta = pace.eta(now)
+        percent = pace.percent if pace else None
+        self._now = progress.model_copy(update={"percent": percent, "eta": eta})
         return self._now
 
 
@@ -215,8 +200,8 @@ class _Pace:
         self._last = (now, self.percent)
 
     def eta(self, now: float) -> float | None:
-        """Seconds until 100 %, whole ones; None while there is too little to tell it from, when
-        that time has passed, and at the end."""
+        """Return whole seconds until 100 %; None while there are too few samples, when that time has
+        passed, and at the end."""
         began, first = self._first
         since, last = self._last
         if (

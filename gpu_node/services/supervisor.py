@@ -1,4 +1,4 @@
-"""One service from its start to its end: ready, crashed, started again, given up, stopped."""
+"""Supervise a service: start it, probe it, restart it after a crash, stop it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FIRST_PROBE = 0.05
 
 UNANSWERED_PROBE = 0.05
 """The longest pause while nothing answers: most WebUIs listen only when they are ready, and a probe
-that no program sees costs next to nothing."""
+of a closed port costs next to nothing."""
 
 FIRST_RESTART, LONGEST_RESTART = 0.5, 30.0
 """Seconds from a crash to the next start, or from a failed first inference to the next; doubles
 with each further one."""
 
 STEADY = 60.0
-"""Seconds ready after which a crash is the first one of a row again."""
+"""Seconds ready after which a crash counts as the first in a row again."""
 
 SILENT_PROBES = 3
 """Activity probes without an answer until a service counts as doing nothing."""
@@ -46,20 +46,20 @@ SILENT_PROBES = 3
 UNREADY_PROBES = 3
 """Readiness probes in a row that a ready service may fail."""
 
-NOBODY = (ProbeResult.REFUSED, ProbeResult.UNREACHABLE)
-"""Answers to a probe of a service that is not there, and so not at work."""
+ABSENT = (ProbeResult.REFUSED, ProbeResult.UNREACHABLE)
+"""Results of a probe of a service that is not there, and so not at work."""
 
 State = Literal["starting", "ready", "crashed", "failed", "stopped"]
 
 
 class Listener(Protocol):
-    """Who is told what happens to a service. Called from the service's threads."""
+    """Takes the events of a service. Called from the service's threads."""
 
     def changed(self) -> None:
-        """Its state is another one."""
+        """Its state or activity has changed."""
 
     def progressed(self, service: str, progress: Progress) -> None:
-        """It is further on its way to ready."""
+        """It has come closer to ready."""
 
     def logged(self, service: str, text: str) -> None:
         """It has written a line."""
@@ -82,10 +82,10 @@ class Supervisor:
     Args:
         service: what to run.
         runtime: runs it.
-        listener: is told of each change.
+        listener: takes each change.
         heartbeat: seconds between two activity probes.
         after: supervisors whose services must be gone first (they hold the name or the port).
-        gpus: what the GPUs do.
+        gpus: figures of the GPUs.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Supervisor:
 
     @property
     def view(self) -> ServiceState:
-        """The service as the proxy is told of it."""
+        """The service's part of a report."""
         with self._lock:
             return ServiceState(
                 name=self.service.name,
@@ -132,17 +132,16 @@ class Supervisor:
 
     @property
     def active(self) -> int:
-        """Generations running, as the service said last."""
+        """Generations running at the last look."""
         return self._active
 
     @property
     def over(self) -> bool:
-        """Whether it is not run any more: given up, or told to stop."""
+        """Whether it is not run any more: given up, or asked to stop."""
         return self._stop.is_set() or self._state in ("failed", "stopped")
 
     def takes(self, service: Service) -> bool:
-        """Whether a changed description needs no other process or container; then it holds from
-        now on."""
+        """Take a changed description if it needs no other process or container; return whether."""
         with self._lock:
             if _what_runs(service) != _what_runs(self.service):
                 return False
@@ -160,12 +159,11 @@ class Supervisor:
 
     @property
     def can_be_left(self) -> bool:
-        """Whether the service does not need us."""
+        """Whether the service can run without this agent."""
         return self._runtime.outlives_agent
 
     def leave(self) -> None:
-        """Let go of the service for the next agent to take up, if it can be left. Returns at once,
-        `join` waits."""
+        """Leave the service to the next agent, if it can be left; returns at once, `join` waits."""
         if not self._runtime.outlives_agent:
             return
         with self._lock:
@@ -175,11 +173,11 @@ class Supervisor:
                 self._current.detach()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until nothing of the service is left; whether that is so now."""
+        """Wait until nothing of the service is left; return whether that is so."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    # Output of the runtime; also the listener's two other calls, with our name.
+    # `gpu_node.services.runtime.Output`
 
     def line(self, text: str) -> None:
         self._last_lines.append(text)
@@ -187,14 +185,12 @@ class Supervisor:
 
     def progress(self, progress: Progress) -> None:
         if self._state == "starting":
-            self._listener.progressed(self.service.name, self._tracker.told(progress))
-
-    # What `WeightsWatch` sees, and asks.
+            self._listener.progressed(self.service.name, self._tracker.report(progress))
 
     def _weights_read(self, progress: Progress) -> None:
         run = self._current
         if self._state == "starting" and run is not None and run.up:
-            self._listener.progressed(self.service.name, self._tracker.guessed(progress))
+            self._listener.progressed(self.service.name, self._tracker.estimate(progress))
 
     def _run(self) -> None:
         self._weights.start()
@@ -239,7 +235,7 @@ class Supervisor:
         self._become("stopped", "")
 
     def _run_once(self) -> tuple[str, float | None]:
-        """Run the service until it ends: how it ended, and since when it was ready, if it was."""
+        """Run the service until it ends; return how it ended, and when it became ready, if it did."""
         self._tracker = Tracker()
         run = self._runtime.start(self.service, self)
         with self._lock:
@@ -277,7 +273,7 @@ class Supervisor:
                     self._weights.stop()
                     self._become("ready", "")
                     self._watch_activity(run, http, ended)
-                except Exception:  # a service that nobody asks would stay as it is for ever
+                except Exception:  # without probes a service would keep its state for ever
                     log.exception("%s: the agent's own fault", self.service.name)
                     ended.wait(FIRST_RESTART)
 
@@ -293,51 +289,45 @@ class Supervisor:
                 if self._warmed_up(run, http, ended, tries):
                     return
                 tries += 1
-            longest = UNANSWERED_PROBE if result in NOBODY else readiness.interval
+            longest = UNANSWERED_PROBE if result in ABSENT else readiness.interval
             ended.wait(min(pause, longest))
             pause = min(pause * 1.2, readiness.interval)
 
     def _watch_activity(
         self, run: ServiceRun, http: requests.Session, ended: threading.Event
     ) -> None:
-        """While it is ready: count what runs. Ends with the service, or when that is not ready any
-        more."""
+        """Count the generations of a ready service, until it ends or is not ready any more."""
         container = self.service.container
         names = container.gpus if container else ("all",)
         load = GpuLoad(self.service.activity, names)
-        told, silent, unready = 0, 0, 0
+        running, silent, unready = 0, 0, 0
         while not ended.wait(self._heartbeat):
             activity = self.service.activity
             if activity != load.activity:
                 load = GpuLoad(activity, names)
             readiness = self.service.readiness
             if activity.path:
-                answer = probe_active(http, run.base_url, activity, readiness.timeout)
-                silent = silent + 1 if answer is None else 0
-                if answer is not None or silent >= SILENT_PROBES:
-                    told = answer or 0
+                count = probe_active(http, run.base_url, activity, readiness.timeout)
+                silent = silent + 1 if count is None else 0
+                if count is not None or silent >= SILENT_PROBES:
+                    running = count or 0
             by_load = load.look(self._gpus.look()) if activity.gpu_percent else 0
-            self._count(max(told, by_load))
-            # One that is slow to answer may be at work; one that refuses is not.
+            self._count(max(running, by_load))
+            # A service that is slow to answer may be at work; a service that refuses is not.
             found = probe_ready(run.base_url, readiness)
-            away = found is ProbeResult.ERROR or found in NOBODY
+            away = found is ProbeResult.ERROR or found in ABSENT
             unready = unready + 1 if away and not self._active else 0
             if unready >= UNREADY_PROBES:
-                what = (
-                    "answers with an error"
-                    if found is ProbeResult.ERROR
-                    else "does not answer any more"
-                )
-                error = f"{self.service.name}: GET {readiness.path} {what}"
-                self._become("starting", error)
+                what = "does not answer any more" if found in ABSENT else "answers with an error"
+                self._become("starting", f"{self.service.name}: GET {readiness.path} {what}")
                 return
 
     def _warmed_up(
         self, run: ServiceRun, http: requests.Session, ended: threading.Event, tries: int
     ) -> bool:
-        """Have the service infer once, if its readiness asks for that; whether it is ready then.
+        """Have the service infer once, if its readiness needs that; return whether it is ready.
 
-        After a failure, the pause until it may be tried again is waited here.
+        After a failure, wait until it may be tried again.
         """
         service = self.service
         if not service.readiness.inference:
@@ -349,7 +339,7 @@ class Supervisor:
             and activity.path
             and probe_active(http, run.base_url, activity, service.readiness.timeout)
         ):
-            return True  # begun by an earlier agent, and generating: ours would have to queue
+            return True  # it generates since an earlier agent; an inference would have to queue
         self.progress(Progress(phase="warm-up", text=f"{service.name}: a first inference"))
         secrets: tuple[str, ...] = ()
         try:
@@ -373,7 +363,7 @@ class Supervisor:
         return False
 
     def _count(self, active: int) -> None:
-        """Note the number of generations; the first and the last one are worth a report."""
+        """Note the number of generations; report the first and the last."""
         before, self._active = self._active, active
         if (before == 0) != (active == 0):
             self._listener.changed()
@@ -385,6 +375,6 @@ class Supervisor:
 
 
 def _what_runs(service: Service) -> dict[str, Any]:
-    """The service without what only the agent goes by."""
+    """Return the service without the fields that only the agent reads."""
     aside = {"readiness", "activity", "stop_timeout", "max_restarts", "weights"}
     return service.model_dump(exclude={**dict.fromkeys(aside, True), "container": {"pull"}})

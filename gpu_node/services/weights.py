@@ -1,4 +1,4 @@
-"""A service's weights on their way from the disk: warmed up, and told of as percent."""
+"""Read a service's weights into the page cache, and report how much has been read."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["WeightsWatch"]
 
 
 class WeightsWatch:
-    """Warms up a service's weights, and tells how much of them has come off the disk.
+    """Warms up a service's weights, and reports the part that has been read.
 
-    What was in memory from the beginning is not told of: then the disk is not what the service
-    waits for. What the service reads itself is not seen.
+    Nothing is reported while all was in memory already: then the service does not wait for the
+    disk. Reads of the service itself are not seen.
 
     Args:
         path: the weights; empty: there is nothing to do.
-        tell: called from threads of ours.
+        report: takes the progress, from other threads.
     """
 
-    def __init__(self, path: str | os.PathLike[str], tell: Callable[[Progress], None]) -> None:
-        self._tell = tell
+    def __init__(self, path: str | os.PathLike[str], report: Callable[[Progress], None]) -> None:
+        self._report = report
         self._stopped = False
         self._warm_up = WarmUp(path, self._warmed) if path else None
 
@@ -33,14 +33,13 @@ class WeightsWatch:
             self._warm_up.start()
 
     def stop(self) -> None:
-        """Read no more and tell no more; returns at once. May be called more than once."""
+        """Read and report no more; returns at once. May be called more than once."""
         self._stopped = True
         if self._warm_up is not None:
             self._warm_up.stop()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until it has stopped or has nothing left to do; whether that is so now. Only after
-        `start`."""
+        """Wait for the end; return whether it has come. Only after `start`."""
         return self._warm_up is None or self._warm_up.join(timeout)
 
     def _warmed(self, done: int, total: int) -> None:
@@ -49,4 +48,4 @@ class WeightsWatch:
             return
         percent = round(100 * done / total, 1)
         text = f"{done / 1e9:.1f} of {total / 1e9:.1f} GB read"
-        self._tell(Progress(phase="weights", percent=percent, text=text))
+        self._report(Progress(phase="weights", percent=percent, text=text))

@@ -195,12 +195,12 @@ class Clock:
 
 
 def tell(tracker: Tracker, phase: str, percent: float | None = None, text: str = "") -> Progress:
-    return tracker.told(Progress(phase=phase, percent=percent, text=text))
+    return tracker.report(Progress(phase=phase, percent=percent, text=text))
 
 
 def test_the_start_of_vllm_never_runs_backwards() -> None:
     tracker = Tracker()
-    seen = [tracker.told(one) for line in VLLM_LOG.splitlines() if (one := parse_progress(line))]
+    seen = [tracker.report(one) for line in VLLM_LOG.splitlines() if (one := parse_progress(line))]
     for phase in ("weights", "warm-up"):
         percents = [one.percent for one in seen if one.phase == phase and one.percent is not None]
         assert percents == sorted(percents)
@@ -279,19 +279,19 @@ def test_many_reports_a_second_do_not_confuse_the_rate() -> None:
 
 
 def test_an_eta_that_the_service_tells_itself_is_kept() -> None:
-    told = Tracker().told(Progress(phase="weights", percent=40, eta=7.5))
+    told = Tracker().report(Progress(phase="weights", percent=40, eta=7.5))
     assert told.eta == 7.5
 
 
 def test_a_guess_counts_only_while_the_service_is_silent() -> None:
     tracker = Tracker()
     tell(tracker, "pull", 50)
-    assert tracker.guessed(Progress(phase="weights", percent=90)).phase == "pull"
+    assert tracker.estimate(Progress(phase="weights", percent=90)).phase == "pull"
     tell(tracker, "create")
-    assert tracker.guessed(Progress(phase="weights", percent=10)).percent == 10
+    assert tracker.estimate(Progress(phase="weights", percent=10)).percent == 10
     tell(tracker, "weights", None, "Starting to load model")
-    assert tracker.guessed(Progress(phase="weights", percent=30)).percent == 30
+    assert tracker.estimate(Progress(phase="weights", percent=30)).percent == 30
     tell(tracker, "weights", 33)
-    assert tracker.guessed(Progress(phase="weights", percent=95)).percent == 33
+    assert tracker.estimate(Progress(phase="weights", percent=95)).percent == 33
     tell(tracker, "warm-up")
-    assert tracker.guessed(Progress(phase="weights", percent=99)).phase == "warm-up"
+    assert tracker.estimate(Progress(phase="weights", percent=99)).phase == "warm-up"
