@@ -72,6 +72,10 @@ class Failure:
     an instance found running is then the instance of that start."""
 
     @property
+    def is_interruption(self) -> bool:
+        return self.code == SPOT_INTERRUPTION
+
+    @property
     def headline(self) -> str:
         """The message's first line, for visitors; the rest may be the service's log."""
         return (self.message.splitlines() or [""])[0][:300]

@@ -245,24 +245,19 @@ def _taken_back(view: View, timings: Timings, now: float) -> Failure | None:
     ready_at = now if view.ready_at is None else view.ready_at
     if not view.wanted or now - ready_at >= timings.spot_stable:
         return None
-    before = (
-        view.failure.attempts
-        if view.failure and view.failure.code == failures.SPOT_INTERRUPTION
-        else 0
-    )
+    before = view.failure.attempts if view.failure and view.failure.is_interruption else 0
     pause = backoff(before, timings) if before else 0.0
-    message = "the cloud took the instance back soon after its start"
-    return Failure(
-        failures.SPOT_INTERRUPTION, message, before + 1, now + pause, instance_is_bad=False
+    code, message = (
+        failures.SPOT_INTERRUPTION,
+        "the cloud took the instance back soon after its start",
     )
+    return Failure(code, message, before + 1, now + pause, instance_is_bad=False)
 
 
 def _ended(failure: Failure | None) -> Phase:
     """Return the phase after a stop: `failed` where the next start has to wait."""
-    first = (
-        failure is not None and failure.code == failures.SPOT_INTERRUPTION and failure.attempts == 1
-    )
-    return Phase.OFF if failure is None or first else Phase.FAILED
+    waits = failure and not (failure.is_interruption and failure.attempts == 1)
+    return Phase.FAILED if waits else Phase.OFF
 
 
 def _stable(view: View, timings: Timings, now: float) -> bool:
@@ -289,7 +284,7 @@ def decide(view: View, timings: Timings, now: float) -> Step:
     An instance that the cloud is about to take back drains in spite of demand, is stopped as soon
     as no work runs on it, and by that demand is started again.
     """
-    taken_back = view.failure is not None and view.failure.code == failures.SPOT_INTERRUPTION
+    taken_back = view.failure is not None and view.failure.is_interruption
     calm = timings.spot_stable if taken_back else timings.stable
     ready_at = now if view.ready_at is None else view.ready_at
     if view.phase in (Phase.READY, Phase.DRAINING) and now - ready_at >= calm:
@@ -326,18 +321,10 @@ def _next_look(view: View, timings: Timings, now: float, seen_at: float) -> floa
     if view.observed.gone and view.gone_since is not None and view.phase.running:
         doubted = (now - view.gone_since) / 2
         return seen_at + min(timings.observe_slow, max(timings.observe_moving, doubted))
-    quiet = (
-        view.phase.settled
-        or view.phase is Phase.DRAINING
-        or (view.phase is Phase.LOADING and reports)  # a node that reports runs
-        # the start call looks for itself
-        or (
-            view.phase is Phase.STARTING
-            and view.called_at is None
-            and view.observed is Observed.STOPPED
-        )
-    )
-    if quiet:
+    quiet = view.phase.settled or view.phase is Phase.DRAINING
+    quiet = quiet or (view.phase is Phase.LOADING and reports)  # a node that reports runs
+    uncalled = view.phase is Phase.STARTING and view.called_at is None
+    if quiet or (uncalled and view.observed is Observed.STOPPED):  # the start call looks for itself
         # All GPUs at the same moment, so that one call asks for all (`qwenctl.clouds.batch`).
         return (seen_at // timings.observe_settled + 1) * timings.observe_settled
     age = (now - max(view.since, view.called_at or 0.0)) / 2
@@ -427,9 +414,8 @@ def _lost(view: View, timings: Timings, now: float) -> Step | None:
     gone = view.observed.gone
     if view.node.interrupted and (gone or view.observed is Observed.STOPPING):
         failure = _taken_back(view, timings, now)
-        return Move(
-            _ended(failure) if gone else Phase.STOPPING, failures.SPOT_INTERRUPTION, failure=failure
-        )
+        to = _ended(failure) if gone else Phase.STOPPING
+        return Move(to, failures.SPOT_INTERRUPTION, failure=failure)
     if view.observed is Observed.STOPPING:
         return Move(Phase.STOPPING, "stopped_outside", failure=view.failure)
     if not gone or _in_doubt(view, timings, now):
@@ -451,9 +437,8 @@ def _up(view: View, timings: Timings, now: float) -> Step | None:
     if view.node.interrupted:
         return Move(Phase.DRAINING, failures.SPOT_INTERRUPTION, failure=view.failure)
     if not view.wanted:
-        return Move(
-            Phase.DRAINING, "blocked" if view.blocked else "idle", Guard.UNWANTED, view.failure
-        )
+        cause = "blocked" if view.blocked else "idle"
+        return Move(Phase.DRAINING, cause, Guard.UNWANTED, view.failure)
     return None
 
 
@@ -534,12 +519,8 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
     if view.working:
         return Wait(1.0, "draining: work is still running")
     if interrupted:
-        return Move(
-            Phase.STOPPING,
-            failures.SPOT_INTERRUPTION,
-            Guard.NO_WORK,
-            _taken_back(view, timings, now),
-        )
+        failure = _taken_back(view, timings, now)
+        return Move(Phase.STOPPING, failures.SPOT_INTERRUPTION, Guard.NO_WORK, failure)
     return Move(Phase.STOPPING, "idle", Guard.IDLE)
 
 
