@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from qwenctl import __version__
 from qwenctl.cli.common import context
 
 __all__ = ["COMMANDS", "make_app"]
@@ -80,8 +81,6 @@ def _summary(command: Callable[..., None] | typer.Typer) -> Callable[[], None]:
 
 def _version(value: bool) -> None:
     if value:
-        from qwenctl import __version__
-
         print(f"qwenctl {__version__}")
         raise typer.Exit
 
