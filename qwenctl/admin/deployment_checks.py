@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import socket
 import stat
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,21 +14,17 @@ import requests
 
 from qwenctl.clouds.admin import admin_of
 from qwenctl.clouds.base import Observation, ProviderError
+from qwenctl.clouds.check_steps import CLOCK_WARN, rough_duration
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, warn
+from qwenctl.lib.http_probe import PATIENCE, brief_reason
+from qwenctl.lib.settings_file import tomllib
 from qwenctl.lib.settings_types import is_loopback
 from qwenctl.store.store import Store, open_store
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-from qwenctl.clouds.check_steps import CLOCK_WARN, rough_duration
-from qwenctl.lib.http_probe import PATIENCE, brief_reason
 
 __all__ = [
     "Deployment",

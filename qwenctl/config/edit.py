@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,29 +21,12 @@ from typing import Any
 from qwenctl.config.loading import load_config
 from qwenctl.config.read_schedules import schedules
 from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import read_text
+from qwenctl.lib.settings_file import tomllib
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-__all__ = ["check", "edit", "names_in", "read", "with_keys", "with_table", "without_table"]
+__all__ = ["check", "edit", "names_in", "with_keys", "with_table", "without_table"]
 
 _HEADER = re.compile(r"\s*\[")
-
-
-def read(path: Path) -> str:
-    """The file's text, its line ends as they are.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text") from None
 
 
 def names_in(text: str, place: tuple[str, ...]) -> list[object]:
@@ -190,7 +172,7 @@ def edit(path: Path, change: Callable[[str], str], env: Mapping[str, str] | None
     """
     target = path.resolve()
     with _locked(target.parent):
-        text = change(read(target) if target.exists() else "")
+        text = change(read_text(target) if target.exists() else "")
         check(target, text, env)
         fresh = _beside(target, text)
         try:

@@ -13,6 +13,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import read_text
 
 __all__ = ["all_day_dates", "read_calendar"]
 
@@ -39,11 +40,9 @@ def read_calendar(path: Path) -> frozenset[date]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path} is too large for a calendar of holidays")
-        return all_day_dates(path.read_text(encoding="utf-8-sig"))
+        return all_day_dates(read_text(path, encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text") from None
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
 

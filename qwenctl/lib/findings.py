@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from qwenctl.lib.redaction import redacted
+
 __all__ = ["Check", "Finding", "Level", "Stop", "fail", "ok", "refusal", "run_checks", "warn"]
 
 
@@ -49,15 +51,15 @@ class Stop(Exception):
 
 
 def ok(check: str, found: str) -> Finding:
-    return Finding(check, Level.OK, found)
+    return Finding(check, Level.OK, redacted(found))
 
 
 def warn(check: str, found: str, fix: str = "") -> Finding:
-    return Finding(check, Level.WARN, found, fix)
+    return Finding(check, Level.WARN, redacted(found), fix)
 
 
 def fail(check: str, found: str, fix: str) -> Finding:
-    return Finding(check, Level.FAIL, found, fix)
+    return Finding(check, Level.FAIL, redacted(found), fix)
 
 
 def refusal(check: str, error: Exception, fix: str = "") -> Finding:

@@ -1,4 +1,4 @@
-"""Files that only their owner may read, replaced in one step."""
+"""Small files: read with explained errors; written for their owner alone, in one step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qwenctl.errors import ConfigError
 
-__all__ = ["read_secret", "write_private"]
+__all__ = ["read_secret", "read_text", "write_private"]
 
 
 def write_private(path: Path, text: str) -> None:
@@ -39,14 +39,25 @@ def read_secret(path: Path, key: str) -> str:
         key: the setting that names the file, for the error.
 
     Raises:
-        ConfigError: unreadable or empty.
+        ConfigError: it cannot be read, or is empty.
     """
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{key}: {path} is not UTF-8 text") from None
-    if not text:
+    if not (text := read_text(path, f"{key}: ").strip()):
         raise ConfigError(f"{key}: {path} is empty")
     return text
+
+
+def read_text(path: Path, before: str = "", encoding: str = "utf-8") -> str:
+    """Read a text file, its line ends as they are.
+
+    Args:
+        before: begins the error.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode(encoding)
+    except OSError as error:
+        raise ConfigError(f"{before}cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{before}{path} is not UTF-8 text") from None

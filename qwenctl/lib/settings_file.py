@@ -25,7 +25,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["SettingsFile"]
+__all__ = ["SettingsFile", "tomllib"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -19,9 +19,10 @@ from qwenctl.clouds.admin import Existing, InstanceCreator, LaunchRequest, Price
 from qwenctl.clouds.base import Denied, Transient
 from qwenctl.clouds.plan import IMAGE_FOR_CONTAINERS, SECRET_FILE, Plan
 from qwenctl.config.deployment import Config
-from qwenctl.config.edit import check, edit, read, with_keys
+from qwenctl.config.edit import check, edit, with_keys
 from qwenctl.config.providers import make_provider
 from qwenctl.errors import ConfigError, UserError
+from qwenctl.lib.private_file import read_text
 
 __all__ = ["create", "release"]
 
@@ -58,7 +59,7 @@ def create(
     with _advice(cloud):
         creator = _creator(loaded, name, user_data)
         # Before anything costs: can it be written?
-        check(path, _with_id(read(path), name, cloud, "i-00000000"))
+        check(path, _with_id(read_text(path), name, cloud, "i-00000000"))
         found, price = admin_create.the_one(creator), creator.price()
         if not found and (dry_run or not yes):
             creator.check()
@@ -132,7 +133,7 @@ def release(
             text = with_keys(text, place, {"generation": table.template.generation + 1})
         return text
 
-    check(path, without_id(read(path)))  # before anything is gone: can it be written?
+    check(path, without_id(read_text(path)))  # before anything is gone: can it be written?
     result = {"gpu": name, "instance_id": instance_id}
     with _advice(cloud):
         creator = _creator(loaded, name)

@@ -19,7 +19,7 @@ from qwenctl.cli.common.context import (
 from qwenctl.cli.common.terminal import paint, warn
 from qwenctl.cli.use.follow import follow
 from qwenctl.config.deployment import Config
-from qwenctl.config.edit import check, edit, names_in, read, with_table, without_table
+from qwenctl.config.edit import check, edit, names_in, with_table, without_table
 from qwenctl.config.read_schedules import machine_zone, schedules
 from qwenctl.config.toml import to_toml
 from qwenctl.control.holders import of_schedule, usual_lead, write
@@ -28,6 +28,7 @@ from qwenctl.core.schedule import Schedule, Window
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY
 from qwenctl.errors import ConfigError, UserError
+from qwenctl.lib.private_file import read_text
 from qwenctl.lib.text import duration
 from qwenctl.store.store import Store
 
@@ -327,7 +328,7 @@ def _put(
 ) -> None:
 
     if dry_run:
-        check(path, change(read(path)))
+        check(path, change(read_text(path)))
     else:
         edit(path, change)
     if json:
