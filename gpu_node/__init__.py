@@ -4,7 +4,7 @@ It imports `qwenctl.protocol` and small parts of `qwenctl.lib`, and of other pac
 psutil and pydantic.
 
 ==============  ============================================================================
-`agent`         the list of services, and the end
+`agent`         runs the services, until the end
 `conversation`  what is said to the proxy, and when; `client` sends it
 `services`      one service (`supervisor`), as a process or a container, and its probes
 `machine`       GPUs, resources, metadata and interruption notices of the instance

@@ -57,7 +57,7 @@ exit codes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the agent until it is stopped, or another command; the exit code."""
+    """Run the agent until it is stopped, or another command; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         from gpu_node.setup import commands  # the agent itself needs none of it
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _problem(config: str | None) -> str:
-    """Why an agent that began now could not use its settings; empty: it could."""
+    """Return why an agent that starts now cannot use its settings; empty: it can."""
     try:
         load_settings(config, os.environ).read_secret()
     except ConfigError as error:
@@ -117,18 +117,14 @@ def _prepare(settings: NodeSettings) -> TextIO:
         lock = file.open("w")
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error.strerror}") from None
-    # Whoever looks whether an agent runs holds it for a moment.
-    until = time.monotonic() + 1.0
-    while True:
+    for _ in range(20):  # a watchdog that looks whether an agent runs holds it for a moment
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock
         except OSError:
-            if time.monotonic() < until:
-                time.sleep(0.05)
-                continue
-        lock.close()
-        raise ConfigError(f"another agent runs with the state directory {settings.state_dir}")
+            time.sleep(0.05)
+    lock.close()
+    raise ConfigError(f"another agent runs with the state directory {settings.state_dir}")
 
 
 def _run(settings: NodeSettings, secret: str, config: str | None) -> int:

@@ -1,4 +1,4 @@
-"""The agent: runs the services of the proxy's spec, and ends when it is told or left alone."""
+"""Run the services of the proxy's spec, until stopped or without contact for too long."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ STOP_PATIENCE = 120.0
 class Agent:
     """Runs what the proxy asks for and reports it, until it is stopped.
 
-    Threads: `run` (the caller's) waits for the end; one thread talks to the proxy and is the only
-    one to touch the list of services; each service has threads of its own, which call the
+    Threads: `run` (the caller's) waits for the end; another thread talks to the proxy, and only that
+    thread changes the list of services; each service has threads of its own, which call the
     `gpu_node.services.supervisor.Listener` methods here.
 
     Args:
@@ -123,7 +123,7 @@ class Agent:
 
     def run(self) -> int:
         """Work until stopped or without contact for too long; return the exit code."""
-        # With no time left there is nobody to run it for, as after a stop that failed.
+        # With no time left nobody wants the services, as after a stop that failed.
         if self._dead_man.remaining > 0:
             self._run_last_spec()
         talk = threading.Thread(target=self._talk_or_end, name="talk", daemon=True)
@@ -147,7 +147,7 @@ class Agent:
         if code == 0 and self._conversation.in_contact:
             self._said_stopping.wait(2.0)
         self._conversation.end()
-        talk.join(1.0)  # it may be in the middle of a message that nobody answers
+        talk.join(1.0)  # a message may be under way that no proxy answers
         if code == EXIT_POWER_OFF:
             self._power_off()
         return 1 if self._broken else code
@@ -160,8 +160,8 @@ class Agent:
             log.warning("%s is of no use", self._spec_file)
 
     def _leave_services(self) -> None:
-        """Leave running what can do without the agent. If that is all, the proxy is not told of a
-        stop: an upgrade of the agent then interrupts no work."""
+        """Leave the services running that can do without the agent. If all can, no stop is reported:
+        an upgrade of the agent then interrupts no work."""
         supervisors = self._everything()
         if supervisors and all(supervisor.can_be_left for supervisor in supervisors):
             self._conversation.end()
@@ -179,8 +179,8 @@ class Agent:
                     return EXIT_POWER_OFF
                 pause = 0.5
             try:
-                # Not for long: a signal that was given to another thread, as happens after SIGCONT,
-                # is seen only when this one wakes.
+                # Not for long: a signal that another thread received, as happens after SIGCONT, is
+                # seen only when this thread wakes.
                 poke = self._pokes.get(timeout=min(LOOK, pause or LOOK))
                 if poke != "look":
                     return 0 if poke == "stop" else EXIT_RELOAD
@@ -215,7 +215,7 @@ class Agent:
                     self._tried = True
                     self._pokes.put("look")
         except BaseException:
-            # A node that runs on without a word is worse than one that starts again.
+            # A node that runs on without reports is worse than a node that starts again.
             self._broken = True
             self.request_stop()
             raise
@@ -256,7 +256,7 @@ class Agent:
         with self._lock:
             notice = self._notice
             services = tuple(supervisor.view for supervisor in self._services.values())
-            # Of several that load, the first with progress: the account does not jump to and fro.
+            # Of several that load, the first with progress, so that it does not jump between them.
             waiting = [service.name for service in services if service.state != "ready"]
             known = [self._progress[name] for name in waiting if name in self._progress]
         return NodeStatus(

@@ -1,4 +1,4 @@
-"""Signed messages to the proxy, over HTTP; whichever of the proxies answers is the next one asked."""
+"""Send signed messages over HTTP to the proxy that answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAX_ANSWER_BYTES = 1024 * 1024
 
 
 class NoContact(Exception):
-    """No proxy gave an answer that counts; the text says why, one reason a proxy."""
+    """No proxy gave a valid answer; the text says why, one reason a proxy."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class Reply:
 
     @property
     def accepted(self) -> bool:
-        """Whether the message counted."""
+        """Whether the proxy took the message."""
         return self.status == 200
 
 
 class ProxyClient:
-    """Speaks to one deployment's proxies. For one thread.
+    """A client of one deployment's proxies. For one thread.
 
     Args:
-        urls: the proxies, without a path.
+        urls: the proxies, without a path; the last that answered is asked first.
         secret: the node secret.
-        clock: Unix time in seconds, as this machine knows it.
+        clock: Unix time in seconds, of this machine.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class ProxyClient:
         self._secret = secret
         self._clock = clock
         self._offset = 0.0
-        """The proxy's clock minus ours, in seconds, once it has refused a message for that."""
+        """The proxy's clock minus this machine's, in seconds, once a message was refused for it."""
         self._http = requests.Session()
-        # A proxy variable of the environment is meant for the Internet, not for our own machine,
-        # and a netrc entry would put a password into the message.
+        # A web proxy of the environment is meant for the Internet, and a netrc entry would put a
+        # password into the message.
         self._http.trust_env = False
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class ProxyClient:
         """Post the message to the first proxy that answers.
 
         Raises:
-            NoContact: none of them gave a signed answer, or all have trouble of their own (5xx).
+            NoContact: no proxy gave a signed answer, or all have errors of their own (5xx).
         """
         body = message.model_dump_json().encode()
         reasons = []

@@ -266,7 +266,7 @@ class Conversation:
             self._back_off()
 
     def _back_off(self) -> None:
-        """Make the message due again after a pause, with jitter so that nodes do not get in step."""
+        """Make the message due again after a pause, with jitter so that nodes do not synchronise."""
         self._due = 0.0
         self._not_before = self._clock() + self._retry * random.uniform(0.8, 1.2)
         self._retry = min(self._retry * 2, LONGEST_RETRY)

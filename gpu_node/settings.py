@@ -1,4 +1,4 @@
-"""The agent's own settings: where the proxy is and how to prove who we are.
+"""Load the agent's own settings: the proxy's address and the node secret.
 
 What to run is not among them; that comes from the proxy (`qwenctl.protocol.messages.Spec`).
 """
@@ -37,7 +37,7 @@ OF_THIS_BOOT = ("agent.lock", "deadman.json", "notice.json", "status.json", "wat
 """Files in the state directory that mean nothing in another boot."""
 
 STATE_FILES = (*OF_THIS_BOOT, "spec.json", LAST_GOOD)
-"""All of ours there."""
+"""All files of the agent there."""
 
 
 class NodeSettings(BaseModel):
@@ -88,7 +88,7 @@ class NodeSettings(BaseModel):
         return tuple(url.rstrip("/") for url in value)
 
     def read_secret(self) -> str:
-        """The node secret.
+        """Read the node secret.
 
         Raises:
             ConfigError: none is given, or its file cannot be read or is empty.
@@ -100,7 +100,7 @@ class NodeSettings(BaseModel):
         return read_secret(Path(self.node_secret_file).expanduser(), "node_secret_file")
 
     def this_boot(self) -> str:
-        """The boot id: as set, the kernel's, or a random one where the kernel has none."""
+        """Return the boot id: as set, the kernel's, or a random id where the kernel has none."""
         if self.boot_id:
             return self.boot_id
         try:
@@ -133,10 +133,9 @@ _FILE = SettingsFile(
 
 
 def save_last_good(settings: NodeSettings) -> Path:
-    """Keep a copy in the state directory for a watchdog that cannot use the settings any more; its
-    path.
+    """Keep a copy for a watchdog that cannot use the settings any more; return its path.
 
-    Neither the node secret nor what may have been set for this boot alone is in it.
+    The node secret and settings of this boot alone are left out.
 
     Raises:
         OSError: it cannot be written.
@@ -148,8 +147,8 @@ def save_last_good(settings: NodeSettings) -> Path:
 
 
 def load_last_good(path: str | None, env: Mapping[str, str]) -> NodeSettings | None:
-    """The copy that belongs to settings which cannot be used; None if there is none of use. Keys
-    that only another version of this program knows are left out."""
+    """Return the copy of the last usable settings; None if there is none. Keys of another version of
+    this program are left out."""
     try:
         found = json.loads(Path(state_dir_of(path, env), LAST_GOOD).read_bytes())
         known = {key: found[key] for key in NodeSettings.model_fields if key in found}
@@ -159,7 +158,7 @@ def load_last_good(path: str | None, env: Mapping[str, str]) -> NodeSettings | N
 
 
 def state_dir_of(path: str | None, env: Mapping[str, str]) -> str:
-    """The state directory as far as it can be told, whatever else is wrong with the settings."""
+    """Return the state directory, also from settings that cannot be used otherwise."""
     if given := env.get(f"{ENV_PREFIX}STATE_DIR"):
         return given
     found = None

@@ -1,4 +1,4 @@
-"""What the agent last knew of itself, on disk, for `qwenctl-node status` and for people."""
+"""Keep the agent's last report on disk, for `qwenctl-node status` and for people."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StatusFile:
         self._written = float("-inf")
 
     def note(self, report: Report) -> None:
-        """A report is about to be sent; never raises."""
+        """Keep a report; never raises."""
         now = time.monotonic()
         status = {
             "version": __version__,
@@ -54,7 +54,7 @@ class StatusFile:
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """The file's content; empty if there is none of use."""
+    """Return the file's content; empty if it cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Watches for the notice with which a cloud takes a spot instance back.
+"""Watch for the notice with which a cloud takes a spot instance back.
 
 EC2 gives it two minutes ahead, Alibaba Cloud five. Until then, and on instances that are not spot,
 the metadata service answers 404.
@@ -29,8 +29,8 @@ TIMEOUT = 2.0
 """Seconds that the metadata service, which is on the same host, may take."""
 
 OVER = 30.0
-"""A notice first seen so many seconds after its time is not about this boot: it is seen within
-`INTERVAL`, and minutes ahead."""
+"""Seconds after which a notice is not about this boot: it is seen within `INTERVAL`, and minutes
+ahead of its time."""
 
 _PATHS: dict[CloudName, str] = {
     "aliyun": "instance/spot/termination-time",
@@ -43,23 +43,22 @@ class Notice:
     """The cloud takes this instance back."""
 
     action: str
-    """What it does then: ``stop``, ``terminate`` or ``hibernate``; ``reclaim`` where it does not say."""
+    """What it does then: ``stop``, ``terminate`` or ``hibernate``; ``reclaim``: it does not say."""
     at: float
-    """When, in seconds on this machine's monotonic clock."""
+    """Its time, in seconds on this machine's monotonic clock."""
 
 
 class InterruptionWatch:
-    """Polls the metadata service from a thread of its own, and hurts nobody if it does not answer.
+    """Polls the metadata service from a thread of its own.
 
     Args:
-        cloud: whose instance this is.
-        tell: called from the thread with each notice that is not the last one again.
+        cloud: the cloud of this instance.
+        tell: called from the thread with each new notice.
         url: the metadata service; default: the cloud's own.
         interval: seconds between two looks.
         boot_id: this boot of the instance.
-        told_file: remembers the last notice, and in which boot it was told. An instance that is
-            stopped because of one may be running again before the time that it names: the same
-            notice, seen then, would stop it once more.
+        told_file: keeps the last notice and its boot. An instance that was stopped because of a
+            notice may run again before the time in it: the same notice would stop it once more.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class InterruptionWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Have the thread end; does not wait for a look under way."""
+        """End the thread; does not wait for a look under way."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -114,7 +113,7 @@ class InterruptionWatch:
             self._tell(notice)
 
     def _told_in_earlier_boot(self, text: str) -> bool:
-        """Whether it was; if not, it is remembered for later boots."""
+        """Whether the notice was seen in an earlier boot; if not, keep it for later boots."""
         if self._told_file is None:
             return False
         now = {"boot_id": self._boot_id, "notice": text}
@@ -124,7 +123,7 @@ class InterruptionWatch:
                 return bool(before["boot_id"] != self._boot_id)
         except (OSError, ValueError, TypeError, KeyError):
             pass  # none yet, or nothing of use
-        with contextlib.suppress(OSError):  # a full disk must not keep a notice from being told
+        with contextlib.suppress(OSError):  # a full disk must not hold a notice back
             self._told_file.write_text(json.dumps(now))
         return False
 
@@ -136,10 +135,10 @@ class InterruptionWatch:
 
 
 def _read(cloud: CloudName, value: Value) -> Notice:
-    """The notice in an answer.
+    """Parse a notice.
 
     Raises:
-        NoMetadata: it is none.
+        NoMetadata: the value is not a notice.
     """
     try:
         if cloud == "aws":
@@ -150,5 +149,5 @@ def _read(cloud: CloudName, value: Value) -> Notice:
         moment = datetime.strptime(when, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
     except (ValueError, TypeError, KeyError):
         raise NoMetadata("a notice that cannot be read") from None
-    # By the service's clock: ours may be hours off while the system boots.
+    # By the service's clock: this machine's may be hours off while the system boots.
     return Notice(action[:40], time.monotonic() + moment.timestamp() - value.now)

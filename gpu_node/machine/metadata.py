@@ -1,4 +1,4 @@
-"""The metadata service of a cloud instance, in the mode that needs a token.
+"""Ask the metadata service of a cloud instance, in the mode that needs a token.
 
 EC2 calls it IMDSv2, Alibaba Cloud hardened mode; they differ in address and header names only.
 """
@@ -32,20 +32,20 @@ MAX_BYTES = 64 * 1024
 
 
 class NoMetadata(Exception):
-    """The metadata service gave no answer of use; the text says why, without secrets."""
+    """The metadata service gave no usable answer; the text says why, without secrets."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """What the service says at one path."""
+    """The service's value at a path."""
 
     text: str
     now: float
-    """Unix seconds by the service's clock, or by ours where it does not tell."""
+    """Unix seconds by the service's clock, or by this machine's if the answer has no date."""
 
 
 class Metadata:
-    """Asks one cloud's metadata service. For one thread.
+    """A client of the metadata service. For one thread.
 
     Args:
         cloud: whose service it is.
@@ -62,7 +62,7 @@ class Metadata:
         self._http.trust_env = False  # a web proxy does not know this instance
 
     def get(self, path: str) -> Value | None:
-        """The value below ``latest/meta-data/``; None: there is none (404).
+        """Return the value below ``latest/meta-data/``; None: there is none (404).
 
         Raises:
             NoMetadata: no answer, or one that is neither a value nor "not found".
@@ -82,7 +82,7 @@ class Metadata:
         return value
 
     def need(self, path: str) -> Value:
-        """The value, which must be there.
+        """Return the value, which must be there.
 
         Raises:
             NoMetadata: as `get`, or there is no such value.

@@ -1,7 +1,7 @@
-"""What the GPUs are doing, as NVML (the NVIDIA driver's own library) tells it.
+"""Read figures of the GPUs from NVML, the NVIDIA driver's own library.
 
-`Nvml` asks, and takes every answer that a machine without a driver, a sick driver or a lost GPU can
-give. `GpuWatch` keeps that off the agent's back: an NVML call into a sick driver may never return.
+`Nvml` reads, and handles every error of a machine without a driver, a broken driver or a lost GPU.
+`GpuWatch` reads in a thread of its own: an NVML call into a broken driver may never return.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from qwenctl.protocol.messages import MAX_GPUS, GpuFigures
 __all__ = ["GpuView", "GpuWatch", "Nvml", "Reading"]
 
 FRESH = 1.0
-"""Seconds for which a reading serves everybody who asks."""
+"""Seconds for which a reading counts as fresh."""
 
 PATIENCE = 0.1
 """Seconds that a heartbeat waits for a reading at most; a healthy driver takes milliseconds."""
 
 SILENT = 5.0
-"""Seconds without an answer after which the driver is said not to answer; loading it, without
-persistence mode, takes some."""
+"""Seconds after which the driver is reported as silent; loading it, without persistence mode, takes
+some."""
 
 RETRY = 30.0
-"""Seconds from a driver that cannot be used to the next attempt to use it."""
+"""Seconds from a failure of the driver to the next attempt."""
 
 
 class Reading(NamedTuple):
-    """What NVML said at one moment, and what it could not say, for a person."""
+    """NVML's figures at one moment, and why some are missing, for a person."""
 
     gpus: tuple[GpuFigures, ...] = ()
     note: str = ""
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class GpuView:
-    """The last reading, and how long ago it was taken, in seconds (None: never)."""
+    """The last reading, and its age in seconds (None: there is none)."""
 
     gpus: tuple[GpuFigures, ...]
     note: str
@@ -47,10 +47,10 @@ class GpuView:
 
 
 class GpuWatch:
-    """The last known figures, at once.
+    """Returns the last known figures without waiting for the driver.
 
-    Each reading has a thread of its own; while one hangs in the driver, no other is started. Safe
-    to use from several threads.
+    Each reading has a thread of its own; while a reading hangs in the driver, no other is started.
+    Safe to use from several threads.
 
     Args:
         read: takes a reading; may take long, must not raise.
@@ -64,8 +64,8 @@ class GpuWatch:
         self._asked_at: float | None = None  # set while a reading is under way
 
     def look(self, patience: float | None = None) -> GpuView:
-        """The last known figures: fresh ones if the driver gives them within ``patience`` seconds
-        (default: `PATIENCE`)."""
+        """Return the last known figures: fresh ones if the driver gives them within ``patience``
+        seconds (default: `PATIENCE`)."""
         with self._news:
             now = time.monotonic()
             fresh = self._read_at is not None and now - self._read_at < FRESH
@@ -73,7 +73,7 @@ class GpuWatch:
                 self._asked_at = now
                 try:
                     threading.Thread(target=self._refresh, name="nvml", daemon=True).start()
-                except RuntimeError:  # the machine has no thread left; the next one who asks tries
+                except RuntimeError:  # the machine has no thread left; the next look tries again
                     self._asked_at = None
             if self._asked_at is not None:
                 left = self._asked_at + (PATIENCE if patience is None else patience) - now
@@ -99,14 +99,14 @@ class GpuWatch:
 
 
 class _Unusable(Exception):
-    """There is nothing to ask; the text says why, for a person."""
+    """NVML cannot be used; the text says why, for a person."""
 
 
 class Nvml:
     """Reads all GPUs and MIG devices. For one thread at a time.
 
-    NVML is begun anew, at most each `RETRY` seconds, after a failure of the driver as a whole and
-    as long as a GPU of it is lost: a driver may be reloaded, or come up late in the boot.
+    NVML is initialised again, at most each `RETRY` seconds, after a failure of the whole driver and
+    while a GPU is lost: a driver may be reloaded, or come up late in the boot.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -117,7 +117,7 @@ class Nvml:
         self._note = ""
 
     def read(self) -> Reading:
-        """All figures that NVML gives now. Never raises."""
+        """Return all figures that NVML has now. Never raises."""
         if self._clock() >= self._retry_at:
             if self._troubled:
                 self._let_go()
@@ -140,7 +140,7 @@ class Nvml:
         return Reading(note=self._note)
 
     def _let_go(self) -> None:
-        """End NVML, so that the next reading begins it anew."""
+        """Shut NVML down, so that the next reading initialises it again."""
         lib, self._lib, self._troubled = self._lib, None, False
         if lib is not None:
             try:
@@ -156,7 +156,7 @@ class Nvml:
             raise _unusable(lib, error) from None
         for index in range(count):
             try:
-                # As a list, for a GPU that is lost half way gives nothing but the error.
+                # As a list: of a GPU that is lost half way only the error is kept.
                 found = list(self._gpu(index))
             except lib.NVMLError as error:
                 if error.value in _of_driver(lib):
@@ -165,7 +165,7 @@ class Nvml:
             yield from found
 
     def _gpu(self, index: int) -> Iterator[GpuFigures]:
-        """One GPU and its MIG devices."""
+        """Yield a GPU and its MIG devices."""
         lib, ask = self._lib, self._ask
         handle = lib.nvmlDeviceGetHandleByIndex(index)
         gpu = self._figures(handle, index=str(index))
@@ -174,7 +174,7 @@ class Nvml:
         if mode is None or mode[0] != lib.NVML_DEVICE_MIG_ENABLE:
             return
         for number in range(ask("nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
-            # Places without a device are among them: there the answer is NOT_FOUND.
+            # Some places have no device: their error is NOT_FOUND.
             device = ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
             if device is not None:
                 yield self._figures(device, index=f"{index}:{number}", mig_parent=gpu.uuid)
@@ -202,7 +202,7 @@ class Nvml:
         )
 
     def _ask(self, name: str, *arguments: Any) -> Any:
-        """The answer, or None if this GPU, this driver or this version of pynvml has none.
+        """Call pynvml; return None if this GPU, driver or version of pynvml has no such value.
 
         Raises:
             NVMLError: the GPU, or the driver, is gone.
@@ -219,7 +219,7 @@ class Nvml:
 
 
 def _begin() -> Any:
-    """The module pynvml, with NVML initialised.
+    """Initialise NVML; return the module pynvml.
 
     Raises:
         _Unusable: it cannot be.
@@ -238,7 +238,7 @@ def _begin() -> Any:
 
 
 def _of_driver(lib: Any) -> tuple[int, ...]:
-    """Errors after which nothing more is to be had from NVML without beginning anew."""
+    """Errors after which NVML must be initialised again."""
     return (
         lib.NVML_ERROR_UNINITIALIZED,
         lib.NVML_ERROR_DRIVER_NOT_LOADED,
@@ -247,7 +247,7 @@ def _of_driver(lib: Any) -> tuple[int, ...]:
 
 
 def _of_gpu(lib: Any) -> tuple[int, ...]:
-    """Errors after which there is nothing more to be had from this GPU."""
+    """Errors after which this GPU has no more figures."""
     return (lib.NVML_ERROR_GPU_IS_LOST, lib.NVML_ERROR_RESET_REQUIRED)
 
 
@@ -273,5 +273,5 @@ def _gpu_words(lib: Any, error: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """What NVML calls something, as far as it fits and can be shown."""
+    """Return a name of NVML in printable ASCII, at most 100 characters."""
     return "".join(c for c in str(value or "") if " " <= c <= "~")[:100]

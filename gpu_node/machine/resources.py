@@ -1,4 +1,4 @@
-"""How busy the node is, in figures."""
+"""Read CPU, memory, disk and GPU figures of the node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["read_resources"]
 
 
 def read_resources(path: str, gpus: GpuWatch | None = None) -> Resources:
-    """CPU since the last call (the first one says 0), memory, the disk where ``path`` is, and GPUs."""
+    """Return CPU since the last call (at first 0), memory, the disk where ``path`` is, and GPUs."""
     memory = psutil.virtual_memory()
     try:
         disk = psutil.disk_usage(path)

@@ -1,4 +1,4 @@
-"""``python -m gpu_node.selfstop.aliyun``: an Alibaba Cloud instance stops itself and its billing.
+"""``python -m gpu_node.aliyun_stop``: an Alibaba Cloud instance stops itself and its billing.
 
 The `power_off_command` of nodes there, where powering off the operating system goes on costing. It
 takes the instance's name and its role's credentials from the metadata service, in the hardened mode
@@ -21,11 +21,11 @@ TIMEOUT = 10.0
 
 
 class StopFailed(Exception):
-    """Why the instance was not stopped; without secrets."""
+    """The instance was not stopped; the text says why, without secrets."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Stop this instance; 0 once the cloud has accepted."""
+    """Stop this instance; return 0 once the cloud has accepted."""
     parser = argparse.ArgumentParser(
         prog="python -m gpu_node.selfstop.aliyun",
         description="Stop this Alibaba Cloud instance so that it is no longer billed.",
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def stop_this_instance(metadata: str, endpoint: str | None, protocol: str) -> None:
-    """Have the cloud stop the instance that this runs on.
+    """Call ``StopInstance`` for the instance that this runs on.
 
     Raises:
         StopFailed: not such an instance, no role, the SDK is not installed, or the cloud said no.
@@ -82,13 +82,13 @@ def stop_this_instance(metadata: str, endpoint: str | None, protocol: str) -> No
     except ClientException as error:
         # Its text may hold the signed address: only the code is fit to show.
         raise StopFailed(f"the ECS API cannot be reached ({error.get_error_code()})") from None
-    except (ValueError, LookupError, AttributeError, TypeError):  # what the SDK trips over
+    except (ValueError, LookupError, AttributeError, TypeError):  # of the SDK's parser
         answer = None
     if not isinstance(answer, dict) or not answer.get("RequestId"):
-        raise StopFailed(_STRANGER)
+        raise StopFailed(_NOT_THE_API)
 
 
-_STRANGER = "what has answered is not the ECS API; is a proxy in between?"
+_NOT_THE_API = "what has answered is not the ECS API; is a proxy in between?"
 
 _HINTS = (
     (
@@ -100,21 +100,21 @@ _HINTS = (
     (r"IncorrectInstanceStatus", "it is not in a state in which it can be stopped"),
     (r"Throttling|ServiceUnavailable", "the API asks for fewer calls"),
 )
-"""What a code holds -> what it means here; the first that fits."""
+"""Pattern of an error code -> its meaning here; the first that matches."""
 
 
 def _refused(code: str, request_id: str) -> StopFailed:
-    """The error for a refusal. The API's own words are not shown: those about a wrong signature
-    repeat what was signed, AccessKey id and token included."""
+    """Return the error for a refusal. The API's own text is not shown: for a wrong signature it
+    repeats what was signed, AccessKey id and token included."""
     if not (re.fullmatch(r"[\w.-]{1,80}", code) and re.fullmatch(r"[\w-]{1,80}", request_id)):
-        return StopFailed(_STRANGER)
+        return StopFailed(_NOT_THE_API)
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, code)), "")
     hint = hint or "the ECS API refuses StopInstance"
     return StopFailed(f"{hint} ({code}, request {request_id})")
 
 
 def _read_metadata(url: str) -> tuple[str, str, dict[str, str]]:
-    """Instance id, region, and the credentials of the instance's role."""
+    """Return instance id, region, and the credentials of the instance's role."""
     metadata = Metadata("aliyun", url, timeout=TIMEOUT)
     try:
         instance_id = metadata.need("instance-id").text.strip()

@@ -1,7 +1,6 @@
-"""Whether anything generates on this node, asked from outside of whoever runs the services.
+"""Find out whether anything generates on this node, without the services' supervisors.
 
-For those who are about to stop the instance and have not watched the services themselves: the
-watchdog, and an agent that has just been started.
+For the watchdog and an agent that has just been started, before they stop the instance.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from qwenctl.protocol.messages import Spec
 __all__ = ["BUSY_PERCENT", "busy", "busy_for_a_while", "read_spec"]
 
 BUSY_PERCENT = 10.0
-"""GPU utilisation that counts as work where no service says what it does."""
+"""GPU utilisation that counts as work where no service reports its own."""
 
 FRESH = 30.0
-"""Seconds after which GPU figures mean nothing any more: the driver may hang."""
+"""Seconds after which GPU figures do not count: the driver may hang."""
 
 SAMPLES, PAUSE = 3, 5.0
-"""How often it is asked, and the seconds between: one moment between two requests is no rest."""
+"""Looks, and seconds between two: a moment between two requests is not idleness."""
 
 
 def read_spec(file: Path) -> Spec | None:
-    """What the agent was told last to run; None if there is nothing of use."""
+    """Return the last spec of the agent; None if there is none, or none that can be read."""
     try:
         return Spec.model_validate_json(file.read_bytes())
     except (OSError, ValueError):
@@ -40,7 +39,7 @@ def read_spec(file: Path) -> Spec | None:
 def busy_for_a_while(
     spec: Spec | None, gpus: GpuWatch, sleep: Callable[[float], None] = time.sleep
 ) -> str:
-    """What generates in one of several looks, for a person; empty if there is nothing."""
+    """Return what generates in one of several looks, for a person; empty: nothing."""
     for look in range(SAMPLES):
         if look:
             sleep(PAUSE)
@@ -50,11 +49,11 @@ def busy_for_a_while(
 
 
 def busy(spec: Spec | None, gpus: GpuWatch) -> str:
-    """What generates now, for a person; empty if nothing does.
+    """Return what generates now, for a person; empty: nothing.
 
-    Services are asked as their spec says. The GPUs count, too, by the threshold of a service that
-    has one, and by `BUSY_PERCENT` if a service does not tell: that errs on the side of going on.
-    Figures that are old, because the driver hangs, do not.
+    Services are probed by their spec. The GPUs count, too, by a service's own threshold, and by
+    `BUSY_PERCENT` if a service does not report: that errs on the side of going on. Old figures, of
+    a driver that hangs, do not count.
     """
     thresholds = [] if spec is not None and spec.services else [BUSY_PERCENT]
     with requests.Session() as http:

@@ -67,8 +67,8 @@ class DeadMan:
                 fresh.write_text(record)
                 fresh.replace(self._file)
             except OSError:
-                # On a full disk there is no room for another file, but there is in the old one. A
-                # record that stays behind would look like an agent that hangs (`gpu_node.selfstop.watchdog`).
+                # A full disk has no room for another file, but there is room in the old file. With
+                # an old record the watchdog would take the agent for one that hangs.
                 with self._file.open("r+") as file:
                     file.write(record)
                     file.truncate()

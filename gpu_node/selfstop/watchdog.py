@@ -1,9 +1,8 @@
-"""``python -m gpu_node.selfstop.watchdog``: stops the instance if the agent, whose task that is, does not.
+"""``python -m gpu_node.watchdog``: stop the instance if the agent, whose task that is, does not.
 
-A systemd timer runs it each minute, not by way of the agent's program: what breaks that, such as an
-upgrade that went wrong, must not break this. It keeps no process of its own, and goes by what is on the disk:
-when the agent last heard a proxy, and what it was told to run. Time is the monotonic clock's, which
-nobody sets.
+A systemd timer runs it each minute, without the agent's program: an upgrade that breaks that must not
+break the watchdog. It reads from the disk when the agent last heard a proxy, and the last spec.
+Time is the monotonic clock's, which is never set.
 
 ============================  ============================================================
 the agent                     counted from
@@ -16,7 +15,7 @@ is gone, without such a note  when the watchdog last saw it run in this boot, el
 ============================  ============================================================
 
 The limit is the agent's own and `MARGIN`, so that an agent that works always comes first. An agent
-whose settings cannot be used does not run; the watchdog goes by those that it had last.
+whose settings cannot be used does not run; the watchdog reads those of its last start.
 """
 
 from __future__ import annotations
@@ -50,11 +49,11 @@ __all__ = ["MARGIN", "Overdue", "agent_runs", "look", "main", "run", "unreadable
 log = logging.getLogger(__name__)
 
 MARGIN = 120.0
-"""Seconds that the agent has to do it first."""
+"""Seconds by which the agent comes first."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Look once; the exit code, as `run` has it."""
+    """Look once; return the exit code of `run`."""
     parser = argparse.ArgumentParser(
         prog="python -m gpu_node.selfstop.watchdog",
         description="Stop this instance if nobody is in charge of it.",
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: str | None) -> int:
-    """Look once, with these settings or the last that could be used.
+    """Look once, with these settings or the last usable ones.
 
     Args:
         config: the settings' file; None: the environment has them all.
@@ -93,14 +92,14 @@ def run(config: str | None) -> int:
 
 @dataclass(frozen=True)
 class Overdue:
-    """How long nobody has been in charge of this instance, in seconds."""
+    """The time without a proxy or an agent, in seconds."""
 
     silent: float
     limit: float
     agent: bool
     """Whether an agent runs, well or not."""
     first: bool = False
-    """Whether nothing is on record yet in this boot: the count begins now."""
+    """Whether there is no record of this boot yet: the count begins now."""
 
     @property
     def left(self) -> float:
@@ -149,7 +148,7 @@ def watch(
 
 
 def look(settings: NodeSettings, now: float) -> Overdue | None:
-    """How overdue the instance is; None: an agent runs and counts for itself."""
+    """Return how overdue the instance is; None: an agent runs and counts for itself."""
     state_dir = Path(settings.state_dir)
     boot_id = settings.this_boot()
     limit = _limit(settings) + MARGIN
@@ -166,7 +165,7 @@ def look(settings: NodeSettings, now: float) -> Overdue | None:
 
 
 def unreadable(state_dir: Path) -> Path | None:
-    """The first of the agent's files that is there and that we may not read."""
+    """Return the first of the agent's files that this user may not read; None: there is none."""
     for name in STATE_FILES:
         try:
             (state_dir / name).open().close()
@@ -178,8 +177,7 @@ def unreadable(state_dir: Path) -> Path | None:
 
 
 def agent_runs(state_dir: Path) -> bool:
-    """Whether an agent holds the lock. Who may not look is told that one does: nothing is to be
-    done then."""
+    """Whether an agent holds the lock. True also if this user may not look: then it must not act."""
     try:
         with Path(state_dir, "agent.lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -191,7 +189,7 @@ def agent_runs(state_dir: Path) -> bool:
 
 
 def _limit(settings: NodeSettings) -> float:
-    """Seconds of the agent's own switch: the proxy's word, else the settings'."""
+    """Return the limit of the agent's own switch: of the spec, else of the settings."""
     spec = read_spec(Path(settings.state_dir, "spec.json"))
     if spec is not None and math.isfinite(spec.dead_man) and spec.dead_man > 0:
         return spec.dead_man
@@ -206,7 +204,7 @@ def _read_only(directory: Path) -> bool:
 
 
 def _look_and_note(settings: NodeSettings, now: float) -> Overdue | None:
-    """`look`, and note what the next look goes by if the agent leaves no note."""
+    """Call `look`, and keep a note for the next look in case the agent leaves none."""
     found = look(settings, now)
     if found is not None and not found.first:
         return found
@@ -215,7 +213,7 @@ def _look_and_note(settings: NodeSettings, now: float) -> Overdue | None:
         file.write_text(json.dumps({"boot_id": settings.this_boot(), "last": now}))
     except OSError as error:
         log.warning("cannot write %s: %s", file, error.strerror)
-        if found is not None:  # else each look would be the first one, for ever
+        if found is not None:  # else each look would be the first
             return replace(found, silent=now - min(settings.booted_at, now))
     return found
 

@@ -1,8 +1,8 @@
-"""The Docker runtime: a service is a container of its own, which outlives the agent.
+"""Run each service as a container of its own, which outlives the agent.
 
 Docker's own state is the record. A service's container has a fixed name, so that there is never a
-second one, and a label with a hash of how it was made: an agent that starts anew takes up the one
-that runs, starts the one that does not, and replaces the one that was made otherwise.
+second container, and a label with a hash of its options: an agent that starts takes up a container
+that runs, starts a container that does not, and replaces a container with other options.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DAEMON_PATIENCE = 60.0
 """Seconds to wait for a Docker daemon that is starting, or is being restarted."""
 
 LOOK_INTERVAL = 5.0
-"""Seconds between two looks at a container that runs, for its health."""
+"""Seconds between two looks at the health of a container."""
 
 RECONNECT = 0.5
 """Seconds between two attempts to reach the daemon."""
@@ -196,7 +196,7 @@ class ServiceContainer:
             self._leaving.set()
 
     def detach(self) -> None:
-        """Let the container run on, or whatever is there of it."""
+        """Let the container run on, or as much of it as is there."""
         self._detached = True
         self._leaving.set()
 
@@ -307,7 +307,7 @@ class ServiceContainer:
                 code = self._client.wait(self._id, timeout=None)["StatusCode"]
                 how = self._how(self._exit_code_since(since, code))
                 if self._container.restart != "no":
-                    # Docker's policy is for the boot; in between, crashes are ours to count.
+                    # Docker's policy is for the boot; in between, the agent counts crashes.
                     self._client.stop(self._id, timeout=0)
                 return how
             except NotFound:
@@ -374,7 +374,7 @@ class ServiceContainer:
         return bool(state.get("Running") or state.get("Restarting"))
 
     def _fits(self, present: Mapping[str, Any], *, image: str) -> bool:
-        """Whether it was made as it would be made now; with ``image``, from that very image."""
+        """Whether it has the options that it would get now and, if given, that image."""
         made = present["Config"]["Labels"].get(HASH_LABEL)
         return made == self._digest() and (not image or present["Image"] == image)
 

@@ -1,4 +1,4 @@
-"""Docker's errors as one sentence, and which of them a retry cannot mend."""
+"""Explain Docker's errors in a sentence, and find those that no retry can mend."""
 
 from __future__ import annotations
 

@@ -8,15 +8,6 @@ from typing import Protocol
 
 from qwenctl.protocol.messages import Progress, Service
 
-__all__ = [
-    "Output",
-    "Runtime",
-    "ServiceRun",
-    "StartFailed",
-    "base_url_of",
-    "service_environment",
-]
-
 
 class StartFailed(Exception):
     """The service could not be started at all; the text says why, for a person.

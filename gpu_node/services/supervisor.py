@@ -212,7 +212,7 @@ class Supervisor:
                 how, ready_at = self._run_once()
             except StartFailed as reason:
                 how, final = str(reason), reason.final
-            except Exception as fault:  # ours, or one that the runtime did not foresee
+            except Exception as fault:  # of the agent, or of the runtime
                 log.exception("%s: the agent's own fault", self.service.name)
                 how = f"{type(fault).__name__}: {fault}"
             if self._stop.is_set():

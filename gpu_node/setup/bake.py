@@ -43,7 +43,7 @@ LITTLE_ROOM = 5 * 2**30
 """Free bytes of a disk below which there is a warning."""
 
 CLOUD_INIT_STATE = ("data", "handlers", "instance", "instances", "scripts", "sem")
-"""Below /var/lib/cloud; without them, cloud-init takes the next boot for the first one."""
+"""Below /var/lib/cloud; without them, cloud-init takes the next boot for the first."""
 
 Say = Callable[[str], None]
 
@@ -168,7 +168,7 @@ def _own_left_overs(settings: NodeSettings) -> list[Path]:
 def identity(root: Path = Path("/")) -> list[tuple[Path, str]]:
     """List the files that identify this machine, and what is done with each.
 
-    SSH host keys are listed only where cloud-init is there to make new ones.
+    SSH host keys are listed only where cloud-init is there to replace them.
     """
     machine_id = root / "etc/machine-id"
     paths = [root / "var/lib/dbus/machine-id", root / "var/lib/systemd/random-seed"]
@@ -189,7 +189,7 @@ def identity(root: Path = Path("/")) -> list[tuple[Path, str]]:
 def _remove_identity(path: Path) -> None:
     try:
         if path.name == "machine-id" and path.parent.name == "etc":
-            path.write_text("")  # systemd makes a new one at boot
+            path.write_text("")  # systemd makes a new id at boot
         elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

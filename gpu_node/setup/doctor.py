@@ -1,4 +1,4 @@
-"""``qwenctl-node doctor``: would this node work? Each check looks at one thing and changes nothing."""
+"""``qwenctl-node doctor``: check what the node needs, and change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The systemd units of the node, as texts.
+"""Render the systemd units of the node.
 
 The agent's unit is made for an agent that only talks: to the proxy, to Docker, to its services over
 HTTP. A service of the runtime ``process`` is a child of the agent, though, and lives under the same
@@ -11,18 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = [
-    "AGENT",
-    "DROP_IN",
-    "HARDENING",
-    "LOOSENED",
-    "TIMER",
-    "UNITS",
-    "WATCHDOG",
-    "Node",
-    "render",
-]
-
 AGENT = "qwenctl-node.service"
 WATCHDOG = "qwenctl-node-watchdog.service"
 TIMER = "qwenctl-node-watchdog.timer"
@@ -32,7 +20,7 @@ DROP_IN = f"{AGENT}.d/10-process-services.conf"
 
 @dataclass(frozen=True)
 class Node:
-    """What the units say about one node."""
+    """Values in the units of one node."""
 
     program: tuple[str, ...]
     """The agent's program, such as ``/opt/qwenctl/bin/qwenctl-node``."""
@@ -45,13 +33,13 @@ class Node:
     state_dir: str
     log_dir: str
     power_off: bool
-    """Whether the operating system is powered off when nobody is in charge any more."""
+    """Whether the operating system is powered off when no proxy was heard for too long."""
     processes: bool
     """Whether services of the runtime ``process`` may run."""
 
 
 def render(node: Node) -> dict[str, str]:
-    """Every file: its path below ``/etc/systemd/system``, its text."""
+    """Return every file: its path below ``/etc/systemd/system``, its text."""
     files = {AGENT: _agent(node), WATCHDOG: _watchdog(node), TIMER: _TIMER}
     if node.processes:
         files[DROP_IN] = LOOSENED + (_AS_ROOT if node.user == "root" else "")
@@ -191,7 +179,7 @@ def _power_off(node: Node) -> str:
 
 
 def _directories(node: Node) -> str:
-    """Where it may write. systemd makes those below its own places and hands them to the user."""
+    """Return where it may write. systemd makes directories below its own and gives them to the user."""
     lines = []
     for setting, parent, path in (
         ("StateDirectory", "/var/lib/", node.state_dir),
@@ -214,12 +202,12 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """For a setting that takes one path, spaces and all."""
+    """Escape the value of a setting that takes one path, which may contain spaces."""
     return text.replace("%", "%%")
 
 
 def _quote(text: str) -> str:
-    """One word of a setting that takes several."""
+    """Quote a word of a setting that takes several."""
     text = _escape(text)
     if re.fullmatch(r"[A-Za-z0-9_./:=@%+,-]+", text):
         return text
