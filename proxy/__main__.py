@@ -23,11 +23,11 @@ from .http.server import Protocol
 log = logging.getLogger("qwenctl.proxy")
 
 BACKLOG = 4096
-"""Connections that may wait to be accepted."""
+"""How many connections may wait to be accepted."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until told to stop; the exit code."""
+    """Serve until interrupted; return the exit code."""
     parser = argparse.ArgumentParser(prog="qwenctl serve", description=__doc__)
     parser.add_argument("--config", help="the config file")
     parser.add_argument("--listen", help="address:port, instead of proxy.listen")
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def serve(config: Config, listen: str | None) -> int:
-    """Check what can be checked, bind the port, run.
+    """Check the configuration, bind the port, run the server.
 
     Raises:
         UserError: the configuration, the store or the port cannot be used.
@@ -110,7 +110,7 @@ def serve(config: Config, listen: str | None) -> int:
 
 
 def bind(config: Config) -> socket.socket:
-    """The listening socket.
+    """Return the listening socket.
 
     Raises:
         ConfigError: not an address, in use, not ours, or open to the world without access control.
@@ -121,7 +121,7 @@ def bind(config: Config) -> socket.socket:
         connection = socket.socket(family, socket.SOCK_STREAM)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         connection.bind(address)
-        connection.listen(BACKLOG)  # two can bind to one port; only one can listen
+        connection.listen(BACKLOG)  # a second socket can bind to the port, but not listen
     except OSError as error:
         hint = {
             errno.EADDRINUSE: "the port is in use; choose another one in proxy.listen or --listen",

@@ -1,4 +1,4 @@
-"""The whole proxy, composed in one place: read this to see the path of a request.
+"""Compose the proxy. The path of a request:
 
 ::
 
@@ -46,16 +46,14 @@ from .http.middleware import BoundedBody, HostCheck
 from .http.problem import refuse_websocket, send_problem
 from .http.request import ASGIApp, Receive, Request, Scope, Send, networks
 
-__all__ = ["Proxy"]
-
 log = logging.getLogger("qwenctl.proxy")
 
 
 class Proxy:
-    """The ASGI application and everything that runs beside it."""
+    """The ASGI application and its background threads."""
 
     def __init__(self, config: Config, store: Store, *, snapshot_delay: float = 0.0) -> None:
-        """``snapshot_delay`` makes the data plane's view late, in seconds; for tests."""
+        """``snapshot_delay`` delays the data plane's snapshots, in seconds; for tests."""
         owner = owner_name()
         snapshots = SnapshotCache(store, list(config.gpu), delay=snapshot_delay)
         usage, metrics = UsageTracker(store, config.gpu, owner), Metrics()
@@ -111,13 +109,13 @@ class Proxy:
             try:
                 await self._asgi(scope, receive, send)
             except asyncio.CancelledError:
-                # The server goes down and has waited long enough; no traceback for each stream.
+                # The server's shutdown timeout has passed; no traceback for each stream.
                 log.info("%s was cut off by the shutdown", scope["path"])
 
     def _route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path: str = scope["path"]
         if not Request.of(scope, self.services.trusted).target.startswith("/"):
-            # "OPTIONS *" asks the server itself; anything else of the kind is a forged host.
+            # "OPTIONS *" is about the server (RFC 9110 §9.3.7); all else is a forged host.
             return self._no_path(scope, send)
         if path != PREFIX and not path.startswith(PREFIX + "/"):
             return self.data(scope, receive, send)
@@ -136,7 +134,7 @@ class Proxy:
         else:
             await send_problem(request, send, 400, "bad_target", "the target is no path")
 
-    # Beginning and end
+    # Start and shutdown
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -155,7 +153,7 @@ class Proxy:
         await self.forwarder.start()
         await self.services.snapshots.start()
         self.services.usage.start()
-        # Most of what lives now lives for ever: do not look through it at each collection.
+        # Most objects of now stay: keep the garbage collector from visiting them.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -174,7 +172,7 @@ class Proxy:
         self._threads.append(thread)
 
     def close(self) -> None:
-        """Let go of everybody who would wait for long: the server has been told to end."""
+        """Answer held requests and end streams, because the server shuts down."""
         self.data.close()
         self.stream.close()
 

@@ -1,1 +1,1 @@
-"""Who asks, and what they may do."""
+"""Identify visitors and what they may do."""

@@ -20,8 +20,6 @@ from .identity import KEY_PREFIX, USE, WAKE_ALWAYS, Identity
 from .password import SharedPassword
 from .sessions import Sessions
 
-__all__ = ["ENTRY_POINTS", "AnyAddress", "ApiKeys", "Authenticator", "Authenticators", "ThirdParty"]
-
 log = logging.getLogger("qwenctl.proxy")
 
 ENTRY_POINTS = "qwenctl.authenticators"
@@ -95,7 +93,7 @@ class ThirdParty:
         try:
             self._authenticator = points[name].load()(settings)
             self._identify = self._authenticator.identify
-        except Exception as error:  # others wrote it: whatever it raises
+        except Exception as error:  # third-party code may raise anything
             raise ConfigError(f"{self._place}: {points[name].value}: {_said(error)}") from None
 
     def identify(self, request: Request) -> Identity | None:
@@ -104,7 +102,7 @@ class ThirdParty:
             if identity is None or _is_valid(identity):
                 return identity
             problem = "it returned no valid Identity"
-        except Exception as error:  # others wrote it: whatever it raises
+        except Exception as error:  # third-party code may raise anything
             problem = _said(error)
         if time.monotonic() - self._logged_at > LOG_INTERVAL:
             self._logged_at = time.monotonic()

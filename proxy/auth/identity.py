@@ -7,8 +7,6 @@ from typing import Final
 
 from qwenctl.core.leases import request
 
-__all__ = ["KEY_PREFIX", "USE", "WAKE", "WAKE_ALWAYS", "Identity"]
-
 KEY_PREFIX: Final = "qk_"
 """Every API key begins with it, so that it is never forwarded to the GPU."""
 

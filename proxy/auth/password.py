@@ -10,8 +10,6 @@ from collections.abc import Callable
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-__all__ = ["SharedPassword", "Throttle", "Throttled"]
-
 
 class Throttled(Exception):
     """Too many attempts; ``seconds`` is when to try again."""
@@ -24,9 +22,8 @@ class Throttled(Exception):
 class Throttle:
     """Limits wrong passwords per minute, from one address and in total.
 
-    When all have failed too often together, an address that has not failed still gets one try, so
-    that nobody can lock the others out. Only one password is checked at a time (argon2 takes 64 MiB
-    for each).
+    After too many failures in total, an address that has not failed still gets one try, so that
+    nobody can lock others out. Passwords are checked one at a time: argon2 takes 64 MiB for each.
     """
 
     PER_CLIENT = 5
@@ -38,7 +35,7 @@ class Throttle:
         self._lock = threading.Lock()
 
     def check(self, client: str) -> None:
-        """Raises `Throttled` if this client, or everybody, has failed too often."""
+        """Raise `Throttled` if this client, or all together, failed too often."""
         now = time.monotonic()
         while self._failures and now - self._failures[0][0] > self.WINDOW:
             self._failures.popleft()

@@ -19,8 +19,6 @@ from ..http.cookies import SESSION_COOKIE
 from ..http.request import Request
 from .identity import Identity
 
-__all__ = ["MOST", "REFRESH", "Sessions"]
-
 log = logging.getLogger("qwenctl.proxy")
 
 REFRESH = 0.4

@@ -31,8 +31,6 @@ from ..http.request import Request
 from .pages import PREFIX, SECURITY_HEADERS, Page, Pages, crashed, safe_path, store_lost
 from .status_stream import StatusStream
 
-__all__ = ["TIERS_AGE", "make_flask"]
-
 TIERS_AGE = 2.0
 """How old the answer of ``/api/tiers`` may be, in seconds: every waiting page asks each 3 s."""
 

@@ -1,7 +1,7 @@
-"""Texts of the pages, from ``locales/*.json``: one flat table a language, with the same keys.
+"""Texts of the pages, from ``locales/*.json``: a flat table for each language.
 
-``{name}`` marks a value that the templates fill in by ``str.format``, and the waiting page's
-script, which gets the table as JSON, by itself.
+``{name}`` marks a value, which the templates and the waiting page's script fill in. All tables have
+the same keys.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from pathlib import Path
 from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 
-__all__ = ["negotiate", "text"]
-
 _TEXTS: dict[str, dict[str, str]] = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
     for path in Path(__file__).parents[1].joinpath("locales").glob("*.json")
@@ -21,10 +19,10 @@ _TEXTS: dict[str, dict[str, str]] = {
 
 
 def negotiate(accept_language: str, forced: str) -> str:
-    """Choose a visitor's language by the setting `language`, or else by ``Accept-Language``.
+    """Choose the language by the setting `language`, or else by ``Accept-Language``.
 
-    Every kind of Chinese (zh-CN, zh-Hant-TW, …) gets ``zh``; who accepts no language that there is
-    a table for gets ``en``.
+    Every variant of Chinese (zh-CN, zh-Hant-TW, …) is ``zh``; without an accepted language it is
+    ``en``.
     """
     if forced in _TEXTS:
         return forced
@@ -37,5 +35,5 @@ def negotiate(accept_language: str, forced: str) -> str:
 
 
 def text(lang: str) -> dict[str, str]:
-    """Return the table of a language; English for a language without a table."""
+    """Return the table of a language, or else the English table."""
     return _TEXTS.get(lang, _TEXTS["en"])

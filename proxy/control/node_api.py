@@ -1,4 +1,4 @@
-"""Receive messages of nodes: verify the signature, record, answer with the services to run."""
+"""Receive messages of nodes: verify, record, answer with the services to run."""
 
 from __future__ import annotations
 
@@ -23,23 +23,21 @@ from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send
 from .pages import crashed
 
-__all__ = ["NodeApi"]
-
 log = logging.getLogger("qwenctl.node")
 
 LOG_INTERVAL = 10.0
-"""Refused messages of one kind are logged once in so many seconds, with their number."""
+"""How often refused messages of the same kind are logged, with their number, in seconds."""
 
 
 Reply = tuple[int, bytes, dict[str, str]]
-"""Status, body and headers of an answer."""
+"""Status, body and headers."""
 
 
 class NodeApi:
-    """An ASGI application that verifies a message's signature and records what it says.
+    """An ASGI application that verifies messages and records them.
 
-    The signature is verified on the event loop, so that a flood of forged messages keeps no thread
-    from the others; the store is called in threads.
+    Signatures are verified on the event loop, so that a flood of forged messages takes no threads;
+    the store is called in threads.
     """
 
     PATHS = frozenset((wire.HELLO_PATH, wire.REPORT_PATH))
@@ -66,7 +64,7 @@ class NodeApi:
         self._threads.shutdown(wait=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a message, whose body `BoundedBody` has read as a whole."""
+        """Answer a message, whose whole body `BoundedBody` has read."""
         if scope["method"] != "POST":
             request = Request.of(scope, ())
             await send_problem(request, send, 405, "method_not_allowed", "nodes POST here")
@@ -136,7 +134,7 @@ class NodeApi:
         except StoreUnavailable as error:
             log.warning("%s: a message cannot be recorded: %s", message.gpu, error)
             if isinstance(message, wire.Report) and self._in_flight(message.gpu):
-                # We still forward to this node: a sign of life, so that it does not stop itself.
+                # Requests are forwarded to this node: answer, so that it does not stop itself.
                 return 200, self._answer(start_seq=message.start_seq)
             return 503, self._answer(refused="the proxy has lost its store")
 
@@ -161,7 +159,7 @@ class NodeApi:
         if verdict == "ok":
             self._count(report.gpu, "report")
             spec = self._specs[report.gpu]
-            # The agent waits with a change for the work that it sees; we see more.
+            # The agent delays a change for the work it sees; the proxy sees more.
             changed = report.spec_version != spec.version and not self._in_flight(report.gpu)
             return 200, self._answer(
                 start_seq=seq, spec=spec if changed else None, commands=commands

@@ -1,4 +1,4 @@
-"""Render the pages that people see: waiting page, choice of a tier, sign-in, errors.
+"""Render the pages: waiting page, choice of a tier, sign-in, errors.
 
 The data plane answers with them directly; `flask_app` returns the same pages.
 """
@@ -30,8 +30,6 @@ from ..http.request import Request, Send
 from . import i18n
 from .status_stream import StatusStream
 
-__all__ = ["PREFIX", "SECURITY_HEADERS", "Page", "Pages", "environment", "safe_path", "store_lost"]
-
 log = logging.getLogger("qwenctl.proxy")
 
 PREFIX = "/_qwenctl"
@@ -49,7 +47,7 @@ SECURITY_HEADERS = {
 
 @dataclass(frozen=True)
 class Page:
-    """An answer for a browser."""
+    """A rendered answer."""
 
     body: str
     status: int = 200
@@ -63,7 +61,7 @@ def environment(undefined: type[Undefined] = Undefined) -> Environment:
 
 
 def safe_path(target: str) -> str:
-    """Return a path of this site to go to; ``/`` if the target leads to another site."""
+    """Return the target if it is a path of this site, or else ``/``."""
     try:
         parts = urlsplit(target)
     except ValueError:
@@ -74,14 +72,14 @@ def safe_path(target: str) -> str:
 
 
 def store_lost(error: StoreUnavailable) -> Problem:
-    """Return the problem to answer with while the store cannot be reached."""
+    """Log why the store is lost; return the problem to answer with."""
     log.warning("%s", error)
     detail = "the proxy cannot reach its store; nothing is started or stopped"
     return Problem(503, "store_lost", detail, 5.0)
 
 
 def crashed(path: str) -> Problem:
-    """Log the current exception; return the problem that names it by a reference."""
+    """Log the current exception; return a problem with a reference to the log."""
     reference = secrets.token_hex(4)
     log.exception("a request to %s failed (reference %s)", path, reference)
     detail = f"something went wrong in the proxy (reference {reference})"
@@ -89,7 +87,7 @@ def crashed(path: str) -> Problem:
 
 
 class Pages:
-    """Renders pages, and sends them in place of an answer of the WebUI."""
+    """Renders pages, and sends them instead of an answer of the WebUI."""
 
     def __init__(self, services: Services, stream: StatusStream, waiting: WaitingPages) -> None:
         self._config = services.config
@@ -101,7 +99,7 @@ class Pages:
     async def stop(self) -> None:
         self._threads.shutdown(wait=False)
 
-    # In place of an answer
+    # Instead of an answer of the WebUI
 
     async def waiting(self, request: Request, identity: Identity, gpu: str, send: Send) -> None:
         """Answer with the waiting page of a GPU."""
@@ -122,7 +120,7 @@ class Pages:
         return Page(page.body, 503, {**page.headers, **retry_after})
 
     async def _answer(self, request: Request, send: Send, make: Callable[[], Page]) -> None:
-        """Render in a thread, because a status may come from the store."""
+        """Render in a thread, because a status may be read from the store."""
 
         def page() -> Page:
             try:
@@ -151,16 +149,14 @@ class Pages:
     def waiting_page(
         self, request: Request, identity: Identity, gpu: str, target: str
     ) -> tuple[Page, float | None]:
-        """Return the waiting page, and in how many seconds the GPU may be ready.
+        """Return the waiting page, and the expected seconds until the GPU is ready.
 
         Raises:
             StoreUnavailable: Redis cannot be reached.
         """
         allowed = may_wake(self._config.gpu[gpu], identity, by_page=True)
         status = self._stream.status(gpu, may_wake=allowed)
-        if (
-            status["wanted"] and request.is_navigation
-        ):  # a page without script comes again by refresh
+        if status["wanted"] and request.is_navigation:  # a page without script reloads itself
             self._waiting.seen(gpu, request, identity)
         tiers = self.tiers(request)
         body = self._render(
@@ -174,12 +170,12 @@ class Pages:
         )
         headers = {}
         if tiers and identity.shares_address and not visit_slot(request):
-            # So that a choice takes back this visitor's wait, and not that of others.
+            # A choice of a tier then ends this visitor's wait, and not that of others.
             headers["Set-Cookie"] = set_cookie(request, VISIT_COOKIE, secrets.choice(VISIT_SLOTS))
         return Page(body, headers=headers), status.get("eta_seconds")
 
     def tier_page(self, request: Request, gpu: str, target: str) -> Page:
-        """Return the choice of a tier, for visitors whose GPU is ready.
+        """Return the choice of a tier.
 
         Raises:
             Problem: there is no choice.
@@ -195,7 +191,7 @@ class Pages:
     def login_page(
         self, request: Request, target: str, *, wrong: bool = False, retry_after: float = 0.0
     ) -> Page:
-        """Return the login form; after too many wrong passwords with ``retry_after`` seconds."""
+        """Return the login form; ``retry_after`` in seconds: too many wrong passwords."""
         body = self._render(
             "login.html",
             request,
@@ -207,16 +203,16 @@ class Pages:
         return Page(body, status, {"Retry-After": str(round(retry_after))} if retry_after else {})
 
     def to_login(self, target: str) -> Page:
-        """Return a redirect to the login form, which leads back."""
+        """Return a redirect to the login form, which redirects to ``target``."""
         where = f"{PREFIX}/login?next={quote(safe_path(target), safe='/')}"
         return Page("", 303, {"Location": where})
 
     def problem_page(
         self, request: Request, problem: Problem, again: str = "", *, shown: bool = True
     ) -> Page:
-        """Return a page about an error, with a link that tries ``again``.
+        """Return a page about an error, with a link to the path ``again``.
 
-        ``shown``: whether the page says the problem's detail, too.
+        ``shown``: whether the page has the problem's detail.
         """
         if problem.status == 401:
             return self.to_login(again)

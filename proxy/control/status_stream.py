@@ -1,6 +1,6 @@
-"""The status that waiting pages show, and the stream of its changes.
+"""The status for waiting pages, and the stream of its changes.
 
-However many pages wait, the status of a GPU is worked out once a change.
+A GPU's status is computed once for each change, however many pages wait.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import parse_qs
 
 from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.events import Event
@@ -27,18 +28,17 @@ from ..data.waiting import RENEW_PAGE, WaitingPages
 from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send
 
-__all__ = ["StatusStream"]
-
 log = logging.getLogger("qwenctl.proxy")
 
 HISTORY = 400
-"""How many events the steps and the ETA are worked out from."""
+"""How many events the steps and the ETA are computed from."""
 
 KEEP_ALIVE = 15.0
+"""How often the stream sends something, in seconds, so that proxies keep it open."""
 
 
 class StatusStream:
-    """Statuses of all GPUs, for the control plane's threads and for the event stream."""
+    """Statuses of all GPUs, for Flask's threads and for the event stream."""
 
     def __init__(self, services: Services, waiting: WaitingPages) -> None:
         self._config = services.config
@@ -57,15 +57,16 @@ class StatusStream:
     def status(
         self, gpu: str, *, may_wake: bool, fresh: bool = False, max_age: float | None = None
     ) -> dict[str, Any]:
-        """The page's status: at most 0.2 s old and ``ready`` as of now only, or ``fresh``, or at
-        most ``max_age`` seconds old.
+        """Return the status for a page, at most ``max_age`` seconds old, or ``fresh``.
+
+        By default it is at most 0.2 s old, and never an old ``ready``.
 
         Raises:
             StoreUnavailable: Redis cannot be reached.
         """
         with self._lock:
             made_at, status = self._cache.get(gpu, (float("-inf"), {}))
-            # A page that is told "ready" opens at once what it stands for: that must be true now.
+            # A page opens the WebUI as soon as it reads "ready", which must be true then.
             usable = time.monotonic() - made_at <= (0.2 if max_age is None else max_age)
             usable = usable and (max_age is not None or status.get("phase") != Phase.READY)
             if fresh or not usable:
@@ -79,7 +80,7 @@ class StatusStream:
         return {**status, "may_wake": may_wake}
 
     def _history(self, gpu: str) -> list[Event]:
-        """The last events; only what is new since the last time is fetched."""
+        """Return the last events; only new events are fetched."""
         known = self._events.get(gpu)
         if known:
             known += self._store.events(gpu, HISTORY, after=known[-1].id)
@@ -89,14 +90,14 @@ class StatusStream:
         return known
 
     def close(self) -> None:
-        """The proxy is going down: streams end, and their pages come again."""
+        """End the streams, because the proxy shuts down; their pages reconnect."""
         self._closing = True
 
     async def stop(self) -> None:
         self._threads.shutdown(wait=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """``GET /_qwenctl/api/events?gpu=NAME``: server-sent events, one ``status`` each change."""
+        """Answer ``GET /_qwenctl/api/events?gpu=NAME`` with an event for each change."""
         request = Request.of(scope, self._trusted)
         identity = self._authenticators.identify(request)
         if identity is None:
@@ -143,7 +144,7 @@ class StatusStream:
                     await asyncio.get_running_loop().run_in_executor(
                         self._threads, self._waiting.seen, name, request, identity
                     )
-            except Exception as error:  # the stream goes on: what is new comes later
+            except Exception as error:  # the stream goes on with the next change
                 level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING
                 log.log(level, "%s: no status for a waiting page: %s", name, error)
                 text = last
@@ -160,8 +161,7 @@ class StatusStream:
         await send({"type": "http.response.body", "body": b""})
 
     async def _text(self, name: str) -> dict[bool, str]:
-        """The status as JSON, for those who may wake and those who may not; worked out once for
-        each snapshot, however many pages ask."""
+        """Return the status as JSON, by whether the visitor may wake; one text a snapshot."""
         version = self._snapshots.peek(name).version
         known = self._texts.get(name)
         if known is None or known[0] != version:
@@ -171,7 +171,7 @@ class StatusStream:
             return await asyncio.shield(known[1])
         except Exception:
             if self._texts.get(name) is known:
-                del self._texts[name]  # the next one tries anew
+                del self._texts[name]  # the next call tries again
             raise
 
     async def _make_text(self, name: str) -> dict[bool, str]:
@@ -190,7 +190,5 @@ async def _hung_up(receive: Receive) -> None:
 
 
 def _query(scope: Scope, key: str) -> str:
-    from urllib.parse import parse_qs
-
     values = parse_qs(scope.get("query_string", b"").decode("latin-1")).get(key)
     return values[0] if values else ""

@@ -1,1 +1,1 @@
-"""HTTP, whatever it is used for."""
+"""HTTP: requests, problems, cookies, the server, metrics."""

@@ -1,4 +1,4 @@
-"""Figures for Prometheus, in a registry of their own. Names are part of the interface."""
+"""Metrics for Prometheus. Their names are part of the interface."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from qwenctl.core.observer import Observer
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.words import NODE_PHASES
 from qwenctl.protocol.messages import GpuFigures
-
-__all__ = ["Metrics"]
 
 
 class Metrics(Observer):
@@ -69,7 +67,7 @@ class Metrics(Observer):
         )
 
     def count(self, gpu: str, outcome: str) -> None:
-        """One more request with that outcome. Called on the event loop only."""
+        """Count a request by its outcome. Called on the event loop only."""
         self._requests.counts[gpu, outcome] += 1
 
     def admitted(self, gpu: str, decision: str) -> None:
@@ -79,7 +77,7 @@ class Metrics(Observer):
         self.cloud_calls.labels(gpu, action, outcome).observe(seconds)
 
     def observe(self, snapshot: Snapshot, in_flight: int) -> None:
-        """Take over what a snapshot says."""
+        """Set the metrics of a GPU by its snapshot."""
         for phase in Phase:
             self.phase.labels(snapshot.gpu, phase.value).set(phase is snapshot.phase)
         kinds: dict[str, int] = dict.fromkeys(sorted(LEASES - {ADOPTED}), 0)
@@ -92,12 +90,12 @@ class Metrics(Observer):
         self._nodes.gpus[snapshot.gpu] = report.resources.gpus if report else ()
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """Return the metrics in the text exposition format."""
         return generate_latest(self.registry)
 
 
 class _Requests(Collector):
-    """Requests by outcome: plain numbers, because a counter's lock is paid for at every request."""
+    """Requests by outcome, as plain numbers: a Counter would take a lock for each request."""
 
     def __init__(self) -> None:
         self.counts: Count[tuple[str, str]] = Count()
@@ -112,7 +110,7 @@ class _Requests(Collector):
 
 
 class _Nodes(Collector):
-    """What the nodes last said of their GPUs: a figure that is no longer told is no longer shown."""
+    """GPU figures of the nodes' last reports; a figure is gone when its report is."""
 
     _FAMILIES = (
         ("utilisation_percent", "utilisation_percent", "Time in which the GPU worked"),

@@ -11,14 +11,12 @@ from qwenctl.lib.settings_types import is_loopback
 from .problem import refuse_websocket, send_problem
 from .request import ASGIApp, Message, Networks, Receive, Request, Scope, Send
 
-__all__ = ["BoundedBody", "HostCheck"]
-
 BODY_SECONDS = 20.0
 """How long a request to the control plane may take to arrive."""
 
 
 class BoundedBody:
-    """Hands an application whole bodies only, so that a slow sender holds none of its threads."""
+    """Passes only whole bodies on, so that slow senders hold no threads of an application."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
@@ -47,7 +45,7 @@ class _TooLarge(Exception):
 
 
 async def _read(receive: Receive, limit: int) -> bytes | None:
-    """Return the body, or None if the client has gone."""
+    """Return the body, or None if the client has disconnected."""
     chunks: list[bytes] = []
     size, more = 0, True
     deadline = time.monotonic() + BODY_SECONDS
@@ -64,7 +62,7 @@ async def _read(receive: Receive, limit: int) -> bytes | None:
 
 
 class HostCheck:
-    """Answers to our own host names only.
+    """Refuses host names that are not ours.
 
     A site whose name points at this machine (DNS rebinding) could otherwise act as the user.
     """

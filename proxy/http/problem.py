@@ -7,13 +7,6 @@ from typing import Any
 
 from .request import Request, Scope, Send
 
-__all__ = [
-    "Problem",
-    "problem_body",
-    "refuse_websocket",
-    "send_problem",
-]
-
 _TITLES = {
     400: "Bad request",
     401: "Sign in first",
@@ -34,7 +27,7 @@ _TITLES = {
 
 
 def problem_body(status: int, code: str, detail: str, **more: Any) -> bytes:
-    """The JSON body. ``code`` is stable; ``detail`` is one sentence for a person."""
+    """Return the JSON body; ``code`` is stable, ``detail`` is a sentence for people."""
     content = {
         "type": f"urn:qwenctl:problem:{code}",
         "title": _TITLES.get(status, "Error"),
@@ -73,7 +66,7 @@ async def send_problem(
 
 
 async def refuse_websocket(scope: Scope, send: Send, status: int, code: str, detail: str) -> None:
-    """Refuse a handshake, with the problem as the answer's body where the server can."""
+    """Refuse a handshake, with the problem as its body if the server can send it."""
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1013, "reason": detail[:100]})
         return
@@ -84,7 +77,7 @@ async def refuse_websocket(scope: Scope, send: Send, status: int, code: str, det
 
 
 class Problem(Exception):
-    """An error answer: HTML for somebody looking at a page, problem+json for everybody else."""
+    """An error to answer with: as HTML to a browser's navigation, else as problem+json."""
 
     def __init__(
         self, status: int, code: str, detail: str, retry_after: float | None = None

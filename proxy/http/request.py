@@ -1,4 +1,4 @@
-"""What the data plane needs to know of a request, read once from its ASGI scope."""
+"""Requests, read from ASGI scopes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
-
-__all__ = ["ASGIApp", "Message", "Networks", "Receive", "Request", "Scope", "Send", "networks"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,22 +19,22 @@ Networks = tuple["ipaddress.IPv4Network | ipaddress.IPv6Network", ...]
 
 
 def networks(texts: Sequence[str]) -> Networks:
-    """Addresses and networks in CIDR notation, parsed.
+    """Parse addresses and networks in CIDR notation.
 
     Raises:
-        ValueError: one of them is neither.
+        ValueError: a text is neither.
     """
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request or WebSocket handshake. Header names are lower case."""
+    """An HTTP request or WebSocket handshake. Header names are lower case."""
 
     method: str
     path: str
     target: str
-    """The path and query as they were sent, percent-encoding kept."""
+    """The path and query as they were sent, percent-encoded."""
     headers: dict[str, str]
     raw_headers: list[tuple[bytes, bytes]]
     peer: str
@@ -45,7 +43,7 @@ class Request:
 
     @classmethod
     def of(cls, scope: Scope, trusted: Networks) -> Request:
-        """The request of this scope, read at the first call and kept in it."""
+        """Return the request of a scope, which keeps it after the first call."""
         known: Request | None = scope.get("qwenctl.request")
         if known is None:
             known = scope["qwenctl.request"] = cls.from_scope(scope, trusted)
@@ -53,7 +51,7 @@ class Request:
 
     @classmethod
     def from_scope(cls, scope: Scope, trusted: Networks) -> Request:
-        """Read the scope anew."""
+        """Read a request from a scope."""
         raw = list(scope["headers"])
         headers: dict[str, str] = {}
         for name, value in raw:
@@ -79,31 +77,31 @@ class Request:
 
     @property
     def client(self) -> str:
-        """The client's address: the peer's, or what a trusted proxy in front of us says."""
+        """The client's address: the peer's, or that given by a trusted proxy in front."""
         if self.trusted_peer and (forwarded := self.headers.get("x-forwarded-for")):
             return forwarded.rpartition(",")[2].strip() or self.peer
         return self.peer
 
     @property
     def from_loopback(self) -> bool:
-        """Whether the request comes from this machine, perhaps through a proxy on it."""
+        """Whether the peer is on this machine; it may be a proxy."""
         return _loopback(self.peer)
 
     @property
     def peer_is_loopback(self) -> bool:
-        """Whether the request came from this machine itself, and not through a proxy on it."""
+        """Whether the client is on this machine; a proxy on it does not count."""
         return self.from_loopback and "x-forwarded-for" not in self.headers
 
     @property
     def host(self) -> str:
-        """The host the client asked for, with port."""
+        """The host that the client asked for, with its port."""
         if self.trusted_peer and (forwarded := self.headers.get("x-forwarded-host")):
             return forwarded
         return self.headers.get("host", "")
 
     @property
     def hostname(self) -> str:
-        """The host without port, lower case; what is no host name at all as it was sent."""
+        """The host without port, lower case; an invalid host as it was sent."""
         return _hostname(self.host)
 
     @property
@@ -123,7 +121,7 @@ class Request:
 
     @property
     def is_navigation(self) -> bool:
-        """A browser (or something like one) opening a page, which wants HTML."""
+        """Whether a browser, or a similar client, opens a page and wants HTML."""
         if self.method not in ("GET", "HEAD"):
             return False
         mode = self.headers.get("sec-fetch-mode")
@@ -137,10 +135,10 @@ class Request:
 
     @property
     def same_origin(self) -> bool:
-        """Whether no other site can have made a browser send this.
+        """Whether no other site can have made a browser send the request (CSRF).
 
-        Browsers say where a request comes from in Sec-Fetch-Site, older ones in Origin; a client
-        that sends neither is no browser, which another site could not use.
+        Browsers name the site in Sec-Fetch-Site, older browsers in Origin; a client that sends
+        neither is no browser.
         """
         site = self.headers.get("sec-fetch-site")
         if site is not None:

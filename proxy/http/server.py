@@ -1,7 +1,7 @@
 """The HTTP server: uvicorn, with bounded heads, and an answer's head and first piece in one write.
 
-uvicorn writes the latter one by one, which costs a system call more for each request: for the small
-answers that most are, a tenth of all the time.
+uvicorn writes the latter two separately, which costs a further system call for each request: a
+tenth of all the time for small answers, and most answers are small.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .problem import problem_body
 
-__all__ = ["Protocol"]
-
 LARGE = 16 * 1024
-"""A piece of this many bytes is written at once; joining it would only copy it."""
-
+"""A piece of so many bytes is written at once; joining it would only copy it."""
 
 MAX_HEAD = 64 * 1024
 """The most bytes of a request beside its body: its head, or its trailers."""
@@ -40,12 +37,12 @@ connection before it has read the answer (RFC 9112 §9.6)."""
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol with bounded heads, on a transport that joins small writes.
 
-    uvicorn and httptools have no bounds of their own: a head without end would fill the memory, and
-    one with a million lines block the event loop, before anybody has signed in.
+    uvicorn and httptools have no bounds: an endless head would fill the memory, and a million
+    header lines would block the event loop, before anybody has signed in.
     """
 
     _beside = 0
-    """How many bytes have come since the last byte of a body."""
+    """Bytes received since the last byte of a body."""
     _fields = 0
     _url_size = 0
     _refused: tuple[int, str, str] | None = None
@@ -63,7 +60,7 @@ class Protocol(HttpToolsProtocol):
         self._beside += len(data)
         if self._refused is not None:
             if self._beside > 16 * MAX_HEAD:
-                self.transport.abort()  # it will not stop, and does not read
+                self.transport.abort()  # it neither stops nor reads
             return
         super().data_received(data)
         if self._beside > MAX_HEAD and self._refused is None:
@@ -122,7 +119,7 @@ class Protocol(HttpToolsProtocol):
         raise ValueError(answer)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that is not understood or too large, and close the connection."""
+        """Answer a request that is invalid or too large, and close the connection."""
         self._refused = self._refused or (400, "bad_request", msg)
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.close()  # in the middle of the answer to an earlier request
@@ -144,7 +141,7 @@ _URL_TOO_LONG = (414, "url_too_long", "the request's address is too long")
 
 
 class _Joining:
-    """A transport that writes small pieces together, when the present step of the loop is over."""
+    """A transport that joins small writes of the same step of the event loop."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -164,7 +161,7 @@ class _Joining:
         if self._pieces:
             pieces, self._pieces = self._pieces, []
             if self._transport.is_closing():
-                return  # the client has gone meanwhile
+                return  # the client has disconnected
             self._transport.write(b"".join(pieces) if len(pieces) > 1 else pieces[0])
 
     def writelines(self, pieces: Any) -> None:
