@@ -22,14 +22,13 @@ from qwenctl.errors import StoreUnavailable
 from ..auth.identity import Identity
 from ..auth.password import Throttled
 from ..data.admission import may_wake
-from ..data.routing import gpu_of
 from ..data.services import Services
 from ..data.waiting import WaitingPages
 from ..http.cookies import SESSION_COOKIE, TIER_COOKIE, set_cookie
 from ..http.problem import Problem
 from ..http.request import Request
 from .pages import PREFIX, SECURITY_HEADERS, Page, Pages, crashed, safe_path, store_lost
-from .status_stream import StatusStream
+from .status_stream import StatusStream, asked_gpu
 
 TIERS_AGE = 2.0
 """How old the answer of ``/api/tiers`` may be, in seconds: every waiting page asks each 3 s."""
@@ -111,18 +110,7 @@ class _Views:
 
     @property
     def gpu(self) -> str:
-        """The GPU that the request is about.
-
-        Raises:
-            Problem: there is no such GPU or tier.
-        """
-        try:
-            name = request.args.get("gpu") or gpu_of(self._config, self.request)
-        except UnknownTier as error:
-            raise Problem(400, "unknown_tier", str(error)) from None
-        if name not in self._config.gpu:
-            raise Problem(404, "no_such_gpu", "no such GPU is configured")
-        return name
+        return asked_gpu(self._config, self.request)
 
     @property
     def target(self) -> str:

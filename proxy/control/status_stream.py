@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs
 
-from qwenctl.config.deployment import UnknownTier
+from qwenctl.config.deployment import Config, UnknownTier
 from qwenctl.core.events import Event
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.status import page_status
@@ -25,7 +25,7 @@ from ..data.admission import may_wake
 from ..data.routing import gpu_of
 from ..data.services import Services
 from ..data.waiting import RENEW_PAGE, WaitingPages
-from ..http.problem import send_problem
+from ..http.problem import Problem, send_problem
 from ..http.request import Receive, Request, Scope, Send
 
 log = logging.getLogger("qwenctl.proxy")
@@ -104,12 +104,9 @@ class StatusStream:
             await send_problem(request, send, 401, "sign_in", "sign in first")
             return
         try:
-            name = _query(scope, "gpu") or gpu_of(self._config, request)
-        except UnknownTier as error:
-            await send_problem(request, send, 400, "unknown_tier", str(error))
-            return
-        if name not in self._config.gpu:
-            await send_problem(request, send, 404, "no_such_gpu", "no such GPU is configured")
+            name = asked_gpu(self._config, request)
+        except Problem as error:
+            await send_problem(request, send, error.status, error.code, error.detail)
             return
         await send(
             {
@@ -189,6 +186,17 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
-def _query(scope: Scope, key: str) -> str:
-    values = parse_qs(scope.get("query_string", b"").decode("latin-1")).get(key)
-    return values[0] if values else ""
+def asked_gpu(config: Config, request: Request) -> str:
+    """Return the GPU of ``?gpu=NAME``, or else of the request's host and tier.
+
+    Raises:
+        Problem: there is no such GPU or tier.
+    """
+    names = parse_qs(request.target.partition("?")[2]).get("gpu")
+    try:
+        name = names[0] if names else gpu_of(config, request)
+    except UnknownTier as error:
+        raise Problem(400, "unknown_tier", str(error)) from None
+    if name not in config.gpu:
+        raise Problem(404, "no_such_gpu", "no such GPU is configured")
+    return name

@@ -9,6 +9,8 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from qwenctl.lib.settings_types import is_loopback
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -85,7 +87,7 @@ class Request:
     @property
     def from_loopback(self) -> bool:
         """Whether the peer is on this machine; it may be a proxy."""
-        return _loopback(self.peer)
+        return is_loopback(self.peer)
 
     @property
     def peer_is_loopback(self) -> bool:
@@ -166,10 +168,3 @@ def _within(address: str, allowed: Networks) -> bool:
     except ValueError:
         return False
     return any(parsed in network for network in allowed)
-
-
-def _loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
