@@ -20,7 +20,7 @@ def explored(*rules: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rules", [("3",), ("3", "intr")])
+@pytest.mark.parametrize("rules", [("3",), ("3", "intr"), ("3", "lie")])
 def test_no_run_cuts_a_request(rules: tuple[str, ...]) -> None:
     assert explored(*rules).startswith("no violation in ")
 
@@ -28,7 +28,15 @@ def test_no_run_cuts_a_request(rules: tuple[str, ...]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "rules",
-    [("2",), ("3", "nolockrule"), ("3", "noepoch"), ("3", "stale"), ("3", "intr", "noask")],
+    [
+        ("2",),
+        ("3", "nolockrule"),
+        ("3", "noepoch"),
+        ("3", "stale"),
+        ("3", "intr", "noask"),
+        ("3", "lie", "believed"),
+        ("3", "block", "owned"),
+    ],
 )
 def test_without_one_of_its_rules_there_is_such_a_run(rules: tuple[str, ...]) -> None:
     found = explored(*rules)

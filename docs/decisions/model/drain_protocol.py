@@ -1,13 +1,18 @@
 """Explicit-state check of the drain/forward/fencing protocol of docs/architecture.md (2 proxies, 2 controllers, ticks of 1 s).
 
-Finds a run in which the cloud stops the GPU under a request in flight, or none. Usage: drain_protocol.py DRAIN_TICKS [nolockrule] [noepoch] [stale] [intr [noask]]
+Finds a run in which the cloud stops the GPU under a request in flight, or none. Usage: drain_protocol.py DRAIN_TICKS [nolockrule] [noepoch] [stale] [intr [noask]] [lie [believed]] [block [owned]]
 
 intr: the cloud takes the instance back: no way back to ready, only work keeps it from stopping, and a part of running work is
 forwarded in `draining` with an in-flight lease in the same breath (noask: without it, by the snapshot alone: a violation).
+lie: an answer of the cloud leaves the running instance out; its agent reports, so nobody believes it (believed: whoever leads does,
+and drops the leases of the work; what is then found running is stopped: a violation).
+block: a proxy's event loop stands still for as long as it likes; a thread renews its in-flight lease (owned: only the loop does: a
+violation).
 """
 import sys
 from collections import deque
 D = int(sys.argv[1]); LOCKRULE = "nolockrule" not in sys.argv; STALE = "stale" in sys.argv; INTR = "intr" in sys.argv; ASK = "noask" not in sys.argv; EPOCH = "noepoch" not in sys.argv
+LIE = "lie" in sys.argv; BELIEVED = "believed" in sys.argv; BLOCK = "block" in sys.argv; OWNED = "owned" in sys.argv
 S = W = 1; I = 1; IL = 2; LOCK = 2
 # state: phase, tdrain, owner, ttl, cloud, L, (IL0,IL1), ((ph,age),)*2, (infl,)*2, (dirty,)*2, (held,)*2, (pc0,pc1)
 init = ("off", 0, None, 0, "stopped", 0, (0, 0), (("off", 0),) * 2, (0, 0), (-1, -1), (0, 0), (None, None))
@@ -17,9 +22,12 @@ def succ(s):
     ph, td, own, ttl, cl, L, il, sn, fl, di, he, pc = s
     # tick: live proxies write back within W and renew in-flight leases
     if all(d < W for d in di):
-        yield "tick", (ph, min(td + 1, D) if ph == "draining" else 0, own if ttl > 1 else None, max(ttl - 1, 0), cl, max(L - 1, 0),
-            tuple(max(x - 1, 0) if not (fl[p] and di[p] < 0) else x for p, x in enumerate(il)),
+        yield "tick", (ph, min(td + 1, D) if ph == "draining" or LIE and ph == "off" else 0, own if ttl > 1 else None, max(ttl - 1, 0), cl, max(L - 1, 0),
+            tuple(max(x - 1, 0) if not (fl[p] and di[p] < 0) or ph == "off" else x for p, x in enumerate(il)),
             tuple((a, min(b + 1, S + 1)) for a, b in sn), fl, tuple(d + 1 if d >= 0 else d for d in di), he, pc)
+        if BLOCK and OWNED and any(fl):  # proxies whose loops stand still: none renews
+            yield "blocked tick", (ph, min(td + 1, D) if ph == "draining" else 0, own if ttl > 1 else None, max(ttl - 1, 0), cl, max(L - 1, 0),
+                tuple(max(x - 1, 0) for x in il), tuple((a, min(b + 1, S + 1)) for a, b in sn), fl, di, he, pc)
     for p in (0, 1):
         a, age = sn[p]
         if (a, age) != (ph, 0): yield f"refresh{p}", (ph, td, own, ttl, cl, L, il, rep(sn, p, (ph, 0)), fl, di, he, pc)
@@ -41,10 +49,13 @@ def succ(s):
     for c in (0, 1):
         if own is None: yield f"lock{c}", (ph, td, c, LOCK, cl, L, il, sn, fl, di, he, rep(pc, c, None) if EPOCH else pc)
         if own == c and ttl < LOCK: yield f"renew{c}", (ph, td, c, LOCK, cl, L, il, sn, fl, di, he, pc)
+        if LIE and BELIEVED and own == c and pc[c] is None and ph in ("ready", "draining") and cl == "running":
+            yield f"believe{c}", ("off", 0, own, ttl, cl, L, (0, 0), sn, fl, di, he, pc)
         want = leases(L, il)
         work = any(il)
         if own == c and pc[c] is None:
             if ph == "off" and want: yield f"starting{c}", ("starting", 0, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "start"))
+            if LIE and ph == "off" and cl == "running" and not want and td >= D: yield f"found{c}", ("stopping", 0, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "stop"))
             if ph == "starting" and cl == "stopped": yield f"restart{c}", (ph, td, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "start"))
             if ph == "starting" and cl == "running": yield f"ready{c}", ("ready", 0, own, ttl, cl, L, il, sn, fl, di, he, pc)
             if ph == "ready" and (INTR or not want): yield f"drain{c}", ("draining", 0, own, ttl, cl, L, il, sn, fl, di, he, pc)
