@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from pytest_httpserver import URI_DEFAULT, HTTPServer
+from werkzeug import Request, Response
 
 from tests.support.fake_ecs import Cloud, FakeEcs, Key
 from tests.support.fake_ecs.client import INSTANCE
@@ -22,36 +22,21 @@ TOKEN = "metadata-token-of-this-test"
 class Metadata:
     """The metadata service in hardened mode: nothing without a token."""
 
-    def __init__(self) -> None:
+    def __init__(self, http: HTTPServer) -> None:
         self.role = "qwenctl-node"
-        self.hardened = True
-        metadata = self
+        self.url = http.url_for("")
+        http.expect_request(URI_DEFAULT, method="PUT").respond_with_handler(self._token)
+        http.expect_request(URI_DEFAULT, method="GET").respond_with_handler(self._value)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_PUT(self) -> None:
-                seconds = self.headers.get("X-aliyun-ecs-metadata-token-ttl-seconds")
-                self._send(200 if seconds else 400, TOKEN)
+    def _token(self, request: Request) -> Response:
+        seconds = request.headers.get("X-aliyun-ecs-metadata-token-ttl-seconds")
+        return Response(TOKEN, 200 if seconds else 400)
 
-            def do_GET(self) -> None:
-                if self.headers.get("X-aliyun-ecs-metadata-token") != TOKEN:
-                    self._send(403, "")
-                    return
-                path = self.path.removeprefix("/latest/meta-data/")
-                found = metadata.values().get(path)
-                self._send(404 if found is None else 200, found or "")
-
-            def _send(self, status: int, text: str) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+    def _value(self, request: Request) -> Response:
+        if request.headers.get("X-aliyun-ecs-metadata-token") != TOKEN:
+            return Response("", 403)
+        found = self.values().get(request.path.removeprefix("/latest/meta-data/"))
+        return Response(found or "", 404 if found is None else 200)
 
     def values(self) -> dict[str, str]:
         values = {"instance-id": INSTANCE, "region-id": "cn-hangzhou"}
@@ -69,11 +54,8 @@ class Metadata:
 
 
 @pytest.fixture
-def metadata() -> Iterator[Metadata]:
-    service = Metadata()
-    yield service
-    service.server.shutdown()
-    service.server.server_close()
+def metadata(httpserver: HTTPServer) -> Metadata:
+    return Metadata(httpserver)
 
 
 @pytest.fixture
@@ -84,32 +66,14 @@ def ecs() -> Iterator[FakeEcs]:
 
 @pytest.fixture
 def answering() -> Iterator[Callable[[int, str], str]]:
-    """Starts an endpoint that answers everything with that status and body."""
-    servers = []
+    """Makes an endpoint answer everything with that status and body."""
+    with HTTPServer() as server:
 
-    def start(status: int, body: str) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body.encode())
+        def answer(status: int, body: str) -> str:
+            server.expect_request(URI_DEFAULT).respond_with_data(body, status)
+            return f"127.0.0.1:{server.port}"
 
-            do_GET = do_POST
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"127.0.0.1:{server.server_address[1]}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield answer
 
 
 def stop(metadata_url: str, endpoint: str) -> subprocess.CompletedProcess[str]:

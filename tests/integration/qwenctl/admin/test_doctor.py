@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+from pytest_httpserver import URI_DEFAULT, HTTPServer
 
 from qwenctl.clouds.check_steps import clock_with_cloud
 from qwenctl.core.lifecycle import Move, Phase
@@ -35,30 +39,18 @@ from tests.support.net import free_ports
 def proxy_url() -> Iterator[str]:
     """What the check of the node URLs needs of a proxy, at an address that is no loopback."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content = (
-                b'{"status": "ok", "version": "0"}' if "/_qwenctl/healthz" in self.path else b"x"
-            )
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("192.0.2.1", 9))  # sends nothing
-            address = probe.getsockname()[0]
-        server = ThreadingHTTPServer((address, 0), Handler)
+            server = HTTPServer(probe.getsockname()[0])
+        server.start()
     except OSError:
         pytest.skip("this machine cannot be reached but on loopback")
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://{address}:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    healthz = re.compile(".*/_qwenctl/healthz.*")
+    server.expect_request(healthz).respond_with_json({"status": "ok", "version": "0"})
+    server.expect_request(URI_DEFAULT).respond_with_data("x")
+    yield server.url_for("")
+    server.stop()
 
 
 # All is well
@@ -226,9 +218,6 @@ def test_secrets_that_others_can_read(
 
 @pytest.mark.parametrize(("seconds", "level"), [(0, "ok"), (120, "warn"), (-900, "fail")])
 def test_the_clock_is_compared_with_the_cloud(seconds: float, level: str) -> None:
-    import time
-    from email.utils import formatdate
-
     class Handler(BaseHTTPRequestHandler):
         def date_time_string(self, timestamp: Any = None) -> str:
             return formatdate(time.time() - seconds, usegmt=True)

@@ -7,7 +7,6 @@ proxy the agent is not told what to run, and readiness is probed by the command 
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_httpserver import URI_DEFAULT, HTTPServer
 
 from qwenctl.config.deployment import Config
 from qwenctl.config.loading import load_config
@@ -129,18 +129,9 @@ class Machine:
     @contextlib.contextmanager
     def service(self) -> Iterator[None]:
         """The WebUI, on its port."""
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None: ...
-
-        with http.server.ThreadingHTTPServer(("127.0.0.1", self.service_port), Handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+        with HTTPServer(port=self.service_port) as server:
+            server.expect_request(URI_DEFAULT).respond_with_data()
             yield
-            server.shutdown()
 
 
 @pytest.fixture

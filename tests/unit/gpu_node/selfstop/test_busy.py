@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_httpserver import URI_DEFAULT, HTTPServer
+from werkzeug import Request, Response
 
 from gpu_node.machine.nvidia import GpuWatch, Reading
 from gpu_node.selfstop.busy import busy, busy_for_a_while, read_spec
@@ -19,34 +19,22 @@ from tests.support.net import free_port
 
 
 class Server:
-    def __init__(self) -> None:
+    """A service that says how many generations run."""
+
+    def __init__(self, http: HTTPServer) -> None:
         self.answers = ["0"]
         """How many generations, one an answer; the last one for good."""
-        outer = self
+        self.port = http.port
+        http.expect_request(URI_DEFAULT).respond_with_handler(self._answer)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                text = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
-                body = f"vllm:num_requests_running {text}\n".encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self.http.server_address[1]
-        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+    def _answer(self, _: Request) -> Response:
+        text = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return Response(f"vllm:num_requests_running {text}\n")
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+def server(httpserver: HTTPServer) -> Server:
+    return Server(httpserver)
 
 
 def gpus(*loads: float | None) -> GpuWatch:

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 import requests
+from pytest_httpserver import HTTPServer
 
 from gpu_node.machine.nvidia import GpuView
 from gpu_node.services.probe import GpuLoad, probe_active, sum_samples
@@ -86,20 +84,10 @@ def test_a_gpu_busy_for_long_enough_is_a_generation(
         (401, b'{"active": 2}', None),
     ],
 )
-def test_what_an_activity_path_says(status: int, body: bytes, active: int | None) -> None:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, requests.Session() as http:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        try:
-            assert probe_active(http, url, Activity(path="/active"), 10.0) == active
-        finally:
-            server.shutdown()
+def test_what_an_activity_path_says(
+    httpserver: HTTPServer, status: int, body: bytes, active: int | None
+) -> None:
+    httpserver.expect_request("/active").respond_with_data(body, status)
+    with requests.Session() as http:
+        found = probe_active(http, httpserver.url_for(""), Activity(path="/active"), 10.0)
+    assert found == active

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 from typing import Any
+
+from pytest_httpserver import URI_DEFAULT, HTTPServer
 
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
 from qwenctl.core.lifecycle import NodeView, Phase
 
 
-class Ready(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *args: Any) -> None: ...
-
-
 def test_a_service_that_has_gone_again_is_not_ready() -> None:
-    server = HTTPServer(("127.0.0.1", 0), Ready)
-    port = server.server_address[1]
-    gpu = GpuConfig(agent=False, service=({"name": "webui", "port": port},))  # type: ignore[arg-type]
+    server = HTTPServer()
+    server.expect_request(URI_DEFAULT).respond_with_data()
+    server.start()
+    service: Any = {"name": "webui", "port": server.port}
+    gpu = GpuConfig(agent=False, service=(service,))
     unused: Any = SimpleNamespace(call_timeout=1.0, observe_interval=1.0)
     controller = Controller("main", gpu, unused, unused, owner="test", standalone=True)
 
@@ -33,9 +27,6 @@ def test_a_service_that_has_gone_again_is_not_ready() -> None:
         )
         return controller._probe_says_ready(seen)
 
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
     assert says_ready(Phase.BOOTING)
-    server.shutdown()
-    server.server_close()
+    server.stop()
     assert not says_ready(Phase.LOADING)

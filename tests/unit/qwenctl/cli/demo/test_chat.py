@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import socket
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
+from pytest_httpserver import URI_DEFAULT, HTTPServer
 
 from qwenctl.errors import ExitCode, UserError
 
@@ -27,25 +25,10 @@ def test_sample_png_is_a_valid_png_with_three_colours() -> None:
 
 
 @pytest.fixture
-def page() -> Iterator[str]:
+def page(httpserver: HTTPServer) -> str:
     """The address of a web server that is no Gradio app."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "6")
-            self.end_headers()
-            self.wfile.write(b"<html>")
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    httpserver.expect_request(URI_DEFAULT).respond_with_data("<html>")
+    return httpserver.url_for("")
 
 
 def test_another_page_is_one_sentence(page: str) -> None:
