@@ -1,6 +1,6 @@
-"""Load the agent's own settings: the proxy's address and the node secret.
+"""The agent's settings: the proxies and the node secret.
 
-What to run is not among them; that comes from the proxy (`qwenctl.protocol.messages.Spec`).
+What to run comes from the proxy (`qwenctl.protocol.messages.Spec`).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ ENV_PREFIX = "QWENCTL_NODE__"
 LAST_GOOD = "settings.json"
 
 OF_THIS_BOOT = ("agent.lock", "deadman.json", "notice.json", "status.json", "watchdog.json")
-"""Files in the state directory that mean nothing in another boot."""
+"""Files in the state directory that are void after a boot."""
 
 STATE_FILES = (*OF_THIS_BOOT, "spec.json", LAST_GOOD)
 """All files of the agent there."""
 
 
 class NodeSettings(BaseModel):
-    """Every setting, as in the TOML file; ``QWENCTL_NODE__KEY`` in the environment comes first."""
+    """Every setting, as in the TOML file; ``QWENCTL_NODE__KEY`` overrides it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -100,7 +100,7 @@ class NodeSettings(BaseModel):
         return read_secret(Path(self.node_secret_file).expanduser(), "node_secret_file")
 
     def this_boot(self) -> str:
-        """Return the boot id: as set, the kernel's, or a random id where the kernel has none."""
+        """Return the boot id: as set, else the kernel's (random(4)), else a random one."""
         if self.boot_id:
             return self.boot_id
         try:
@@ -110,10 +110,10 @@ class NodeSettings(BaseModel):
 
 
 def load_settings(path: str | None, env: Mapping[str, str]) -> NodeSettings:
-    """Read the TOML file (if one is named), overlay the environment, and check.
+    """Read the TOML file, if any, overlay the environment, and validate.
 
     Raises:
-        ConfigError: the file, the key, and what is wrong with it.
+        ConfigError: one sentence a problem, with the file and the key.
     """
     return _FILE.load(path, env)
 
@@ -133,9 +133,9 @@ _FILE = SettingsFile(
 
 
 def save_last_good(settings: NodeSettings) -> Path:
-    """Keep a copy for a watchdog that cannot use the settings any more; return its path.
+    """Copy the settings for a watchdog that cannot use later ones; return the path.
 
-    The node secret and settings of this boot alone are left out.
+    The node secret and the settings of this boot alone are left out.
 
     Raises:
         OSError: it cannot be written.
@@ -147,8 +147,10 @@ def save_last_good(settings: NodeSettings) -> Path:
 
 
 def load_last_good(path: str | None, env: Mapping[str, str]) -> NodeSettings | None:
-    """Return the copy of the last usable settings; None if there is none. Keys of another version of
-    this program are left out."""
+    """Load the copy of earlier settings; None: there is none, or it is invalid.
+
+    Unknown keys, such as those of a newer version, are ignored.
+    """
     try:
         found = json.loads(Path(state_dir_of(path, env), LAST_GOOD).read_bytes())
         known = {key: found[key] for key in NodeSettings.model_fields if key in found}
@@ -158,7 +160,7 @@ def load_last_good(path: str | None, env: Mapping[str, str]) -> NodeSettings | N
 
 
 def state_dir_of(path: str | None, env: Mapping[str, str]) -> str:
-    """Return the state directory, also from settings that cannot be used otherwise."""
+    """Return the state directory, even if the settings are not valid."""
     if given := env.get(f"{ENV_PREFIX}STATE_DIR"):
         return given
     found = None

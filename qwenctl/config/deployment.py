@@ -113,7 +113,7 @@ class ProxyConfig(Table):
 
 
 class UnknownTier(LookupError):
-    """Somebody asked for a tier that no GPU of the host has; says which there are."""
+    """No GPU of the host has the tier that was asked for."""
 
 
 class Config(Table):
@@ -146,7 +146,7 @@ class Config(Table):
         before, found, _ = value.partition("://")
         scheme = before.lower() if found else ""
         if value and scheme not in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"):
-            # Without a scheme nothing is quoted: it may be a password.
+            # Text without a scheme is not quoted: it may be a password.
             raise ValueError(
                 f"unknown scheme {scheme!r}; use redis://, rediss://, unix://, redis+sentinel:// "
                 "or redis+cluster://"
@@ -155,7 +155,7 @@ class Config(Table):
 
     @property
     def source(self) -> str:
-        """The file that this came from, or empty."""
+        """Path of the file; empty: there is none."""
         return self._source
 
     @property
@@ -164,12 +164,12 @@ class Config(Table):
 
     @property
     def url(self) -> str:
-        """Where people and nodes reach the proxy, without a slash at the end."""
+        """URL at which people and nodes reach the proxy, without a slash at the end."""
         return (self.proxy.public_url or f"http://{self.proxy.listen}").rstrip("/")
 
     @property
     def node_urls(self) -> tuple[str, ...]:
-        """Where nodes reach the proxies, without slashes at the end."""
+        """URLs at which nodes reach the proxies, without slashes at the end."""
         return tuple(url.rstrip("/") for url in self.proxy.node_urls) or (self.url,)
 
     @model_validator(mode="after")
@@ -193,8 +193,10 @@ class Config(Table):
         return self
 
     def _check_tiers(self) -> None:
-        """GPUs of the same host need different tiers. (Without tiers, all but the first of those
-        that name no host are for the command line and `?gpu=`.)"""
+        """Refuse GPUs of the same host with the same tier.
+
+        Without tiers, of the GPUs that name no host only the first gets visitors; see `unvisited`.
+        """
         claimed: dict[str, list[str]] = {}
         for name, gpu in self.gpu.items():
             for host in dict.fromkeys(host.lower() for host in gpu.hosts):
@@ -213,7 +215,7 @@ class Config(Table):
                     )
 
     def _check_instances(self) -> None:
-        """No two GPUs may have the same instance: each would stop it under the other's work."""
+        """Refuse an instance of two GPUs: each would stop it under the other's work."""
         owners: dict[str, str] = {}
         for name, gpu in self.gpu.items():
             for _, table in gpu.candidates():
@@ -226,7 +228,7 @@ class Config(Table):
                     )
 
     def _check_local_ports(self) -> None:
-        """GPUs of the local provider are on one machine: each port is for one service."""
+        """Refuse two services on the same port of this machine."""
         owners: dict[int, str] = {}
         for name, gpu in self.gpu.items():
             for service in gpu.service if gpu.settings.on_this_machine else ():
@@ -239,13 +241,15 @@ class Config(Table):
 
     @property
     def unvisited(self) -> tuple[str, ...]:
-        """The GPUs that no visitor is sent to, as they have neither hosts nor a tier and another
-        one of this kind comes before them; the command line and `?gpu=` reach them."""
+        """GPUs that no visitor is sent to: without hosts and tier, and not the first of these.
+
+        The command line and `?gpu=` reach them.
+        """
         free = tuple(name for name, gpu in self.gpu.items() if not gpu.hosts)
         return tuple(name for name in free if name not in self._gpus_of_other_hosts)
 
     def gpu_name(self, wanted: str | None) -> str:
-        """The GPU meant by ``--gpu`` or its absence.
+        """Return the GPU that ``--gpu`` names, or the only GPU without it.
 
         Raises:
             ConfigError: no such GPU, or none given where there are several.
@@ -279,20 +283,22 @@ class Config(Table):
         return self._gpus_by_host[first.hosts[0].lower()] if first else ()
 
     def gpus_at(self, host: str) -> tuple[str, ...]:
-        """The GPUs that requests for this host name (lower case) can go to, the default one first:
-        those that name it, else those that name none, else the first and those of its tiers; empty
-        if there is no GPU at all."""
+        """Return the GPUs for requests to this host name (lower case), the default first.
+
+        They are those that name it, else those that name none, else the first and those of its
+        tiers.
+        """
         return self._gpus_by_host.get(host, self._gpus_of_other_hosts)
 
     def choose_gpu(
         self, names: Sequence[str], *, tier: str = "", model: str = "", usual_tier: str = ""
     ) -> str:
-        """One of several GPUs of a host (`gpus_at`): that of the ``tier`` asked for, else the one
-        that serves the API ``model``, else that of the ``usual_tier``, else the first.
+        """Choose among the GPUs of a host (`gpus_at`): by tier, API model or usual tier.
+
+        Without any of these, or if no GPU has the model or usual tier, it is the first.
 
         Raises:
-            UnknownTier: none of them has that ``tier``. (A model or usual tier that none of them
-                has does not matter.)
+            UnknownTier: none of them has that ``tier``.
         """
         if tier:
             for name in names:
@@ -310,7 +316,7 @@ class Config(Table):
         return next((n for n in names if usual_tier and self.gpu[n].tier == usual_tier), names[0])
 
     def check_listen(self) -> tuple[str, int]:
-        """Host and port of ``proxy.listen``, if the proxy may listen there.
+        """Return host and port of ``proxy.listen``.
 
         Raises:
             ConfigError: not an address, or open to others without access control.
@@ -327,7 +333,7 @@ class Config(Table):
         return host, int(port)
 
     def read_node_secret(self) -> str:
-        """The node secret; a new random one is written to the state directory at the first call.
+        """Read the node secret; without a setting of it, make it in the state directory.
 
         Raises:
             ConfigError: the file is missing, empty, or cannot be written.
@@ -340,7 +346,7 @@ class Config(Table):
 
 
 def own_secret(path: Path) -> str:
-    """A random secret in a file that only the owner can read, made at the first call."""
+    """Read a random secret from a file; make the file at the first call."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -348,7 +354,7 @@ def own_secret(path: Path) -> str:
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(32) + "\n")
         try:
-            os.link(fresh, path)  # two processes at once: the first one wins, both read it
+            os.link(fresh, path)  # of two processes the first wins, and both read it
         except FileExistsError:
             pass
         finally:
@@ -363,6 +369,6 @@ def own_secret(path: Path) -> str:
 
 
 def state_dir() -> Path:
-    """``$XDG_STATE_HOME/qwenctl``, by default ``~/.local/state/qwenctl``."""
+    """Return ``$XDG_STATE_HOME/qwenctl``, by default ``~/.local/state/qwenctl``."""
     base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(base).expanduser() / "qwenctl"

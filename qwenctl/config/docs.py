@@ -1,6 +1,6 @@
-"""The settings' own words: what stands under each field in `config.py`, for docs and JSON Schema.
+"""Read the docstrings of settings, for the reference and the JSON Schema.
 
-Read from the source only when asked for: doing so while the models are built (pydantic's
+They are read at need: reading them as the models are built (pydantic's
 ``use_attribute_docstrings``) would cost every command some 30 ms.
 """
 
@@ -24,9 +24,9 @@ __all__ = ["descriptions", "schema"]
 
 @cache
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """Field name → what it means, on one line; fields without words are left out."""
+    """Return the docstring of each field that has one, on one line."""
     found: dict[str, str] = {}
-    for base in reversed(model.__bases__):  # what a table has from another one
+    for base in reversed(model.__bases__):
         if base is not BaseModel and issubclass(base, BaseModel):
             found |= descriptions(base)
     for name, field in model.model_fields.items():
@@ -47,7 +47,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of ``qwenctl.toml``, for editors."""
+    """Make the JSON Schema of ``qwenctl.toml``, for editors."""
     result = Config.model_json_schema()
     _add_providers(result["$defs"])
     for model in _models(Config):
@@ -75,7 +75,7 @@ def _add_providers(definitions: dict[str, Any]) -> None:
 
 
 def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
-    """A model and all that are used in it."""
+    """Collect a model and all models used in it."""
     found = {model}
 
     def collect(annotation: Any) -> None:

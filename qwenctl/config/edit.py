@@ -1,8 +1,8 @@
-"""Adds and removes one table of a config file, or keys of one, and leaves every other byte as it is.
+"""Edit one table of a config file, and leave every other byte as it is.
 
-The change is made in the text, then proved: the file is parsed before and after, and unless exactly
-that came or went, nothing is written. So comments and order stay, and what is written in an
-unusual way (inline tables, quoted keys) is refused rather than damaged.
+The text is changed, then the change is proved: the text is parsed before and after, and if anything
+else has changed, nothing is written. So comments and order stay, and a file written in an unusual
+way (inline tables, quoted keys) is refused rather than damaged.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _HEADER = re.compile(r"\s*\[")
 
 
 def names_in(text: str, place: tuple[str, ...]) -> list[object]:
-    """The ``name`` of each of the ``[[place]]`` tables, in the file's order."""
+    """Return the ``name`` of each ``[[place]]`` table, in the file's order."""
     entries = _list_at(tomllib.loads(text), place)
     return [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
 
 
 def with_table(text: str, place: tuple[str, ...], table: str, values: Mapping[str, Any]) -> str:
-    """The file's text with one more ``[[place]]`` table, whose body is ``table``.
+    """Append a ``[[place]]`` table with the body ``table`` to the file's text.
 
     Raises:
         ConfigError: the file is written in a way that does not allow it.
@@ -50,9 +50,7 @@ def with_table(text: str, place: tuple[str, ...], table: str, values: Mapping[st
 
 
 def without_table(text: str, place: tuple[str, ...], index: int) -> str:
-    """The file's text without the table number ``index`` (from 0) of those at that place.
-
-    Comments directly above it go with it.
+    """Remove a ``[[place]]`` table and the comments directly above it from the text.
 
     Raises:
         ConfigError: the file is written in a way that does not allow it.
@@ -71,7 +69,7 @@ def without_table(text: str, place: tuple[str, ...], index: int) -> str:
     later = (n for n in range(begin + 1, len(lines)) if _HEADER.match(lines[n]))
     end = next(later, len(lines))
     while end < len(lines) and lines[end - 1].lstrip().startswith("#"):
-        end -= 1  # it belongs to what follows
+        end -= 1  # the comment is of the next table
     while begin and lines[begin - 1].lstrip().startswith("#"):
         begin -= 1
     kept = "".join(lines[:begin] + lines[end:])
@@ -81,7 +79,7 @@ def without_table(text: str, place: tuple[str, ...], index: int) -> str:
 def with_keys(
     text: str, place: tuple[str, ...], values: Mapping[str, str | float | bool | None]
 ) -> str:
-    """The file's text with these keys of the table ``[place]`` set, or removed where None.
+    """Set keys of the table ``[place]`` in the text, or remove them where None.
 
     Raises:
         ConfigError: the file is written in a way that does not allow it.
@@ -146,9 +144,13 @@ def _list_at(data: dict[str, Any], place: tuple[str, ...]) -> list[Any]:
 
 
 def check(path: Path, text: str, env: Mapping[str, str] | None = None) -> None:
-    """Raises `ConfigError` if the configuration would not be valid with this text in the file.
+    """Validate the configuration with this text in the file.
 
-    ``env`` is laid over it; default: the process's environment.
+    Args:
+        env: overlaid; default: the process's environment.
+
+    Raises:
+        ConfigError: it would not be valid.
     """
     fresh = _beside(path, text)
     try:
@@ -162,13 +164,13 @@ def check(path: Path, text: str, env: Mapping[str, str] | None = None) -> None:
 
 
 def edit(path: Path, change: Callable[[str], str], env: Mapping[str, str] | None = None) -> None:
-    """Replace the file in one step by what ``change`` makes of its text, if that is valid.
+    """Replace the file in one step by the result of ``change`` on its text, if valid.
 
-    Owner and permissions stay. Edits wait for each other, so that none is lost; a file that is not
-    there is an empty one. ``env``: see `check`.
+    Owner and permissions stay. Edits wait for each other, so that none is lost. A missing file
+    counts as empty.
 
     Raises:
-        ConfigError: it would not be valid, or the file cannot be written. It is as it was then.
+        ConfigError: it would not be valid, or the file cannot be written. The file is unchanged.
     """
     target = path.resolve()
     with _locked(target.parent):
@@ -186,7 +188,7 @@ def edit(path: Path, change: Callable[[str], str], env: Mapping[str, str] | None
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One edit at a time in a directory. Its own lock is used: there is no file left behind."""
+    """Lock a directory itself, so that no lock file is left behind."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -206,7 +208,7 @@ def _dress(fresh: Path, target: Path) -> None:
 
     Raises:
         ConfigError: only its owner may do that.
-        OSError: something else is wrong.
+        OSError: it fails otherwise.
     """
     if not target.exists():
         mask = os.umask(0o077)
@@ -226,7 +228,7 @@ def _dress(fresh: Path, target: Path) -> None:
 
 
 def _beside(path: Path, text: str) -> Path:
-    """A new file with that text in the same directory, which only we can read."""
+    """Write the text to a new private file in the same directory."""
     name = ""
     try:
         descriptor, name = tempfile.mkstemp(

@@ -138,7 +138,7 @@ class GpuConfig(Table):
 
     @cached_property
     def rule_table(self) -> RuleTable:
-        """The rules in force, first match first."""
+        """The rules in force; the first match counts."""
         from qwenctl.core.presets import PRESETS
 
         return RuleTable(self.rules + PRESETS[self.preset])
@@ -149,7 +149,7 @@ class GpuConfig(Table):
         spec = Spec(
             version="",
             services=tuple(
-                service.to_wire(here=self.settings.on_this_machine) for service in self.service
+                service.to_protocol(here=self.settings.on_this_machine) for service in self.service
             ),
             heartbeat=self.timing.heartbeat,
             dead_man=self.timing.dead_man,
@@ -178,7 +178,7 @@ class GpuConfig(Table):
 
     @property
     def machine(self) -> str:
-        """The GPU's own instance in words, to tell it from another that a GPU of this name was."""
+        """The GPU's own instance in words, to tell it from an earlier one of this GPU."""
         own, _ = self.candidates()[0]
         return self.provider if own in ("", self.provider) else f"{self.provider} {own}"
 
@@ -188,12 +188,12 @@ class GpuConfig(Table):
         return self.settings_of(self.provider)
 
     def settings_of(self, provider: str) -> Any:
-        """The settings of a provider: its table, or else its defaults."""
+        """Return the settings of a provider: its table, or else its defaults."""
         table = (self.__pydantic_extra__ or {}).get(provider)
         return table or (registry.settings_type(provider) or ProviderSettings)()
 
     def candidates(self) -> list[tuple[str, GpuConfig]]:
-        """The GPU's own instance and its fallbacks, in order, by name: each a GPU with one."""
+        """Return own instance and fallbacks in order, by name: each a GPU with one instance."""
         own = self.model_copy(update={"fallback": ()})
         found = [(self.settings.instance or self.provider, own)]
         for other in self.fallback:
@@ -208,7 +208,7 @@ class GpuConfig(Table):
 
     @model_validator(mode="after")
     def _usable(self) -> GpuConfig:
-        """An instance that is billed, and that nobody could ever use, is refused here."""
+        """Refuse an instance that would be billed and that nobody could use."""
         if self.model and self.workload == "custom":
             raise ValueError('model is for a workload, such as workload = "qwen3-vl-webui"')
         if self.workload != "custom" and not self.agent:
@@ -311,16 +311,16 @@ class GpuConfig(Table):
         try:
             validate({key: data[key] for key in data if key not in given})
         except ValidationError as error:
-            # Those of the whole table say nothing while a table in it is wrong.
+            # Errors of the whole table say nothing while a table in it is wrong.
             errors = [one for one in _details(error) if one["loc"]] + errors
         raise ValidationError.from_exception_data("GpuConfig", errors)
 
     @model_validator(mode="wrap")
     @classmethod
     def _ready_made(cls, data: Any, validate: ModelWrapValidatorHandler[GpuConfig]) -> GpuConfig:
-        """The tables of the workload, as if they stood in the file.
+        """Add the tables of the workload, as if they stood in the file.
 
-        It comes last, so that it sees what the validators above refuse, too.
+        This validator is the last, so that it sees the errors of those above.
         """
         if not isinstance(data, dict) or str(data.get("workload")) not in PRESET_OF:
             return validate(data)
@@ -334,7 +334,7 @@ class GpuConfig(Table):
         if not (
             isinstance(given, (list, tuple)) and isinstance(model, str) and isinstance(cache, str)
         ):
-            return validate(data)  # which says what is wrong with them
+            return validate(data)  # it finds the errors
         made = services_of(data["workload"], model, cache)
         preset = PRESET_OF[data["workload"]]
         services, places = with_changes(made, given)
@@ -359,7 +359,7 @@ def fields_of(model: type[BaseModel], providers: Sequence[str]) -> dict[str, Fie
 
 
 def _details(error: ValidationError, before: tuple[str, ...] = ()) -> list[InitErrorDetails]:
-    """Return what an error consists of, to be raised again below another place."""
+    """Return the parts of an error, to raise them again below another place."""
     details = []
     for problem in error.errors(include_url=False):
         kind: Any = PydanticCustomError(problem["type"], problem["msg"], problem.get("ctx"))
@@ -369,8 +369,7 @@ def _details(error: ValidationError, before: tuple[str, ...] = ()) -> list[InitE
 
 
 def _moved(error: ValidationError, places: Sequence[int | str]) -> ValidationError:
-    """The same with the places that services have in the file, where a workload has put its own
-    before them."""
+    """Give the error of services their places in the file: a workload puts its own before them."""
     details = _details(error)
     for detail in details:
         match detail["loc"]:

@@ -1,8 +1,8 @@
-"""The days of the all-day events in an iCalendar file (RFC 5545), such as a list of holidays.
+"""Read the all-day events of an iCalendar file (RFC 5545), such as a list of holidays.
 
-Only that is read, so no library is brought in for it: `icalendar` with what it needs is larger than
-the rest of the schedules together, and does not expand repetitions either. What is not understood
-is an error that names the line, never a holiday that is silently missing.
+No library is used: `icalendar` and its dependencies are larger than the rest of the schedules
+together, and it does not expand repetitions. A line that is not understood is an error that names
+it, never a holiday that is silently missing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Property = tuple[int, str, str, str]
 
 
 def read_calendar(path: Path) -> frozenset[date]:
-    """The days of a file.
+    """Read the days of a file.
 
     Raises:
         ConfigError: it cannot be read, or something in it is not understood.
@@ -48,7 +48,7 @@ def read_calendar(path: Path) -> frozenset[date]:
 
 
 def all_day_dates(text: str) -> frozenset[date]:
-    """The days on which an all-day event lies. Timed and cancelled events do not count.
+    """Return the days of all-day events; timed and cancelled events do not count.
 
     Raises:
         ValueError: no calendar, or a line that is not understood.
@@ -60,7 +60,7 @@ def all_day_dates(text: str) -> frozenset[date]:
         raise ValueError("it is cut off: it does not end with END:VCALENDAR")
     days: set[date] = set()
     event: list[_Property] | None = None
-    inner = 0  # alarms and the like within an event have a DURATION of their own
+    inner = 0  # components within an event, such as alarms, have a DURATION, too
     for line in lines:
         _, name, _, value = line
         if (name, value) == ("BEGIN", "VEVENT"):
@@ -78,7 +78,7 @@ def all_day_dates(text: str) -> frozenset[date]:
 
 
 def _properties(text: str) -> Iterator[_Property]:
-    """The lines, the folded ones joined."""
+    """Parse the lines; folded lines are joined (RFC 5545, 3.1)."""
     joined: list[tuple[int, str]] = []
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
         if line[:1] in (" ", "\t") and joined:
@@ -124,7 +124,7 @@ def _days(event: list[_Property]) -> set[date]:
 
 
 def _length(found: dict[str, tuple[int, str, str]], first: date) -> int:
-    """In days; the end is the first day after it, and one day is what is meant by none."""
+    """Return the days of an event: DTEND is exclusive, the default is 1 (RFC 5545, 3.6.1)."""
     if "DTEND" in found:
         number, _, value = found["DTEND"]
         days = (_date(number, value) - first).days
@@ -142,13 +142,13 @@ def _length(found: dict[str, tuple[int, str, str]], first: date) -> int:
 
 
 def _starts(found: dict[str, tuple[int, str, str]], first: date) -> Iterator[date]:
-    """The first day of each repetition: only "every year" is understood."""
+    """Return the first day of each repetition; only FREQ=YEARLY is understood."""
     if "RRULE" not in found:
         yield first
         return
     number, _, value = found["RRULE"]
     rule = dict(part.partition("=")[::2] for part in value.split(";") if part)
-    # Some programs repeat what the start says already.
+    # Some programs repeat the month and day of the start.
     same = {"BYMONTH": str(first.month), "BYMONTHDAY": str(first.day), "WKST": rule.get("WKST")}
     rest = {key: said for key, said in rule.items() if key not in same or said != same[key]}
     if rest.pop("FREQ", "") != "YEARLY" or rest.keys() - {"INTERVAL", "COUNT", "UNTIL"}:

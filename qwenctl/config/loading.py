@@ -29,7 +29,7 @@ ENV_PREFIX = "QWENCTL_"
 
 
 def config_path(given: str | None = None) -> Path | None:
-    """The config file in force, or None if there is none.
+    """Find the config file in force; None: there is none.
 
     Raises:
         ConfigError: a file was named and does not exist.
@@ -71,7 +71,7 @@ def _keys_of(name: str) -> list[str]:
 
 
 def _may_show(place: list[str]) -> bool:
-    """A redis_url without a scheme may be a password."""
+    """Hide secrets, and a redis_url: without a scheme it may be a password."""
     return not ("env" in place or place[-1] == "redis_url" or is_secret(place[-1]))
 
 

@@ -14,7 +14,7 @@ __all__ = ["context_of", "make_provider"]
 
 
 def make_provider(name: str, gpu: GpuConfig, config: Config) -> Provider:
-    """Make the provider of the GPU called ``name``; with fallbacks, one for all its instances.
+    """Make a GPU's provider; with fallbacks, one provider for all its instances.
 
     Raises:
         ConfigError: no such provider is installed, or it cannot work with this configuration.
@@ -37,7 +37,7 @@ def make_provider(name: str, gpu: GpuConfig, config: Config) -> Provider:
 
 
 def context_of(name: str, gpu: GpuConfig, config: Config) -> Context:
-    """Return what a provider may know about the GPU called ``name``."""
+    """Return the context of a GPU for its provider."""
     file = Path(config.node_secret_file).expanduser() if config.node_secret_file else None
     inline = config.node_secret.get_secret_value()
     return Context(

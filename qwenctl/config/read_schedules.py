@@ -1,4 +1,4 @@
-"""Schedules as configured, with their calendar files read."""
+"""Make schedules of their settings, and read their calendar files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def schedules(config: Config, gpu: str) -> tuple[Schedule, ...]:
-    """The schedules of a GPU as configured, with their calendar files read.
+    """Make the schedules of a GPU from its settings.
 
     Raises:
         ConfigError: a calendar file cannot be used, or the machine's time zone cannot be told.
@@ -65,9 +65,9 @@ def _exception(text: str, source: str) -> frozenset[date]:
 
 
 def machine_zone(env: Mapping[str, str] = os.environ, root: Path = Path("/etc")) -> tzinfo:
-    """The time zone that this machine is set to: ``$TZ``, ``/etc/localtime``, else UTC.
+    """Return the machine's time zone: ``$TZ``, ``/etc/localtime``, else UTC (tzset(3)).
 
-    Its name is known where ``$TZ``, the link or ``/etc/timezone`` says it.
+    It has a name if ``$TZ``, the link or ``/etc/timezone`` gives it.
 
     Raises:
         ConfigError: ``$TZ`` or the file cannot be read as a zone.
@@ -82,7 +82,7 @@ def machine_zone(env: Mapping[str, str] = os.environ, root: Path = Path("/etc"))
         _, found, name = str(local.resolve()).partition("/zoneinfo/")
         if found:
             return ZoneInfo(name)
-        with local.open("rb") as file:  # a copy: it does not say its name
+        with local.open("rb") as file:  # a copy, which has no name
             zone = ZoneInfo.from_file(file, key="local time")
         return _named_alike(root / "timezone", local) or zone
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -94,7 +94,7 @@ def machine_zone(env: Mapping[str, str] = os.environ, root: Path = Path("/etc"))
 
 
 def _named_alike(said: Path, local: Path) -> ZoneInfo | None:
-    """The zone that ``/etc/timezone`` names, if that file is the one copied: it may be outdated."""
+    """Return the zone of ``/etc/timezone``, which may be outdated, if it has the same content."""
     try:
         name = said.read_text(encoding="utf-8").strip()
         zone = ZoneInfo(name)

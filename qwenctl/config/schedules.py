@@ -64,7 +64,7 @@ class OffHoursConfig(Table):
             return value
         for item in value:
             if isinstance(item, datetime.date) and not isinstance(item, datetime.datetime):
-                continue  # TOML has dates of its own
+                continue  # TOML has a type for dates
             try:
                 datetime.date.fromisoformat(item)
             except (TypeError, ValueError):

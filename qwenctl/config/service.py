@@ -23,13 +23,13 @@ __all__ = [
 
 
 def _gpus(value: object) -> object:
-    """``"all"``, ``"none"``, or which ones; indices may be numbers."""
+    """Parse ``"all"``, ``"none"`` or a list of GPUs, whose indices may be numbers."""
     if value == "none":
         return ()
     if value == "all" or (isinstance(value, (list, tuple)) and list(value) == ["all"]):
         return ("all",)
     if isinstance(value, (list, tuple)):
-        found = [str(item) for item in value]  # True is none of these
+        found = [str(item) for item in value]
         if all(re.fullmatch(r"[0-9]+(:[0-9]+)?|(GPU|MIG)-.+", item) for item in found):
             return found
     raise ValueError('it is "all", "none", or a list such as [0, 1] or ["MIG-…"]')
@@ -85,9 +85,13 @@ class ServiceConfig(ServiceFields, _ServiceHead, extra="forbid"):
     stop_timeout: Duration = 10.0
     """From SIGTERM to SIGKILL."""
 
-    def to_wire(self, *, here: bool = False) -> Service:
-        """As the node is told. ``here``: on this machine, where no security group keeps others from
-        a container's port; it is for the proxy alone."""
+    def to_protocol(self, *, here: bool = False) -> Service:
+        """Make the service of the spec.
+
+        Args:
+            here: on this machine, where no security group protects the container's port: it is
+                published on loopback only.
+        """
         values = self.model_dump()
         if here and self.container is not None and self.container.bind == "0.0.0.0":
             values["container"]["bind"] = "127.0.0.1"

@@ -13,7 +13,7 @@ __all__ = [
 
 
 def to_toml(data: Mapping[str, Any]) -> str:
-    """TOML of plain JSON data; None is left out, as TOML has none."""
+    """Write JSON data as TOML, which has no None: such keys are left out."""
     return "\n".join(_toml_table(data, ())).strip()
 
 

@@ -1,8 +1,7 @@
-"""Ready-made workloads: what a GPU runs when its configuration says no more than
-``workload = "qwen3-vl-webui"`` and a model.
+"""Make the service tables of ready-made workloads, such as ``workload = "qwen3-vl-webui"``.
 
-Pure: it makes the same ``[[gpu.NAME.service]]`` tables that a person would write. A table of the
-file with the same name changes single keys of one of them.
+They are the ``[[gpu.NAME.service]]`` tables that a person would write. A table of the file with the
+same name changes single keys.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _VLLM_METRICS = {
 
 
 def services_of(workload: str, model: str, cache: str = CACHE) -> list[dict[str, Any]]:
-    """The service tables of a workload; none for ``custom``.
+    """Make the service tables of a workload; ``custom`` has none.
 
     Args:
         workload: ``custom``, or one of `PRESET_OF`.
@@ -51,7 +50,7 @@ def services_of(workload: str, model: str, cache: str = CACHE) -> list[dict[str,
 
 
 def _qwen_webui(model: str, cache: str) -> dict[str, Any]:
-    """Qwen's own image, whose entry point is empty and whose working directory has the script."""
+    """Run Qwen's own image: no entry point, and the script is in its working directory."""
     return {
         "name": "webui",
         "command": [
@@ -66,7 +65,7 @@ def _qwen_webui(model: str, cache: str) -> dict[str, Any]:
         },
         "port": 7860,
         "weights": _weights(model, cache),
-        # Work that a closed tab has left behind shows on the GPU only.
+        # Work of a tab that was closed shows on the GPU only.
         "activity": {"gpu_percent": 20, "gpu_samples": 3},
         "stop_timeout": 30,
     }
@@ -79,7 +78,7 @@ def _vllm(model: str, cache: str, *, bind: str) -> dict[str, Any]:
         "container": {
             "image": "vllm/vllm-openai:v0.11.0",
             "port": 8000,
-            # The image's own entry point is another one from version to version.
+            # The entry point of the image differs from version to version.
             "entrypoint": ["vllm", "serve"],
             "bind": bind,
             "volumes": _volumes(model, cache),
@@ -121,15 +120,18 @@ def _volumes(model: str, cache: str) -> list[str]:
 
 
 def _weights(model: str, cache: str) -> str:
-    """The directory whose files are read at start: Hugging Face's cache has one for each model."""
+    """Return the directory whose files are read at start: one a model in Hugging Face's cache."""
     return model if _is_path(model) else f"{cache}/hub/models--{model.replace('/', '--')}"
 
 
 def with_changes(
     made: Sequence[dict[str, Any]], given: Sequence[Any]
 ) -> tuple[list[Any], list[int | str]]:
-    """The tables that were made, changed key by key where one of those given has the same name, and
-    the others after them; and where each is: its index among those given, or else its name."""
+    """Merge each made table with the given table of its name; the other given tables follow.
+
+    Returns:
+        The tables, and the place of each: its index among those given, or else its name.
+    """
     left: dict[int | str, Any] = dict(enumerate(given))
     tables: list[Any] = []
     places: list[int | str] = []

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""Findings of the doctors' checks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Check", "Finding", "Level", "Stop", "fail", "ok", "refusal", "run_ch
 
 
 class Level(str, Enum):
-    """How a check went."""
+    """The level of a finding."""
 
     OK = "ok"
-    WARN = "warn"  # works, but costs money or surprises somebody
+    WARN = "warn"  # works, but costs money or surprises
     FAIL = "fail"  # does not work
 
 
@@ -33,17 +33,17 @@ class Finding:
 
 
 class Check(Protocol):
-    """A check looks at one thing and changes nothing.
+    """Check one thing and change nothing.
 
     Raises:
-        Stop: those after it would only fail for the same reason.
+        Stop: the checks after it would fail for the same reason.
     """
 
     def __call__(self) -> Iterable[Finding]: ...
 
 
 class Stop(Exception):
-    """Ends the checks of this GPU, with the finding that says why."""
+    """End the checks of this GPU with a finding that says why."""
 
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.found)
@@ -63,7 +63,7 @@ def fail(check: str, found: str, fix: str) -> Finding:
 
 
 def refusal(check: str, error: Exception, fix: str = "") -> Finding:
-    """A provider's error as a finding. Its sentence says what to do itself, after a semicolon."""
+    """Make a finding of a provider's error, whose text has the advice after a semicolon."""
     found, _, advice = str(error).partition("; ")
     codes = f" ({advice.rpartition(' (')[2]}" if advice.endswith(")") and " (" in advice else ""
     if codes:
@@ -72,7 +72,7 @@ def refusal(check: str, error: Exception, fix: str = "") -> Finding:
 
 
 def run_checks(checks: Iterable[Check]) -> Iterator[Finding]:
-    """All findings, until a check says that the rest makes no sense."""
+    """Run the checks until one of them raises `Stop`."""
     for check in checks:
         try:
             yield from check()

@@ -20,7 +20,7 @@ class ProbeResult(Enum):
     """Result of a probe."""
 
     READY = "ready"
-    ERROR = "error"  # a status of 400 or above: something is there
+    ERROR = "error"  # a status of 400 or above
     REFUSED = "refused"  # nothing listens, or the connection is closed without an answer
     SILENT = "silent"  # no answer in time
     UNREACHABLE = "unreachable"  # no such name, or no route
@@ -73,7 +73,7 @@ PATIENCE = 5.0
 
 
 def brief_reason(error: Exception) -> str:
-    """What kind of failure, without the URL or library's names in its text."""
+    """Name the kind of a failure, without URLs and names of libraries."""
     if isinstance(error, (requests.Timeout, TimeoutError)):
         return "no answer"
     if isinstance(error, requests.exceptions.SSLError):

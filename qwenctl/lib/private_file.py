@@ -1,4 +1,4 @@
-"""Small files: read with explained errors; written for their owner alone, in one step."""
+"""Read small files with explained errors; write them for their owner alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["read_secret", "read_text", "write_private"]
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only the owner can read; a reader sees the old content or the new.
+    """Replace a file in one step by one that only its owner can read.
 
     Raises:
         OSError: the directory cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A new file of ours under a name that nobody can guess: 0600, never one that lay there.
+    # mkstemp makes a new file with mode 0600 and never opens one that is there.
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".new", dir=path.parent)
     fresh = Path(name)
     try:

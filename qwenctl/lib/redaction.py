@@ -16,8 +16,8 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 
-# Keys and tokens of Hugging Face, OpenAI and ours, GitHub, AWS, Alibaba Cloud; an Authorization
-# header's token (RFC 6750) and a URL's user part (RFC 3986, 3.2.1).
+# Keys and tokens of Hugging Face, OpenAI, qwenctl, GitHub, AWS, Alibaba Cloud; bearer tokens (RFC
+# 6750) and the user part of URLs (RFC 3986, 3.2.1).
 _FORM = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|(?:sk|qk)[-_][A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
     r"|(?:AKIA|ASIA)[A-Z0-9]{12,}|LTAI[A-Za-z0-9]{12,})"
@@ -25,7 +25,7 @@ _FORM = re.compile(
     r"|(?<=://)[^/?#\s]+(?=@)"
 )
 
-# Parameters of a query, also percent-encoded once or twice, as in what Alibaba Cloud signs.
+# Query parameters, also percent-encoded once or twice, as in strings that Alibaba Cloud signs.
 _PARAMETER = re.compile(
     r"((?:[?&][\w.-]{0,40}?(?:secret|token|passw|key|credential)[\w.-]{0,40}"
     r"|AccessKeyId|SecurityToken|Signature|SignatureNonce)(?:=|%3D|%253D))"
@@ -35,15 +35,12 @@ _PARAMETER = re.compile(
 
 
 def is_secret(name: str) -> bool:
-    """Whether a key, variable or option of this name has a secret as its value.
-
-    The name of a file that holds one is none.
-    """
+    """Return whether a key, variable or option of this name holds a secret, not a file of it."""
     return bool(_NAME.search(name)) and not name.lower().endswith("file")
 
 
 def secret_options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """The secrets in a command: index of the word, what precedes it in that word, the secret."""
+    """Find the secrets in a command: index of the word, text before it in the word, secret."""
     for index, word in enumerate(words):
         option, equals, value = word.partition("=")
         if not option.startswith("-") or not is_secret(option.lstrip("-")):
@@ -55,7 +52,7 @@ def secret_options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
 
 
 def redacted(text: str, secrets: Iterable[str] = (), mask: str = "***") -> str:
-    """Mask these secrets in a text, and all that has the form of one."""
+    """Mask these secrets in a text, and everything that has the form of a secret."""
     for secret in filter(None, secrets):
         text = text.replace(secret, mask)
     return _PARAMETER.sub(rf"\1{mask}", _FORM.sub(mask, text))

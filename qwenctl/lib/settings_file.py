@@ -40,12 +40,12 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class SettingsFile(Generic[_Model]):
-    """How one program's settings are read.
+    """The settings file of one program, and how it is read.
 
     Args:
         model: validates them.
         prefix: of the environment variables.
-        shows: whether an error may quote the value found at this place.
+        shows: returns whether an error may quote the value of the key at this place.
         absent: advice where the file is missing.
         unreadable: advice where it cannot be read.
         no_key: says that a key is missing; ``{variable}`` is the variable that would set it.
@@ -67,7 +67,7 @@ class SettingsFile(Generic[_Model]):
     fields_of: Callable[[type[BaseModel]], Mapping[str, FieldInfo]] = lambda m: m.model_fields
 
     def load(self, path: str | Path | None, env: Mapping[str, str]) -> _Model:
-        """Read the file, if one is named, overlay the environment, and validate.
+        """Read the file, if there is any, overlay the environment, and validate.
 
         Raises:
             ConfigError: one sentence a problem: the file, the key, the value, what is allowed.
@@ -140,7 +140,7 @@ class SettingsFile(Generic[_Model]):
                 yield f"{head}: {message[:1].lower()}{message[1:]}{found}"
 
     def _known_keys(self, location: list[str]) -> list[str]:
-        """The keys of the table at that place."""
+        """Return the keys of the table at that place."""
         model: type[BaseModel] = self.model
         for part in location:
             if (field := self.fields_of(model).get(part)) is not None:

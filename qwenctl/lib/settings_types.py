@@ -32,7 +32,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def parse_duration(value: object) -> float:
-    """Seconds from ``90``, ``"90s"``, ``"1h30m"``, ``"250ms"`` or ``"2d"``.
+    """Parse ``90``, ``"90s"``, ``"1h30m"``, ``"250ms"`` or ``"2d"`` into seconds.
 
     Raises:
         ValueError: anything else, negative numbers included.
@@ -88,7 +88,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?")
 
 
 def _size(value: object) -> int:
-    """Bytes from ``1048576``, ``"512m"``, ``"8g"`` or ``"8GiB"``; powers of 1024, as Docker has it."""
+    """Parse ``1048576``, ``"512m"``, ``"8g"`` or ``"8GiB"``: powers of 1024, as in Docker."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     found = _SIZE.fullmatch(str(value).strip().lower())
@@ -113,7 +113,7 @@ Lead = Annotated[
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine and nobody else's."""
+    """Return whether a host name or address is a loopback address (RFC 6890)."""
     if host.lower() == "localhost":
         return True
     try:

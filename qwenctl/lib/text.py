@@ -1,4 +1,4 @@
-"""Text for people: control characters escaped, durations and sizes in words."""
+"""Format text for people: control characters, durations, sizes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ def escape_control(text: str, by: str | None = None) -> str:
     """Escape control characters in untrusted text before printing it.
 
     Args:
-        by: put in the place of each; default: its escape sequence, such as ``\\x1b``.
+        by: replaces each; default: its escape sequence, such as ``\\x1b``.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] if by is None else by for c in text)
 
 
 def one_line(text: str) -> str:
-    """The first line of an untrusted message, and where to look for what follows it."""
+    """Return the first line of an untrusted message, and where the others are."""
     lines = text.strip().splitlines() or [""]
     return escape_control(lines[0]) + (" (more in `qwenctl logs`)" if len(lines) > 1 else "")
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
+    """Format seconds: ``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
     seconds = max(0.0, seconds)
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -38,5 +38,5 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people: ``512 MiB``, ``8.5 GiB``."""
+    """Format bytes: ``512 MiB``, ``8.5 GiB``."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

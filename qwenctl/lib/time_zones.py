@@ -1,4 +1,4 @@
-"""Names of time zones like one that is not known, for error messages."""
+"""Suggest time zones for an unknown name, for error messages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["alike"]
 
 
 def alike(name: str) -> list[str]:
-    """At most three zones of this machine that may have been meant: written alike, or of that city."""
+    """Return at most three zones of this machine with a similar name, or of that city."""
     wanted = name.strip().replace(" ", "_").lower()
     zones = sorted(zoneinfo.available_timezones())
-    # Etc/GMT+8 is eight hours behind: nobody who writes GMT+8 means it.
+    # Etc/GMT+8 is eight hours behind UTC (tz database, file etcetera).
     known = {zone.lower(): zone for zone in zones if not zone.startswith("Etc/")}
     cities = [lower for lower in known if lower.rpartition("/")[2] == wanted]
     found = [wanted] * (wanted in known) + cities
