@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-import typing
 from functools import cache
 from typing import Any
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel
 from qwenctl.clouds import registry
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import fields_of
+from qwenctl.lib.settings_file import models_in
 
 __all__ = ["descriptions", "schema"]
 
@@ -76,17 +76,11 @@ def _add_providers(definitions: dict[str, Any]) -> None:
 
 def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
     """Collect a model and all models used in it."""
-    found = {model}
-
-    def collect(annotation: Any) -> None:
-        is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        if is_model and annotation not in found:
-            found.add(annotation)
-            for field in fields_of(annotation, list(registry.BUILT_IN)).values():
-                collect(field.annotation)
-        for inner in typing.get_args(annotation):
-            collect(inner)
-
-    for field in model.model_fields.values():
-        collect(field.annotation)
+    found: set[type[BaseModel]] = set()
+    left = [model]
+    while left:
+        if (one := left.pop()) not in found:
+            found.add(one)
+            for field in fields_of(one, list(registry.BUILT_IN)).values():
+                left += models_in(field.annotation)
     return found

@@ -7,7 +7,6 @@ way (inline tables, quoted keys) is refused rather than damaged.
 
 from __future__ import annotations
 
-import copy
 import fcntl
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 from qwenctl.config.loading import load_config
 from qwenctl.config.read_schedules import schedules
+from qwenctl.config.toml import to_toml
 from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import read_text
 from qwenctl.lib.settings_file import tomllib
@@ -35,16 +35,15 @@ def names_in(text: str, place: tuple[str, ...]) -> list[object]:
     return [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
 
 
-def with_table(text: str, place: tuple[str, ...], table: str, values: Mapping[str, Any]) -> str:
-    """Append a ``[[place]]`` table with the body ``table`` to the file's text.
+def with_table(text: str, place: tuple[str, ...], values: Mapping[str, Any]) -> str:
+    """Append a ``[[place]]`` table to the file's text.
 
     Raises:
         ConfigError: the file is written in a way that does not allow it.
     """
-    before = tomllib.loads(text)
     head = text.rstrip() + "\n\n" if text.strip() else ""
-    after = f"{head}[[{'.'.join(place)}]]\n{table.strip()}\n"
-    wanted = copy.deepcopy(before)
+    after = f"{head}[[{'.'.join(place)}]]\n{to_toml(values)}\n"
+    wanted = tomllib.loads(text)
     _list_at(wanted, place).append(dict(values))
     return _proved(after, wanted, place)
 

@@ -29,12 +29,7 @@ from qwenctl.core.rules import Rule, RuleTable
 from qwenctl.lib.settings_types import NAME, NAME_OR_EMPTY, Duration, Table, is_loopback
 from qwenctl.protocol.messages import Spec
 
-__all__ = [
-    "FallbackConfig",
-    "GpuConfig",
-    "TimingConfig",
-    "fields_of",
-]
+__all__ = ["FallbackConfig", "GpuConfig", "TimingConfig", "fields_of"]
 
 
 class FallbackConfig(Table):

@@ -20,10 +20,7 @@ from qwenctl.errors import ConfigError
 from qwenctl.lib.redaction import is_secret
 from qwenctl.lib.settings_file import SettingsFile
 
-__all__ = [
-    "config_path",
-    "load_config",
-]
+__all__ = ["config_path", "load_config"]
 
 ENV_PREFIX = "QWENCTL_"
 

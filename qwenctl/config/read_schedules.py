@@ -15,11 +15,7 @@ from qwenctl.core.leases import OFF_HOURS, PREWARM
 from qwenctl.core.schedule import Cron, Schedule
 from qwenctl.errors import ConfigError
 
-__all__ = [
-    "calendar_files",
-    "machine_zone",
-    "schedules",
-]
+__all__ = ["calendar_files", "machine_zone", "schedules"]
 
 
 def schedules(config: Config, gpu: str) -> tuple[Schedule, ...]:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 import zoneinfo
 from typing import Any
 
-from pydantic import (
-    Field,
-    field_validator,
-)
+from pydantic import Field, field_validator
 
 from qwenctl.lib.settings_types import NAME, Duration, Lead, Table
-from qwenctl.lib.time_zones import alike
 
-__all__ = [
-    "OffHoursConfig",
-    "PrewarmConfig",
-]
+__all__ = ["OffHoursConfig", "PrewarmConfig"]
 
 
 class OffHoursConfig(Table):
@@ -49,7 +43,7 @@ class OffHoursConfig(Table):
             if value:
                 zoneinfo.ZoneInfo(value)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            meant = " or ".join(alike(value))
+            meant = " or ".join(_zones_like(value))
             raise ValueError(
                 "no such time zone on this machine; "
                 + (f"perhaps {meant}; " if meant else "names are like Europe/Berlin, and ")
@@ -87,3 +81,20 @@ class PrewarmConfig(OffHoursConfig):
     are meant; a relative path starts at this file."""
     lead: Lead = "auto"
     """How long before that it is started; ``auto``: as long as its last starts took."""
+
+
+def _zones_like(name: str) -> list[str]:
+    """Return at most three zones of this machine with a similar name, or of that city."""
+    wanted = name.strip().replace(" ", "_").lower()
+    zones = sorted(zoneinfo.available_timezones())
+    # Etc/GMT+8 is eight hours behind UTC (tz database, file etcetera).
+    known = {zone.lower(): zone for zone in zones if not zone.startswith("Etc/")}
+    cities = [lower for lower in known if lower.rpartition("/")[2] == wanted]
+    found = [wanted] * (wanted in known) + cities
+    if not found:
+        found = difflib.get_close_matches(wanted, known, cutoff=0.85)
+    if not found and "/" not in wanted:
+        by_city = {lower.rpartition("/")[2]: lower for lower in known if "/" in lower}
+        near = difflib.get_close_matches(wanted, by_city, cutoff=0.85)
+        found = [by_city[city] for city in near]
+    return [known[lower] for lower in dict.fromkeys(found)][:3]

@@ -7,19 +7,12 @@ import posixpath
 import re
 from typing import Annotated
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator
 
 from qwenctl.lib.settings_types import NAME, Duration, Size, Table
 from qwenctl.protocol.messages import Container, Service, ServiceFields
 
-__all__ = [
-    "ContainerConfig",
-    "ServiceConfig",
-]
+__all__ = ["ContainerConfig", "ServiceConfig"]
 
 
 def _gpus(value: object) -> object:

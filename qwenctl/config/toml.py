@@ -7,9 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = [
-    "to_toml",
-]
+__all__ = ["to_toml"]
 
 
 def to_toml(data: Mapping[str, Any]) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 from qwenctl.lib.redaction import redacted
 
@@ -32,14 +31,8 @@ class Finding:
     """Empty: it is about the whole deployment."""
 
 
-class Check(Protocol):
-    """Check one thing and change nothing.
-
-    Raises:
-        Stop: the checks after it would fail for the same reason.
-    """
-
-    def __call__(self) -> Iterable[Finding]: ...
+Check = Callable[[], Iterable[Finding]]
+"""Checks one thing and changes nothing; raises `Stop` if later checks would fail likewise."""
 
 
 class Stop(Exception):

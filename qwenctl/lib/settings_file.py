@@ -25,7 +25,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["SettingsFile", "tomllib"]
+__all__ = ["SettingsFile", "models_in", "tomllib"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -144,7 +144,7 @@ class SettingsFile(Generic[_Model]):
         model: type[BaseModel] = self.model
         for part in location:
             if (field := self.fields_of(model).get(part)) is not None:
-                model = next(_models_in(field.annotation), model)
+                model = next(models_in(field.annotation), model)
         return sorted(self.fields_of(model))
 
 
@@ -155,8 +155,9 @@ def _found(value: object) -> str:
     return f", found {text if len(text) <= 60 else text[:57] + '…'}"
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Return the models in the type of a field."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in typing.get_args(annotation):
-        yield from _models_in(inner)
+        yield from models_in(inner)

@@ -21,7 +21,6 @@ from qwenctl.cli.use.follow import follow
 from qwenctl.config.deployment import Config
 from qwenctl.config.edit import check, edit, names_in, with_table, without_table
 from qwenctl.config.read_schedules import machine_zone, schedules
-from qwenctl.config.toml import to_toml
 from qwenctl.control.holders import of_schedule, usual_lead, write
 from qwenctl.core.leases import PREWARM
 from qwenctl.core.schedule import Schedule, Window
@@ -263,11 +262,10 @@ def add(
         **({"exceptions": exceptions} if exceptions else {}),
     }
     place = ("gpu", at, "off_hours" if off_hours else "prewarm")
-    table = to_toml(values)
-    shown = f"[[{'.'.join(place)}]]\n{table}"
+    shown = with_table("", place, values).rstrip()
 
     def change(text: str) -> str:
-        return with_table(text, place, table, values)
+        return with_table(text, place, values)
 
     _put(path, change, f"added {name} to", shown, dry_run=dry_run, json=json, about=(at, name))
 
