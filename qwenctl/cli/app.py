@@ -11,8 +11,6 @@ import typer
 from qwenctl import __version__
 from qwenctl.cli.common import context
 
-__all__ = ["COMMANDS", "make_app"]
-
 COMMANDS = {
     "init": "commands.init",
     "up": "commands.up",

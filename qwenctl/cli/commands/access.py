@@ -8,8 +8,6 @@ import typer
 
 from qwenctl.cli.common.context import JsonOption
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="Make a password hash or an API key.")
 
 

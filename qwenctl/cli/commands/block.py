@@ -17,8 +17,6 @@ from qwenctl.cli.common.context import (
     duration_option,
 )
 
-__all__ = ["block"]
-
 
 def block(
     gpu: GpuOption = None,

@@ -8,8 +8,6 @@ import typer
 
 from qwenctl.cli.common.context import ConfigOption, JsonOption
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="Show and check the configuration.")
 
 

@@ -10,8 +10,6 @@ import typer
 from qwenctl.cli import missing
 from qwenctl.errors import UserError
 
-__all__ = ["demo"]
-
 
 def demo(
     once: Annotated[

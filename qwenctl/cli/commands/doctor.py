@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption
 
-__all__ = ["doctor"]
-
 
 def doctor(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = None) -> None:
     """Check everything that a wake needs, and say how to mend what is wrong. Changes nothing.

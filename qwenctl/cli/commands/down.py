@@ -16,8 +16,6 @@ from qwenctl.cli.common.context import (
     TimeoutOption,
 )
 
-__all__ = ["down"]
-
 
 def down(
     gpu: GpuOption = None,

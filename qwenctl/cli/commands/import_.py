@@ -14,7 +14,6 @@ from qwenctl.cli.common.context import ConfigOption, JsonOption
 if TYPE_CHECKING:
     from qwenctl.clouds.admin import Importer
 
-__all__ = ["app"]
 
 InstanceArgument = Annotated[str, typer.Argument(help="The instance's id.", show_default=False)]
 RegionOption = Annotated[

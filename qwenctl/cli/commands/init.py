@@ -8,8 +8,6 @@ import typer
 
 from qwenctl.cli.common.context import ConfigOption, JsonOption
 
-__all__ = ["init"]
-
 
 def init(
     here: Annotated[

@@ -8,8 +8,6 @@ import typer
 
 from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption
 
-__all__ = ["logs"]
-
 
 def logs(
     gpu: GpuOption = None,

@@ -8,8 +8,6 @@ import typer
 
 from qwenctl.cli.common.context import ConfigOption, GpuOption
 
-__all__ = ["permissions"]
-
 
 def permissions(
     cloud: Annotated[

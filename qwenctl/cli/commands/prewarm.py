@@ -14,8 +14,6 @@ from qwenctl.cli.common.context import (
     duration_option,
 )
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="Keep a GPU ready, or off, by schedule.")
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the schedule.")]

@@ -16,8 +16,6 @@ from qwenctl.cli.common.context import (
     use_config,
 )
 
-__all__ = ["app"]
-
 app = typer.Typer(invoke_without_command=True)
 
 UserOption = Annotated[

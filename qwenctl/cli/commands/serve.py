@@ -8,8 +8,6 @@ import typer
 
 from qwenctl.cli.common.context import ConfigOption
 
-__all__ = ["serve"]
-
 
 def serve(
     listen: Annotated[

@@ -8,8 +8,6 @@ import typer
 
 from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption
 
-__all__ = ["status"]
-
 
 def status(
     gpu: GpuOption = None,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption
 
-__all__ = ["unblock"]
-
 
 def unblock(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = None) -> None:
     """Lift every block; the next demand may wake the GPU again.

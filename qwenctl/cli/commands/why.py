@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption
 
-__all__ = ["why"]
-
 
 def why(gpu: GpuOption = None, json: JsonOption = False, config: ConfigOption = None) -> None:
     """Say who keeps the GPU on or off, and what happens next.

@@ -12,25 +12,6 @@ if TYPE_CHECKING:
     from qwenctl.config.gpu import GpuConfig
     from qwenctl.store.store import Store
 
-__all__ = [
-    "BecauseOption",
-    "ConfigOption",
-    "DryRunOption",
-    "GpuOption",
-    "JsonOption",
-    "NoWaitOption",
-    "Target",
-    "TimeoutOption",
-    "config_file",
-    "duration_option",
-    "heed_interrupt",
-    "load",
-    "open_store",
-    "print_json",
-    "some_time",
-    "use_config",
-    "user",
-]
 
 ConfigOption = Annotated[
     str | None,

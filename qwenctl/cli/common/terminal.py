@@ -9,8 +9,6 @@ from typing import TextIO
 
 import typer
 
-__all__ = ["clock", "coloured", "live", "paint", "phase_style", "shorten", "stamp", "warn"]
-
 _PHASE_COLOURS = {
     "off": "bright_black",
     "starting": "yellow",

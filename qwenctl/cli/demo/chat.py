@@ -21,7 +21,6 @@ from qwenctl.lib.text import one_line
 if TYPE_CHECKING:
     from gradio_client import Client
 
-__all__ = ["ChatResult", "chat", "sample_png"]
 
 POLL_SECONDS = 0.005
 """How often the answer is looked at; the accuracy of ``first_token_seconds``."""

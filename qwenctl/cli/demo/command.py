@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwenctl.cli.common.context import heed_interrupt, open_store
-from qwenctl.cli.common.terminal import paint, warn
+from qwenctl.cli.common.terminal import paint, shorten, warn
 from qwenctl.cli.setup.init import sample_webui
 from qwenctl.cli.setup.serve import proxy_command
 from qwenctl.cli.use.status import FOLLOW_SECONDS, event_words
@@ -33,8 +33,6 @@ from qwenctl.core.wakes import wakes
 from qwenctl.errors import ConfigError, ExitCode, UserError
 from qwenctl.store.embedded import socket_path
 from qwenctl.store.store import Store
-
-__all__ = ["demo"]
 
 GPU = "demo"
 IDLE_SECONDS = {False: 20.0, True: 6.0}
@@ -109,7 +107,6 @@ class _Demo:
         return self
 
     def _configure(self) -> Config:
-
         webui = sample_webui()
         if webui is None:
             raise UserError("the sample WebUI is not installed: pip install 'qwenctl[demo]'")
@@ -147,7 +144,6 @@ class _Demo:
         return load_config(str(path))
 
     def _start_proxy(self) -> None:
-
         command, env = proxy_command(self.config.source)
         with open(self._log, "wb") as log:
             self._proxy = subprocess.Popen(
@@ -205,7 +201,6 @@ class _Demo:
             _clear(self._state)
 
     def _turn_off(self) -> None:
-
         self.store.block(GPU, maintenance("demo"), None, reason="end", actor="demo", cut=True)
         with Follower(self.store, GPU) as follower:
             deadline = time.monotonic() + STOP_SECONDS
@@ -217,7 +212,6 @@ class _Demo:
 
     def invite(self) -> None:
         """Tell what to try and print what happens, until Ctrl-C."""
-
         url = paint(self.config.url, "cyan", bold=True)
         print(f"\n  The GPU is asleep. Open {url} and watch it wake.\n")
         print("  Try:  ask about a picture, then leave the tab alone:")
@@ -279,7 +273,7 @@ class _Demo:
             f"chat through the proxy: first word after {reply.first_token_seconds:.2f} s, "
             f"{len(reply.text)} characters in {reply.seconds:.2f} s"
         )
-        self._say(f"  “{_first_line(reply.text)}”")
+        self._say(f"  “{shorten(reply.text.strip().splitlines()[0], 100)}”")
         used = time.monotonic()
         self._wait(Phase.OFF, IDLE_SECONDS[True] + STOP_SECONDS)
         self._say(f"off again, {time.monotonic() - used:.1f} s after the last use")
@@ -293,7 +287,6 @@ class _Demo:
 
     def _wait(self, phase: Phase, seconds: float) -> None:
         """Until the GPU is in that phase, telling each one on the way."""
-
         seen = self.store.snapshot(GPU).phase
         with Follower(self.store, GPU) as follower:
             deadline = time.monotonic() + seconds
@@ -319,7 +312,6 @@ class _Demo:
             warn(f"  {line}")
 
     def _durations(self) -> str:
-
         history = wakes(self.store.events(GPU, 500))
         if not history or history[-1].seconds is None:
             return ""
@@ -329,11 +321,6 @@ class _Demo:
     def _say(self, text: str) -> None:
         at = f"{time.monotonic() - self._began:6.2f} s"
         print(f"{paint(at, dim=True)}  {text}", flush=True)
-
-
-def _first_line(text: str) -> str:
-    line = text.strip().splitlines()[0]
-    return line if len(line) <= 100 else line[:99] + "…"
 
 
 def _usable(port: int) -> int:
@@ -384,7 +371,6 @@ def _clear(state: Path) -> None:
 
 
 def _stop_leftovers(state: Path) -> None:
-
     path = state / "qwenctl.toml"
     if path.is_file():
         with contextlib.suppress(UserError, ProviderError):

@@ -19,8 +19,6 @@ from qwenctl.core.words import lease_words, name_words
 from qwenctl.errors import ExitCode, UserError
 from qwenctl.lib.text import duration
 
-__all__ = ["block", "down", "unblock"]
-
 _WORDS = {"off": "is off", "already_off": "is off already", "requested": "is going off"}
 
 
@@ -50,7 +48,6 @@ def down(
 
 
 def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
-
     going = [lease for lease in snapshot.leases if now or not lease.is_work]
     staying = [lease for lease in snapshot.leases if lease.is_work and not now]
     # What is recorded as off may run all the same where nobody looks after it.
@@ -164,7 +161,6 @@ def block(
     config: str | None,
 ) -> None:
     """Do `qwenctl block`."""
-
     heed_interrupt()
     some_time(for_)
     target = Target.find(gpu, config)
@@ -190,7 +186,6 @@ def block(
 
 def unblock(gpu: str | None, json: bool, config: str | None) -> None:
     """Do `qwenctl unblock`."""
-
     target = Target.find(gpu, config)
     lifted = target.store.unblock(target.name, actor=user())
     if json:

@@ -18,8 +18,6 @@ from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.words import cause_words
 from qwenctl.lib.text import duration
 
-__all__ = ["STEP_WORDS", "StepLines", "follow", "say", "step_display"]
-
 STEP_WORDS = {
     "request": "Request",
     "start": "Starting the instance",
@@ -84,7 +82,6 @@ class StepLines:
 
 
 def _lines(page: dict[str, Any], usual_word: str) -> Iterator[str]:
-
     for step in page["steps"][:-1]:
         word = STEP_WORDS[step["key"]]
         if step["state"] == "done" and step["seconds"] is not None:
@@ -171,7 +168,6 @@ class _StepScreen:
 
 
 def _footer(page: dict[str, Any], age: float) -> str:
-
     failure, progress = page["failure"], page["progress"]
     if failure and Phase(page["phase"]) is Phase.FAILED:
         again = failure["retry_in_seconds"]

@@ -7,15 +7,12 @@ from typing import Any
 
 from qwenctl.lib.text import one_line
 
-__all__ = ["figure_lines"]
-
 STALE = 15.0
 """Seconds after which the GPUs' figures are said to be old."""
 
 
 def figure_lines(resources: Mapping[str, Any]) -> Iterator[str]:
     """A line for the machine, one for each GPU and MIG device, and why there are none."""
-
     if machine := _machine(resources):
         yield machine
     for gpu in resources.get("gpus") or ():
@@ -43,7 +40,6 @@ def _machine(resources: Mapping[str, Any]) -> str:
 
 
 def _gpu(gpu: Mapping[str, Any]) -> str:
-
     parts = [one_line(f"GPU {gpu['index']} {gpu['name'].removeprefix('NVIDIA ')}")]
     if gpu["error"]:
         parts.append(one_line(gpu["error"]))

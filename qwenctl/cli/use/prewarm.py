@@ -31,9 +31,6 @@ from qwenctl.lib.private_file import read_text
 from qwenctl.lib.text import duration
 from qwenctl.store.store import Store
 
-__all__ = ["add", "crontab", "list_", "remove", "run"]
-
-
 EARLY_SECONDS = 90.0
 """How much too early `run` may come: cron starts by the minute, and by another clock than the
 store's."""
@@ -41,7 +38,6 @@ store's."""
 
 def _plans(config: Config, gpu: str | None) -> Iterator[tuple[str, Schedule]]:
     """The schedules of the GPU, or of all."""
-
     for name in [config.gpu_name(gpu)] if gpu or not config.gpu else config.gpu:
         for schedule in schedules(config, name):
             yield name, schedule
@@ -64,7 +60,6 @@ class _Leads:
         self._usual: dict[str, float] = {}
 
     def of(self, gpu: str, schedule: Schedule) -> float:
-
         if schedule.lead is not None:
             return schedule.lead
         if gpu not in self._usual:
@@ -207,7 +202,6 @@ def _run(
     dry_run: bool,
 ) -> Iterator[dict[str, Any]]:
     """What is due, done."""
-
     leads = _Leads(config, store)
     for gpu, schedule in plans:
         before = leads.of(gpu, schedule)
@@ -247,7 +241,6 @@ def add(
     config: str | None,
 ) -> None:
     """Do `qwenctl prewarm add`."""
-
     loaded, path = _with_file(config)
     at = loaded.gpu_name(gpu)
     if off_hours and lead:
@@ -289,7 +282,6 @@ def _zone_name() -> str:
 
 def remove(name: str, gpu: str | None, dry_run: bool, json: bool, config: str | None) -> None:
     """Do `qwenctl prewarm remove`."""
-
     loaded, path = _with_file(config)
     at = loaded.gpu_name(gpu)
 
@@ -324,7 +316,6 @@ def _put(
     json: bool,
     about: tuple[str, str],
 ) -> None:
-
     if dry_run:
         check(path, change(read_text(path)))
     else:
@@ -344,7 +335,6 @@ MOST_TIMES = 6
 
 def crontab(name: str | None, gpu: str | None, config: str | None) -> None:
     """Do `qwenctl prewarm crontab`."""
-
     loaded = load(config)
     plans = _named(loaded, gpu, name)
     if not plans:

@@ -8,8 +8,6 @@ from qwenctl.cli.common.context import Target, print_json, user
 from qwenctl.errors import ExitCode, UserError
 from qwenctl.protocol.messages import Command
 
-__all__ = ["restart"]
-
 
 def restart(
     service: str | None,
@@ -21,7 +19,6 @@ def restart(
     config: str | None,
 ) -> None:
     """Do `qwenctl restart`."""
-
     target = Target.find(gpu, config)
     if (agent and (stop or every or service)) or (every and (service or not stop)):
         raise typer.BadParameter(

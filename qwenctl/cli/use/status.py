@@ -27,8 +27,6 @@ from qwenctl.core.words import NOT_ASKED, cause_words, event_cause, name_words
 from qwenctl.lib.text import duration, one_line
 from qwenctl.store.store import Store
 
-__all__ = ["event_words", "events", "logs", "status", "why"]
-
 FOLLOW_SECONDS = 2.0
 """How long one blocking read of the stream lasts; less than the client's socket timeout."""
 
@@ -59,7 +57,6 @@ def status(gpu: str | None, watch: bool, json: bool, config: str | None) -> None
 
 
 def _read(config: Config, store: Store, names: list[str]) -> dict[str, Any]:
-
     gpus = {
         name: full_status(
             store.snapshot(name), store.events(name, HISTORY), config.gpu[name], url=config.url
@@ -141,7 +138,6 @@ def _headline(state: Mapping[str, Any]) -> str:
 
 
 def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
-
     def row(label: str, text: str, colour: str | None = None) -> str:
         return f"  {paint(f'{label:<11}', dim=True)}{paint(text, colour) if colour else text}"
 
@@ -186,7 +182,6 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _steps_line(steps: list[dict[str, Any]]) -> str:
-
     marks = {"done": "✓", "active": "…", "todo": "·", "failed": "✗"}
     return "  ".join(
         f"{marks[step['state']]} {step['key']}"
@@ -196,7 +191,6 @@ def _steps_line(steps: list[dict[str, Any]]) -> str:
 
 
 def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
-
     node = state["node"]
     if not node:
         return
@@ -229,7 +223,6 @@ def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cloud_line(state: Mapping[str, Any]) -> str:
-
     cloud = state["cloud"]
     if cloud["called"] and not cloud["error"]:
         return f"{state['provider']} has accepted the {cloud['called']} call, not asked since"
@@ -247,7 +240,6 @@ def _cloud_line(state: Mapping[str, Any]) -> str:
 
 
 def _wake_line(wake: Mapping[str, Any]) -> str:
-
     if wake["outcome"] == "ready":
         text = f"ready after {duration(wake['seconds'])}"
     else:
@@ -262,7 +254,6 @@ def _wake_line(wake: Mapping[str, Any]) -> str:
 
 def why(gpu: str | None, json: bool, config: str | None) -> None:
     """Do `qwenctl why`."""
-
     loaded = load(config)
     names = _names(loaded, gpu)
     store = open_store(loaded)
@@ -293,7 +284,6 @@ def _names(config: Config, gpu: str | None) -> list[str]:
 
 
 def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
-
     first, *rest = reasons
     phase = snapshot.phase.value
     text = first.text.replace(phase, paint(phase, phase_style(phase), bold=True), 1)
@@ -423,7 +413,6 @@ def logs(gpu: str | None, count: int, follow: bool, json: bool, config: str | No
 
 
 def _why_no_lines(target: Target) -> str:
-
     snapshot = target.store.snapshot(target.name)
     if not target.gpu.agent:
         return f"no log lines: {target.name} has no agent (agent = false) to send them"

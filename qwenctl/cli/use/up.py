@@ -24,8 +24,6 @@ from qwenctl.core.words import lease_words
 from qwenctl.errors import ExitCode, UserError
 from qwenctl.lib.text import duration
 
-__all__ = ["up"]
-
 
 def up(
     gpu: str | None,
@@ -148,7 +146,6 @@ class _Wake:
         self._tell_shortened("would shorten")
 
     def _tell_shortened(self, verb: str) -> None:
-
         if self.shortened is not None:
             warn(
                 f"This {verb} your earlier `qwenctl up`, which kept it on for another "
@@ -292,7 +289,6 @@ class _Wake:
 
     def _agent_heard(self) -> bool:
         """Whether an agent has ever reported, as far back as the history goes."""
-
         events = self.target.store.events(self.target.name, HISTORY)
         heard = (EventKind.HELLO, EventKind.NODE)
         return bool(self.progress.last.node) or any(event.kind in heard for event in events)
