@@ -1,7 +1,7 @@
-"""The command line: `main` turns whatever happens into one sentence and an exit code.
+"""The command line: `main` turns every outcome into a sentence and an exit code.
 
-Nothing heavy is imported here: ``qwenctl --help`` costs little more than Typer itself. Each command
-imports what it needs when it runs.
+It imports no heavy module, so that ``qwenctl --help`` costs little more than Typer itself; each
+command imports its body when it runs.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ _EXTRAS = {
     "gradio": "demo",
     "PIL": "demo",
 }
-"""Which extra installs a module, for the error that names it."""
+"""Module → the extra that installs it, for the error message."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code (see `qwenctl.errors.ExitCode`)."""
-    # Looking for plugins reads the metadata of every installed package: a tenth of a second in a
-    # large environment, before the first line is printed.
+    """Run the command line; return the exit code (`qwenctl.errors.ExitCode`)."""
+    # Looking for plugins reads the metadata of every installed package: 0.1 s in a large
+    # environment, before the first line is printed.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    # A command is short: looking for cyclic garbage while it starts, and in all its modules at its
-    # end, is a quarter of `qwenctl status`.
+    # Garbage collections during the start, and of all modules at the end, take a quarter of
+    # `qwenctl status`.
     gc.set_threshold(200_000)
     atexit.register(gc.freeze)
     try:
         return _run(args)
     except BrokenPipeError:
-        # The reader (head, less) has gone. Python would complain once more while it exits.
+        # The reader (head, less) has ended. Python would report that again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE  # what a shell says of any program that ends so
+        return 128 + signal.SIGPIPE  # as a shell reports it
     except UserError as error:
         return _error(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def missing(module: str) -> str:
-    """The sentence for a package that is not installed."""
+    """Return the error message for a package that is not installed."""
     return f"this needs the package {module}: pip install 'qwenctl[{_EXTRAS[module]}]'"
 
 
@@ -76,7 +76,7 @@ def _run(args: Sequence[str] | None) -> int:
 
     from qwenctl.cli.app import make_app
 
-    # Typer has its own copy of Click in newer versions; its public names lead to the right one.
+    # Newer versions of Typer contain a copy of Click; the public names lead to the right classes.
     usage_error: type[Exception]
     click_error: type[Exception]
     usage_error, click_error = cast(Any, typer.BadParameter.__mro__[1:3])
@@ -92,12 +92,12 @@ def _run(args: Sequence[str] | None) -> int:
             return ExitCode.USAGE
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "qwenctl"
-        text = " ".join(text.split()).rstrip(".")  # of a choice, Click lists each on its own line
+        text = " ".join(text.split()).rstrip(".")  # Click lists choices on several lines
         return _error(f"{text}; see `{command} --help`", ExitCode.USAGE)
     except typer.Abort:
         return ExitCode.INTERRUPTED
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # Click makes it a plain exit code 1
+        if isinstance(end.__context__, BrokenPipeError):  # Click turns it into exit code 1
             raise end.__context__ from None
         raise
     return int(code) if isinstance(code, int) else ExitCode.OK

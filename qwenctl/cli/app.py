@@ -1,4 +1,4 @@
-"""All commands in one place. The modules are light; they import what they need when they run."""
+"""Build the Typer application from the command modules."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ COMMANDS = {
     "import": "commands.import_",
 }
 """Command → its module, in the order of ``--help``. The module has a function of that name, or an
-``app`` with commands of its own."""
+``app`` with subcommands."""
 
 
 def make_app(args: Sequence[str]) -> typer.Typer:
-    """The application for these arguments: one that begin with a command get only that one, for
-    building all of them takes longer than most commands run."""
+    """Return the application for these arguments.
+
+    It has only the command that they begin with: building all takes longer than most commands run.
+    """
     app = typer.Typer(
         name="qwenctl",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # plain help: the same in a terminal, a pipe and the docs, and at once
+        rich_markup_mode=None,  # the same help in a terminal, a pipe and the docs, and no Rich
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
@@ -64,8 +66,10 @@ def make_app(args: Sequence[str]) -> typer.Typer:
 
 
 def _summary(command: Callable[..., None] | typer.Typer) -> Callable[[], None]:
-    """A command without its options, which take a third of the time to build: the overview shows
-    its name and first sentence only."""
+    """Return a command without its options, which take a third of the time to build.
+
+    The overview shows only its name and first sentence.
+    """
 
     def shown() -> None: ...
 

@@ -1,1 +1,1 @@
-"""Whoever writes leases or moves phases."""
+"""Code that holds leases by rule and moves phases."""

@@ -1,19 +1,19 @@
-"""Plays the node's part for a GPU without an agent (``agent = false``).
+"""Probe the WebUI of a GPU without an agent (``agent = false``), and report for it.
 
-Its WebUI starts by itself with the instance. So whoever leads asks it over HTTP whether it is ready,
-and puts the answer where an agent's reports would be. Nothing after that knows the difference.
+The WebUI starts with the instance. The leading process probes it over HTTP and stores the result as
+an agent's report, so that all other code treats both alike.
 
 ==============  ===================================  ========================================
 the WebUI       before it was ready in this boot     afterwards
 ==============  ===================================  ========================================
 below 400       ready                                ready, each heartbeat
-400 and above   loading                              loading, once it has said so twice
+400 and above   loading                              loading, after two such answers
 refuses         loading                              loading, once; then silence
-says nothing    loading                              silence
+times out       loading                              silence
 ==============  ===================================  ========================================
 
-Silence has the same end as an agent's: after ``timing.node_lost`` the instance is given up. A WebUI
-that says nothing for a while may be at work, so that alone does not make it one that loads.
+Silence ends as an agent's does: after ``timing.node_lost`` the instance counts as lost. A WebUI that
+does not answer for a while may be busy, so a timeout alone does not mean that it is loading.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ __all__ = ["Prober", "probe"]
 log = logging.getLogger("qwenctl.control.agentless")
 
 HURRY = 0.25
-"""Seconds between two probes while the WebUI is waited for."""
+"""Seconds between two probes until the WebUI is ready."""
 
 IDLE = 30.0
-"""Seconds until the next look while there is nothing to ask; `Prober.wake` ends them."""
+"""Seconds until the next step while there is nothing to probe; `Prober.wake` ends them."""
 
 MISSES = 2
-"""So many odd answers in a row make a WebUI that was ready one that is not."""
+"""Failed probes in a row after which a ready WebUI counts as loading."""
 
 BOOT = "agentless-"
-"""How the id of a boot begins that no agent has named."""
+"""Prefix of the boot ids made here."""
 
 _PHASES = (Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
 
 
 def probe(address: str, port: int, readiness: Readiness) -> tuple[ProbeResult, str]:
-    """Probe the WebUI's readiness path once; a machine without a route is as silent as any."""
+    """Probe the WebUI's readiness path once; an unreachable machine counts as silent."""
     answer, why = http_probe.probe(address, port, readiness.path, timeout=readiness.timeout)
     return (ProbeResult.SILENT if answer is ProbeResult.UNREACHABLE else answer), why
 
 
 class Prober:
-    """Asks the WebUI of one GPU, in a thread of its own, as long as its controller leads.
+    """Probes the WebUI of one GPU in its own thread while its controller leads.
 
     Args:
-        leads: whether the controller holds the lock, for sure, right now.
+        leads: returns whether the controller certainly holds the lock now.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Prober:
         self._misses = 0
 
     def wake(self) -> None:
-        """Have `run` look at once: the phase or the leader has changed."""
+        """Make `run` probe at once, since the phase or the leader has changed."""
         self._due.set()
 
     def run(self, stop: threading.Event) -> None:
@@ -88,7 +88,7 @@ class Prober:
             try:
                 delay = self.step()
             except StoreUnavailable:
-                delay = 1.0  # the controller says so
+                delay = 1.0  # the controller logs it
             except Exception:
                 if stop.is_set():
                     return  # the store has been closed
@@ -98,7 +98,7 @@ class Prober:
                 self._due.wait(delay)
 
     def step(self) -> float:
-        """Look, ask and report once; the seconds until the next time.
+        """Probe and report once; return the seconds until the next time.
 
         Raises:
             StoreUnavailable: Redis cannot be reached.
@@ -111,13 +111,13 @@ class Prober:
             return IDLE
         boot = _boot(snapshot)
         if not boot and snapshot.phase in (Phase.BOOTING, Phase.LOADING):
-            # What is reported then was asked after it.
+            # Only a probe that begins after the hello may be reported.
             return 0.0 if self._hello(snapshot) else self._readiness.interval
         answer, why = probe(snapshot.address, self._gpu.port, self._readiness)
         if not self._leads():
             return IDLE
         if not boot:
-            # Ready before there was an agentless boot: the configuration was changed.
+            # Ready without a boot of ours: ``agent`` was set to false while it ran.
             if answer is ProbeResult.READY and self._hello(snapshot):
                 return 0.0
             return self._readiness.interval
@@ -143,10 +143,10 @@ class Prober:
         self._report(snapshot, boot, "loading", why)
 
     def _hello(self, snapshot: Snapshot) -> bool:
-        """Begin a boot's record; whether it counts.
+        """Record a boot; return whether the store accepted it.
 
-        The number of the start alone would not do for a name: an instance that somebody else starts
-        has the same one as the boot before, which has ended.
+        The start's number alone cannot be the boot's id: it stays the same where an instance is
+        stopped and started outside of qwenctl.
         """
         boot = f"{BOOT}{snapshot.start_seq}-{secrets.token_hex(4)}"
         hello = Hello(gpu=self.name, boot_id=boot)
@@ -158,7 +158,7 @@ class Prober:
     def _report(
         self, snapshot: Snapshot, boot: str, state: Literal["loading", "ready"], why: str
     ) -> None:
-        """Report what is new, and each heartbeat that nothing is."""
+        """Report a change at once, and otherwise once a heartbeat."""
         view = snapshot.node_view
         heartbeat = self._gpu.timing.heartbeat
         fresh = view.heartbeat_age is not None and view.heartbeat_age < heartbeat
@@ -179,12 +179,12 @@ class Prober:
             progress=Progress(phase="start", text=why) if why else Progress(),
             services=(service,),
         )
-        # A boot that has ended meanwhile is not there to be reported about: the store refuses.
+        # The store refuses the report if the boot has ended meanwhile.
         self._store.report(report, secrets.token_hex(16), heartbeat=heartbeat)
 
 
 def _boot(snapshot: Snapshot) -> str:
-    """The boot that we, or a leader before us, have begun in this start; else empty."""
+    """Return the id of this start's boot that a `Prober` has recorded, or an empty string."""
     boot = snapshot.node.get("boot_id", "")
     ours = boot.startswith(BOOT) and snapshot.node.get("start_seq") == str(snapshot.start_seq)
     return boot if ours else ""

@@ -1,13 +1,13 @@
-"""The reconciler: the only place from which a GPU is started or stopped.
+"""Start and stop GPUs: the reconciler, and nothing else, does it.
 
-One `Controller` looks after one GPU. It compares what is wanted (the leases in the store) with what
-is (the cloud), lets `lifecycle.decide` name the next step, and performs it. Any number of them may
-run, in any number of processes: a lock with a fencing epoch lets one act at a time, and whatever it
-leaves undone, the next one sees and finishes.
+A `Controller` reconciles one GPU. It compares the desired state (the leases in the store) with the
+observed state (the cloud), lets `lifecycle.decide` name the next step, and performs it. Any number
+may run, in any number of processes: a lock with a fencing epoch lets a single controller act at a
+time, and its successor sees and finishes what it has left undone.
 
-A cloud knows nothing of our epochs. Hence the rule for calls: a call is made only while the lock is
-sure to outlive it, by the local monotonic clock counted from before the lock was last renewed, and
-only in the pass that holds the epoch in which it was decided (docs/architecture.md#why-nothing-is-started-twice).
+A cloud cannot check epochs. So a call is made only while the lock is sure to outlive it, by the
+local monotonic clock counted from before the lock was last renewed, and only in the pass that holds
+the epoch in which it was decided (docs/architecture.md#why-nothing-is-started-twice).
 """
 
 from __future__ import annotations
@@ -67,22 +67,22 @@ LOCK_MARGIN = 5.0
 _NOT_BEGUN = (Phase.OFF, Phase.STARTING, Phase.FAILED)
 
 _ENDED = (failures.INSTANCE_LOST, failures.START_FAILED, failures.START_TIMEOUT)
-"""Failures that an instance which has ended unseen looks like."""
+"""Failure codes of an instance that is gone."""
 
 JOIN_SECONDS = 2.0
-"""How long to wait at the end for a probe under way."""
+"""Seconds to wait at the end for a probe under way."""
 
 MAX_STEPS = 32
-"""Steps in one pass before the lock is renewed; more than any real sequence needs."""
+"""Steps in a pass before the lock is renewed; more than any real sequence needs."""
 
 
 def owner_name() -> str:
-    """A name for this process that is never used twice."""
+    """Return a name for this process that is never used twice."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
 def timings_of(gpu: GpuConfig, provider: Provider) -> Timings:
-    """The lifecycle's bounds as configured."""
+    """Return the lifecycle's time limits from the configuration."""
     timing = gpu.timing
     return Timings(
         drain=timing.drain,
@@ -99,14 +99,14 @@ def timings_of(gpu: GpuConfig, provider: Provider) -> Timings:
 
 
 class Controller:
-    """Looks after one GPU until told to stop.
+    """Reconciles one GPU.
 
     ==========  ==========================================================================
     call        what it does
     ==========  ==========================================================================
-    `step`      one pass: as many steps as can be taken now; nothing if another leads
-    `run`       passes whenever something changes or is due, until the event is set
-    `wake`      from any thread: have `run` make a pass at once
+    `step`      makes a pass: as many steps as can be taken now; none if another leads
+    `run`       makes passes when something changes or is due, until the event is set
+    `wake`      makes `run` begin a pass at once, from any thread
     ==========  ==========================================================================
     """
 
@@ -123,9 +123,13 @@ class Controller:
         monotonic: Callable[[], float] = time.monotonic,
         observer: Observer = NO_OBSERVER,
     ) -> None:
-        """``standalone``: no proxy runs. So the service itself is asked, too, whether it is ready,
-        since its agent cannot report; and what ended before we led is over, but no failure that
-        the next start has to wait for. ``keeper``: has each pass hold leases and blocks by rule."""
+        """
+        Args:
+            standalone: no proxy runs. So the controller also probes the service itself, since its
+                agent cannot report; and an instance that stopped before this controller led counts
+                as off, not as failed, so that the next start need not wait.
+            keeper: holds leases and blocks by rule in each pass.
+        """
         self.name = name
         self._gpu = gpu
         self._store = store
@@ -146,7 +150,7 @@ class Controller:
     # Running
 
     def wake(self) -> None:
-        """Have `run` make a pass at once."""
+        """Make `run` begin a pass at once."""
         self._due.set()
 
     def run(self, stop: threading.Event, *, watch: bool = True) -> None:
@@ -188,10 +192,10 @@ class Controller:
         return thread
 
     def step(self) -> float:
-        """One pass; the seconds after which the next one is due at the latest.
+        """Make a pass; return the seconds after which the next is due at the latest.
 
         Raises:
-            StoreUnavailable: Redis cannot be reached; nothing was done since.
+            StoreUnavailable: Redis cannot be reached.
         """
         asked_at = self._monotonic()
         lock, taken, left = self._store.acquire(self.name, self._owner, self._ttl)
@@ -200,7 +204,7 @@ class Controller:
             self._lock = None
             return min(hold_in, left + 0.02)
         if taken or lock != self._lock:
-            self._forget()  # what we knew belongs to an epoch in which somebody else may have acted
+            self._forget()  # another process may have acted since
         led = self._leads()
         self._lock, self._lock_until = lock, asked_at + self._ttl
         if self._prober and not led:
@@ -245,7 +249,7 @@ class Controller:
             if self._move(lock, snapshot, step) is Outcome.EPOCH:
                 return 0.05
         elif not self._lock_outlives_call():
-            return 0.0  # renew it, decide anew
+            return 0.0  # renew the lock, then decide again
         else:
             return self._call(lock, snapshot, view, step) or None
         return None
@@ -260,7 +264,7 @@ class Controller:
             outcome = error.code
             raise
         finally:
-            try:  # what the cloud has accepted must be recorded whatever an observer does
+            try:  # an accepted call must be recorded even if an observer fails
                 self._observer.called_cloud(self.name, action, outcome, self._monotonic() - began)
             except Exception:
                 log.exception("%s: an observer failed", self.name)
@@ -280,11 +284,11 @@ class Controller:
             try:
                 self._store.release_lock(self.name, self._lock)
             except StoreUnavailable:
-                pass  # it runs out by itself
+                pass  # the lock expires
             self._lock = None
 
     def _leads(self) -> bool:
-        """Whether the lock is sure to be ours, from any thread."""
+        """Return whether the lock is certainly ours; from any thread."""
         return self._lock is not None and self._monotonic() < self._lock_until
 
     # Looking
@@ -296,7 +300,7 @@ class Controller:
         self._epochs_first_look = True
         self._denied = False
         self._surplus_left = False
-        """A surplus instance could not be stopped yet: it is looked at sooner than usual."""
+        """A surplus instance could not be stopped yet, so the next observation comes sooner."""
         self._probed_seq: int | None = None
         self._leads_since: float | None = None
 
@@ -308,17 +312,17 @@ class Controller:
         if self._leads_since is None:
             self._leads_since = snapshot.now
         if node.heartbeat_age is not None:
-            # Before we led, perhaps nobody was there to hear the agent.
+            # Before we led, perhaps no process received the agent's reports.
             heard = min(node.heartbeat_age, snapshot.now - self._leads_since)
             node = replace(node, heartbeat_age=heard)
         if self._prober and snapshot.time("ready_at") is None:
-            # What is reported until then is that nothing answers yet: no sign of life of the instance.
+            # Until then the reports say only that nothing answers, which proves no life.
             node = replace(node, heartbeat_age=None)
         if self._standalone and self._prober is None and self._probe_says_ready(snapshot):
             node = NodeView(hello=True, state="ready")
         since = snapshot.since
         if snapshot.phase in (Phase.BOOTING, Phase.LOADING):
-            since = max(since, self._leads_since)  # likewise: it gets its time to be heard
+            since = max(since, self._leads_since)  # so the agent gets its full time
         return View(
             phase=snapshot.phase,
             since=since,
@@ -348,8 +352,10 @@ class Controller:
         return snapshot.now - age if answers and age is not None else None
 
     def _should_look(self, snapshot: Snapshot) -> bool:
-        """Whether somebody asked for a look since the last one, and that was not just now; or a
-        surplus instance is to be stopped that was starting when it was seen."""
+        """Return whether the cloud is to be observed before its time.
+
+        That is so after a request for it (`Store.look`), and while a surplus instance starts.
+        """
         asked, looked = snapshot.time("look_at"), self._observed_at
         if looked is None:
             return False
@@ -371,13 +377,13 @@ class Controller:
             error = str(problem)
             self._denied = isinstance(problem, Denied)
             self._observation = Observation(Observed.UNKNOWN, reason=error)
-            # Its failure carries the same message (`lifecycle.decide`); the command line shows one.
+            # The failure by `lifecycle.decide` has the same message; the command line shows it once.
             first = self._standalone and self._observed_at is None
             not_begun = first or snapshot.phase in _NOT_BEGUN
             fails_wake = self._denied and snapshot.wanted and not_begun
             extra = {"fails_wake": fails_wake}
             log.warning("%s: cannot look at the instance: %s", self.name, error, extra=extra)
-        # The instance was looked at after this snapshot was taken, so that its time is a safe one.
+        # The snapshot is older than the observation, so its time is safe.
         self._observed_at = snapshot.now
         seen = self._only_serving(self._observation, snapshot)
         if seen.state.gone:
@@ -417,14 +423,14 @@ class Controller:
         return Observation(Observed.ABSENT, serving, snapshot.address, reason)
 
     def _leaves_alone(self, snapshot: Snapshot) -> bool:
-        """Whether what is found running is somebody else's business."""
+        """Return whether an instance found running is to be ignored."""
         return snapshot.phase is Phase.OFF and self._gpu.found_running == "ignore"
 
     def _stop_surplus(self) -> None:
-        """Two of the GPU's instances are on: only the one that serves stays."""
+        """Stop the GPU's instances that run besides the serving instance."""
         assert isinstance(self._provider, MultiInstanceProvider)
         log.warning("%s: %s", self.name, self._observation.reason)
-        self._observation = replace(self._observation, surplus=False)  # once for each look
+        self._observation = replace(self._observation, surplus=False)  # once for each observation
         try:
             with self._timed("stop_surplus"):
                 self._provider.stop_surplus()
@@ -437,7 +443,7 @@ class Controller:
     def _probe_says_ready(self, snapshot: Snapshot) -> bool:
         age = snapshot.node_view.heartbeat_age
         if snapshot.node_view.state and age is not None and age <= self._timings.heartbeat:
-            return False  # the agent knows better
+            return False  # the agent's reports count
         if snapshot.phase not in (Phase.BOOTING, Phase.LOADING) or not snapshot.address:
             return self._probed_seq == snapshot.start_seq and snapshot.phase is not Phase.OFF
         path = self._gpu.service[0].readiness.path if self._gpu.service else "/"
@@ -451,12 +457,12 @@ class Controller:
     # Acting
 
     def _lock_outlives_call(self) -> bool:
-        """Whether the lock is sure to last until a call that is made now has ended."""
-        # The clock is read last, so that no pause before it goes unnoticed.
+        """Return whether the lock certainly outlives a call that is made now."""
+        # The clock is read last, so that a pause before it counts.
         return self._provider.call_timeout < self._lock_until - self._monotonic()
 
     def _ended_before(self, snapshot: Snapshot, move: Move) -> bool:
-        """Whether the instance failed before we led, and is gone."""
+        """Return whether the failure is that of an instance gone before we led."""
         begun = max(snapshot.since, snapshot.time("called_at") or 0.0)
         return (
             move.to is Phase.FAILED
@@ -497,9 +503,9 @@ class Controller:
         return outcome
 
     def _call(self, lock: Lock, snapshot: Snapshot, view: View, call: Call) -> float:
-        """Make the call; the seconds to wait before the next step, or 0 to go on at once."""
+        """Make the call; return the seconds until the next step, or 0 to go on at once."""
         accepted, problem = Accepted(), ""
-        seen_at, self._observed_at = self._observed_at, None  # what was seen before is over
+        seen_at, self._observed_at = self._observed_at, None  # older observations are void
         try:
             act = self._provider.start if call.verb == "start" else self._provider.stop
             with self._timed(call.verb):
@@ -508,7 +514,7 @@ class Controller:
             log.info("%s: %s: %s", self.name, call.verb, error)
             return self._timings.observe_moving
         except Transient as error:
-            problem = str(error)  # the cloud may have accepted it: the next look tells
+            problem = str(error)  # perhaps accepted: the next observation decides
         except ProviderError as error:
             problem = str(error)
             if call.verb == "start":
@@ -527,7 +533,7 @@ class Controller:
             note=accepted.note,
         )
         if not problem:
-            self._observed_at = seen_at  # void by its age; the cloud gets a moment (`decide`)
+            self._observed_at = seen_at  # `decide` treats it as void, and gives the cloud its grace
         level = logging.WARNING if problem else logging.INFO
         words = problem or "; ".join(filter(None, ("accepted", accepted.note)))
         log.log(level, "%s: %s call %s", self.name, call.verb, words)

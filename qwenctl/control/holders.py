@@ -1,12 +1,12 @@
-"""Leases and blocks that are held by rule: each rule is a `Holder`, all of them are in `HOLDERS`.
+"""Hold leases and blocks by rules: a rule is a `Holder`, and all are listed in `HOLDERS`.
 
-A holder is a pure function of the GPU's state, its history, the settings and the time, and returns
-what is to be held now and what soon. It starts and stops nothing. The controller's loop has a
-`Keeper` write, renew and release accordingly.
+A holder is a pure function of state, history, settings and time. It returns the leases and blocks to
+hold now and soon; it starts and stops nothing. In the controller's loop a `Keeper` writes, renews
+and releases them.
 
-Level-triggered: each pass asks what is to be held now, and for how long yet. So a proxy that was
-down at the opening loses nothing but the time, and any number of proxies and cron jobs may do the
-same at once (`Store.schedule` writes a window once). The time is the store's.
+Level-triggered: each pass computes what to hold at that time. So a proxy that was down at the
+opening catches up, and any number of proxies and cron jobs may do the same at once (`Store.schedule`
+writes a window once). The time is the store's.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ __all__ = ["HOLDERS", "Hold", "Holder", "Keeper", "Settings", "of_schedule", "us
 log = logging.getLogger("qwenctl.control.holders")
 
 LOOK_SECONDS = 30.0
-"""The longest time between two passes: a changed calendar file, a slower boot, and a clock that was
-set are noticed that late."""
+"""Most seconds between two passes, and until a changed calendar file, boot time or clock counts."""
 
 RETRY_SECONDS = 10.0
-"""When a holder that failed is tried again."""
+"""Seconds after which a failed holder is retried."""
 
 
 @dataclass(frozen=True)
 class Hold:
-    """A lease or block to hold; the kind in its name says which of both."""
+    """A lease or block to hold, according to the kind in its name."""
 
     name: str
     window: Window
-    """It is held from `starts` until `ends`. What `down` or `unblock` has ended comes back with a
-    later `opens`."""
+    """Hold it from `starts` until `ends`. If `down` or `unblock` ends it, only a later `opens` holds it
+    again."""
     reason: str
     actor: str
 
@@ -70,8 +69,8 @@ class Holder:
     name: str
     holds: Callable[[Snapshot, History, Settings, float], Iterable[Hold]]
     kinds: frozenset[str] = frozenset()
-    """Kinds of leases and blocks that nobody else writes: those that `holds` no longer returns are
-    released, whichever process has written them."""
+    """Kinds that only this holder writes: those that `holds` no longer returns are released, whichever
+    process wrote them."""
 
 
 def usual_lead(events: Sequence[Event], estimate: float) -> float:
@@ -97,8 +96,8 @@ def _scheduled(_: Snapshot, history: History, settings: Settings, now: float) ->
             yield of_schedule(schedule, soon)
 
 
-HOLDERS: list[Holder] = [Holder("schedules", _scheduled)]  # cron may write their leases, too
-"""All rules. The order means nothing."""
+HOLDERS: list[Holder] = [Holder("schedules", _scheduled)]  # no kinds: cron writes them, too
+"""All rules, in no particular order."""
 
 
 def write(store: Store, gpu: str, hold: Hold) -> str:
@@ -110,7 +109,7 @@ def write(store: Store, gpu: str, hold: Hold) -> str:
 
 
 class Keeper:
-    """Holds for one GPU what the holders return."""
+    """Applies the holders to one GPU."""
 
     def __init__(
         self, config: Config, gpu: str, store: Store, holders: Sequence[Holder] = HOLDERS
@@ -124,12 +123,12 @@ class Keeper:
         self._troubles: dict[str, str] = {}
 
     def step(self, *, release: bool) -> float:
-        """Make one pass; return the seconds after which the next one is due.
+        """Make a pass; return the seconds until the next.
 
-        A holder that fails stops no other, and nothing of it is released.
+        If a holder fails, the others are applied, and nothing of it is released.
 
         Args:
-            release: also release what is no longer to be held; the leader does.
+            release: also release what is no longer to be held; only the leader does.
 
         Raises:
             StoreUnavailable: Redis cannot be reached.
@@ -166,7 +165,7 @@ class Keeper:
         return delay
 
     def _release(self, snapshot: Snapshot, holder: Holder, names: set[str]) -> None:
-        """Release what is held of the holder's kinds under other names."""
+        """Release leases and blocks of the holder's kinds that have other names."""
         for lease in snapshot.leases:
             if lease.kind in holder.kinds and lease.name not in names:
                 self._store.release(self._gpu, actor=holder.name, only=lease.name)
@@ -175,13 +174,13 @@ class Keeper:
                 self._store.unblock(self._gpu, block.name, actor=holder.name)
 
     def _history(self, snapshot: Snapshot) -> Sequence[Event]:
-        """Return the events, read anew after each transition."""
+        """Return the events as of the last transition."""
         if self._read is None or self._read[0] != snapshot.since:
             self._read = snapshot.since, self._store.events(self._gpu, HISTORY)
         return self._read[1]
 
     def _read_calendars(self) -> None:
-        """Take the schedules' calendar files as they are now; keep what was read if that fails."""
+        """Read the schedules' calendar files again; on failure keep the old schedules."""
         gpu = self._settings.gpu
         if not any(calendar_files(entry) for entry in (*gpu.prewarm, *gpu.off_hours)):
             return
@@ -194,6 +193,6 @@ class Keeper:
                 log.warning("%s; going on with what was read before", error)
 
     def _is_new(self, what: str, error: str) -> bool:
-        """Remember an error; return whether it is another than before."""
+        """Remember an error; return whether it differs from the last."""
         before, self._troubles[what] = self._troubles.get(what), error
         return error != before

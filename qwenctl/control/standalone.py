@@ -1,7 +1,7 @@
 """Follow a GPU, and reconcile it as long as no other process does.
 
-A command writes its lease or block, then reads `Progress.snapshots` until what it waits for has
-come about. It need not know who leads:
+A command writes its lease or block, then reads `Progress.snapshots` until its condition holds. It
+need not know which process leads:
 
 =====================  ==================================================================
 the lock is held by    what happens
@@ -11,8 +11,8 @@ nobody                 an ordinary `Controller` in a thread takes the lock
 another, which dies    our controller takes the lock once it has run out
 =====================  ==================================================================
 
-Where nobody has led, the recorded phase says only how the GPU was left. So nothing is yielded before
-the cloud has been asked and the first step has followed from its answer.
+Where no process has led, the recorded phase is only the last known state. So no snapshot is yielded
+before the cloud has been observed and the controller has made a step by it.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 __all__ = ["Follower", "Progress", "wake_error"]
 
 CALL_SECONDS = 60.0
-"""How long the start or stop call may take to be made."""
+"""Seconds within which the start or stop call must be made."""
 
 SETTLE_SECONDS = 120.0
-"""How long a bad instance may take to be stopped after a failure."""
+"""Seconds to wait for a failed instance to be stopped."""
 
 JOIN_SECONDS = 10.0
-"""How long to wait at the end for a cloud call under way."""
+"""Seconds to wait at the end for a cloud call under way."""
 
 _EXIT_CODES = {failures.NO_CAPACITY: ExitCode.NO_CAPACITY, failures.DENIED: ExitCode.DENIED}
 
@@ -60,7 +60,7 @@ def wake_error(name: str, failure: Failure, more: str = "") -> UserError:
 
 
 class Follower:
-    """The snapshots of one GPU, a new one at each change. A context manager."""
+    """Reads the snapshots of a GPU as it changes. A context manager."""
 
     def __init__(
         self, store: Store, name: str, *, monotonic: Callable[[], float] = time.monotonic
@@ -75,7 +75,7 @@ class Follower:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # It may be in the middle of a read of a second; nobody needs to wait for that.
+        # Its read under way may last a second; do not wait for that.
         threading.Thread(target=self._watcher.stop, daemon=True).start()
 
     def snapshots(self, *, every: float, deadline: float | None = None) -> Iterator[Snapshot]:
@@ -101,7 +101,7 @@ class Follower:
 
 
 class Progress(Follower, Observer):
-    """What becomes of one GPU after a command, with our own controller where no other leads."""
+    """Follows a GPU for a command, and reconciles it while no other process leads."""
 
     def __init__(
         self,
@@ -115,22 +115,22 @@ class Progress(Follower, Observer):
     ) -> None:
         """
         Args:
-            first: as it was before the command wrote anything.
-            keep_found: if false, what is found running and nobody needs is stopped and not adopted;
-                what is to be ignored is ignored all the same.
+            first: the state before the command wrote anything.
+            keep_found: if false, an instance found running without a lease is stopped instead of
+                adopted (but ignored if so configured).
 
         Raises:
-            ConfigError: nobody leads, and the provider cannot be made.
+            ConfigError: no process leads, and the provider cannot be made.
         """
         self.name, self.first, self.last = name, first, first
         self.owner = owner_name()
         self._config, self._gpu, self._keep_found = config, config.gpu[name], keep_found
         self._store, self._monotonic = store, monotonic
         self._trusted = bool(first.leader)
-        """The instance was being followed when we began: the record says what is."""
+        """A process led when we began, so the recorded phase is current."""
         self._decided = self._seen = self._denied = False
-        """Our controller has: taken a step by what the cloud says, seen the instance, been refused
-        its first look at it."""
+        """Whether our controller has made a step after an observation; observed the cloud; was denied
+        the first observation."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._controller = None if self._trusted else self._make_controller()
@@ -145,16 +145,16 @@ class Progress(Follower, Observer):
 
     @property
     def alone(self) -> bool:
-        """Whether no other process leads, as of the last snapshot."""
+        """Return whether no other process leads, as of the last snapshot."""
         return self.last.leader in ("", self.owner)
 
     def refresh(self) -> Snapshot:
-        """Return the state as of this call, whether it is verified or not."""
+        """Return the state as of this call."""
         self.last = self._store.snapshot(self.name)
         return self.last
 
     def snapshots(self, *, every: float, deadline: float | None = None) -> Iterator[Snapshot]:
-        """Yield snapshots as `Follower` does, from the first that says what is."""
+        """Yield snapshots as `Follower` does, from the first that is current."""
         for self.last in super().snapshots(every=every, deadline=deadline):
             if self._trusted or (self._looked and (self._decided or not self.alone)):
                 yield self.last
@@ -162,7 +162,7 @@ class Progress(Follower, Observer):
 
     @property
     def _looked(self) -> bool:
-        """Whether the cloud has been asked since we began."""
+        """Return whether the cloud was observed since we began."""
         return (self.last.time("observed_at") or 0.0) >= self.first.now
 
     # Our own controller
@@ -183,7 +183,7 @@ class Progress(Follower, Observer):
         )
 
     def _reconcile(self) -> None:
-        """Have our controller run; while another leads, it waits for the lock."""
+        """Run our controller; while another leads, it waits for the lock."""
         if self._thread:
             return
         self._controller = self._controller or self._make_controller()
@@ -211,19 +211,19 @@ class Progress(Follower, Observer):
             self._decided = True
             self._changed.set()
 
-    # What a snapshot means for the command
+    # Conditions of a snapshot
 
     def ready(self, snapshot: Snapshot) -> bool:
-        """Whether it is ready, and the cloud says that it is on."""
+        """Return whether the GPU is ready, and on according to the cloud."""
         return snapshot.phase is Phase.READY and (self._trusted or _on(snapshot))
 
     def off(self, snapshot: Snapshot) -> bool:
-        """Whether it is off, and the cloud says so too."""
+        """Return whether the GPU is off, also according to the cloud."""
         gone = snapshot.state.get("observed") in (Observed.STOPPED, Observed.ABSENT)
         return snapshot.phase is Phase.OFF and (self._trusted or gone)
 
     def stuck(self, snapshot: Snapshot) -> str:
-        """Why waiting for it to go off is in vain; empty if it is not."""
+        """Return why the GPU cannot go off, or an empty string."""
         if self._trusted or snapshot.phase not in (Phase.OFF, Phase.FAILED):
             return ""
         if error := snapshot.state.get("observe_error"):
@@ -237,9 +237,9 @@ class Progress(Follower, Observer):
         return ""
 
     def failure(self, snapshot: Snapshot) -> Failure | None:
-        """Return a failure since we began; an earlier one is being retried already.
+        """Return a failure since we began; an earlier failure is already being retried.
 
-        Where the cloud may not be asked at all, nothing is tried: that is a new failure each time.
+        A denied observation counts as new each time, since nothing is retried then.
         """
         failure = snapshot.failure if snapshot.phase is Phase.FAILED else None
         if failure and failure != self.first.failure:
@@ -253,13 +253,13 @@ class Progress(Follower, Observer):
     def _looked_in_vain(self, snapshot: Snapshot) -> bool:
         return self._looked and bool(snapshot.state.get("observe_error"))
 
-    # Conditions that several commands wait for
+    # Waiting
 
     def hand_over(self) -> None:
-        """Return once the start or stop call that is due has been made, or another process leads.
+        """Return when the due start or stop call has been made, or another process leads.
 
         Raises:
-            UserError: the call was refused, or has not been made in time (`ExitCode.TIMEOUT`).
+            UserError: the call was refused, or not made in time (`ExitCode.TIMEOUT`).
         """
         deadline = self._monotonic() + CALL_SECONDS
         for snapshot in self.snapshots(every=5.0, deadline=deadline):
@@ -269,7 +269,7 @@ class Progress(Follower, Observer):
                 raise wake_error(self.name, failure)
         last = self.last
         if not last.wanted and last.working:
-            return  # it is stopped by whoever leads when the work has ended
+            return  # the next leader stops it after the work
         if last.phase is Phase.FAILED and last.failure:
             raise wake_error(self.name, last.failure)
         verb = "start" if last.wanted else "stop"
@@ -279,7 +279,7 @@ class Progress(Follower, Observer):
         )
 
     def _called(self, snapshot: Snapshot) -> bool:
-        """Whether the due call was made since we began, or none is due."""
+        """Return whether the due call was made since we began, or none is due."""
         called = snapshot.time("called_at")
         calls = snapshot.phase is (Phase.STARTING if snapshot.wanted else Phase.STOPPING)
         if calls and called is not None and called > self.first.now:
@@ -302,5 +302,5 @@ class Progress(Follower, Observer):
 
 
 def _on(snapshot: Snapshot) -> bool:
-    """Whether the cloud says that the instance is on."""
+    """Return whether the instance is on according to the cloud."""
     return snapshot.state.get("observed") in (Observed.STARTING, Observed.RUNNING)

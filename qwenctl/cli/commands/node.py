@@ -1,4 +1,4 @@
-"""`qwenctl node`: the agent of the machine that this runs on. A way to the program `qwenctl-node`."""
+"""`qwenctl node`: run the program `qwenctl-node` of this machine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-# What follows is the other program's to understand, its --help too.
+# The other program parses all options, --help included.
 _PASS = {"ignore_unknown_options": True, "help_option_names": []}
 
 _PROGRAM = (
     "import sys; sys.path[:] = filter(None, sys.path); "
     "from gpu_node.__main__ import main; sys.exit(main())"
 )
-"""For where the program is not beside Python. Not `-m`: that would run, as root perhaps, a package of
-that name in the current folder, which is the empty entry of the path."""
+"""For a program that is not installed beside Python. Not ``-m``: that would run a package of that name
+in the current folder, perhaps as root."""
 
 Arguments = Annotated[
     list[str] | None, typer.Argument(help="See `qwenctl-node COMMAND --help`.", metavar="[OPTIONS]")
@@ -53,11 +53,11 @@ _COMMANDS = {
     "doctor": "Check everything that this node needs, and say how to mend what is wrong.",
     "bake": "Make this instance ready for a snapshot or an image of it, or only --check that.",
 }
-"""Command -> its help."""
+"""Command → its help."""
 
 
 def _hand_over(context: typer.Context, arguments: Arguments = None) -> None:
-    """Become the agent's program: its output, its exit code."""
+    """Replace this process by the agent's program."""
     sys.stdout.flush()
     installed = Path(sys.executable).with_name("qwenctl-node")
     program = [str(installed)] if installed.exists() else [sys.executable, "-c", _PROGRAM]

@@ -1,1 +1,1 @@
-"""What all commands share."""
+"""Options, context and terminal output that commands share."""

@@ -1,4 +1,4 @@
-"""What most commands begin with: the options that they share, the config, the store, the GPU."""
+"""Shared options, and the config, store and GPU that they name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def use_config(path: str | None) -> None:
 
 
 def config_file() -> str | None:
-    """The file given by ``--config`` before the command."""
+    """Return the file given by ``--config`` before the command."""
     return _config_file
 
 
@@ -50,13 +50,13 @@ _PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 
 
 def load(given: str | None = None) -> Config:
-    """The configuration; ``given`` is the ``--config`` after the command, which goes first."""
+    """Load the configuration; ``given``, a ``--config`` after the command, has precedence."""
     import os
 
     from qwenctl.config.loading import load_config
 
-    # Pydantic would search every installed package for plugins: a twentieth of `qwenctl status`.
-    # Not for our children: what a service does with Pydantic is its own business.
+    # Looking for plugins takes a twentieth of `qwenctl status`. Child processes, such as a service,
+    # must not inherit the variable.
     ours = _PLUGINS not in os.environ
     os.environ.setdefault(_PLUGINS, "__all__")
     try:
@@ -67,14 +67,14 @@ def load(given: str | None = None) -> Config:
 
 
 class Target:
-    """One GPU of the configuration with its store."""
+    """A GPU of the configuration with its store."""
 
     def __init__(self, config: Config, name: str, store: Store) -> None:
         self.config, self.name, self.store = config, name, store
 
     @classmethod
     def find(cls, gpu: str | None, config_file: str | None = None) -> Target:
-        """The GPU that the options name."""
+        """Return the GPU that the options name."""
         config = load(config_file)
         name = config.gpu_name(gpu)
         return cls(config, name, open_store(config))
@@ -84,7 +84,7 @@ class Target:
         return self.config.gpu[self.name]
 
     def command(self, verb: str) -> str:
-        """A command on this GPU as it is typed, in backticks: among several it must be named."""
+        """Return a command line for this GPU in backticks, with ``--gpu`` if there are several."""
         return f"`qwenctl {verb}{f' --gpu {self.name}' if len(self.config.gpu) > 1 else ''}`"
 
 
@@ -95,7 +95,7 @@ def open_store(config: Config) -> Store:
 
 
 def duration_option(*names: str, help: str) -> Any:  # noqa: A002
-    """An option that takes a duration such as 90, 90s, 10m or 1h30m."""
+    """Return an option that takes a duration such as 90, 90s, 10m or 1h30m."""
 
     def parse(text: str) -> float:
         from qwenctl.lib.settings_types import parse_duration
@@ -114,20 +114,20 @@ TimeoutOption = Annotated[
 
 
 def some_time(seconds: float | None) -> None:
-    """Refuse a ``--for`` that ends at once."""
+    """Refuse a ``--for`` of less than a second."""
     if seconds is not None and seconds < 1:
         raise typer.BadParameter("it must be at least 1 s", param_hint="--for")
 
 
 def heed_interrupt() -> None:
-    """Have SIGINT end us although a shell script that started us with ``&`` had it ignored."""
+    """Let SIGINT end this process even if a shell script started it with ``&``."""
     import signal
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def user() -> str:
-    """Who runs this, for the history: SUDO_USER, or the login name."""
+    """Return the user's name for the history: SUDO_USER, or the login name."""
     import getpass
     import os
 
@@ -138,5 +138,5 @@ def user() -> str:
 
 
 def print_json(value: object, *, compact: bool = False) -> None:
-    """JSON on stdout; ``compact``: on one line."""
+    """Print JSON; with ``compact`` on a single line."""
     print(json.dumps(value, ensure_ascii=False, indent=None if compact else 2), flush=compact)

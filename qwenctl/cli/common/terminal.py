@@ -1,4 +1,4 @@
-"""Colours and words for the terminal. Rich is imported only where something moves."""
+"""Write colours, times and warnings to the terminal, without Rich."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PHASE_COLOURS = {
 
 
 def coloured(stream: TextIO | None = None) -> bool:
-    """Whether to write colours: a terminal, and neither NO_COLOR nor a dumb one."""
+    """Return whether to write colours (https://no-color.org, FORCE_COLOR, TERM=dumb)."""
     stream = stream or sys.stdout
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
@@ -30,7 +30,7 @@ def coloured(stream: TextIO | None = None) -> bool:
 
 
 def live(stream: TextIO) -> bool:
-    """Whether lines on this stream can be drawn anew."""
+    """Return whether lines on this stream can be redrawn."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -42,7 +42,7 @@ def paint(
     dim: bool = False,
     stream: TextIO | None = None,
 ) -> str:
-    """The text in a colour if the stream (stdout) takes one."""
+    """Return the text in a colour if the stream (default: stdout) shows colours."""
     if not coloured(stream):
         return text
     return typer.style(text, fg=colour, bold=bold or None, dim=dim or None)
@@ -53,13 +53,13 @@ def phase_style(phase: str) -> str:
 
 
 def clock(seconds: float, now: float) -> str:
-    """A moment as local time: ``14:03``, with the date if it is more than half a day away."""
+    """Return the local time, or the date if it is more than half a day away."""
     form = "%H:%M:%S" if abs(seconds - now) < 43200 else "%Y-%m-%d %H:%M"
     return time.strftime(form, time.localtime(seconds))
 
 
 def stamp(seconds: float) -> str:
-    """A moment in a list: local date and time."""
+    """Return local date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
@@ -68,5 +68,5 @@ def shorten(text: str, length: int = 200) -> str:
 
 
 def warn(text: str) -> None:
-    """One line on stderr."""
+    """Print a warning to stderr."""
     print(paint(text, "yellow", stream=sys.stderr), file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 POLL_SECONDS = 0.005
-"""How often the answer is looked at; the accuracy of ``first_token_seconds``."""
+"""Seconds between two reads of the answer; the accuracy of ``first_token_seconds``."""
 
 _PRIVATE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
 """Gradio's client reports to gradio.app and sends the user's Hugging Face token unless these are set."""
@@ -47,7 +47,7 @@ def chat(
         UserError: the app cannot be reached or failed to answer (exit code 6), or its answer was not
             complete after ``timeout`` seconds (5).
     """
-    os.environ.update(_PRIVATE)  # before the import: they are read then
+    os.environ.update(_PRIVATE)  # the import reads them
     from gradio_client import Client
     from httpx import TimeoutException
 
@@ -59,7 +59,7 @@ def chat(
             return _ask(client, text, picture, deadline)
     except (TimeoutError, TimeoutException):
         problem, code = f"no complete answer in {timeout:g} s", ExitCode.TIMEOUT
-    except Exception as error:  # the client's own, httpx's, and the app's all end here
+    except Exception as error:  # the client's, httpx's and the app's
         problem, code = one_line(str(error) or type(error).__name__), ExitCode.FAILED
     raise UserError(f"the chat with {base_url} failed: {problem}", code)
 

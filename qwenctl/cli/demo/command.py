@@ -1,4 +1,4 @@
-"""`qwenctl demo`: the whole thing on this machine, with a state directory of its own."""
+"""`qwenctl demo`: run proxy, store and instance here, with their own state directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from qwenctl.store.store import Store
 
 GPU = "demo"
 IDLE_SECONDS = {False: 20.0, True: 6.0}
-"""How long the demo's GPU stays on unused; unattended it should not take long."""
+"""Idle timeout of the demo's GPU, attended and with ``--once``."""
 
 STARTUP_SECONDS = 30.0
 READY_SECONDS = 90.0
@@ -48,7 +48,6 @@ def _failed(text: str) -> UserError:
 
 
 def demo(once: bool, port: int, keep: bool) -> None:
-    """Do `qwenctl demo`."""
     heed_interrupt()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     base = state_dir()
@@ -61,7 +60,7 @@ def demo(once: bool, port: int, keep: bool) -> None:
 
 @contextlib.contextmanager
 def _only_one(base: Path) -> Iterator[None]:
-    """Keep a second demo of this user out: it would remove the first one's state."""
+    """Refuse a second demo of this user, which would remove the state of the first."""
     try:
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = open(base / ".demo.lock", "w")  # noqa: SIM115
@@ -79,7 +78,7 @@ def _only_one(base: Path) -> Iterator[None]:
 
 
 class _Demo:
-    """A proxy, its store and an instance, from ``with`` to the end of it."""
+    """A proxy, its store and an instance. A context manager."""
 
     def __init__(self, state: Path, once: bool, port: int, keep: bool) -> None:
         self._state, self._once, self._keep = state, once, keep
@@ -91,7 +90,7 @@ class _Demo:
     # Starting and stopping
 
     def __enter__(self) -> _Demo:
-        # Settings of the user's own deployment are none of the demo's.
+        # The settings of the user's own deployment must not change the demo.
         for name in [name for name in os.environ if name.startswith("QWENCTL_")]:
             if name != "QWENCTL_DEBUG":
                 del os.environ[name]
@@ -152,7 +151,7 @@ class _Demo:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is ours: the instance is stopped first
+                start_new_session=True,  # so that Ctrl-C reaches only us, and the instance is stopped first
                 preexec_fn=_die_with_parent,  # noqa: PLW1509
             )
         deadline = time.monotonic() + STARTUP_SECONDS
@@ -211,7 +210,7 @@ class _Demo:
     # Attended
 
     def invite(self) -> None:
-        """Tell what to try and print what happens, until Ctrl-C."""
+        """Print what to try and then the events, until Ctrl-C."""
         url = paint(self.config.url, "cyan", bold=True)
         print(f"\n  The GPU is asleep. Open {url} and watch it wake.\n")
         print("  Try:  ask about a picture, then leave the tab alone:")
@@ -236,10 +235,10 @@ class _Demo:
     # Unattended
 
     def cycle(self) -> None:
-        """Wake it by HTTP, chat about a picture, let it go off; the timeline with durations.
+        """Wake the GPU by HTTP, chat about a picture, let it go off; print the durations.
 
         Raises:
-            UserError: what did not happen, with the exit code for it.
+            UserError: a step failed.
         """
         import requests
 
@@ -286,7 +285,7 @@ class _Demo:
         print(paint(f"The whole cycle took {time.monotonic() - self._began:.1f} s.", "green"))
 
     def _wait(self, phase: Phase, seconds: float) -> None:
-        """Until the GPU is in that phase, telling each one on the way."""
+        """Wait for a phase; print the phases on the way."""
         seen = self.store.snapshot(GPU).phase
         with Follower(self.store, GPU) as follower:
             deadline = time.monotonic() + seconds
@@ -305,7 +304,7 @@ class _Demo:
         raise UserError(f"not {phase.value} after {seconds:g} s but {seen.value}", ExitCode.TIMEOUT)
 
     def _show_log(self) -> None:
-        """What may explain it: the last lines of the node and the proxy."""
+        """Print the last log lines of the node and the proxy."""
         lines = self.store.log_lines(GPU, 10)
         lines += self._log.read_text(errors="replace").splitlines()[-10:]
         for line in lines:
@@ -324,7 +323,7 @@ class _Demo:
 
 
 def _usable(port: int) -> int:
-    """The same port.
+    """Return the port.
 
     Raises:
         ConfigError: the proxy cannot listen there.
@@ -342,7 +341,7 @@ def _usable(port: int) -> int:
 
 
 def _program() -> str:
-    """What to type for `qwenctl` in the user's shell: its path unless PATH leads to it."""
+    """Return the command to type for `qwenctl`: its path unless it is on PATH."""
     ours = Path(sys.argv[0]).absolute()
     found = shutil.which("qwenctl")
     if found and Path(found).resolve() == ours.resolve():
@@ -357,7 +356,7 @@ def _free_port() -> int:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end the proxy when the demo is killed (Linux only)."""
+    """Let the kernel end the proxy when the demo is killed; Linux only (prctl(2))."""
     if sys.platform == "linux":
         import ctypes
 
@@ -377,13 +376,13 @@ def _stop_leftovers(state: Path) -> None:
             config = load_config(str(path))
             provider = make_provider(GPU, config.gpu[GPU], config)
             deadline = time.monotonic() + 15.0
-            # A machine that ends tells nobody, so it has to be asked.
+            # Nothing signals the end of a machine, so poll.
             while provider.describe().state is not Observed.STOPPED and time.monotonic() < deadline:
                 provider.stop()
                 time.sleep(0.1)
-    # Its keeper and its files go with the server.
+    # The server's keeper process and files go with it.
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(5.0)
         connection.connect(str(socket_path(state)))
         connection.sendall(b"SHUTDOWN NOSAVE\r\n")
-        connection.recv(64)  # empty once the server has gone
+        connection.recv(64)  # empty once the server has ended

@@ -1,4 +1,4 @@
-"""The service in the config file that `qwenctl init` writes: one page that needs only Python.
+"""Serve the page of the config file that `qwenctl init` writes; needs only Python.
 
 python -m qwenctl.cli.demo.sample PORT
 """
@@ -28,7 +28,7 @@ class _Page(BaseHTTPRequestHandler):
         self.wfile.write(_PAGE)
 
     def log_message(self, *_: object) -> None:
-        """Nothing: the agent's probes would fill the boot log."""
+        """Log nothing: the agent's probes would fill the boot log."""
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Commands of daily use."""
+"""Bodies of the commands for daily use."""

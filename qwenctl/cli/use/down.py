@@ -32,7 +32,6 @@ def down(
     json: bool,
     config: str | None,
 ) -> None:
-    """Do `qwenctl down`."""
     heed_interrupt()
     target = Target.find(gpu, config)
     before = target.store.snapshot(target.name)
@@ -50,7 +49,7 @@ def down(
 def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
     going = [lease for lease in snapshot.leases if now or not lease.is_work]
     staying = [lease for lease in snapshot.leases if lease.is_work and not now]
-    # What is recorded as off may run all the same where nobody looks after it.
+    # An instance that is recorded as off may run where no process observes it.
     would_stop = (
         None
         if snapshot.phase is Phase.OFF and not snapshot.leader
@@ -84,11 +83,14 @@ def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
 def _wait_off(
     target: Target, before: Snapshot, *, no_wait: bool, timeout: float | None, quiet: bool
 ) -> str:
-    """Wait until it is off, or with ``no_wait`` until it is about to be; return a key of `_WORDS`."""
+    """Wait until the GPU is off, or with ``no_wait`` until it goes off.
+
+    Return a key of `_WORDS`.
+    """
     if no_wait and before.phase is not Phase.OFF:
         _tell_alone(not before.leader)
         return "requested"
-    # `down` wins over adopting what is found running.
+    # `down` has precedence over adopting an instance that is found running.
     with follow(target, before, keep_found=False) as progress:
         try:
             return _follow_off(target, progress, no_wait=no_wait, timeout=timeout, quiet=quiet)
@@ -160,7 +162,6 @@ def block(
     json: bool,
     config: str | None,
 ) -> None:
-    """Do `qwenctl block`."""
     heed_interrupt()
     some_time(for_)
     target = Target.find(gpu, config)
@@ -185,7 +186,6 @@ def block(
 
 
 def unblock(gpu: str | None, json: bool, config: str | None) -> None:
-    """Do `qwenctl unblock`."""
     target = Target.find(gpu, config)
     lifted = target.store.unblock(target.name, actor=user())
     if json:

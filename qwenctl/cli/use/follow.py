@@ -1,4 +1,4 @@
-"""Show on stderr what happens to a GPU: its live steps, and warnings of our own controller."""
+"""Show the steps of a wake, and the controller's warnings, on stderr."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEP_WORDS = {
 
 
 def follow(target: Target, first: Snapshot, *, keep_found: bool = True) -> Progress:
-    """Follow the GPU from its state ``first`` on, warnings of our own controller on stderr."""
+    """Follow the GPU from the state ``first`` on; log our controller's warnings to stderr."""
     _log_to_terminal()
     return Progress(target.config, target.name, target.store, first, keep_found=keep_found)
 
@@ -45,7 +45,7 @@ class _OneLine(logging.Handler):
             text = record.getMessage()
             if record.exc_info and record.exc_info[1]:
                 text += f" ({record.exc_info[1]}; QWENCTL_DEBUG=1 shows the traceback)"
-        # What fails the wake, the command itself tells; what stays as it is, one line tells.
+        # The command itself prints an error that fails the wake; repeated warnings are printed once.
         same = re.sub(r"request [\w-]+", "request", text)
         if same not in self._said and not getattr(record, "fails_wake", False):
             self._said.add(same)
@@ -61,7 +61,7 @@ def _log_to_terminal() -> None:
 
 
 class StepLines:
-    """The steps of a wake, a line for each change; for logs and pipes."""
+    """Prints the steps of a wake, a line for each change; for logs and pipes."""
 
     every = 10.0
 
@@ -74,7 +74,7 @@ class StepLines:
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, page: dict[str, Any], *, known: bool) -> None:
-        """``known``: the expected durations are learned, not merely estimated."""
+        """Print what has changed; ``known``: the durations are learned, not estimated."""
         for text in _lines(page, "usually" if known else "estimated"):
             if text not in self._said:
                 self._said.add(text)
@@ -95,7 +95,7 @@ def _lines(page: dict[str, Any], usual_word: str) -> Iterator[str]:
             yield f"  {word}{usual}"
     progress = page["progress"]
     if progress and progress["phase"]:
-        # Not each percent: a log wants the phases.
+        # Only phases, no percentages, in a log.
         yield f"  … {progress['phase']}"
     if page["problem"]:
         yield f"  {page['problem']}"
@@ -106,7 +106,7 @@ def _lines(page: dict[str, Any], usual_word: str) -> Iterator[str]:
 
 
 class _StepScreen:
-    """The steps of a wake, drawn anew several times a second; for terminals."""
+    """Draws the steps of a wake several times a second; for terminals."""
 
     every = 0.5
 
@@ -116,7 +116,7 @@ class _StepScreen:
 
         self._page: dict[str, Any] | None = None
         self._at = 0.0
-        # Without a colour system Rich writes no bold and no dim either.
+        # Without a colour system Rich writes neither bold nor dim.
         console = Console(stderr=True, color_system="auto" if coloured(sys.stderr) else None)
         self._live = Live(
             get_renderable=self._render, console=console, refresh_per_second=8, transient=False
@@ -191,11 +191,11 @@ def _footer(page: dict[str, Any], age: float) -> str:
 
 
 def step_display() -> StepLines | _StepScreen:
-    """Return what shows the steps on stderr."""
+    """Return the display that suits stderr."""
     return _StepScreen() if live(sys.stderr) else StepLines()
 
 
 def say(text: str, *, quiet: bool = False) -> None:
-    """A line on stderr about what goes on."""
+    """Print progress to stderr."""
     if not quiet:
         print(paint(text, dim=True, stream=sys.stderr), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The node's figures as lines of `qwenctl status`."""
+"""Format the node's resource usage for `qwenctl status`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from qwenctl.lib.text import one_line
 
 STALE = 15.0
-"""Seconds after which the GPUs' figures are said to be old."""
+"""Age in seconds from which the GPUs' figures are marked as old."""
 
 
 def figure_lines(resources: Mapping[str, Any]) -> Iterator[str]:
-    """A line for the machine, one for each GPU and MIG device, and why there are none."""
+    """Yield a line for the machine, for each GPU and MIG device, and for missing figures."""
     if machine := _machine(resources):
         yield machine
     for gpu in resources.get("gpus") or ():

@@ -1,4 +1,4 @@
-"""`qwenctl prewarm`: schedules that keep a GPU ready (prewarm) or off (off-hours)."""
+"""`qwenctl prewarm`: list, run, add and remove schedules."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ from qwenctl.lib.text import duration
 from qwenctl.store.store import Store
 
 EARLY_SECONDS = 90.0
-"""How much too early `run` may come: cron starts by the minute, and by another clock than the
-store's."""
+"""Seconds by which `run` may come too early: cron counts minutes, by another clock than the store."""
 
 
 def _plans(config: Config, gpu: str | None) -> Iterator[tuple[str, Schedule]]:
-    """The schedules of the GPU, or of all."""
+    """Yield the schedules of the GPU, or of all GPUs."""
     for name in [config.gpu_name(gpu)] if gpu or not config.gpu else config.gpu:
         for schedule in schedules(config, name):
             yield name, schedule
@@ -53,7 +52,7 @@ def _named(config: Config, gpu: str | None, name: str | None) -> list[tuple[str,
 
 
 class _Leads:
-    """How long before its opening each schedule begins."""
+    """Finds how long before its opening each schedule begins."""
 
     def __init__(self, config: Config, store: Store) -> None:
         self._config, self._store = config, store
@@ -69,7 +68,6 @@ class _Leads:
 
 
 def list_(gpu: str | None, count: int, json: bool, config: str | None) -> None:
-    """Do `qwenctl prewarm list`."""
     loaded = load(config)
     plans = list(_plans(loaded, gpu))
     if not plans and not json:
@@ -164,7 +162,6 @@ def run(
     json: bool,
     config: str | None,
 ) -> None:
-    """Do `qwenctl prewarm run`."""
     heed_interrupt()
     loaded = load(config)
     plans = _named(loaded, gpu, name)
@@ -185,7 +182,7 @@ def run(
         try:
             with follow(Target(loaded, at, store), store.snapshot(at)) as progress:
                 progress.hand_over()
-        except UserError as error:  # the other GPUs get what they are due all the same
+        except UserError as error:  # the other GPUs are started all the same
             problems.append(error)
     for problem in problems[1:]:
         warn(str(problem))
@@ -201,7 +198,7 @@ def _run(
     *,
     dry_run: bool,
 ) -> Iterator[dict[str, Any]]:
-    """What is due, done."""
+    """Hold the leases and blocks that are due; yield an entry for each."""
     leads = _Leads(config, store)
     for gpu, schedule in plans:
         before = leads.of(gpu, schedule)
@@ -240,7 +237,6 @@ def add(
     json: bool,
     config: str | None,
 ) -> None:
-    """Do `qwenctl prewarm add`."""
     loaded, path = _with_file(config)
     at = loaded.gpu_name(gpu)
     if off_hours and lead:
@@ -248,7 +244,7 @@ def add(
     values = {
         "name": name,
         "cron": cron,
-        # Said in the file, it means the same on every machine that reads it.
+        # Written into the file, it is the same on every machine that reads it.
         "timezone": timezone or _zone_name(),
         "duration": for_,
         **({"lead": lead} if lead else {}),
@@ -264,10 +260,10 @@ def add(
 
 
 def _zone_name() -> str:
-    """Of this machine.
+    """Return the name of this machine's time zone.
 
     Raises:
-        ConfigError: it cannot be told.
+        ConfigError: it cannot be found out.
     """
     from zoneinfo import ZoneInfo
 
@@ -281,7 +277,6 @@ def _zone_name() -> str:
 
 
 def remove(name: str, gpu: str | None, dry_run: bool, json: bool, config: str | None) -> None:
-    """Do `qwenctl prewarm remove`."""
     loaded, path = _with_file(config)
     at = loaded.gpu_name(gpu)
 
@@ -290,7 +285,7 @@ def remove(name: str, gpu: str | None, dry_run: bool, json: bool, config: str | 
             names = names_in(text, place := ("gpu", at, key))
             if name in names:
                 return without_table(text, place, names.index(name))
-        _named(loaded, at, name)  # raises if there is none at all, and names those that there are
+        _named(loaded, at, name)  # raises, with the known names, if no schedule has this name
         raise ConfigError(
             f"the schedule {name!r} is not in {path}: it comes from a QWENCTL_GPU__* variable of "
             "the environment; remove it there"
@@ -330,11 +325,10 @@ def _put(
 
 
 MOST_TIMES = 6
-"""Times of day that `crontab` writes as lines of their own; with more, one line comes often."""
+"""Most lines that `crontab` writes for a schedule; instead of more, one line runs often."""
 
 
 def crontab(name: str | None, gpu: str | None, config: str | None) -> None:
-    """Do `qwenctl prewarm crontab`."""
     loaded = load(config)
     plans = _named(loaded, gpu, name)
     if not plans:
@@ -344,7 +338,7 @@ def crontab(name: str | None, gpu: str | None, config: str | None) -> None:
     zone = machine_zone()
     print(f"# qwenctl schedules; times of {zone}. Printed anew by `qwenctl prewarm crontab`.")
     for at, schedule in plans:
-        # Whole minutes, as cron's; said in the line, for a start may take longer or shorter by then.
+        # Whole minutes, as cron has. The line contains the lead, since the usual lead changes.
         lead = -(-leads.of(at, schedule) // 60) * 60
         now = store.snapshot(at).now
         about = f"{schedule.cron.text} {schedule.zone}"
@@ -360,7 +354,7 @@ def crontab(name: str | None, gpu: str | None, config: str | None) -> None:
 
 
 def _cron_fields(schedule: Schedule, now: float, lead: float, zone: Any) -> list[str] | None:
-    """The five fields of every line that is needed within a year; None: too many."""
+    """Return the five fields of each line needed within a year, or None if too many."""
     from datetime import datetime, timezone
 
     day = 86400.0
@@ -380,7 +374,10 @@ def _cron_fields(schedule: Schedule, now: float, lead: float, zone: Any) -> list
 
 
 def _command(config: Config, gpu: str, schedule: Schedule, lead: float) -> str:
-    """The command for a crontab: cron's PATH is short, its directory is home, its % a line end."""
+    """Return the command for a crontab.
+
+    Cron has a short PATH, runs in the home directory, and reads % as a line end (crontab(5)).
+    """
     import shlex
     import shutil
 

@@ -1,4 +1,4 @@
-"""`qwenctl restart`: the service again, without the instance's boot."""
+"""`qwenctl restart`: restart a service without booting the instance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ def restart(
     json: bool,
     config: str | None,
 ) -> None:
-    """Do `qwenctl restart`."""
     target = Target.find(gpu, config)
     if (agent and (stop or every or service)) or (every and (service or not stop)):
         raise typer.BadParameter(

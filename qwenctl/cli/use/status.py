@@ -1,4 +1,4 @@
-"""`qwenctl status`, `why`, `events` and `logs`: they read and change nothing."""
+"""`qwenctl status`, `why`, `events` and `logs`: read-only commands."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ from qwenctl.lib.text import duration, one_line
 from qwenctl.store.store import Store
 
 FOLLOW_SECONDS = 2.0
-"""How long one blocking read of the stream lasts; less than the client's socket timeout."""
+"""Seconds of a blocking read of the stream; less than the client's socket timeout."""
 
 
 def status(gpu: str | None, watch: bool, json: bool, config: str | None) -> None:
-    """Do `qwenctl status`."""
     loaded = load(config)
     names = _names(loaded, gpu)
     store = open_store(loaded)
@@ -69,7 +68,7 @@ def _read(config: Config, store: Store, names: list[str]) -> dict[str, Any]:
 def _watch_lines(
     config: Config, store: Store, names: list[str], changed: threading.Event, *, json: bool
 ) -> None:
-    """One line for each change: JSON, or the first line of the status."""
+    """Print a line for each change: JSON, or the first line of the status."""
     last = ""
     while True:
         changed.wait()
@@ -106,7 +105,7 @@ def _watch_live(config: Config, store: Store, names: list[str], changed: threadi
         while True:
             text = _status_text(_read(config, store, names))
             screen.update(Text.from_ansi(text), refresh=True)
-            changed.wait(timeout=1.0)  # the seconds shown go on without a change
+            changed.wait(timeout=1.0)  # the seconds on the screen pass without a change
             changed.clear()
 
 
@@ -203,7 +202,7 @@ def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
     said = {one_line(state["failure"]["message"])} if state["failure"] else set()
 
     def new(error: str) -> str:
-        """The error in one line; empty if it has been said: service, node and GPU have the same."""
+        """Return the error's first line, or nothing if it was printed for another part."""
         first = one_line((error.splitlines() or [""])[0])
         if any(first in before for before in said):
             return ""
@@ -253,7 +252,6 @@ def _wake_line(wake: Mapping[str, Any]) -> str:
 
 
 def why(gpu: str | None, json: bool, config: str | None) -> None:
-    """Do `qwenctl why`."""
     loaded = load(config)
     names = _names(loaded, gpu)
     store = open_store(loaded)
@@ -279,7 +277,7 @@ def why(gpu: str | None, json: bool, config: str | None) -> None:
 
 
 def _names(config: Config, gpu: str | None) -> list[str]:
-    """The GPU that is named, or all."""
+    """Return the named GPU, or all."""
     return [config.gpu_name(gpu)] if gpu or not config.gpu else list(config.gpu)
 
 
@@ -312,7 +310,6 @@ def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
 
 
 def events(gpu: str | None, count: int, follow: bool, json: bool, config: str | None) -> None:
-    """Do `qwenctl events`."""
     if follow:
         heed_interrupt()
     loaded = load(config)
@@ -322,7 +319,7 @@ def events(gpu: str | None, count: int, follow: bool, json: bool, config: str | 
 
     def show(found: dict[str, list[Event]], most: int | None = None) -> None:
         rows = [(event.time, name, event) for name in names for event in found[name]]
-        rows.sort(key=lambda row: row[0])  # those of one GPU stay in their order
+        rows.sort(key=lambda row: row[0])  # stable: events of a GPU keep their order
         for _, name, event in rows[-most:] if most else rows:
             _print_event(event, name, json, width)
         for name in names:
@@ -337,7 +334,7 @@ def events(gpu: str | None, count: int, follow: bool, json: bool, config: str | 
 
 
 def _print_event(event: Event, gpu: str, as_json: bool, width: int) -> None:
-    """``width``: of the column that names the GPU; 0: there is none."""
+    """Print an event; ``width``: of the column with the GPU's name, 0 for no column."""
     if as_json:
         about = {"id": event.id, "time": event.time, "kind": event.kind, "gpu": gpu}
         print_json({**event.fields, **about}, compact=True)
@@ -348,7 +345,7 @@ def _print_event(event: Event, gpu: str, as_json: bool, width: int) -> None:
 
 
 def event_words(event: Event) -> str:
-    """An event in plain words, with colours for the terminal."""
+    """Describe an event, with colours for the terminal."""
     kind, actor, cause = event.kind, event.actor, one_line(event.cause)
     why = f": {cause}" if cause else ""
     if kind is EventKind.TRANSITION and event.source and event.to:
@@ -379,7 +376,6 @@ def event_words(event: Event) -> str:
 
 
 def logs(gpu: str | None, count: int, follow: bool, json: bool, config: str | None) -> None:
-    """Do `qwenctl logs`."""
     if follow:
         heed_interrupt()
     target = Target.find(gpu, config)
@@ -426,7 +422,7 @@ def _why_no_lines(target: Target) -> str:
 
 
 def _overlap(before: list[str], lines: list[str]) -> int:
-    """How many of the first lines were there before. The list loses its oldest lines as it grows."""
+    """Count the first lines that were there before; the list loses its oldest lines."""
     for start in range(max(0, len(before) - len(lines)), len(before)):
         if before[start:] == lines[: len(before) - start]:
             return len(before) - start

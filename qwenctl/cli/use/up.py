@@ -1,4 +1,4 @@
-"""`qwenctl up`: it writes a lease; a controller starts.
+"""`qwenctl up`: hold a lease; a controller starts the GPU.
 
 Progress goes to stderr, the result to stdout.
 """
@@ -36,7 +36,6 @@ def up(
     json: bool,
     config: str | None,
 ) -> None:
-    """Do `qwenctl up`."""
     heed_interrupt()
     some_time(for_)
     target = Target.find(gpu, config)
@@ -64,7 +63,7 @@ def up(
 
 
 class _Wake:
-    """One `qwenctl up`."""
+    """A run of `qwenctl up`."""
 
     def __init__(self, target: Target, for_: float | None, because: str, *, quiet: bool) -> None:
         self.target, self.quiet = target, quiet
@@ -81,10 +80,10 @@ class _Wake:
         now = self.first.now
         left = [lease.expiry - now for lease in self.first.leases if lease.name == self.lease]
         self.shortened = left[0] if self.exact and left and left[0] > self.ttl + 1.0 else None
-        """Seconds for which an earlier `up` was to keep it on, if this one ends that sooner."""
+        """Seconds left of an earlier `up`, if this run shortens them."""
 
     def carry_out(self, no_wait: bool, timeout: float | None, retry: bool) -> None:
-        """Hold the lease, and wait for what it brings about."""
+        """Hold the lease, and wait until the GPU is ready or its start is called."""
         with follow(self.target, self.first) as self.progress:
             self.hold()
             if not no_wait:
@@ -93,12 +92,18 @@ class _Wake:
             try:
                 self.progress.hand_over()
             except UserError as error:
-                if error.exit_code is not ExitCode.TIMEOUT:  # whoever comes next makes the call
+                if (
+                    error.exit_code is not ExitCode.TIMEOUT
+                ):  # a proxy, or the next `up`, makes the call
                     self._release()
                 raise
 
     def hold(self) -> None:
-        """Pin it, or pin it anew; raises if somebody forbids that."""
+        """Write or renew the lease.
+
+        Raises:
+            UserError: the GPU is blocked, or was given up by `qwenctl down`.
+        """
         store, name = self.target.store, self.target.name
         if self.held_at and self.progress.last.released_at > self.held_at:
             raise UserError(f"{name}: somebody said `qwenctl down` meanwhile; not waking it again")
@@ -123,7 +128,7 @@ class _Wake:
         seconds = sum(step["expected"] or 0.0 for step in page["steps"])
         starts: bool | None = snapshot.phase not in (Phase.READY, Phase.DRAINING)
         if not starts and not snapshot.leader:
-            starts = None  # what is recorded as on may have ended unseen
+            starts = None  # it may have stopped unobserved
         if json:
             print_json(
                 {
@@ -153,7 +158,7 @@ class _Wake:
             )
 
     def _wait(self, timeout: float | None, retry: bool) -> None:
-        """Wait until it is ready, showing how far it is."""
+        """Wait until the GPU is ready, and show the steps."""
         progress, began = self.progress, time.monotonic()
         deadline = None if timeout is None else began + timeout
         renew = max(1.0, min(30.0, self.ttl / 3))
@@ -170,13 +175,13 @@ class _Wake:
                     self._tell_begin(silent)
                 failure = progress.failure(snapshot)
                 denied = failures.DENIED in {f.code for f in (failure, snapshot.failure) if f}
-                if not silent and not denied:  # its message comes with the error
+                if not silent and not denied:  # the error has the same message
                     page = page_status(snapshot, progress.events, self.target.gpu, may_wake=True)
                     display.show(page, known=known)
                 if snapshot.blocks:
                     self._blocked(snapshot)
                 if progress.ready(snapshot):
-                    self.hold()  # from now on for the whole time asked for
+                    self.hold()  # the requested time counts from now on
                     return
                 given_up = failure is not None and (denied or not retry)
                 if given_up:
@@ -196,7 +201,7 @@ class _Wake:
         warn(f"No proxy runs: waking it from here{more if self.target.gpu.agent else ''}.")
 
     def _error(self, failure: Failure | None, timeout: float | None) -> UserError:
-        """Return the error of a wake that has failed, or else was not ready in time."""
+        """Return the error for a failure, or for the timeout."""
         name, phase = self.target.name, self.progress.last.phase.value
         if failure:
             more = self._no_proxy() if failure.code in failures.REPORTED_BY_AGENT else ""
@@ -208,7 +213,7 @@ class _Wake:
         )
 
     def _no_proxy(self) -> str:
-        """What to know of a wake that came to nothing where no proxy runs; else empty."""
+        """Return what to add to an error where no proxy runs."""
         if not self.progress.alone or not self.target.gpu.agent:
             return ""
         text = "; no proxy runs that its agent could report to"
@@ -219,13 +224,13 @@ class _Wake:
         return text
 
     def _release(self) -> None:
-        """Drop our lease, so that nothing is tried again later, unseen."""
+        """Drop our lease, so that nothing is retried later, unobserved."""
         self.target.store.release(
             self.target.name, actor=self.who, reason="up failed", only=self.lease
         )
 
     def interrupted(self) -> None:
-        """Say what goes on after Ctrl-C."""
+        """Print what continues after Ctrl-C."""
         if not self.held_at:
             return
         name, command, phase = self.target.name, self.target.command, self.progress.last.phase.value
@@ -288,14 +293,14 @@ class _Wake:
             )
 
     def _agent_heard(self) -> bool:
-        """Whether an agent has ever reported, as far back as the history goes."""
+        """Return whether an agent has ever reported, as far as the history goes back."""
         events = self.target.store.events(self.target.name, HISTORY)
         heard = (EventKind.HELLO, EventKind.NODE)
         return bool(self.progress.last.node) or any(event.kind in heard for event in events)
 
 
 def _block_words(target: Target, snapshot: Snapshot) -> str:
-    """Who blocks it, why and until when; empty if nobody does."""
+    """Describe the longest block, or return an empty string."""
     if not snapshot.blocks:
         return ""
     block = max(snapshot.blocks, key=lambda block: block.expiry)
