@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwenctl.config.deployment import Config
-from qwenctl.core.lifecycle import Phase
 
 from ..http.cookies import TIER_COOKIE
 from ..http.request import Request
 from .model_finder import asked_tier
 
-__all__ = [
-    "gpu_of",
-    "tier_status",
-]
+__all__ = ["gpu_of", "tier_status"]
 
 
 def gpu_of(config: Config, request: Request, model: str = "") -> str:
@@ -32,25 +28,24 @@ def gpu_of(config: Config, request: Request, model: str = "") -> str:
     )
 
 
+_TIER_STATES = {
+    "ready": "ready",
+    "draining": "ready",  # the next request turns the drain back
+    "blocked": "blocked",
+    "failed": "failed",
+    "retrying": "failed",
+}
+"""States of tiers by the mode of their page."""
+
+
 def tier_status(tier: str, status: Mapping[str, Any]) -> dict[str, Any]:
     """Summarise a `page_status` for the choice of a tier.
 
     ``state`` is ``ready``, ``waking``, ``asleep``, ``failed`` or ``blocked``; ``seconds`` is the
     expected time until it is ready, or None.
     """
-    phase = Phase(status["phase"])
-    seconds = None
-    if phase.serves:
-        state = "ready"
-    elif status["blocked"]:
-        state = "blocked"
-    elif phase is Phase.DRAINING and not status.get("interruption"):
-        state = "ready"  # the next request turns the drain back
-    elif status["wanted"] and phase is not Phase.FAILED:
-        state, seconds = "waking", status["eta_seconds"]
-    elif phase is Phase.FAILED:
-        state = "failed"
-    else:
-        state = "asleep"
-        seconds = sum(step["expected"] or 0.0 for step in status["steps"])
+    waits = "waking" if status["wanted"] else "asleep"
+    state = _TIER_STATES.get(status["mode"]["name"], waits)
+    usual = sum(step["expected"] or 0.0 for step in status["steps"])
+    seconds = {"waking": status["eta_seconds"], "asleep": usual}.get(state)
     return {"tier": tier, "gpu": status["gpu"], "state": state, "seconds": seconds or None}

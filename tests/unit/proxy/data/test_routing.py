@@ -17,6 +17,8 @@ from proxy.data.request_buffer import MESSAGE
 from proxy.data.routing import gpu_of, tier_status
 from proxy.http.request import Message, Receive
 from qwenctl.config.deployment import Config, UnknownTier
+from qwenctl.core.snapshot import Lease, Snapshot
+from qwenctl.core.status import page_mode
 from tests.unit.proxy.made import request
 
 GPUS = {
@@ -97,28 +99,41 @@ def test_the_gpus_of_a_host(gpus: Any, hosts: dict[str, str]) -> None:
     assert {host: "".join(config.gpus_at(host)) for host in hosts} == hosts
 
 
+BLOCKED = (Lease("budget:", 2000.0),)
+WANTED = (Lease("request:ada", 2000.0),)
+
+
 @pytest.mark.parametrize(
     ("phase", "changes", "state", "seconds"),
     [
         ("ready", {}, "ready", None),
-        ("ready", {"blocked": {"kind": "budget"}}, "ready", None),
+        ("ready", {"blocks": BLOCKED}, "ready", None),
         ("draining", {}, "ready", None),
-        ("draining", {"blocked": {"kind": "budget"}}, "blocked", None),
-        ("draining", {"interruption": {"kind": "x"}}, "asleep", 5.0),
+        ("draining", {"blocks": BLOCKED}, "blocked", None),
+        ("draining", {"node": {"interrupted_at": "1"}}, "asleep", 5.0),
         ("off", {}, "asleep", 5.0),
         ("stopping", {}, "asleep", 5.0),
-        ("off", {"blocked": {"kind": "budget"}}, "blocked", None),
-        ("loading", {"wanted": True, "eta_seconds": 3.0}, "waking", 3.0),
-        ("off", {"wanted": True, "eta_seconds": 0.0}, "waking", None),
-        ("failed", {"wanted": True, "eta_seconds": None}, "failed", None),
+        ("loading", {}, "asleep", 5.0),
+        ("off", {"blocks": BLOCKED}, "blocked", None),
+        ("loading", {"leases": WANTED}, "waking", 3.0),
+        ("stopping", {"leases": WANTED}, "waking", 3.0),
+        ("off", {"leases": WANTED}, "waking", 3.0),
+        ("failed", {}, "failed", None),
+        ("failed", {"leases": WANTED}, "failed", None),
     ],
 )
 def test_the_state_of_a_tier(
     phase: str, changes: dict[str, Any], state: str, seconds: float | None
 ) -> None:
-    steps = [{"expected": None}, {"expected": 2.0}, {"expected": 3.0}]
-    status = {"gpu": "a", "phase": phase, "steps": steps, "wanted": False, "blocked": None}
-    assert tier_status("speed", {**status, "eta_seconds": None, **changes}) == {
+    snapshot = Snapshot("a", 1000.0, {"phase": phase}, **changes)
+    status = {
+        "gpu": "a",
+        "steps": [{"expected": None}, {"expected": 2.0}, {"expected": 3.0}],
+        "wanted": snapshot.wanted,
+        "eta_seconds": 3.0 if snapshot.wanted else None,
+        "mode": page_mode(snapshot, wanted=snapshot.wanted),
+    }
+    assert tier_status("speed", status) == {
         "tier": "speed",
         "gpu": "a",
         "state": state,
