@@ -10,15 +10,15 @@ __all__ = ["is_secret", "masked", "redacted", "secret_options"]
 
 _MASK = "********"
 
-_NAME = re.compile(
-    r"secret|token|passw|_pass$|^hash$|credential|authorization|cookie|(api|access)[-_]?key"
-    r"|(^|[_-])key",
-    re.IGNORECASE,
+# Patterns are compiled at their first use: most commands need none.
+_NAME = (
+    r"(?i)secret|token|passw|_pass$|^hash$|credential|authorization|cookie|(api|access)[-_]?key"
+    r"|(^|[_-])key"
 )
 
 # Keys and tokens of Hugging Face, OpenAI, qwenctl, GitHub, AWS, Alibaba Cloud; bearer tokens (RFC
 # 6750) and the user part of URLs (RFC 3986, 3.2.1).
-_FORM = re.compile(
+_FORM = (
     r"\b(?:hf_[A-Za-z0-9]{20,}|(?:sk|qk)[-_][A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
     r"|(?:AKIA|ASIA)[A-Z0-9]{12,}|LTAI[A-Za-z0-9]{12,})"
     r"|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}"
@@ -26,17 +26,16 @@ _FORM = re.compile(
 )
 
 # Query parameters, also percent-encoded once or twice, as in strings that Alibaba Cloud signs.
-_PARAMETER = re.compile(
-    r"((?:[?&][\w.-]{0,40}?(?:secret|token|passw|key|credential)[\w.-]{0,40}"
+_PARAMETER = (
+    r"(?i)((?:[?&][\w.-]{0,40}?(?:secret|token|passw|key|credential)[\w.-]{0,40}"
     r"|AccessKeyId|SecurityToken|Signature|SignatureNonce)(?:=|%3D|%253D))"
-    r"[^&\s]+?(?=&|%26|%2526|\s|$)",
-    re.IGNORECASE,
+    r"[^&\s]+?(?=&|%26|%2526|\s|$)"
 )
 
 
 def is_secret(name: str) -> bool:
     """Return whether a key, variable or option of this name holds a secret, not a file of it."""
-    return bool(_NAME.search(name)) and not name.lower().endswith("file")
+    return bool(re.search(_NAME, name)) and not name.lower().endswith("file")
 
 
 def secret_options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
@@ -55,7 +54,7 @@ def redacted(text: str, secrets: Iterable[str] = (), mask: str = "***") -> str:
     """Mask these secrets in a text, and everything that has the form of a secret."""
     for secret in filter(None, secrets):
         text = text.replace(secret, mask)
-    return _PARAMETER.sub(rf"\1{mask}", _FORM.sub(mask, text))
+    return re.sub(_PARAMETER, rf"\1{mask}", re.sub(_FORM, mask, text))
 
 
 def masked(value: Any, key: str = "") -> Any:
