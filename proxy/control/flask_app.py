@@ -25,7 +25,7 @@ from ..data.admission import may_wake
 from ..data.services import Services
 from ..data.waiting import WaitingPages
 from ..http.cookies import SESSION_COOKIE, TIER_COOKIE, set_cookie
-from ..http.problem import Problem
+from ..http.problem import PROBLEM_TYPE, Problem
 from ..http.request import Request
 from .pages import PREFIX, SECURITY_HEADERS, Page, Pages, crashed, safe_path, store_lost
 from .status_stream import StatusStream, asked_gpu
@@ -145,7 +145,7 @@ class _Views:
         """Return a page for a person, problem+json for everybody else."""
         asked = self.request
         if not asked.is_navigation:
-            headers = {"Content-Type": "application/problem+json; charset=utf-8", **error.headers}
+            headers = {"Content-Type": PROBLEM_TYPE, **error.headers}
             return make_response(error.body, error.status, headers)
         if error.status == 401:
             return self.sign_in()

@@ -20,7 +20,7 @@ from qwenctl.store.store import Store
 
 from ..http.metrics import Metrics
 from ..http.problem import send_problem
-from ..http.request import Receive, Request, Scope, Send
+from ..http.request import Receive, Request, Scope, Send, send_answer
 from .pages import crashed
 
 log = logging.getLogger("qwenctl.node")
@@ -65,15 +65,12 @@ class NodeApi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a message, whose whole body `BoundedBody` has read."""
-        if scope["method"] != "POST":
-            request = Request.of(scope, ())
+        request = Request.of(scope, ())
+        if request.method != "POST":
             await send_problem(request, send, 405, "method_not_allowed", "nodes POST here")
             return
         path, body = scope["path"], (await receive()).get("body", b"")
-        headers = {
-            name.decode("latin-1").title(): value.decode("latin-1")
-            for name, value in scope["headers"]
-        }
+        headers = {name.title(): value for name, value in request.headers.items()}
         reply = self.refuse_forged(path, body, headers)
         if reply is None:
             loop = asyncio.get_running_loop()
@@ -81,14 +78,11 @@ class NodeApi:
                 reply = await loop.run_in_executor(self._threads, self.record, path, body, headers)
             except Exception:
                 problem = crashed(path)
-                code, detail = problem.code, problem.detail
-                await send_problem(Request.of(scope, ()), send, problem.status, code, detail)
+                await send_problem(request, send, problem.status, problem.code, problem.detail)
                 return
         status, content, signature = reply
-        more = {"content-type": "application/json", "content-length": str(len(content))}
-        fields = [(k.lower().encode(), v.encode()) for k, v in {**signature, **more}.items()]
-        await send({"type": "http.response.start", "status": status, "headers": fields})
-        await send({"type": "http.response.body", "body": content})
+        answer_headers = {"Content-Type": "application/json", **signature}
+        await send_answer(request, send, status, answer_headers, content)
 
     def refuse_forged(self, path: str, body: bytes, headers: Mapping[str, str]) -> Reply | None:
         """Return the refusal of a message without a valid, fresh signature; else None."""

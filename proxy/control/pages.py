@@ -26,7 +26,7 @@ from ..data.services import Services
 from ..data.waiting import WaitingPages
 from ..http.cookies import VISIT_COOKIE, VISIT_SLOTS, set_cookie, visit_slot
 from ..http.problem import Problem
-from ..http.request import Request, Send
+from ..http.request import Request, Send, send_answer
 from . import i18n
 from .status_stream import StatusStream
 
@@ -132,17 +132,8 @@ class Pages:
             return self.problem_page(request, problem, request.target)
 
         answer = await asyncio.get_running_loop().run_in_executor(self._threads, page)
-        body = answer.body.encode()
-        headers = {
-            "Content-Type": "text/html; charset=utf-8",
-            "Content-Length": str(len(body)),
-            **SECURITY_HEADERS,
-            **answer.headers,
-        }
-        fields = [(key.lower().encode(), value.encode("latin-1")) for key, value in headers.items()]
-        await send({"type": "http.response.start", "status": answer.status, "headers": fields})
-        content = b"" if request.method == "HEAD" else body
-        await send({"type": "http.response.body", "body": content})
+        headers = {"Content-Type": "text/html; charset=utf-8", **SECURITY_HEADERS, **answer.headers}
+        await send_answer(request, send, answer.status, headers, answer.body.encode())
 
     # Rendering
 

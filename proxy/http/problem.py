@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from .request import Request, Scope, Send
+from .request import Request, Scope, Send, send_answer
+
+PROBLEM_TYPE = "application/problem+json; charset=utf-8"
 
 _TITLES = {
     400: "Bad request",
@@ -26,7 +27,7 @@ _TITLES = {
 }
 
 
-def problem_body(status: int, code: str, detail: str, **more: Any) -> bytes:
+def problem_body(status: int, code: str, detail: str) -> bytes:
     """Return the JSON body; ``code`` is stable, ``detail`` is a sentence for people."""
     content = {
         "type": f"urn:qwenctl:problem:{code}",
@@ -34,7 +35,6 @@ def problem_body(status: int, code: str, detail: str, **more: Any) -> bytes:
         "status": status,
         "code": code,
         "detail": detail,
-        **{key: value for key, value in more.items() if value is not None},
     }
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
@@ -47,22 +47,13 @@ async def send_problem(
     detail: str,
     *,
     retry_after: float | None = None,
-    **more: Any,
 ) -> None:
     """Answer with a problem; ``retry_after`` in seconds."""
-    body = problem_body(status, code, detail, **more)
-    headers = [
-        (b"content-type", b"application/problem+json; charset=utf-8"),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    if retry_after is not None:
-        headers.append((b"retry-after", str(max(1, round(retry_after))).encode()))
+    problem = Problem(status, code, detail, retry_after)
+    headers = {"Content-Type": PROBLEM_TYPE, "Cache-Control": "no-store", **problem.headers}
     if status == 401:
-        headers.append((b"www-authenticate", b'Bearer realm="qwenctl"'))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    content = b"" if request.method == "HEAD" else body
-    await send({"type": "http.response.body", "body": content})
+        headers["WWW-Authenticate"] = 'Bearer realm="qwenctl"'
+    await send_answer(request, send, status, headers, problem.body)
 
 
 async def refuse_websocket(scope: Scope, send: Send, status: int, code: str, detail: str) -> None:
@@ -71,7 +62,7 @@ async def refuse_websocket(scope: Scope, send: Send, status: int, code: str, det
         await send({"type": "websocket.close", "code": 1013, "reason": detail[:100]})
         return
     body = problem_body(status, code, detail)
-    headers = [(b"content-type", b"application/problem+json; charset=utf-8")]
+    headers = [(b"content-type", PROBLEM_TYPE.encode())]
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})
 

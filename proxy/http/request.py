@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -152,6 +152,17 @@ class Request:
             return urlsplit(origin).netloc.lower() == self.host.lower()
         except ValueError:
             return False
+
+
+async def send_answer(
+    request: Request, send: Send, status: int, headers: Mapping[str, str], body: bytes
+) -> None:
+    """Answer with a whole body, which is left out if the method is HEAD."""
+    headers = {**headers, "Content-Length": str(len(body))}
+    fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    content = b"" if request.method == "HEAD" else body
+    await send({"type": "http.response.body", "body": content})
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .problem import problem_body
+from .problem import PROBLEM_TYPE, problem_body
 
 LARGE = 16 * 1024
 """A piece of so many bytes is written at once; joining it would only copy it."""
@@ -128,7 +128,7 @@ class Protocol(HttpToolsProtocol):
         body = problem_body(status, code, detail)
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
-            "content-type: application/problem+json; charset=utf-8\r\n"
+            f"content-type: {PROBLEM_TYPE}\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
