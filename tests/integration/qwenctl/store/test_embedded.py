@@ -21,6 +21,8 @@ from qwenctl.config.deployment import Config
 from qwenctl.errors import ConfigError, ExitCode, StoreUnavailable
 from qwenctl.store import embedded
 from qwenctl.store.store import Store, open_store
+from tests.support.other_user import nobody
+from tests.support.paths import ROOT
 from tests.support.waiting import until
 
 GPU = "main"
@@ -253,19 +255,19 @@ class TestWhatCanBeWrong:
         with pytest.raises(ConfigError, match=r"cannot use the state directory .*file.*state_dir"):
             open_in(file)
 
-    def test_a_state_directory_that_cannot_be_written(self, tmp_path: Path) -> None:
-        for parent in (tmp_path, *tmp_path.parents[:3]):
-            parent.chmod(0o755)  # pytest's own directories are closed to others
+    def test_a_state_directory_that_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         state = tmp_path / "state"
         state.mkdir(mode=0o500)
-        me = os.geteuid()
-        if me == 0:  # root may write everywhere; nobody may not
-            os.seteuid(65534)
-        try:
+        config = Config(state_dir=str(state))
+        # The checkout may be closed to nobody, too.
+        readable = shutil.copytree(ROOT / "qwenctl/store/lua", tmp_path / "lua")
+        monkeypatch.setattr("qwenctl.store.store._LUA", readable)
+        # Root may write everywhere; nobody may not.
+        with nobody(tmp_path) if os.geteuid() == 0 else contextlib.nullcontext():
             with pytest.raises(ConfigError, match="Permission denied; set state_dir"):
-                open_in(state)
-        finally:
-            os.seteuid(me)
+                open_store(config)
 
     def test_no_place_for_a_directory(self) -> None:
         with pytest.raises(ConfigError, match="cannot use the state directory /proc/none"):

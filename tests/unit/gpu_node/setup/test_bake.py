@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,7 @@ from gpu_node.setup.commands import main
 from qwenctl.errors import UserError
 from qwenctl.protocol.messages import Service, Spec
 from tests.support.cold_files import MB, write
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="bake wants root")
+from tests.support.other_user import needs_root, nobody
 
 
 @pytest.fixture
@@ -164,6 +162,16 @@ def test_an_env_file_has_to_be_there(settings: NodeSettings, machine: Path, tmp_
     assert "env_file" not in levels(settings, machine)
 
 
+@needs_root
+def test_who_may_not_look_everywhere_is_told_to_use_sudo(
+    settings: NodeSettings, machine: Path, tmp_path: Path
+) -> None:
+    (machine / "root").chmod(0o700)
+    with nobody(tmp_path), pytest.raises(UserError, match=r"root/\.bash_history: use sudo"):
+        list(check(settings, root=machine))
+
+
+@needs_root
 def test_the_command(
     settings: NodeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

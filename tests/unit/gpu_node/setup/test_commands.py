@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import gpu_node.setup.commands  # noqa: F401 - `main` imports it when it may no longer read it
 from gpu_node.__main__ import main
 from gpu_node.selfstop.deadman import DeadMan
 from gpu_node.status_file import StatusFile, read_status
@@ -162,8 +163,6 @@ def test_status_does_not_take_another_boot_for_this_one(node: Node) -> None:
 def test_status_for_somebody_who_may_not_read_it(
     node: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import gpu_node.setup.doctor  # noqa: F401 - others may not even read this Python
-
     with (node.state / "agent.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (node.state / "agent.lock").chmod(0o640)
