@@ -68,8 +68,9 @@ def _keys_of(name: str) -> list[str]:
 
 
 def _may_show(place: list[str]) -> bool:
-    """Hide secrets, and a redis_url: without a scheme it may be a password."""
-    return not ("env" in place or place[-1] == "redis_url" or is_secret(place[-1]))
+    """Hide secrets and what may be a secret in the wrong place."""
+    key = place[-1].removesuffix("_file")
+    return not ("env" in place or key == "redis_url" or is_secret(key))
 
 
 _FILE = SettingsFile(

@@ -269,6 +269,7 @@ class TestMistakes:
             'access.password_hash = "hunter2-12345678"',
             "redis_url = ['redis://:12345678@x']",
             "redis_url = 12345678",
+            "node_secret_file = 12345678",
             "[[access.keys]]\nname = 'x'\nhash = 'qk_12345678'",
             'access.mode = "password"\nnode_secret = "12345678"',
             'node_secret = "12345678"\nproxy = 3',
