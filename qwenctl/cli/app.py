@@ -90,8 +90,7 @@ def _version(value: bool) -> None:
 def _root(
     config: context.ConfigOption = None,
     version: Annotated[  # noqa: ARG001
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """A GPU in the cloud that sleeps until somebody needs it.

@@ -8,13 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qwenctl.cli.common.context import (
-    ConfigOption,
-    DryRunOption,
-    GpuOption,
-    JsonOption,
-    use_config,
-)
+from qwenctl.cli.common.context import ConfigOption, DryRunOption, GpuOption, JsonOption, use_config
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -81,8 +75,7 @@ def prepare(
         ),
     ] = None,
     with_secret: Annotated[
-        bool,
-        typer.Option("--with-secret", help="Put the node secret in as well; needs --output."),
+        bool, typer.Option("--with-secret", help="Put the node secret in as well; needs --output.")
     ] = False,
     apply: Annotated[
         bool,

@@ -50,11 +50,8 @@ def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
     going = [lease for lease in snapshot.leases if now or not lease.is_work]
     staying = [lease for lease in snapshot.leases if lease.is_work and not now]
     # An instance that is recorded as off may run where no process observes it.
-    would_stop = (
-        None
-        if snapshot.phase is Phase.OFF and not snapshot.leader
-        else snapshot.phase is not Phase.OFF
-    )
+    off = snapshot.phase is Phase.OFF
+    would_stop = None if off and not snapshot.leader else not off
     if json:
         print_json(
             {
@@ -67,7 +64,7 @@ def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
             }
         )
         return
-    if snapshot.phase is Phase.OFF:
+    if off:
         if snapshot.leader:
             print(f"{snapshot.gpu} is off already")
         else:

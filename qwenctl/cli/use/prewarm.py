@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from qwenctl.cli.common.context import (
-    Target,
-    heed_interrupt,
-    load,
-    open_store,
-    print_json,
-)
+from qwenctl.cli.common.context import Target, heed_interrupt, load, open_store, print_json
 from qwenctl.cli.common.terminal import paint, warn
 from qwenctl.cli.use.follow import follow
 from qwenctl.config.deployment import Config
@@ -51,20 +46,14 @@ def _named(config: Config, gpu: str | None, name: str | None) -> list[tuple[str,
     return found
 
 
-class _Leads:
-    """Finds how long before its opening each schedule begins."""
+def _leads(config: Config, store: Store) -> Callable[[str, Schedule], float]:
+    """Return a function that finds how long before its opening a schedule begins."""
 
-    def __init__(self, config: Config, store: Store) -> None:
-        self._config, self._store = config, store
-        self._usual: dict[str, float] = {}
+    @cache
+    def usual(gpu: str) -> float:
+        return usual_lead(store.events(gpu, HISTORY), config.gpu[gpu].boot_estimate)
 
-    def of(self, gpu: str, schedule: Schedule) -> float:
-        if schedule.lead is not None:
-            return schedule.lead
-        if gpu not in self._usual:
-            estimate = self._config.gpu[gpu].boot_estimate
-            self._usual[gpu] = usual_lead(self._store.events(gpu, HISTORY), estimate)
-        return self._usual[gpu]
+    return lambda gpu, schedule: usual(gpu) if schedule.lead is None else schedule.lead
 
 
 def list_(gpu: str | None, count: int, json: bool, config: str | None) -> None:
@@ -76,11 +65,11 @@ def list_(gpu: str | None, count: int, json: bool, config: str | None) -> None:
     rows = []
     if plans:
         store = open_store(loaded)
-        leads = _Leads(loaded, store)
+        lead_of = _leads(loaded, store)
         snapshots = {name: store.snapshot(name) for name in dict.fromkeys(at for at, _ in plans)}
         for at, schedule in plans:
             price = loaded.gpu[at].price_per_hour
-            lead = leads.of(at, schedule)
+            lead = lead_of(at, schedule)
             rows.append(_row(at, schedule, snapshots[at], lead, count, price))
     if json:
         print_json({"schedules": rows})
@@ -199,9 +188,9 @@ def _run(
     dry_run: bool,
 ) -> Iterator[dict[str, Any]]:
     """Hold the leases and blocks that are due; yield an entry for each."""
-    leads = _Leads(config, store)
+    lead_of = _leads(config, store)
     for gpu, schedule in plans:
-        before = leads.of(gpu, schedule)
+        before = lead_of(gpu, schedule)
         if lead is not None and schedule.kind == PREWARM:
             before = lead
         snapshot = store.snapshot(gpu)
@@ -334,12 +323,12 @@ def crontab(name: str | None, gpu: str | None, config: str | None) -> None:
     if not plans:
         return
     store = open_store(loaded)
-    leads = _Leads(loaded, store)
+    lead_of = _leads(loaded, store)
     zone = machine_zone()
     print(f"# qwenctl schedules; times of {zone}. Printed anew by `qwenctl prewarm crontab`.")
     for at, schedule in plans:
         # Whole minutes, as cron has. The line contains the lead, since the usual lead changes.
-        lead = -(-leads.of(at, schedule) // 60) * 60
+        lead = -(-lead_of(at, schedule) // 60) * 60
         now = store.snapshot(at).now
         about = f"{schedule.cron.text} {schedule.zone}"
         if schedule.kind == PREWARM:

@@ -7,13 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qwenctl.cli.common.context import (
-    Target,
-    heed_interrupt,
-    load,
-    open_store,
-    print_json,
-)
+from qwenctl.cli.common.context import Target, heed_interrupt, load, open_store, print_json
 from qwenctl.cli.common.terminal import clock, live, paint, phase_style, shorten, stamp
 from qwenctl.cli.use.gpu_stats import figure_lines
 from qwenctl.config.deployment import Config

@@ -92,9 +92,7 @@ class _Wake:
             try:
                 self.progress.hand_over()
             except UserError as error:
-                if (
-                    error.exit_code is not ExitCode.TIMEOUT
-                ):  # a proxy, or the next `up`, makes the call
+                if error.exit_code is not ExitCode.TIMEOUT:  # else a later controller calls
                     self._release()
                 raise
 
@@ -115,8 +113,15 @@ class _Wake:
         self.held_at = self.held_at or store.snapshot(name).now
 
     def _blocked(self, snapshot: Snapshot) -> NoReturn:
-        words = _block_words(self.target, snapshot) or f"{snapshot.gpu} is blocked"
-        raise UserError(words, ExitCode.BLOCKED)
+        text = f"{snapshot.gpu} is blocked"
+        if snapshot.blocks:
+            block = max(snapshot.blocks, key=lambda block: block.expiry)
+            left = "until somebody unblocks it"
+            if block.expiry != inf:
+                left = f"for another {duration(block.expiry - snapshot.now)}"
+            unblock = self.target.command("unblock")
+            text += f" by {lease_words(block)}, {left}; {unblock} lifts it"
+        raise UserError(text, ExitCode.BLOCKED)
 
     def explain(self, json: bool) -> None:
         """Print what would be done."""
@@ -248,10 +253,7 @@ class _Wake:
         url = node_url(snapshot, target.gpu) if alone else target.config.url
         if json:
             status = full_status(
-                snapshot,
-                target.store.events(target.name, HISTORY),
-                target.gpu,
-                url=url,
+                snapshot, target.store.events(target.name, HISTORY), target.gpu, url=url
             )
             print_json(
                 {
@@ -297,15 +299,3 @@ class _Wake:
         events = self.target.store.events(self.target.name, HISTORY)
         heard = (EventKind.HELLO, EventKind.NODE)
         return bool(self.progress.last.node) or any(event.kind in heard for event in events)
-
-
-def _block_words(target: Target, snapshot: Snapshot) -> str:
-    """Describe the longest block, or return an empty string."""
-    if not snapshot.blocks:
-        return ""
-    block = max(snapshot.blocks, key=lambda block: block.expiry)
-    left = "until somebody unblocks it"
-    if block.expiry != inf:
-        left = f"for another {duration(block.expiry - snapshot.now)}"
-    who = lease_words(block)
-    return f"{target.name} is blocked by {who}, {left}; {target.command('unblock')} lifts it"
