@@ -35,7 +35,7 @@ from qwenctl.clouds.base import (
 )
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.agentless import Prober
-from qwenctl.control.holders import Keeper
+from qwenctl.control.holders import RETRY_SECONDS, Keeper
 from qwenctl.core import failures
 from qwenctl.core.lifecycle import (
     Call,
@@ -217,7 +217,13 @@ class Controller:
             return math.inf
         now = self._monotonic()
         if now >= self._hold_at:
-            self._hold_at = now + self._keeper.step(release=leads)
+            try:
+                self._hold_at = now + self._keeper.step(release=leads)
+            except StoreUnavailable:
+                raise
+            except Exception:  # starts and stops go on
+                log.exception("%s: leases cannot be held by rule; trying again", self.name)
+                self._hold_at = now + RETRY_SECONDS
         return self._hold_at - now
 
     def _take_steps(self, lock: Lock) -> float:

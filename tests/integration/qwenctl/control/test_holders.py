@@ -659,3 +659,16 @@ class TestASecondHolder:
         if not leads:
             assert store.acquire(GPU, "another", 60.0)[0]
         assert life.controller.step() == pytest.approx(2.0, abs=0.01)
+
+    def test_a_pass_of_holders_that_fails_stops_no_start(
+        self, life: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(*_: object, **__: object) -> float:
+            raise OSError("the calendars' disk is gone")
+
+        monkeypatch.setattr(Keeper, "step", fail)
+        life.demand()
+        with caplog.at_level(logging.ERROR, "qwenctl.control.controller"):
+            life.run(15)
+        assert life.phase() is Phase.READY
+        assert caplog.text.count("leases cannot be held by rule") == 2  # not at each pass
