@@ -35,7 +35,7 @@ _PARAMETER = (
 
 def is_secret(name: str) -> bool:
     """Return whether a key, variable or option of this name holds a secret, not a file of it."""
-    return bool(re.search(_NAME, name)) and not name.lower().endswith("file")
+    return bool(re.search(_NAME, name)) and not name.lower().endswith(("_file", "-file", "keyfile"))
 
 
 def secret_options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:

@@ -13,7 +13,15 @@ from qwenctl.lib.redaction import is_secret, masked, redacted, secret_options
     "name",
     [
         *("node_secret", "HF_TOKEN", "DB_PASS", "redis-password", "hash", "AWS_CREDENTIALS"),
-        *("api-key", "OPENAI_API_KEY", "AWS_ACCESS_KEY_ID", "key", "Authorization", "Cookie"),
+        *(
+            "api-key",
+            "token_profile",
+            "OPENAI_API_KEY",
+            "AWS_ACCESS_KEY_ID",
+            "key",
+            "Authorization",
+            "Cookie",
+        ),
     ],
 )
 def test_names_of_secrets(name: str) -> None:
@@ -21,7 +29,8 @@ def test_names_of_secrets(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["node_secret_file", "ssl-keyfile", "monkey", "PASSIVE", "PYTHONHASHSEED", "model"]
+    "name",
+    ["node_secret_file", "key-file", "ssl-keyfile", "monkey", "PASSIVE", "PYTHONHASHSEED", "model"],
 )
 def test_names_of_other_things(name: str) -> None:
     assert not is_secret(name)
