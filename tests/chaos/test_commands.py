@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from pathlib import Path
 
 from qwenctl.core.lifecycle import Phase
 from tests.chaos.conftest import Deploy
 from tests.support.deployment import Deployment
-
-QWENCTL = Path(sys.executable).with_name("qwenctl")
+from tests.support.program import PROGRAM
 
 
 def restart(deployment: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
     config = str(deployment.proxies[0].config)
     return subprocess.run(
-        [QWENCTL, "--config", config, "restart", *arguments], capture_output=True, text=True
+        [PROGRAM, "--config", config, "restart", *arguments], capture_output=True, text=True
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -13,11 +12,12 @@ import requests
 
 from tests.support.deployment import ROOT, Deployment
 from tests.support.net import free_ports
+from tests.support.program import PROGRAM
 
 if TYPE_CHECKING:
     from playwright.sync_api import ConsoleMessage, Page, Request, Response
 
-QWENCTL = str(Path(sys.executable).with_name("qwenctl"))
+QWENCTL = str(PROGRAM)
 SAMPLE = ROOT / "examples" / "webui" / "app.py"
 
 # *.localhost is this machine, and there is nothing else: an external request fails at once.

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,15 @@ from tests.e2e.browsing import ARGUMENTS, Tab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    from qwenctl.cli.demo.chat import sample_png  # needs Gradio's client
+
+    path = tmp_path / "sample.png"
+    path.write_bytes(sample_png(90, 60))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qwenctl.cli.demo.chat import sample_png
 from qwenctl.core.lifecycle import Phase
 from tests.e2e.browsing import ARGUMENTS, QWENCTL, Tab, address, outcomes, qwenctl, sample_webui
 from tests.support.deployment import Deployment
@@ -67,13 +66,6 @@ def product(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield deployment.start()
     finally:
         deployment.close()
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "sample.png"
-    path.write_bytes(sample_png(90, 60))
-    return path
 
 
 def starts(product: Deployment, gpu: str) -> int:

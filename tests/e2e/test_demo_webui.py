@@ -86,13 +86,6 @@ def url() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "sample.png"
-    path.write_bytes(sample_png(90, 60))
-    return path
-
-
 def active(url: str) -> int:
     return int(requests.get(f"{url}/activity", timeout=5).json()["active"])
 

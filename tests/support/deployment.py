@@ -25,6 +25,7 @@ from qwenctl.store.connect import connect
 from qwenctl.store.store import Store
 from tests.support.net import free_ports
 from tests.support.paths import ROOT
+from tests.support.program import inherited
 from tests.support.toml import toml
 
 __all__ = ["Deployment", "Instance", "ProxyProcess", "gpu_table"]
@@ -74,7 +75,7 @@ class ProxyProcess:
 
     def start(self) -> ProxyProcess:
         """Start it; `wait_ready` waits until it answers."""
-        env = {key: value for key, value in os.environ.items() if not key.startswith("QWENCTL_")}
+        env = inherited()
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, cwd=ROOT, env={**env, **self._env}, stdout=log, stderr=log

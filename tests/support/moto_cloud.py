@@ -29,6 +29,7 @@ import requests
 
 from tests.support.net import free_ports
 from tests.support.paths import ROOT
+from tests.support.program import inherited
 
 __all__ = ["CREDENTIALS", "REGION", "AgentMachine", "MotoCloud"]
 
@@ -172,7 +173,7 @@ class AgentMachine:
             "LOG_DIR": str(self._directory / "logs"),
             **self._settings,
         }
-        env = {key: value for key, value in os.environ.items() if not key.startswith("QWENCTL_")}
+        env = inherited()
         env.update({f"QWENCTL_NODE__{key}": value for key, value in settings.items()})
         with (self._directory / "agent.log").open("ab") as log:
             self._agent = subprocess.Popen(

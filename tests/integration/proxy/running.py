@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from qwenctl.store.connect import connect
 from qwenctl.store.store import Store
 from tests.support.net import free_port
 from tests.support.paths import ROOT
+from tests.support.program import inherited
 from tests.support.toml import toml
 from tests.support.waiting import until
 
@@ -209,7 +209,7 @@ def running(directory: Path, **settings: Any) -> Iterator[RunningProxy]:
 
 
 def _clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("QWENCTL_")}
+    return inherited()
 
 
 class RawClient:

@@ -25,6 +25,7 @@ from typing import Any
 
 from tests.support.fake_ecs.errors import ApiError
 from tests.support.fake_ecs.ram import Ram
+from tests.support.program import inherited
 
 __all__ = ["ECS", "GROUP", "RAM", "Cloud", "FakeInstance"]
 
@@ -329,7 +330,7 @@ class Cloud:
         instance.status = "Running"
         if instance.agent:
             # A real instance knows nothing of the proxy's settings.
-            env = {k: v for k, v in os.environ.items() if not k.startswith("QWENCTL_")}
+            env = inherited()
             env |= instance.agent
             env["QWENCTL_NODE__BOOT_ID"] = uuid.uuid4().hex
             env["QWENCTL_NODE__BOOTED_AT"] = str(time.monotonic())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +12,8 @@ from tests.integration.qwenctl.admin.commands import Run, WholeCloud
 from tests.support.fake_ecs import FakeEcs
 from tests.support.faults import FaultProxy
 from tests.support.moto_cloud import CREDENTIALS, MotoCloud
+from tests.support.program import PROGRAM, inherited
 from tests.support.valkey_server import ValkeyServer
-
-PROGRAM = Path(sys.executable).with_name("qwenctl")
 
 
 @pytest.fixture
@@ -48,8 +45,7 @@ def run(tmp_path: Path) -> Run:
     """`qwenctl` with credentials for both clouds and nothing of this machine's settings."""
 
     def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-        theirs = ("QWENCTL_", "XDG_", "AWS_", "ALIBABA_", "NO_COLOR", "FORCE_COLOR")
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
+        clean = inherited("XDG_", "AWS_", "ALIBABA_", "NO_COLOR", "FORCE_COLOR")
         clean |= CREDENTIALS
         clean |= {
             "HOME": str(tmp_path),

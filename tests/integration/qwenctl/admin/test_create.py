@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from tests.support.fake_ecs import FakeEcs
 from tests.support.fake_ecs.client import config_for, credentials_of
 from tests.support.faults import Answered, Fault, FaultProxy
 from tests.support.moto_cloud import REGION, MotoCloud
+from tests.support.program import PROGRAM, inherited
 
-PROGRAM = Path(sys.executable).with_name("qwenctl")
 SECRET = "node-secret-of-this-test"
 
 ALIYUN = """
@@ -214,9 +213,7 @@ def test_a_person_types_the_name(
 ) -> None:
     theirs, ours = pty.openpty()
     os.write(theirs, f"{typed}\n".encode())
-    theirs_too = ("QWENCTL_", "XDG_", "AWS_", "ALIBABA_")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(theirs_too)}
-    env |= {
+    env = inherited("XDG_", "AWS_", "ALIBABA_") | {
         "HOME": str(tmp_path),
         "NO_PROXY": "127.0.0.1",
         "ALIBABA_CLOUD_ACCESS_KEY_ID": ecs.key.id,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from qwenctl.store.store import Store
-from tests.integration.qwenctl.cli.program import PROGRAM, Run, environment
+from tests.integration.qwenctl.cli.program import Run, environment
+from tests.support.program import PROGRAM
 from tests.support.valkey_server import ValkeyServer
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from qwenctl.errors import ExitCode
+from tests.support.program import inherited
 
-PROGRAM = Path(sys.executable).with_name("qwenctl")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     """No setting of the machine's user reaches the program."""
-    theirs = ("QWENCTL_", "XDG_", "NO_COLOR", "FORCE_COLOR")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
-    return env | {
+    return inherited("XDG_", "NO_COLOR", "FORCE_COLOR") | {
         "HOME": str(tmp_path),
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "XDG_CONFIG_HOME": str(tmp_path / "config"),

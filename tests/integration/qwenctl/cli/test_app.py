@@ -13,7 +13,8 @@ import pytest
 
 from qwenctl import __version__
 from qwenctl.errors import ExitCode
-from tests.integration.qwenctl.cli.program import PROGRAM, Run, environment, fails
+from tests.integration.qwenctl.cli.program import Run, environment, fails
+from tests.support.program import PROGRAM
 
 
 @pytest.mark.parametrize(

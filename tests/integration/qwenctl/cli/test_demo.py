@@ -6,27 +6,26 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-PROGRAM = Path(sys.executable).with_name("qwenctl")
+from tests.support.program import PROGRAM, inherited
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("QWENCTL_", "XDG_"))}
+    kept = inherited("XDG_")
     # A setting of the user's own deployment, which is none of the demo's.
-    inherited["PATH"] = os.pathsep.join(
+    kept["PATH"] = os.pathsep.join(
         place
         for place in os.environ["PATH"].split(os.pathsep)
         if not (Path(place) / "qwenctl").exists()
     )
-    return inherited | {"XDG_STATE_HOME": str(tmp_path), "QWENCTL_GPU__OTHER__IDLE_TIMEOUT": "1h"}
+    return kept | {"XDG_STATE_HOME": str(tmp_path), "QWENCTL_GPU__OTHER__IDLE_TIMEOUT": "1h"}
 
 
 def left_behind(state: Path) -> list[str]:

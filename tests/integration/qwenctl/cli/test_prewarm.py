@@ -7,7 +7,6 @@ import json
 import os
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -24,9 +23,8 @@ from qwenctl.config.providers import make_provider
 from qwenctl.core.lifecycle import Guard, Move, Observed, Phase
 from qwenctl.errors import ExitCode
 from qwenctl.store.store import Store
+from tests.support.program import PROGRAM, inherited
 from tests.support.valkey_server import ValkeyServer
-
-PROGRAM = Path(sys.executable).with_name("qwenctl")
 
 ALWAYS = 'cron = "0 0 1 1 *"\ntimezone = "UTC"\nduration = "400d"\n'
 """A window that is always open: a year's last one ends after the next has opened."""
@@ -53,12 +51,11 @@ class Machine:
         self.path.write_text("\n".join((self.head, *tables)))
 
     def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
-        theirs = ("QWENCTL_", "XDG_", "NO_COLOR", "FORCE_COLOR", "TZ")
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
+        kept = inherited("XDG_", "NO_COLOR", "FORCE_COLOR", "TZ")
         return subprocess.Popen(
             [PROGRAM, *args],
             cwd=self.directory,
-            env={**inherited, "TZ": "Europe/Berlin", "LANG": "C.UTF-8", **env},
+            env={**kept, "TZ": "Europe/Berlin", "LANG": "C.UTF-8", **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from qwenctl.errors import ExitCode
-from tests.integration.qwenctl.cli.program import PROGRAM, Run, environment, fails
+from tests.integration.qwenctl.cli.program import Run, environment, fails
 from tests.support.net import free_port
+from tests.support.program import PROGRAM
 from tests.support.valkey_server import ValkeyServer
 
 

@@ -14,7 +14,8 @@ import pytest
 from qwenctl.core.events import EventKind
 from qwenctl.errors import ExitCode
 from qwenctl.store.store import Store
-from tests.integration.qwenctl.cli.program import PROGRAM, Run, environment, fails
+from tests.integration.qwenctl.cli.program import Run, environment, fails
+from tests.support.program import PROGRAM
 
 
 def test_status_why_and_events_of_a_fresh_gpu(run: Run, config: Path) -> None:

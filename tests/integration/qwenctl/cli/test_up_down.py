@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -34,10 +32,9 @@ from qwenctl.store.store import Store
 from tests.support.fake_ecs import FakeEcs
 from tests.support.fake_ecs.client import INSTANCE
 from tests.support.net import free_port
+from tests.support.program import PROGRAM, inherited
 from tests.support.valkey_server import ValkeyServer
 from tests.unit.qwenctl.clouds.contract import wait_for
-
-PROGRAM = Path(sys.executable).with_name("qwenctl")
 
 
 class Machine:
@@ -59,11 +56,10 @@ class Machine:
         self.client = client
 
     def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("QWENCTL_")}
         return subprocess.Popen(
             [PROGRAM, *args],
             cwd=self.directory,
-            env={**inherited, **env},
+            env={**inherited(), **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from qwenctl.config.loading import load_config
 from qwenctl.config.providers import make_provider
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError, ExitCode
+from tests.support.program import PROGRAM
 
 OTHER_CLOUD = Path(__file__).parents[3] / "support" / "other_cloud"
 
@@ -51,7 +51,7 @@ def written(directory: Path, text: str) -> str:
 
 def run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(OTHER_CLOUD), "NO_COLOR": "1"}
-    command = [str(Path(sys.executable).with_name("qwenctl")), *words]
+    command = [str(PROGRAM), *words]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=directory, env=env, timeout=60, check=False
     )

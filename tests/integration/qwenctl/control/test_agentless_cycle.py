@@ -25,11 +25,11 @@ from qwenctl.protocol.signing import sign_message
 from tests.support.deployment import WEBUI, Deployment
 from tests.support.fake_ecs import Cloud, FakeEcs
 from tests.support.fake_ecs.client import INSTANCE
+from tests.support.program import PROGRAM, inherited
 from tests.support.valkey_server import ValkeyServer
 
 Deploy = Callable[..., Deployment]
 
-PROGRAM = Path(sys.executable).with_name("qwenctl")
 LONG = 60.0
 _numbers = count(1)
 
@@ -96,7 +96,7 @@ def transitions(deployment: Deployment, after: str = "0") -> list[tuple[str, str
 
 
 def cli(deployment: Deployment, *args: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("QWENCTL_")}
+    env = inherited()
     done = subprocess.run(
         [PROGRAM, *args, "--config", str(deployment.config_file)],
         env=env,

@@ -26,6 +26,7 @@ from qwenctl.protocol.messages import Report, Service, ServiceState, Spec
 from tests.support.metadata import MetadataService
 from tests.support.net import free_port
 from tests.support.other_user import needs_root, nobody
+from tests.support.program import PROGRAM
 from tests.support.stand_in_proxy import SECRET, StandInProxy
 
 BOOT = "boot-0001"
@@ -401,9 +402,8 @@ def test_every_command_has_a_help(command: str, capsys: pytest.CaptureFixture[st
 
 
 def test_the_commands_of_qwenctl_lead_there(node: Node) -> None:
-    program = Path(sys.executable).with_name("qwenctl")
     done = subprocess.run(
-        [str(program), "node", "status", "--json", "--config", str(node.config)],
+        [PROGRAM, "node", "status", "--json", "--config", str(node.config)],
         capture_output=True,
         text=True,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from qwenctl.store.store import Store
 from tests.support.deployment import ROOT, Deployment
 from tests.support.fake_ecs import FakeEcs
 from tests.support.fake_ecs.client import INSTANCE, credentials_of, provider_for
+from tests.support.program import PROGRAM
 from tests.support.virtual_time import VirtualClock
 from tests.unit.qwenctl.clouds.contract import wait_for
 
-PROGRAM = Path(sys.executable).with_name("qwenctl")
 EXAMPLE = ROOT / "examples" / "aliyun" / "qwenctl.toml"
 PASSWORD_HASH = (
     "$argon2id$v=19$m=64,t=1,p=1$zh4foJ0Zag4qC5b1zkgpDA$3/vTLDLZOZFWIiHMmkBXL0dwkBtyfwe8feIttVGbuxg"

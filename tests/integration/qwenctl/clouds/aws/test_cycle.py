@@ -4,9 +4,7 @@ on the "instance"; and the example's files."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +18,13 @@ from tests.support.deployment import Deployment
 from tests.support.faults import FaultProxy
 from tests.support.moto_cloud import CREDENTIALS, REGION, AgentMachine, MotoCloud
 from tests.support.paths import ROOT
+from tests.support.program import PROGRAM, inherited
 from tests.support.valkey_server import ValkeyServer
 
 EXAMPLE = ROOT / "examples" / "aws"
 PASSWORD_HASH = (
     "$argon2id$v=19$m=64,t=1,p=1$zh4foJ0Zag4qC5b1zkgpDA$3/vTLDLZOZFWIiHMmkBXL0dwkBtyfwe8feIttVGbuxg"
 )
-PROGRAM = Path(sys.executable).with_name("qwenctl")
 
 
 @pytest.fixture
@@ -92,7 +90,7 @@ def test_the_main_job(
 
 
 def qwenctl(*words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("QWENCTL_", "AWS_"))}
+    clean = inherited("AWS_")
     return subprocess.run(
         [PROGRAM, *words],
         env={**clean, **CREDENTIALS, **env},
