@@ -24,10 +24,7 @@ __all__ = [
     "LaunchRequest",
     "Price",
     "admin_of",
-    "client_token",
     "importer_of",
-    "instance_name",
-    "tags_of",
 ]
 
 
@@ -76,25 +73,6 @@ class Importer:
     options: Sequence[ImportOption] = ()
 
 
-def tags_of(deployment: str, gpu: str) -> dict[str, str]:
-    """The tags by which an instance is known as made by us for this GPU."""
-    return {"qwenctl:deployment": deployment, "qwenctl:gpu": gpu}
-
-
-def client_token(deployment: str, gpu: str, generation: int) -> str:
-    """What makes a repeated call create nothing, at most 64 characters.
-
-    The template is deliberately not part of it: a call repeated after the template was edited is
-    refused by the cloud, where another token would make a second instance.
-    """
-    text = "\n".join((deployment, gpu, str(generation)))
-    return f"qwenctl-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
-
-
-def instance_name(tags: Mapping[str, str]) -> str:
-    return f"qwenctl-{tags['qwenctl:deployment']}-{tags['qwenctl:gpu']}"
-
-
 TOKEN_MISMATCH = "IdempotentParameterMismatch"
 
 
@@ -109,11 +87,22 @@ class LaunchRequest:
 
     @property
     def tags(self) -> dict[str, str]:
-        return tags_of(self.deployment, self.gpu)
+        """The tags that mark an instance as made by us for this GPU."""
+        return {"qwenctl:deployment": self.deployment, "qwenctl:gpu": self.gpu}
+
+    @property
+    def name(self) -> str:
+        return f"qwenctl-{self.deployment}-{self.gpu}"
 
     @property
     def token(self) -> str:
-        return client_token(self.deployment, self.gpu, self.generation)
+        """The client token, by which a repeated call creates nothing; at most 64 characters.
+
+        The template is deliberately not part of it: a call repeated after the template was edited
+        is refused by the cloud, where another token would make a second instance.
+        """
+        text = "\n".join((self.deployment, self.gpu, str(self.generation)))
+        return f"qwenctl-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
 
 
 @dataclass(frozen=True)

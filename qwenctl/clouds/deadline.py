@@ -1,4 +1,4 @@
-"""An HTTP connection that checks a deadline just before it sends.
+"""Calls that end at a deadline, and connections that check it just before they send.
 
 A look-up of a name has no time limit, and it happens between the making of a request and its
 sending. So the time is checked where nothing but the sending is left: on the connection.
@@ -6,10 +6,34 @@ sending. So the time is checked where nothing but the sending is left: on the co
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
 
-__all__ = ["with_deadline"]
+__all__ = ["run_by", "with_deadline"]
+
+T = TypeVar("T")
+
+
+def run_by(deadline: float, work: Callable[[], T], late: Exception) -> T:
+    """Return the result of ``work``, run in a thread of its own; raise ``late`` at the deadline.
+
+    A name server, or a server that sends byte by byte, outlasts every socket timeout.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # whatever it is, the caller gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="cloud-call", daemon=True).start()
+    if not wait([future], max(0.0, deadline - time.monotonic())).done:
+        raise late
+    return future.result()
 
 
 def with_deadline(connection: type[Any], check: Callable[[], object]) -> type[Any]:

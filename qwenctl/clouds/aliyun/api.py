@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import random
 import threading
 import time
@@ -24,12 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qwenctl.clouds.aliyun.errors import error_of, network_error
 from qwenctl.clouds.base import Denied, Observation, Transient
 from qwenctl.clouds.batch import MAX_IDS, Batch
-from qwenctl.clouds.deadline import with_deadline
+from qwenctl.clouds.deadline import run_by, with_deadline
 from qwenctl.core.lifecycle import Observed
 
 if TYPE_CHECKING:
@@ -45,9 +44,6 @@ __all__ = [
 
 TRIES = 3
 """How often a look is tried while the cloud does not answer."""
-
-T = TypeVar("T")
-
 
 # Credentials
 
@@ -233,8 +229,8 @@ class Ecs:
             some = list(ids[start : start + MAX_IDS])
             answer = self.call(
                 "DescribeInstances",
+                arn_of(self.region, *some),
                 deadline,
-                resource=arn_of(self.region, *some),
                 InstanceIds=json.dumps(some),
                 PageSize=MAX_IDS,
             )
@@ -259,19 +255,30 @@ class Ecs:
         return self.describe(ids, min(deadline, time.monotonic() + self.patience))
 
     def call(
-        self, action: str, deadline: float, *, resource: str, **parameters: object
+        self, action: str, resource: str, deadline: float | None = None, /, **parameters: object
     ) -> dict[str, Any]:
-        """The answer to one request, made once, before ``deadline`` (monotonic).
+        """Make one request once, and return its answer.
+
+        Args:
+            action: such as ``DescribePrice``.
+            resource: what it is about, for the sentence of a refusal.
+            deadline: when it ends (monotonic); default: after `patience`.
+            parameters: as the SDK names them.
 
         Raises:
-            ProviderError: as `aliyun_errors` says; `Transient` when no answer came in time.
+            ProviderError: as `qwenctl.clouds.aliyun.errors` says; `Transient` when no answer came
+                in time.
         """
+        if deadline is None:
+            deadline = time.monotonic() + self.patience
         request = self._request(action, parameters)
         request.set_endpoint(self.host)
         request.set_protocol_type(self.protocol)
         request.set_accept_format("JSON")
-        return _by(
-            deadline, lambda: self._send(request, action, resource, deadline), self._no_answer
+        return run_by(
+            deadline,
+            lambda: self._send(request, action, resource, deadline),
+            late=self._no_answer("timed out"),
         )
 
     def _request(self, action: str, parameters: Mapping[str, object]) -> Any:
@@ -389,26 +396,6 @@ def _endpoint(region: str) -> str:
 def arn_of(region: str, *ids: str) -> str:
     """How RAM names the instances."""
     return f"acs:ecs:{region}:*:instance/{ids[0] if len(ids) == 1 else '*'}"
-
-
-def _by(deadline: float, work: Callable[[], T], no_answer: Callable[[str], Transient]) -> T:
-    """The result of ``work``, or `Transient` at the deadline."""
-    done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            done.put((work(), None))
-        except BaseException as error:
-            done.put((None, error))
-
-    threading.Thread(target=run, name="aliyun-call", daemon=True).start()
-    try:
-        value, error = done.get(timeout=max(0.0, deadline - time.monotonic()))
-    except queue.Empty:
-        raise no_answer("timed out") from None
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]
 
 
 def ecs_of(config: AliyunConfig) -> Ecs:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from qwenctl.clouds.aliyun.api import Credentials, Ecs, Instance, default_credentials
-from qwenctl.clouds.aliyun.calls import aliyun_source, ecs_call, ecs_instance, ecs_instance_role
+from qwenctl.clouds.aliyun.api import Credentials, Ecs, Instance, arn_of, default_credentials
+from qwenctl.clouds.aliyun.calls import ecs_instance, ecs_instance_role
 from qwenctl.clouds.aliyun.provider import make
 from qwenctl.clouds.aliyun.settings import AliyunConfig
 from qwenctl.clouds.base import (
@@ -71,7 +71,7 @@ class _Checks:
 
     def credentials(self) -> Iterable[Finding]:
         try:
-            source = aliyun_source(self._credentials)
+            source = _source(self._credentials)
         except Exception:  # whatever the SDK raises: its text is not fit to show
             raise Stop(
                 fail(
@@ -118,9 +118,9 @@ class _Checks:
         # "true" as the API spells it: the SDK would write Python's True, and what if that was not
         # understood?
         id_ = self._config.instance_id
-        resource = f"acs:ecs:{self._config.region}:*:instance/{id_}"
+        resource = arn_of(self._config.region, id_)
         try:
-            ecs_call(self._ecs, action, resource, InstanceId=id_, DryRun="true", **parameters)
+            self._ecs.call(action, resource, InstanceId=id_, DryRun="true", **parameters)
         except Conflict:
             pass
         except NoCapacity as error:
@@ -226,3 +226,25 @@ def _refused(check: str, error: ProviderError) -> Finding:
     if error.cloud_code.startswith(("Forbidden", "NoPermission")):
         return refusal(check, error, POLICY)
     return refusal(check, error)
+
+
+_SOURCES = {
+    "env": "environment variables",
+    "static_ak": "environment variables",
+    "oidc_role_arn": "the OIDC token of this pod",
+    "cli_profile": "~/.aliyun/config.json",
+    "profile": "~/.alibabacloud/credentials.ini",
+    "ecs_ram_role": "the RAM role of this machine",
+    "url": "ALIBABA_CLOUD_CREDENTIALS_URI",
+}
+
+
+def _source(credentials: Credentials) -> str:
+    """Where the credentials come from, for people.
+
+    Raises:
+        Exception: there are none (the SDK's own kinds, whose text is not fit to show).
+    """
+    name = str(credentials.get_credentials().get_provider_name() or "")
+    parts = [part for part in name.split("/") if part != "default"]
+    return next((_SOURCES[p] for p in parts if p in _SOURCES), "/".join(parts))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
 from qwenctl.clouds.admin import Existing, LaunchRequest, Price
-from qwenctl.clouds.aliyun.api import Ecs, Instance
-from qwenctl.clouds.aliyun.calls import aliyun_price, ecs_call, ecs_instance
-from qwenctl.clouds.aliyun.launch import aliyun_launch, spot_strategy
+from qwenctl.clouds.aliyun.api import Ecs, Instance, arn_of
+from qwenctl.clouds.aliyun.calls import aliyun_price, ecs_instance
 from qwenctl.clouds.aliyun.settings import AliyunTemplate
 from qwenctl.clouds.base import ProviderError, Transient, expect_dry_run
 from qwenctl.errors import UserError
 
 __all__ = [
     "AliyunCreator",
+    "launch_parameters",
 ]
 
 
@@ -41,10 +42,9 @@ class AliyunCreator:
             )
 
     def find(self) -> list[Existing]:
-        answer = ecs_call(
-            self._ecs,
+        answer = self._ecs.call(
             "DescribeInstances",
-            self._resource("*"),
+            arn_of(self._ecs.region),
             Tags=[{"Key": key, "Value": value} for key, value in self.request.tags.items()],
             PageSize=100,
         )
@@ -63,7 +63,7 @@ class AliyunCreator:
                 self._ecs,
                 self._template.instance_type,
                 zone=self._template.zone_id,
-                spot_strategy=spot_strategy(self._template),
+                spot_strategy=_spot_strategy(self._template),
             )
         except ProviderError as error:
             return Price(None, note=f"the price could not be asked: {error}")
@@ -86,18 +86,15 @@ class AliyunCreator:
         self._delete(existing, force)
 
     def _run(self, **more: Any) -> dict[str, Any]:
-        request = self.request
-        parameters = aliyun_launch(self._template, request.tags, request.token, request.user_data)
-        return ecs_call(self._ecs, "RunInstances", self._resource("*"), **parameters, **more)
+        parameters = launch_parameters(self._template, self.request)
+        resource = arn_of(self._ecs.region)
+        return self._ecs.call("RunInstances", resource, **parameters, **more)
 
     def _delete(self, existing: Existing, force: bool, **more: Any) -> None:
         if force:
             more["Force"] = True
-        resource = self._resource(existing.id)
-        ecs_call(self._ecs, "DeleteInstance", resource, InstanceId=existing.id, **more)
-
-    def _resource(self, instance_id: str) -> str:
-        return f"acs:ecs:{self._ecs.region}:*:instance/{instance_id}"
+        resource = arn_of(self._ecs.region, existing.id)
+        self._ecs.call("DeleteInstance", resource, InstanceId=existing.id, **more)
 
 
 def _aliyun_existing(raw: Mapping[str, Any]) -> Existing:
@@ -109,3 +106,46 @@ def _aliyun_existing(raw: Mapping[str, Any]) -> Existing:
         tags={str(tag.get("TagKey")): str(tag.get("TagValue")) for tag in tags},
         type=seen.type,
     )
+
+
+def _spot_strategy(template: AliyunTemplate) -> str:
+    """``SpotStrategy`` of Alibaba Cloud."""
+    if template.market != "spot":
+        return "NoSpot"
+    return "SpotWithPriceLimit" if template.spot_price_limit else "SpotAsPriceGo"
+
+
+def launch_parameters(template: AliyunTemplate, request: LaunchRequest) -> dict[str, Any]:
+    """Return the parameters of ``RunInstances``, as the SDK names them."""
+    parameters: dict[str, Any] = {
+        "ClientToken": request.token,
+        "Amount": 1,
+        "MinAmount": 1,
+        "InstanceName": request.name,
+        "ImageId": template.image_id,
+        "InstanceType": template.instance_type,
+        "VSwitchId": template.vswitch_id,
+        "SecurityGroupId": template.security_group_id,
+        "InstanceChargeType": "PostPaid",
+        "SpotStrategy": _spot_strategy(template),
+        "SystemDiskCategory": template.system_disk_category,
+        "InternetMaxBandwidthOut": template.public_bandwidth_mbps,
+        "HttpEndpoint": "enabled",
+        "HttpTokens": "required",
+        "Tags": [{"Key": key, "Value": value} for key, value in request.tags.items()],
+        "UserData": base64.b64encode(request.user_data.encode()).decode(),
+    }
+    if template.market == "spot":
+        # The default releases the instance, with its disk, when it is taken back.
+        parameters["SpotInterruptionBehavior"] = "Stop"
+        if template.spot_price_limit:
+            parameters["SpotPriceLimit"] = template.spot_price_limit
+    if template.public_bandwidth_mbps:
+        parameters["InternetChargeType"] = "PayByTraffic"
+    optional = {
+        "ZoneId": template.zone_id,
+        "SystemDiskSize": template.system_disk_gb,
+        "KeyPairName": template.key_pair_name,
+        "RamRoleName": template.ram_role_name,
+    }
+    return parameters | {key: value for key, value in optional.items() if value}

@@ -99,8 +99,8 @@ class AliyunProvider:
         try:
             answer = self._ecs.call(
                 action,
+                arn_of(self._ecs.region, self._id),
                 deadline,
-                resource=arn_of(self._ecs.region, self._id),
                 InstanceId=self._id,
                 **parameters,
             )

@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qwenctl.clouds.aliyun.api import Credentials, Ecs
-from qwenctl.clouds.aliyun.calls import ecs_call, ecs_instance_role
+from qwenctl.clouds.aliyun.api import Credentials, Ecs, arn_of
+from qwenctl.clouds.aliyun.calls import ecs_instance_role
 from qwenctl.clouds.aliyun.errors import error_of
 from qwenctl.clouds.aliyun.permissions import node_policy, node_trust
 from qwenctl.clouds.base import ProviderError, Throttled, Transient
@@ -193,10 +193,10 @@ def _policy_in_role(ram: Ram, policy: str, role: str, dry_run: bool) -> Change:
 
 
 def _give(ecs: Ecs, instance_id: str, role: str) -> None:
-    resource = f"acs:ecs:{ecs.region}:*:instance/{instance_id}"
+    resource = arn_of(ecs.region, instance_id)
     action = "AttachInstanceRamRole"
     ids = json.dumps([instance_id])
-    answer = ecs_call(ecs, action, resource, RamRoleName=role, InstanceIds=ids)
+    answer = ecs.call(action, resource, RamRoleName=role, InstanceIds=ids)
     # The call is for many instances: it succeeds, and says of each one whether it did.
     results = (answer.get(f"{action}Results") or {}).get(f"{action}Result") or ()
     one = next((one for one in results if one.get("InstanceId") == instance_id), None)
@@ -215,7 +215,7 @@ def _give(ecs: Ecs, instance_id: str, role: str) -> None:
 
 
 def _ram(ram: Ram, action: str, resource: str, **parameters: object) -> dict[str, Any]:
-    return ecs_call(ram, action, f"acs:ram:*:*:{resource}", **parameters)
+    return ram.call(action, f"acs:ram:*:*:{resource}", **parameters)
 
 
 def _found(absent: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qwenctl.clouds.aliyun.api import Ecs
-from qwenctl.clouds.aliyun.calls import ecs_call, ecs_instance
+from qwenctl.clouds.aliyun.calls import ecs_instance
 from qwenctl.clouds.plan import Change, Plan
 from qwenctl.clouds.security import Permit, change_of, covered, group_of, instance_of, notes_of
 
@@ -36,8 +36,7 @@ def apply_rules(
         (raw.get("SecurityGroupIds") or {}).get("SecurityGroupId") or (), raw, plan, group
     )
     resource = f"acs:ecs:{ecs.region}:*:securitygroup/{group}"
-    answer = ecs_call(
-        ecs,
+    answer = ecs.call(
         "DescribeSecurityGroupAttribute",
         resource,
         SecurityGroupId=group,
@@ -51,8 +50,7 @@ def apply_rules(
             source = (
                 "SourceGroupId" if rule.is_group else "Ipv6SourceCidrIp" if v6 else "SourceCidrIp"
             )
-            ecs_call(
-                ecs,
+            ecs.call(
                 "AuthorizeSecurityGroup",
                 resource,
                 SecurityGroupId=group,

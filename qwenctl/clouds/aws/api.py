@@ -12,22 +12,18 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from qwenctl.clouds.aws.errors import quote, translate
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import NoCapacity, Observation, Transient, expect_dry_run
 from qwenctl.clouds.batch import MAX_IDS, Batch
-from qwenctl.clouds.deadline import with_deadline
+from qwenctl.clouds.deadline import run_by, with_deadline
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "Account",
@@ -109,13 +105,13 @@ class Account:
         Only with ``stop`` does the agent's dead-man's switch leave the disk alone.
         """
 
-        def ask(client: Any) -> str:
-            answer = client.describe_instance_attribute(
-                InstanceId=instance_id, Attribute="instanceInitiatedShutdownBehavior"
-            )
-            return str(answer["InstanceInitiatedShutdownBehavior"]["Value"])
-
-        return self.call(instance_id, ask)
+        answer = self.ask(
+            "describe_instance_attribute",
+            instance_id,
+            InstanceId=instance_id,
+            Attribute="instanceInitiatedShutdownBehavior",
+        )
+        return str(answer["InstanceInitiatedShutdownBehavior"]["Value"])
 
     def call(self, instance_id: str, work: Callable[[Any], T]) -> T:
         """``work(client)``, with boto3's client, bounded and with errors translated as all else.
@@ -125,6 +121,20 @@ class Account:
             work: makes one request; it is not tried again.
         """
         return self._bounded(instance_id, lambda: work(self._client()))
+
+    def ask(self, operation: str, instance_id: str, **parameters: Any) -> Any:
+        """Make one call and return its answer.
+
+        Args:
+            operation: boto3's name, such as ``describe_security_groups``.
+            instance_id: what it is about, for the sentence of a refusal.
+            parameters: boto3's.
+        """
+        return self.call(instance_id, lambda client: getattr(client, operation)(**parameters))
+
+    def instance(self, instance_id: str) -> dict[str, Any]:
+        """All that DescribeInstances says of the instance; empty if there is none."""
+        return self.describe([instance_id]).get(instance_id, {})
 
     def _describe(self, ids: list[str]) -> dict[str, dict[str, Any]]:
         # By filter, not by InstanceIds: one unknown id among those makes the whole call fail.
@@ -211,23 +221,16 @@ class Account:
     def _bounded(self, instance_id: str, work: Callable[[], T]) -> T:
         """``work()``, in a thread of its own, waited for no longer than `call_timeout`."""
         deadline = time.monotonic() + self.call_timeout
-        future: Future[T] = Future()
 
-        def run() -> None:
+        def run() -> T:
             self._call.deadline = deadline
-            try:
-                future.set_result(work())
-            except BaseException as error:  # whatever it is, the caller gets it
-                future.set_exception(error)
+            return work()
 
-        threading.Thread(target=run, name="ec2", daemon=True).start()
-        if not wait([future], max(0.0, deadline - time.monotonic())).done:
-            raise Transient(
-                f"EC2 has not answered within {self.call_timeout:.0f} s; the call may have been "
-                "accepted"
-            )
+        late = Transient(
+            f"EC2 has not answered within {self.call_timeout:.0f} s; the call may have been accepted"
+        )
         try:
-            return future.result()
+            return run_by(deadline, run, late)
         except Exception as error:
             raise translate(error, instance=instance_id, region=self._region()) from None
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from qwenctl.clouds.aws.api import Account, Verb, observation
-from qwenctl.clouds.aws.calls import aws_endpoint, aws_source, ec2_call, ec2_instance
 from qwenctl.clouds.aws.provider import make
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import Context, Observation, ProviderError
@@ -53,7 +52,7 @@ class _Checks:
 
     def credentials(self) -> Iterable[Finding]:
         try:
-            source = aws_source(self._account)
+            source = _source(self._account)
         except ProviderError as error:
             raise Stop(refusal("credentials", error)) from None
         if not source:
@@ -68,11 +67,13 @@ class _Checks:
         return [ok("credentials", f"from {source}")]
 
     def endpoint(self) -> Iterable[Finding]:
-        return clock_with_cloud(aws_endpoint(self._account))
+        return clock_with_cloud(
+            self._account.call("", lambda client: str(client.meta.endpoint_url))
+        )
 
     def instance(self) -> Iterable[Finding]:
         try:
-            self._raw = ec2_instance(self._account, self._config.instance_id)
+            self._raw = self._account.instance(self._config.instance_id)
         except ProviderError as error:
             raise Stop(_refused("instance", error)) from None
         seen = self.observation()
@@ -147,8 +148,7 @@ class _Checks:
         if not request_id:
             return
         try:
-            answer = ec2_call(
-                self._account,
+            answer = self._account.ask(
                 "describe_spot_instance_requests",
                 self._config.instance_id,
                 SpotInstanceRequestIds=[request_id],
@@ -214,3 +214,33 @@ def _refused(check: str, error: ProviderError) -> Finding:
     if error.cloud_code in ("UnauthorizedOperation", "AccessDenied", "AccessDeniedException"):
         return refusal(check, error, POLICY)
     return refusal(check, error)
+
+
+_SOURCES = {
+    "env": "environment variables",
+    "shared-credentials-file": "the shared credentials file",
+    "config-file": "the AWS config file",
+    "assume-role": "a role that the profile assumes",
+    "assume-role-with-web-identity": "the web identity token of this pod",
+    "sso": "`aws sso login`",
+    "login": "`aws login`",
+    "custom-process": "the program that the profile names",
+    "container-role": "the role of this container",
+    "iam-role": "the instance profile of this machine",
+}
+
+
+def _source(account: Account) -> str:
+    """Where the credentials come from, for people; empty if there are none.
+
+    Raises:
+        ProviderError: they cannot be fetched.
+    """
+
+    def ask(client: Any) -> str:
+        # boto3 has no public way to ask a client for this.
+        found = client._request_signer._credentials
+        method = str(found.method) if found is not None else ""
+        return _SOURCES.get(method, method)
+
+    return account.call("", ask)

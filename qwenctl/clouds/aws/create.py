@@ -8,13 +8,12 @@ from typing import Any
 
 from qwenctl.clouds.admin import Existing, LaunchRequest, Price
 from qwenctl.clouds.aws.api import Account, observation
-from qwenctl.clouds.aws.calls import ec2_call, ec2_instance
-from qwenctl.clouds.aws.launch import aws_launch
 from qwenctl.clouds.aws.settings import AwsTemplate
 from qwenctl.clouds.base import NotFound, ProviderError, Transient, expect_dry_run
 
 __all__ = [
     "AwsCreator",
+    "launch_parameters",
 ]
 
 
@@ -42,7 +41,7 @@ class AwsCreator:
         ]
 
     def look(self, instance_id: str) -> Existing | None:
-        raw = ec2_instance(self._account, instance_id)
+        raw = self._account.instance(instance_id)
         return _aws_existing(raw) if raw else None
 
     def price(self) -> Price:
@@ -94,12 +93,8 @@ class AwsCreator:
         self._call("terminate_instances", existing.id, InstanceIds=[existing.id], **more)
 
     def _run(self, **more: Any) -> Any:
-        request, device = self.request, ""
-        if self._template.root_volume_gb:
-            device = self._root_device()
-        parameters = aws_launch(
-            self._template, request.tags, request.token, request.user_data, root_device=device
-        )
+        device = self._root_device() if self._template.root_volume_gb else ""
+        parameters = launch_parameters(self._template, self.request, root_device=device)
         return self._call("run_instances", **parameters, **more)
 
     def _root_device(self) -> str:
@@ -117,7 +112,7 @@ class AwsCreator:
         return found[0]
 
     def _call(self, operation: str, instance_id: str = "", **parameters: Any) -> Any:
-        return ec2_call(self._account, operation, instance_id, **parameters)
+        return self._account.ask(operation, instance_id, **parameters)
 
 
 def _aws_existing(raw: Mapping[str, Any]) -> Existing:
@@ -135,3 +130,53 @@ def _aws_existing(raw: Mapping[str, Any]) -> Existing:
 
 def _not_ec2() -> Transient:
     return Transient("something that is not EC2 has answered; check aws.endpoint_url")
+
+
+def launch_parameters(
+    template: AwsTemplate, request: LaunchRequest, *, root_device: str = ""
+) -> dict[str, Any]:
+    """Return the parameters of ``RunInstances``, as boto3 names them.
+
+    ``root_device``: what the image calls its root volume; needed with ``root_volume_gb``.
+    """
+    named = [{"Key": key, "Value": value} for key, value in request.tags.items()]
+    named.append({"Key": "Name", "Value": request.name})
+    kinds = ["instance", "volume"]
+    parameters: dict[str, Any] = {
+        "ClientToken": request.token,
+        "MinCount": 1,
+        "MaxCount": 1,
+        "ImageId": template.image_id,
+        "InstanceType": template.instance_type,
+        "InstanceInitiatedShutdownBehavior": "stop",
+        "MetadataOptions": {"HttpEndpoint": "enabled", "HttpTokens": "required"},
+        "NetworkInterfaces": [
+            {
+                "DeviceIndex": 0,
+                "SubnetId": template.subnet_id,
+                "Groups": list(template.security_group_ids),
+                "AssociatePublicIpAddress": template.public_ip,
+            }
+        ],
+        "UserData": request.user_data,
+    }
+    if template.market == "spot":
+        # Any other kind of request cannot be stopped and started.
+        spot = {"SpotInstanceType": "persistent", "InstanceInterruptionBehavior": "stop"}
+        if template.max_price:
+            spot["MaxPrice"] = f"{template.max_price:.5f}"  # never 1e-05
+        parameters["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": spot}
+        kinds.append("spot-instances-request")
+    if template.root_volume_gb:
+        volume = {
+            "VolumeSize": template.root_volume_gb,
+            "VolumeType": "gp3",
+            "DeleteOnTermination": True,
+        }
+        parameters["BlockDeviceMappings"] = [{"DeviceName": root_device, "Ebs": volume}]
+    if template.key_name:
+        parameters["KeyName"] = template.key_name
+    if template.instance_profile:
+        parameters["IamInstanceProfile"] = {"Name": template.instance_profile}
+    parameters["TagSpecifications"] = [{"ResourceType": kind, "Tags": named} for kind in kinds]
+    return parameters

@@ -6,7 +6,6 @@ from typing import Any
 
 from qwenctl.clouds.admin import Found, Importer, ImportOption
 from qwenctl.clouds.aws.api import Account, account_of, observation
-from qwenctl.clouds.aws.calls import ec2_call, ec2_instance
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import NotFound, ProviderError
 
@@ -23,7 +22,7 @@ def _read(config: AwsConfig) -> Found:
         ProviderError: the cloud could not be asked.
     """
     account = account_of(config)
-    raw = ec2_instance(account, config.instance_id)
+    raw = account.instance(config.instance_id)
     if not raw:
         raise NotFound(observation(config.instance_id, None).reason.partition("; ")[0])
     warnings = []
@@ -67,8 +66,7 @@ def _read(config: AwsConfig) -> Found:
 
 
 def _spot_warnings(account: Account, instance_id: str, request: str) -> list[str]:
-    answer = ec2_call(
-        account,
+    answer = account.ask(
         "describe_spot_instance_requests",
         instance_id,
         SpotInstanceRequestIds=[request],

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qwenctl.clouds.aws.api import Account
-from qwenctl.clouds.aws.calls import ec2_call, ec2_instance
 from qwenctl.clouds.base import ProviderError
 from qwenctl.clouds.plan import Change, Plan, Rule
 from qwenctl.clouds.security import Permit, change_of, covered, group_of, instance_of, notes_of
@@ -28,15 +27,14 @@ def apply_rules(
     """
     instance = instance_of(plan)
     id_ = instance.instance_id
-    raw = ec2_instance(account, id_)
+    raw = account.instance(id_)
     group = group_of([one["GroupId"] for one in raw.get("SecurityGroups") or ()], raw, plan, group)
-    answer = ec2_call(account, "describe_security_groups", id_, GroupIds=[group])
+    answer = account.ask("describe_security_groups", id_, GroupIds=[group])
     there = list(_aws_permits(answer["SecurityGroups"][0].get("IpPermissions") or ()))
     for rule in plan.rules:
         if not dry_run and not covered(rule, there):
             try:
-                ec2_call(
-                    account,
+                account.ask(
                     "authorize_security_group_ingress",
                     id_,
                     GroupId=group,
@@ -56,8 +54,7 @@ def _stop_on_shutdown(account: Account, instance_id: str, dry_run: bool) -> Chan
         return Change(what, "already there")
     if dry_run:
         return Change.by("change", what, dry_run=True)
-    ec2_call(
-        account,
+    account.ask(
         "modify_instance_attribute",
         instance_id,
         InstanceId=instance_id,

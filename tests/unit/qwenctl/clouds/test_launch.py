@@ -12,17 +12,17 @@ from botocore.validate import validate_parameters
 from pydantic import ValidationError
 
 from qwenctl.admin.create import missing_keys
-from qwenctl.clouds.admin import client_token, tags_of
+from qwenctl.clouds.admin import LaunchRequest
 from qwenctl.clouds.aliyun import admin as aliyun_admin
 from qwenctl.clouds.aliyun.api import ecs_of
-from qwenctl.clouds.aliyun.launch import aliyun_launch
+from qwenctl.clouds.aliyun.create import launch_parameters as aliyun_launch
 from qwenctl.clouds.aliyun.settings import AliyunConfig, AliyunTemplate
 from qwenctl.clouds.aws import admin as aws_admin
 from qwenctl.clouds.aws.api import account_of
-from qwenctl.clouds.aws.launch import aws_launch
+from qwenctl.clouds.aws.create import launch_parameters as aws_launch
 from qwenctl.clouds.aws.settings import AwsConfig, AwsTemplate
 
-TAGS = tags_of("lab", "main")
+REQUEST = LaunchRequest("lab", "main", 1, "#cloud-config\n")
 
 ALIYUN = {
     "image_id": "ubuntu_22_04",
@@ -42,7 +42,7 @@ def aliyun(**keys: Any) -> dict[str, Any]:
     """What is sent, as the SDK sends it."""
     template = AliyunTemplate.model_validate({**ALIYUN, **keys})
     request = RunInstancesRequest()
-    for key, value in aliyun_launch(template, TAGS, "token", "#cloud-config\n").items():
+    for key, value in aliyun_launch(template, REQUEST).items():
         getattr(request, f"set_{key}")(value)
     found: dict[str, Any] = request.get_query_params()
     return found
@@ -51,7 +51,7 @@ def aliyun(**keys: Any) -> dict[str, Any]:
 def aws(**keys: Any) -> dict[str, Any]:
     """What is sent, after botocore has checked it."""
     template = AwsTemplate.model_validate({**AWS, **keys})
-    found = aws_launch(template, TAGS, "token", "#cloud-config\n", root_device="/dev/sda1")
+    found = aws_launch(template, REQUEST, root_device="/dev/sda1")
     shape = Session().get_service_model("ec2").operation_model("RunInstances").input_shape
     validate_parameters(found, shape)
     return found
@@ -137,13 +137,13 @@ def test_aws_options() -> None:
 
 
 def test_a_token_is_for_one_gpu_and_one_generation() -> None:
-    token = client_token("lab", "main", 1)
-    assert token == client_token("lab", "main", 1)
+    token = LaunchRequest("lab", "main", 1, "").token
+    assert token == LaunchRequest("lab", "main", 1, "#cloud-config\n").token
     assert len(token) <= 64
     others = {
-        client_token("lab", "main", 2),
-        client_token("lab", "big", 1),
-        client_token("labmain", "", 1),
+        LaunchRequest("lab", "main", 2, "").token,
+        LaunchRequest("lab", "big", 1, "").token,
+        LaunchRequest("labmain", "", 1, "").token,
     }
     assert len(others - {token}) == 3
 

@@ -85,7 +85,7 @@ def test_no_request_is_sent_when_its_name_lookup_outlasts_the_call(
 
     def start(seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        ecs.call("StartInstance", deadline, resource="", InstanceId=config.instance_id)
+        ecs.call("StartInstance", "", deadline, InstanceId=config.instance_id)
 
     others = aliyun_threads()
     with pytest.raises(Transient, match="not answered in time"):
