@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
     "Instance",
+    "allow",
     "document",
     "node_role_name",
     "unique",
@@ -36,6 +37,15 @@ def node_role_name(instance: Instance) -> str:
     RAM allows letters, digits and hyphens; 64 characters for a role. Instance ids have about 22.
     """
     return f"{NODE_ROLES}{instance.instance_id}"
+
+
+def allow(
+    actions: Sequence[str], resources: Sequence[str], *, sid: str = "", **condition: Document
+) -> Document:
+    """Return a statement that allows the actions on the resources, under the condition if given."""
+    statement: Document = {"Sid": sid} if sid else {}
+    statement |= {"Effect": "Allow", "Action": actions, "Resource": resources}
+    return statement | ({"Condition": condition} if condition else {})
 
 
 def document(version: str, *statements: Document) -> Document:

@@ -16,6 +16,7 @@ from qwenctl.clouds.permissions import (
     NODE_ROLES,
     Document,
     Instance,
+    allow,
     document,
     node_role_name,
     unique,
@@ -30,17 +31,12 @@ def proxy_policy(instances: Sequence[Instance]) -> Document:
     regions = unique(instance.region for instance in instances)
     return document(
         "1",
-        {
-            "Effect": "Allow",
-            "Action": ["ecs:StartInstance", "ecs:StopInstance"],
-            "Resource": _arns(instances),
-        },
-        {
-            "Effect": "Allow",
+        allow(["ecs:StartInstance", "ecs:StopInstance"], _arns(instances)),
+        allow(
             # The second is for `doctor`: without a role the node cannot end its billing.
-            "Action": ["ecs:DescribeInstances", "ecs:DescribeInstanceRamRole"],
-            "Resource": [f"acs:ecs:{region}:*:instance/*" for region in regions],
-        },
+            ["ecs:DescribeInstances", "ecs:DescribeInstanceRamRole"],
+            [arn_of(region) for region in regions],
+        ),
     )
 
 
@@ -49,10 +45,7 @@ def node_policy(instances: Sequence[Instance]) -> Document:
 
     There is no condition that names the instance that asks: give each a role of its own.
     """
-    return document(
-        "1",
-        {"Effect": "Allow", "Action": ["ecs:StopInstance"], "Resource": _arns(instances)},
-    )
+    return document("1", allow(["ecs:StopInstance"], _arns(instances)))
 
 
 def node_trust(region: str) -> Document:  # noqa: ARG001
@@ -97,7 +90,7 @@ def _arns(instances: Sequence[Instance]) -> list[str]:
 def admin_policy(deployment: str, tables: Sequence[AliyunConfig]) -> Document:
     """Allow what `qwenctl provision --apply`, `create` and `release` need."""
     regions = unique(table.region for table in tables)
-    instances = [f"acs:ecs:{region}:*:instance/*" for region in regions]
+    instances = [arn_of(region) for region in regions]
     groups = [f"acs:ecs:{region}:*:securitygroup/*" for region in regions]
     own_roles = f"acs:ram:*:*:role/{NODE_ROLES}*"
     own_policies = f"acs:ram:*:*:policy/{NODE_ROLES}*"
@@ -106,62 +99,27 @@ def admin_policy(deployment: str, tables: Sequence[AliyunConfig]) -> Document:
     roles = unique([own_roles, *(f"acs:ram:*:*:role/{role}" for role in templates if role)])
     return document(
         "1",
-        {
-            "Effect": "Allow",
-            "Action": ["ecs:RunInstances"],
-            # Also checked against image, security group, key pair and VSwitch.
-            "Resource": [
+        # RunInstances is also checked against image, security group, key pair and VSwitch.
+        allow(
+            ["ecs:RunInstances"],
+            [
                 resource
                 for region in regions
                 for resource in (f"acs:ecs:{region}:*:*", f"acs:vpc:{region}:*:vswitch/*")
             ],
-        },
-        {
-            "Effect": "Allow",
-            "Action": ["ecs:DeleteInstance"],
-            "Resource": instances,
-            "Condition": {"StringEquals": {"acs:ResourceTag/qwenctl:deployment": [deployment]}},
-        },
-        {
-            "Effect": "Allow",
-            "Action": ["ecs:DescribeInstances", "ecs:DescribeInstanceRamRole"],
-            "Resource": instances,
-        },
-        {"Effect": "Allow", "Action": ["ecs:DescribePrice"], "Resource": "*"},
-        {
-            "Effect": "Allow",
-            "Action": ["ecs:DescribeSecurityGroupAttribute", "ecs:AuthorizeSecurityGroup"],
-            "Resource": groups,
-        },
-        {
-            "Effect": "Allow",
-            "Action": ["ecs:AttachInstanceRamRole"],
-            "Resource": [*instances, *roles],
-        },
-        {
-            "Effect": "Allow",
-            "Action": ["ram:CreateRole", "ram:GetRole"],
-            "Resource": [own_roles],
-        },
-        {
-            "Effect": "Allow",
-            "Action": ["ram:CreatePolicy", "ram:CreatePolicyVersion", "ram:GetPolicy"],
-            "Resource": [own_policies],
-        },
-        {
-            "Effect": "Allow",
-            "Action": ["ram:ListPoliciesForRole"],
-            "Resource": roles,
-        },
-        {
-            "Effect": "Allow",
-            "Action": ["ram:AttachPolicyToRole"],
-            "Resource": [*roles, own_policies],
-        },
-        {
-            "Effect": "Allow",
-            "Action": ["ram:PassRole"],
-            "Resource": roles,
-            "Condition": {"StringEquals": {"acs:Service": "ecs.aliyuncs.com"}},
-        },
+        ),
+        allow(
+            ["ecs:DeleteInstance"],
+            instances,
+            StringEquals={"acs:ResourceTag/qwenctl:deployment": [deployment]},
+        ),
+        allow(["ecs:DescribeInstances", "ecs:DescribeInstanceRamRole"], instances),
+        allow(["ecs:DescribePrice"], "*"),
+        allow(["ecs:DescribeSecurityGroupAttribute", "ecs:AuthorizeSecurityGroup"], groups),
+        allow(["ecs:AttachInstanceRamRole"], [*instances, *roles]),
+        allow(["ram:CreateRole", "ram:GetRole"], [own_roles]),
+        allow(["ram:CreatePolicy", "ram:CreatePolicyVersion", "ram:GetPolicy"], [own_policies]),
+        allow(["ram:ListPoliciesForRole"], roles),
+        allow(["ram:AttachPolicyToRole"], [*roles, own_policies]),
+        allow(["ram:PassRole"], roles, StringEquals={"acs:Service": "ecs.aliyuncs.com"}),
     )

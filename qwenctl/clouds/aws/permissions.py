@@ -10,30 +10,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qwenctl.clouds.aws.settings import AwsConfig
-from qwenctl.clouds.permissions import Document, Instance, document, unique
+from qwenctl.clouds.permissions import Document, Instance, allow, document, unique
 
 __all__ = ["admin_policy", "node_policy", "node_trust", "proxy_policy", "role_commands"]
+
+
+_VERSION = "2012-10-17"
+
+_CREATE_FROM = (
+    "image",
+    "key-pair",
+    "network-interface",
+    "security-group",
+    "spot-instances-request",
+    "subnet",
+    "volume",
+)
+"""What RunInstances takes or makes beside the instance."""
+
+_LOOK = [
+    "ec2:DescribeImages",
+    "ec2:DescribeInstances",
+    "ec2:DescribeSecurityGroups",
+    "ec2:DescribeSpotPriceHistory",
+    "ec2:DescribeSubnets",
+]
 
 
 def proxy_policy(instances: Sequence[Instance]) -> Document:
     """Allow to look at, start and stop exactly these instances."""
     return document(
-        "2012-10-17",
-        {
-            "Sid": "StartAndStop",
-            "Effect": "Allow",
-            "Action": ["ec2:StartInstances", "ec2:StopInstances", "ec2:DescribeInstanceAttribute"],
-            "Resource": _arns(instances),
-        },
-        {
-            "Sid": "Look",
-            "Effect": "Allow",
-            "Action": ["ec2:DescribeInstances", "ec2:DescribeSpotInstanceRequests"],
-            "Resource": "*",
-            "Condition": {
-                "StringEquals": {"aws:RequestedRegion": unique(one.region for one in instances)}
-            },
-        },
+        _VERSION,
+        allow(
+            ["ec2:StartInstances", "ec2:StopInstances", "ec2:DescribeInstanceAttribute"],
+            _arns(instances),
+            sid="StartAndStop",
+        ),
+        allow(
+            ["ec2:DescribeInstances", "ec2:DescribeSpotInstanceRequests"],
+            "*",
+            sid="Look",
+            StringEquals={"aws:RequestedRegion": unique(one.region for one in instances)},
+        ),
     )
 
 
@@ -43,14 +61,9 @@ def node_policy(instances: Sequence[Instance]) -> Document:
     Instances that share a role may not stop each other: the condition names the one that asks.
     """
     return document(
-        "2012-10-17",
+        _VERSION,
         *(
-            {
-                "Effect": "Allow",
-                "Action": ["ec2:StopInstances"],
-                "Resource": arn,
-                "Condition": {"ArnLike": {"ec2:SourceInstanceARN": arn}},
-            }
+            allow(["ec2:StopInstances"], arn, ArnLike={"ec2:SourceInstanceARN": arn})
             for arn in _arns(instances)
         ),
     )
@@ -61,7 +74,7 @@ def node_trust(region: str) -> Document:
     suffix = ".cn" if _partition(region) == "aws-cn" else ""
     service = f"ec2.amazonaws.com{suffix}"
     return document(
-        "2012-10-17",
+        _VERSION,
         {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"Service": [service]}},
     )
 
@@ -95,71 +108,30 @@ def admin_policy(deployment: str, tables: Sequence[AwsConfig]) -> Document:
     def arns(*kinds: str) -> list[str]:
         return [f"arn:{_partition(r)}:ec2:{r}:*:{kind}/*" for r in regions for kind in kinds]
 
-    statements: list[Document] = [
-        {
-            "Sid": "Create",
-            "Effect": "Allow",
-            "Action": ["ec2:RunInstances"],
-            "Resource": arns("instance"),
-            "Condition": {"StringEquals": {"aws:RequestTag/qwenctl:deployment": deployment}},
-        },
-        {
-            "Sid": "CreateFrom",
-            "Effect": "Allow",
-            "Action": ["ec2:RunInstances"],
-            "Resource": arns(
-                "image",
-                "key-pair",
-                "network-interface",
-                "security-group",
-                "spot-instances-request",
-                "subnet",
-                "volume",
-            ),
-        },
-        {
-            "Sid": "TagWhatIsCreated",
-            "Effect": "Allow",
-            "Action": ["ec2:CreateTags"],
-            "Resource": arns("instance", "spot-instances-request", "volume"),
-            "Condition": {"StringEquals": {"ec2:CreateAction": "RunInstances"}},
-        },
-        {
-            "Sid": "Release",
-            "Effect": "Allow",
-            "Action": ["ec2:TerminateInstances", "ec2:CancelSpotInstanceRequests"],
-            "Resource": arns("instance", "spot-instances-request"),
-            "Condition": {"StringEquals": {"aws:ResourceTag/qwenctl:deployment": deployment}},
-        },
-        {
-            "Sid": "Look",
-            "Effect": "Allow",
-            "Action": [
-                "ec2:DescribeImages",
-                "ec2:DescribeInstances",
-                "ec2:DescribeSecurityGroups",
-                "ec2:DescribeSpotPriceHistory",
-                "ec2:DescribeSubnets",
-            ],
-            "Resource": "*",
-            "Condition": {"StringEquals": {"aws:RequestedRegion": regions}},
-        },
-    ]
-    statements += [
-        {
-            "Sid": "AddRules",
-            "Effect": "Allow",
-            "Action": ["ec2:AuthorizeSecurityGroupIngress"],
-            "Resource": arns("security-group"),
-        },
-        {
-            "Sid": "LookAtShutdown",
-            "Effect": "Allow",
-            "Action": ["ec2:DescribeInstanceAttribute"],
-            "Resource": arns("instance"),
-        },
-    ]
-    return document("2012-10-17", *statements, *_where_configured(tables, known, regions[0]))
+    created = {"aws:RequestTag/qwenctl:deployment": deployment}
+    ours = {"aws:ResourceTag/qwenctl:deployment": deployment}
+    tagging = {"ec2:CreateAction": "RunInstances"}
+    return document(
+        _VERSION,
+        allow(["ec2:RunInstances"], arns("instance"), sid="Create", StringEquals=created),
+        allow(["ec2:RunInstances"], arns(*_CREATE_FROM), sid="CreateFrom"),
+        allow(
+            ["ec2:CreateTags"],
+            arns("instance", "spot-instances-request", "volume"),
+            sid="TagWhatIsCreated",
+            StringEquals=tagging,
+        ),
+        allow(
+            ["ec2:TerminateInstances", "ec2:CancelSpotInstanceRequests"],
+            arns("instance", "spot-instances-request"),
+            sid="Release",
+            StringEquals=ours,
+        ),
+        allow(_LOOK, "*", sid="Look", StringEquals={"aws:RequestedRegion": regions}),
+        allow(["ec2:AuthorizeSecurityGroupIngress"], arns("security-group"), sid="AddRules"),
+        allow(["ec2:DescribeInstanceAttribute"], arns("instance"), sid="LookAtShutdown"),
+        *_where_configured(tables, known, regions[0]),
+    )
 
 
 def _where_configured(
@@ -169,35 +141,21 @@ def _where_configured(
     statements: list[Document] = []
     if known:
         # It can change an instance's user data, too. What `create` makes does not need it.
-        statements.append(
-            {
-                "Sid": "StopOnShutdown",
-                "Effect": "Allow",
-                "Action": ["ec2:ModifyInstanceAttribute"],
-                "Resource": list(known),
-            }
-        )
+        statements.append(allow(["ec2:ModifyInstanceAttribute"], known, sid="StopOnShutdown"))
     part = _partition(region)
     profiles = unique(t.template.instance_profile for t in tables if t.template.instance_profile)
     if profiles:
-        statements.append(
-            {
-                "Sid": "GiveRole",
-                "Effect": "Allow",
-                "Action": ["iam:PassRole"],
-                # The console gives a role and its profile the same name.
-                "Resource": [f"arn:{part}:iam::*:role/{name}" for name in profiles],
-                "Condition": {"StringLike": {"iam:PassedToService": "ec2.amazonaws.com*"}},
-            }
-        )
+        # The console gives a role and its profile the same name.
+        roles = [f"arn:{part}:iam::*:role/{name}" for name in profiles]
+        service = {"iam:PassedToService": "ec2.amazonaws.com*"}
+        statements.append(allow(["iam:PassRole"], roles, sid="GiveRole", StringLike=service))
     if any(table.template.market == "spot" for table in tables):
         statements.append(
-            {
-                "Sid": "FirstSpotInstance",
-                "Effect": "Allow",
-                "Action": ["iam:CreateServiceLinkedRole"],
-                "Resource": f"arn:{part}:iam::*:role/aws-service-role/spot.amazonaws.com/*",
-                "Condition": {"StringEquals": {"iam:AWSServiceName": "spot.amazonaws.com"}},
-            }
+            allow(
+                ["iam:CreateServiceLinkedRole"],
+                f"arn:{part}:iam::*:role/aws-service-role/spot.amazonaws.com/*",
+                sid="FirstSpotInstance",
+                StringEquals={"iam:AWSServiceName": "spot.amazonaws.com"},
+            )
         )
     return statements
