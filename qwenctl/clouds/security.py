@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,7 @@ from qwenctl.errors import ConfigError
 
 __all__ = [
     "Permit",
-    "change_of",
-    "covered",
+    "add_rules",
     "group_of",
     "instance_of",
     "notes_of",
@@ -74,16 +73,20 @@ def group_of(found: Sequence[str], raw: Any, plan: Plan, wanted: str) -> str:
     return wanted or found[0]
 
 
-def covered(rule: Rule, there: Iterable[Permit]) -> bool:
-    # One for anybody does not count: `notes_of` says to remove it, and the proxy must not need it then.
-    return any(permit.covers(rule) and not permit.anybody for permit in there)
-
-
-def change_of(rule: Rule, group: str, there: Iterable[Permit], dry_run: bool) -> Change:
-    what = f"{group}: allow tcp {rule.port} from {rule.source}"
-    if covered(rule, there):
-        return Change(what, "already there")
-    return Change.by("add", what, dry_run=dry_run)
+def add_rules(
+    plan: Plan, group: str, there: Sequence[Permit], add: Callable[[Rule], object], *, dry_run: bool
+) -> Iterator[Change]:
+    """Add the plan's rules that the group lacks; yield each once it is there."""
+    for rule in plan.rules:
+        what = f"{group}: allow tcp {rule.port} from {rule.source}"
+        # One for anybody does not count: `notes_of` says to remove it, and the proxy must not
+        # need it then.
+        if any(permit.covers(rule) and not permit.anybody for permit in there):
+            yield Change(what, "already there")
+            continue
+        if not dry_run:
+            add(rule)
+        yield Change.by("add", what, dry_run=dry_run)
 
 
 def notes_of(plan: Plan, group: str, there: Iterable[Permit]) -> Iterable[Change]:

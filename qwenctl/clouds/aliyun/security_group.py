@@ -7,8 +7,8 @@ from typing import Any
 
 from qwenctl.clouds.aliyun.api import Ecs
 from qwenctl.clouds.aliyun.calls import ecs_instance
-from qwenctl.clouds.plan import Change, Plan
-from qwenctl.clouds.security import Permit, change_of, covered, group_of, instance_of, notes_of
+from qwenctl.clouds.plan import Change, Plan, Rule
+from qwenctl.clouds.security import Permit, add_rules, group_of, instance_of, notes_of
 
 __all__ = [
     "apply_rules",
@@ -44,24 +44,23 @@ def apply_rules(
         MaxResults=1000,
     )
     there = list(_aliyun_permits((answer.get("Permissions") or {}).get("Permission") or ()))
-    for rule in plan.rules:
-        if not dry_run and not covered(rule, there):
-            v6 = ":" in rule.source
-            source = (
-                "SourceGroupId" if rule.is_group else "Ipv6SourceCidrIp" if v6 else "SourceCidrIp"
-            )
-            ecs.call(
-                "AuthorizeSecurityGroup",
-                resource,
-                SecurityGroupId=group,
-                IpProtocol="tcp",
-                PortRange=f"{rule.port}/{rule.port}",
-                NicType="intranet",
-                Policy="accept",
-                Description=rule.description,
-                **{source: rule.source},
-            )
-        yield change_of(rule, group, there, dry_run)
+
+    def add(rule: Rule) -> None:
+        v6 = ":" in rule.source
+        source = "SourceGroupId" if rule.is_group else "Ipv6SourceCidrIp" if v6 else "SourceCidrIp"
+        ecs.call(
+            "AuthorizeSecurityGroup",
+            resource,
+            SecurityGroupId=group,
+            IpProtocol="tcp",
+            PortRange=f"{rule.port}/{rule.port}",
+            NicType="intranet",
+            Policy="accept",
+            Description=rule.description,
+            **{source: rule.source},
+        )
+
+    yield from add_rules(plan, group, there, add, dry_run=dry_run)
     yield from notes_of(plan, group, there)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from qwenctl.clouds.aws.api import Account
 from qwenctl.clouds.base import ProviderError
 from qwenctl.clouds.plan import Change, Plan, Rule
-from qwenctl.clouds.security import Permit, change_of, covered, group_of, instance_of, notes_of
+from qwenctl.clouds.security import Permit, add_rules, group_of, instance_of, notes_of
 
 __all__ = [
     "apply_rules",
@@ -31,19 +31,20 @@ def apply_rules(
     group = group_of([one["GroupId"] for one in raw.get("SecurityGroups") or ()], raw, plan, group)
     answer = account.ask("describe_security_groups", id_, GroupIds=[group])
     there = list(_aws_permits(answer["SecurityGroups"][0].get("IpPermissions") or ()))
-    for rule in plan.rules:
-        if not dry_run and not covered(rule, there):
-            try:
-                account.ask(
-                    "authorize_security_group_ingress",
-                    id_,
-                    GroupId=group,
-                    IpPermissions=[_aws_rule(rule)],
-                )
-            except ProviderError as error:
-                if error.cloud_code != "InvalidPermission.Duplicate":  # somebody was quicker
-                    raise
-        yield change_of(rule, group, there, dry_run)
+
+    def add(rule: Rule) -> None:
+        try:
+            account.ask(
+                "authorize_security_group_ingress",
+                id_,
+                GroupId=group,
+                IpPermissions=[_aws_rule(rule)],
+            )
+        except ProviderError as error:
+            if error.cloud_code != "InvalidPermission.Duplicate":  # somebody was quicker
+                raise
+
+    yield from add_rules(plan, group, there, add, dry_run=dry_run)
     yield _stop_on_shutdown(account, id_, dry_run)
     yield from notes_of(plan, group, there)
 
@@ -81,11 +82,10 @@ def _aws_permits(permissions: Iterable[Any]) -> Iterable[Permit]:
 
 
 def _aws_rule(rule: Rule) -> dict[str, Any]:
-    about: dict[str, Any] = {"IpProtocol": "tcp", "FromPort": rule.port, "ToPort": rule.port}
+    key, id_ = "IpRanges", "CidrIp"
     if rule.is_group:
-        about["UserIdGroupPairs"] = [{"GroupId": rule.source, "Description": rule.description}]
+        key, id_ = "UserIdGroupPairs", "GroupId"
     elif ":" in rule.source:
-        about["Ipv6Ranges"] = [{"CidrIpv6": rule.source, "Description": rule.description}]
-    else:
-        about["IpRanges"] = [{"CidrIp": rule.source, "Description": rule.description}]
-    return about
+        key, id_ = "Ipv6Ranges", "CidrIpv6"
+    source = {id_: rule.source, "Description": rule.description}
+    return {"IpProtocol": "tcp", "FromPort": rule.port, "ToPort": rule.port, key: [source]}
