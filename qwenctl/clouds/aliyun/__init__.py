@@ -1,1 +1,1 @@
-"""Alibaba Cloud ECS."""
+"""Alibaba Cloud ecs."""

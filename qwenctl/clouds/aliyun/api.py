@@ -237,7 +237,7 @@ class Ecs:
             try:
                 seen = [Instance.from_api(data) for data in answer["Instances"]["Instance"]]
             except (KeyError, TypeError, AttributeError):
-                raise self._garbage("DescribeInstances") from None
+                raise self.garbage("DescribeInstances") from None
             found.update({instance.id: instance for instance in seen})
         return found
 
@@ -281,6 +281,66 @@ class Ecs:
             late=self._no_answer("timed out"),
         )
 
+    def instance(self, instance_id: str) -> dict[str, Any]:
+        """All that DescribeInstances says of the instance; empty if there is none."""
+        answer = self.call(
+            "DescribeInstances",
+            arn_of(self.region, instance_id),
+            InstanceIds=json.dumps([instance_id]),
+        )
+        try:
+            found: list[dict[str, Any]] = answer["Instances"]["Instance"]
+            return next((one for one in found if one["InstanceId"] == instance_id), {})
+        except (KeyError, TypeError):
+            raise self.garbage("DescribeInstances") from None
+
+    def role(self, instance_id: str) -> str:
+        """The name of the instance's RAM role; empty if it has none.
+
+        Raises:
+            ProviderError: it cannot be asked.
+        """
+        answer = self.call(
+            "DescribeInstanceRamRole",
+            arn_of(self.region, instance_id),
+            InstanceIds=json.dumps([instance_id]),
+        )
+        try:
+            found = answer["InstanceRamRoleSets"]["InstanceRamRoleSet"]
+            names = [one.get("RamRoleName") for one in found if one["InstanceId"] == instance_id]
+        except (KeyError, TypeError, AttributeError):
+            raise self.garbage("DescribeInstanceRamRole") from None
+        return str(names[0] or "") if names else ""
+
+    def price(
+        self, instance_type: str, *, zone: str = "", vpc: bool = True, spot_strategy: str = "NoSpot"
+    ) -> tuple[float, str]:
+        """What an hour of that instance type costs, disks aside, and in which currency.
+
+        Raises:
+            ProviderError: it cannot be asked.
+        """
+        answer = self.call(
+            "DescribePrice",
+            "*",
+            ResourceType="instance",
+            InstanceType=instance_type,
+            InstanceNetworkType="vpc" if vpc else "classic",
+            PriceUnit="Hour",
+            Period=1,
+            Amount=1,
+            SpotStrategy=spot_strategy,
+            **({"ZoneId": zone} if zone else {}),
+        )
+        try:
+            price = answer["PriceInfo"]["Price"]
+            details = (price.get("DetailInfos") or {}).get("DetailInfo") or ()
+            # The total has a default system disk in it, which costs when the instance is stopped, too.
+            own = [one["TradePrice"] for one in details if one.get("Resource") == "instanceType"]
+            return float(own[0] if own else price["TradePrice"]), str(price.get("Currency") or "")
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise self.garbage("DescribePrice") from None
+
     def _request(self, action: str, parameters: Mapping[str, object]) -> Any:
         """The SDK's request, without where it goes."""
         module = import_module(f"aliyunsdkecs.request.v20140526.{action}Request")
@@ -318,15 +378,15 @@ class Ecs:
         except ClientException as error:
             raise self._no_answer(str(error)) from None
         except (ValueError, LookupError, AttributeError, TypeError):  # what the SDK trips over
-            raise self._garbage(action) from None
+            raise self.garbage(action) from None
         if not isinstance(answer, dict) or "RequestId" not in answer:
-            raise self._garbage(action)
+            raise self.garbage(action)
         return answer
 
     def _no_answer(self, text: str) -> Transient:
         return network_error(text, self.host, self.api)
 
-    def _garbage(self, action: str) -> Transient:
+    def garbage(self, action: str) -> Transient:
         return Transient(
             f"the answer to {action} is not one of the {self.api} API; is a proxy in between?"
         )

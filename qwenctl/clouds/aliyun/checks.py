@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from qwenctl.clouds.aliyun.api import Credentials, Ecs, Instance, arn_of, default_credentials
-from qwenctl.clouds.aliyun.calls import ecs_instance, ecs_instance_role
 from qwenctl.clouds.aliyun.provider import make
 from qwenctl.clouds.aliyun.settings import AliyunConfig
 from qwenctl.clouds.base import (
@@ -86,7 +85,7 @@ class _Checks:
 
     def instance(self) -> Iterable[Finding]:
         try:
-            self._raw = ecs_instance(self._ecs, self._config.instance_id)
+            self._raw = self._ecs.instance(self._config.instance_id)
         except ProviderError as error:
             raise Stop(_refused("instance", error)) from None
         if not self._raw:
@@ -140,7 +139,7 @@ class _Checks:
     def role(self) -> Iterable[Finding]:
         """The node's: without it the dead-man's switch ends no billing."""
         try:
-            name = ecs_instance_role(self._ecs, self._config.instance_id)
+            name = self._ecs.role(self._config.instance_id)
         except ProviderError as error:
             yield replace(_refused("role", error), level=Level.WARN)
             return

@@ -8,9 +8,8 @@ from typing import Any
 
 from qwenctl.clouds.admin import Existing, LaunchRequest, Price
 from qwenctl.clouds.aliyun.api import Ecs, Instance, arn_of
-from qwenctl.clouds.aliyun.calls import aliyun_price, ecs_instance
 from qwenctl.clouds.aliyun.settings import AliyunTemplate
-from qwenctl.clouds.base import ProviderError, Transient, expect_dry_run
+from qwenctl.clouds.base import ProviderError, expect_dry_run
 from qwenctl.errors import UserError
 
 __all__ = [
@@ -51,16 +50,15 @@ class AliyunCreator:
         try:
             return [_aliyun_existing(one) for one in answer["Instances"]["Instance"]]
         except (KeyError, TypeError, AttributeError):
-            raise Transient("the answer to DescribeInstances is not one of the ECS API") from None
+            raise self._ecs.garbage("DescribeInstances") from None
 
     def look(self, instance_id: str) -> Existing | None:
-        raw = ecs_instance(self._ecs, instance_id)
+        raw = self._ecs.instance(instance_id)
         return _aliyun_existing(raw) if raw else None
 
     def price(self) -> Price:
         try:
-            amount, currency = aliyun_price(
-                self._ecs,
+            amount, currency = self._ecs.price(
                 self._template.instance_type,
                 zone=self._template.zone_id,
                 spot_strategy=_spot_strategy(self._template),
@@ -77,7 +75,7 @@ class AliyunCreator:
         try:
             return str(answer["InstanceIdSets"]["InstanceIdSet"][0])
         except (KeyError, TypeError, IndexError):
-            raise Transient("the answer to RunInstances is not one of the ECS API") from None
+            raise self._ecs.garbage("RunInstances") from None
 
     def check_delete(self, existing: Existing, *, force: bool) -> None:
         expect_dry_run(lambda: self._delete(existing, force, DryRun=True))

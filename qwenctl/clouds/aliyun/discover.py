@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from qwenctl.clouds.admin import Found, Importer, ImportOption
 from qwenctl.clouds.aliyun.api import Ecs, Instance
-from qwenctl.clouds.aliyun.calls import aliyun_price, ecs_instance
 from qwenctl.clouds.aliyun.settings import AliyunConfig
-from qwenctl.clouds.base import NotFound, ProviderError, Transient
+from qwenctl.clouds.base import NotFound, ProviderError
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
 
@@ -26,13 +25,13 @@ def _read(config: AliyunConfig) -> Found:
     if config.protocol == "http" and not is_loopback(config.endpoint.partition(":")[0]):
         raise ConfigError("--protocol http is only for an endpoint on this machine")
     ecs = Ecs(config)
-    raw = ecs_instance(ecs, config.instance_id)
+    raw = ecs.instance(config.instance_id)
     if not raw:
         raise NotFound(f"there is no instance {config.instance_id} in {config.region}")
     try:
         seen = Instance.from_api(raw)
     except (KeyError, TypeError, AttributeError):
-        raise Transient("the answer to DescribeInstances is not one of the ECS API") from None
+        raise ecs.garbage("DescribeInstances") from None
     warnings = []
     if why := seen.keeps_charging:
         warnings.append(
@@ -43,8 +42,7 @@ def _read(config: AliyunConfig) -> Found:
     price, currency = None, ""
     if seen.charge_type != "PrePaid":
         try:
-            price, currency = aliyun_price(
-                ecs,
+            price, currency = ecs.price(
                 seen.type,
                 zone=str(raw.get("ZoneId") or ""),
                 vpc=seen.vpc,

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qwenctl.clouds.aliyun.api import Credentials, Ecs, arn_of
-from qwenctl.clouds.aliyun.calls import ecs_instance_role
 from qwenctl.clouds.aliyun.errors import error_of
 from qwenctl.clouds.aliyun.permissions import node_policy, node_trust
 from qwenctl.clouds.base import ProviderError, Throttled, Transient
@@ -80,7 +79,7 @@ def apply_role(
         ProviderError: the cloud refuses. What was yielded before is done.
     """
     id_, own = instance.instance_id, node_role_name(instance)
-    given = _patiently(lambda: ecs_instance_role(ecs, id_))
+    given = _patiently(lambda: ecs.role(id_))
     if given and given != own:
         yield Change(
             f"{id_} has the role {given} already, so that role gets the policy: whatever else has "

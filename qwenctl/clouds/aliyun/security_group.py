@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qwenctl.clouds.aliyun.api import Ecs
-from qwenctl.clouds.aliyun.calls import ecs_instance
 from qwenctl.clouds.plan import Change, Plan, Rule
 from qwenctl.clouds.security import Permit, add_rules, group_of, instance_of, notes_of
 
@@ -31,7 +30,7 @@ def apply_rules(
         ProviderError: the cloud refuses. What was yielded before is done.
     """
     instance = instance_of(plan)
-    raw = ecs_instance(ecs, instance.instance_id)
+    raw = ecs.instance(instance.instance_id)
     group = group_of(
         (raw.get("SecurityGroupIds") or {}).get("SecurityGroupId") or (), raw, plan, group
     )

@@ -55,7 +55,7 @@ class AliyunTemplate(Table):
 
 
 class AliyunConfig(ProviderSettings):
-    """An instance of Alibaba Cloud ECS. Credentials are not here: the SDK finds them in its
+    """An instance of Alibaba Cloud ecs. Credentials are not here: the SDK finds them in its
     environment variables, its profile file, or the RAM role of the machine that the proxy runs on."""
 
     sample: ClassVar[str] = """\

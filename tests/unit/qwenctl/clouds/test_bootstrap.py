@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenctl.clouds.bootstrap import install_package, look_for_docker
+from qwenctl.clouds.plan import install_package, look_for_docker
 
 OLD = "exit 1"
 NEW = """case "$1" in
