@@ -11,13 +11,7 @@ from qwenctl.clouds.base import Conflict, NotFound, ProviderError, Transient
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import UserError
 
-__all__ = [
-    "create",
-    "may_release",
-    "missing_keys",
-    "release",
-    "the_one",
-]
+__all__ = ["create", "may_release", "missing_keys", "release", "the_one"]
 
 
 def missing_keys(template: Any, required: Sequence[str]) -> list[str]:

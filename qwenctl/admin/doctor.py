@@ -8,12 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from qwenctl.admin.deployment_checks import (
-    Deployment,
-    gpu_checks,
-    node_checks,
-    other_checks,
-)
+from qwenctl.admin.deployment_checks import Deployment, gpu_checks, node_checks, other_checks
 from qwenctl.clouds.registry import part
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig

@@ -12,13 +12,7 @@ from qwenctl.clouds.permissions import Document, Instance
 from qwenctl.config.deployment import Config
 from qwenctl.errors import ConfigError
 
-__all__ = [
-    "admin_policy",
-    "configured",
-    "node_policy",
-    "node_trust",
-    "proxy_policy",
-]
+__all__ = ["admin_policy", "configured", "node_policy", "node_trust", "proxy_policy"]
 
 
 def configured(config: Config, cloud: str, gpu: str | None = None) -> list[Instance]:

@@ -34,13 +34,7 @@ from qwenctl.core.lifecycle import Observed
 if TYPE_CHECKING:
     from qwenctl.clouds.aliyun.settings import AliyunConfig
 
-__all__ = [
-    "Credentials",
-    "Ecs",
-    "Instance",
-    "arn_of",
-    "ecs_of",
-]
+__all__ = ["Credentials", "Ecs", "Instance", "arn_of", "ecs_of"]
 
 TRIES = 3
 """How often a look is tried while the cloud does not answer."""

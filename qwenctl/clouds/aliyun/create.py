@@ -12,10 +12,7 @@ from qwenctl.clouds.aliyun.settings import AliyunTemplate
 from qwenctl.clouds.base import ProviderError, expect_dry_run
 from qwenctl.errors import UserError
 
-__all__ = [
-    "AliyunCreator",
-    "launch_parameters",
-]
+__all__ = ["AliyunCreator", "launch_parameters"]
 
 
 class AliyunCreator:

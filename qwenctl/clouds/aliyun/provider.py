@@ -11,10 +11,7 @@ from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
 
-__all__ = [
-    "AliyunProvider",
-    "make",
-]
+__all__ = ["AliyunProvider", "make"]
 
 
 class AliyunProvider:

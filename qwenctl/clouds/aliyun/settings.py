@@ -5,19 +5,12 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-)
+from pydantic import Field, field_validator
 
 from qwenctl.clouds.base import ProviderSettings
 from qwenctl.lib.settings_types import Duration, Table
 
-__all__ = [
-    "AliyunConfig",
-    "AliyunTemplate",
-    "Settings",
-]
+__all__ = ["AliyunConfig", "AliyunTemplate", "Settings"]
 
 
 class AliyunTemplate(Table):

@@ -9,10 +9,7 @@ from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import Accepted, Context, Observation
 from qwenctl.errors import ConfigError
 
-__all__ = [
-    "AwsProvider",
-    "make",
-]
+__all__ = ["AwsProvider", "make"]
 
 
 class AwsProvider:

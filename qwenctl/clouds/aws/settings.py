@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from qwenctl.clouds.base import ProviderSettings
 from qwenctl.lib.settings_types import Duration, Table
 
-__all__ = [
-    "AwsConfig",
-    "AwsTemplate",
-    "Settings",
-]
+__all__ = ["AwsConfig", "AwsTemplate", "Settings"]
 
 
 class AwsTemplate(Table):
