@@ -1,1 +1,1 @@
-"""Where instances live; one folder a cloud."""
+"""The providers of instances: one folder a cloud, and what they share."""

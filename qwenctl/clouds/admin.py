@@ -1,4 +1,4 @@
-"""What each cloud offers to administrators: create, discover, release."""
+"""The interface of a cloud for administrators: import, provision, create, release."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Found:
-    """What the cloud says about an instance, as far as the configuration cares."""
+    """An instance as the cloud describes it, reduced to what the configuration needs."""
 
     cloud: str
     type: str
     market: str
     """``pay-as-you-go``, ``subscription``, ``spot``, …"""
     addresses: dict[str, str]
-    """``private``, ``public`` and ``eip``, those that there are."""
+    """Those of ``private``, ``public`` and ``eip`` that the instance has."""
     settings: dict[str, Any]
-    """The cloud's own table."""
+    """Keys of the provider's table."""
     price: float | None = None
     """Per hour."""
     currency: str = ""
@@ -54,7 +54,7 @@ class ImportOption:
     metavar: str
     help: str
     form: str = ""
-    """Which form its value has, for the error about another one; empty: as the table says."""
+    """The form of a valid value, for the error about another; empty: the table's own error."""
     hidden: bool = False
 
 
@@ -66,7 +66,7 @@ class Importer:
     """Its name for people."""
     help: str
     region: str
-    """An example, as is the next."""
+    """A region, as an example; likewise ``instance_id``."""
     instance_id: str
     read: Callable[[Any], Found]
     """Read the instance that the provider's settings name. Raises `ProviderError`, `UserError`."""
@@ -78,7 +78,7 @@ TOKEN_MISMATCH = "IdempotentParameterMismatch"
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What is to be created, the cloud's part aside."""
+    """The parameters of a new instance that do not depend on the cloud."""
 
     deployment: str
     gpu: str
@@ -87,7 +87,7 @@ class LaunchRequest:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tags that mark an instance as made by us for this GPU."""
+        """The tags that mark an instance as created by qwenctl for this GPU."""
         return {"qwenctl:deployment": self.deployment, "qwenctl:gpu": self.gpu}
 
     @property
@@ -98,8 +98,8 @@ class LaunchRequest:
     def token(self) -> str:
         """The client token, by which a repeated call creates nothing; at most 64 characters.
 
-        The template is deliberately not part of it: a call repeated after the template was edited
-        is refused by the cloud, where another token would make a second instance.
+        The template is not part of it: the cloud refuses a call that is repeated after the template
+        was edited, where another token would create a second instance.
         """
         text = "\n".join((self.deployment, self.gpu, str(self.generation)))
         return f"qwenctl-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
@@ -107,39 +107,39 @@ class LaunchRequest:
 
 @dataclass(frozen=True)
 class Existing:
-    """An instance that there is."""
+    """An existing instance."""
 
     id: str
     state: Observed
     tags: Mapping[str, str]
     type: str = ""
     reason: str = ""
-    """Why it is in this state, as far as the cloud says."""
+    """The cloud's reason for the state, if it gives one."""
     spot_request: str = ""
-    """EC2's id of the request that it belongs to."""
+    """The id of the instance's spot request on EC2."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """What an hour costs while the instance runs."""
+    """The price of an hour while the instance runs."""
 
     per_hour: float | None
     currency: str = ""
     note: str = ""
-    """What it is for, or why there is none."""
+    """What the price includes, or why it is unknown."""
 
 
 class InstanceCreator(Protocol):
-    """One cloud, for one template. Every call raises `ProviderError`."""
+    """Creates and deletes the instance of one template. Every call raises `ProviderError`."""
 
     request: LaunchRequest
 
     def find(self) -> list[Existing]:
-        """The instances that carry our tags and are not gone."""
+        """Return the existing instances that carry the request's tags."""
         ...
 
     def look(self, instance_id: str) -> Existing | None:
-        """That instance; None if there is none."""
+        """Return the instance; None if it does not exist."""
         ...
 
     def price(self) -> Price: ...
@@ -149,31 +149,31 @@ class InstanceCreator(Protocol):
         ...
 
     def run(self) -> str:
-        """Have it created; its id. The same call again creates none."""
+        """Create the instance and return its id. The same call again creates none."""
         ...
 
     def check_delete(self, existing: Existing, *, force: bool) -> None:
-        """Ask the cloud whether it would delete that one; return if so."""
+        """Ask the cloud whether it would delete the instance; return if so."""
         ...
 
     def delete(self, existing: Existing, *, force: bool) -> None:
-        """Delete it for good, with its system disk; ``force``: although it runs."""
+        """Delete the instance and its system disk; ``force``: although it runs."""
         ...
 
 
 class Admin(Protocol):
-    """A cloud's part of `permissions` and `provision`; its file `admin` is one."""
+    """A cloud's part of `import`, `permissions` and `provision`: its module `admin`."""
 
     REQUIRED_KEYS: Sequence[str]
-    """The keys of a template without which nothing can be created."""
+    """The keys that a template must set."""
     NODE_EXTRAS: str
     """The extras of qwenctl that a node needs."""
     NODE_SETTINGS: Mapping[str, Any]
-    """Settings of the agent (`gpu_node.settings`)."""
+    """Settings of the node's agent (`gpu_node.settings`)."""
     ROLE_NOT_NEEDED: Sequence[str]
-    """Why its nodes need no role, in lines for people; empty if they need one."""
+    """Lines that say why a node needs no role; empty if it needs one."""
     IDLE_ALARM: str
-    """An alarm of the cloud against instances that idle."""
+    """The cloud's alarm that stops idle instances."""
     IMPORTER: Importer | None
 
     def proxy_policy(self, instances: Sequence[Instance]) -> Document: ...

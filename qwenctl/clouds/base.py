@@ -1,4 +1,4 @@
-"""What every provider does, in the same verbs, and how a cloud may say no.
+"""The interface of a provider, and the errors by which a cloud refuses a call.
 
 A provider is one instance in one cloud account. It performs and reports; it decides nothing
 (`qwenctl.core.lifecycle` does) and remembers nothing between two calls.
@@ -36,12 +36,12 @@ __all__ = [
 
 
 class ProviderSettings(Table):
-    """Settings of a provider without any; the base of those of every provider."""
+    """The base class of a provider's settings."""
 
     on_this_machine: ClassVar[bool] = False
-    """Its instances are processes of this machine, so that loopback addresses reach them."""
+    """The instances are processes of this machine: loopback addresses reach them."""
     sample: ClassVar[str] = ""
-    """Its table as `qwenctl init` writes it, TOML, with ``{name}`` for the GPU's name."""
+    """The TOML table that `qwenctl init` writes; ``{name}`` stands for the GPU's name."""
 
     @property
     def instance(self) -> str:
@@ -51,7 +51,7 @@ class ProviderSettings(Table):
 
 @dataclass(frozen=True)
 class Context:
-    """All that a provider may know about its GPU beside its own settings."""
+    """What a provider knows about its GPU beside its own settings."""
 
     gpu: str
     """The GPU's name."""
@@ -78,26 +78,26 @@ class Context:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the cloud says about the instance at this moment."""
+    """The state of an instance as the cloud reports it."""
 
     state: Observed
     instance_id: str = ""
     address: str = ""
     """Where the proxy reaches the node, a host name or IP; empty while there is none."""
     reason: str = ""
-    """The cloud's own words on why the instance is in this state, if it gives any."""
+    """The cloud's reason for the state, if it gives one."""
     surplus: bool = False
-    """Another instance of the same GPU is on as well; see `MultiInstanceProvider`."""
+    """Another instance of the same GPU is on, too; see `MultiInstanceProvider`."""
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The cloud has accepted a call, or there was nothing to do."""
+    """The result of a call that the cloud accepted, or that had nothing to do."""
 
     request_id: str = ""
-    """The cloud's own; empty if no call was made."""
+    """The cloud's id of the call; empty if none was made."""
     note: str = ""
-    """What a person should know about it, such as that another candidate was started, and why."""
+    """A remark for people, such as why another candidate was started."""
 
 
 @runtime_checkable
@@ -138,26 +138,28 @@ class MultiInstanceProvider(Protocol):
     """A provider of several instances for one GPU, of which one serves."""
 
     def serving(self, instance_id: str) -> None:
-        """Which one served when somebody looked last; said before each `Provider.describe`."""
+        """Name the instance that served at the last look. Called before each `Provider.describe`."""
 
     def avoid(self) -> None:
-        """Try the one that served last after the others, for a while: the cloud takes it back each
-        time."""
+        """Try the instance that served last after the others for a while.
+
+        The cloud reclaims it again and again.
+        """
 
     def stop_surplus(self) -> None:
-        """Stop the others that are on.
+        """Stop the other instances that are on.
 
         Raises:
-            Conflict: one is starting, and can be stopped once it runs.
-            ProviderError: one could not be stopped.
+            Conflict: an instance is starting, and can be stopped once it runs.
+            ProviderError: an instance could not be stopped.
         """
 
 
 class ProviderError(Exception):
-    """The cloud said no. The text is one sentence for a person, without secrets.
+    """A refusal by the cloud. The text is one sentence for people, without secrets.
 
-    ``code`` is ours and stable (it becomes the failure code), ``cloud_code`` and ``request_id``
-    are the cloud's own, kept for the user who has to ask the cloud's support.
+    ``code`` is stable and becomes the failure code; ``cloud_code`` and ``request_id`` are the
+    cloud's own, for users who ask the cloud's support.
     """
 
     code: ClassVar[str] = failures.PROVIDER_ERROR

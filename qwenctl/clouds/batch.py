@@ -1,4 +1,4 @@
-"""Joins looks at many instances of one account into few calls."""
+"""Join concurrent descriptions of an account's instances into few calls."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from qwenctl.clouds.base import Denied, NotFound
 __all__ = ["MAX_IDS", "Batch"]
 
 MAX_IDS = 100
-"""How many instances one call may name: the limit of Alibaba Cloud; EC2 allows twice as many."""
+"""How many ids one call may name: the limit of ECS DescribeInstances,
+https://www.alibabacloud.com/help/en/ecs/developer-reference/api-ecs-2014-05-26-describeinstances."""
 
 WINDOW = 0.1
-"""Seconds for which the first who asks waits for others. The controllers of all GPUs look at the
-same moment while nothing happens (`qwenctl.core.lifecycle`), so one call does for a hundred."""
+"""Seconds for which the first caller waits for others. Idle controllers look at the same moment
+(`qwenctl.core.lifecycle`), so that one call serves a hundred GPUs."""
 
 T = TypeVar("T")
 
@@ -30,12 +31,12 @@ class _Round(Generic[T]):
 
 
 class Batch(Generic[T]):
-    """``get`` from any number of threads; whoever comes first makes the call for all.
+    """Joins the `get` calls of any number of threads; the first thread makes the call for all.
 
-    What it returns was always read after it was asked for: a round is closed before its call.
+    The answer is always read after `get` was called: a round is closed before its call.
 
     Args:
-        fetch: what the cloud says about these instances, by id; those it does not know are missing.
+        fetch: describes instances, by id; unknown ids are missing.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Batch(Generic[T]):
         self._round: _Round[T] | None = None
 
     def get(self, id_: str) -> T | None:
-        """What the cloud says about the instance; None if it knows no such instance.
+        """Return the description of the instance; None if the cloud does not know it.
 
         Raises:
             ProviderError: as ``fetch`` does.
@@ -65,7 +66,7 @@ class Batch(Generic[T]):
         except (Denied, NotFound):
             if len(current.ids) == 1:
                 raise
-            return self._fetch([id_]).get(id_)  # one that is refused spoils it for no other
+            return self._fetch([id_]).get(id_)  # a refusal of one id must not affect the others
 
     def _lead(self, current: _Round[T]) -> None:
         time.sleep(self._window)

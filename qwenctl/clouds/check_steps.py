@@ -1,4 +1,4 @@
-"""What the doctor checks of all clouds share."""
+"""Checks of the doctor that all clouds share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 @contextmanager
 def explain_settings(cloud: str) -> Iterator[None]:
-    """End the checks with a finding if the settings are unusable or the SDK is missing.
+    """End the checks if the settings are unusable or the SDK is missing.
 
     Raises:
         Stop: with that finding.
@@ -42,16 +42,20 @@ def explain_settings(cloud: str) -> Iterator[None]:
 
 
 def ok_configured_address(context: Context) -> Finding:
-    """The finding of an address that the configuration gives."""
+    """Return the finding of an address that the configuration sets."""
     return ok("address", f"{context.address} (gpu.{context.gpu}.address)")
 
 
 CLOCK_WARN, CLOCK_FAIL = 60.0, 240.0
-"""Seconds by which two clocks may differ. EC2 refuses requests at 300, Alibaba Cloud at 900."""
+"""Seconds by which two clocks may differ. AWS refuses requests at 300
+(https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_aws-signing.html), Alibaba Cloud at 900."""
 
 
 def clock_with_cloud(url: str) -> Iterable[Finding]:
-    """Our clock against the date in an answer of the cloud's API, which needs no credentials."""
+    """Compare this machine's clock with the date in an answer of the cloud's API.
+
+    It needs no credentials.
+    """
     host = urlsplit(url).netloc
     try:
         before = time.time()
@@ -68,7 +72,7 @@ def clock_with_cloud(url: str) -> Iterable[Finding]:
             )
         ) from None
     except (ValueError, TypeError):
-        return  # it has no date: that is no fault of ours
+        return  # an answer without a date proves nothing
     ahead = before - theirs
     if abs(ahead) < CLOCK_WARN:
         yield ok("cloud clock", f"agrees with ours ({host})")

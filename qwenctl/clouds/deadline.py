@@ -1,7 +1,7 @@
 """Calls that end at a deadline, and connections that check it just before they send.
 
-A look-up of a name has no time limit, and it happens between the making of a request and its
-sending. So the time is checked where nothing but the sending is left: on the connection.
+A name lookup has no time limit and happens after a request was made and before it is sent. So the
+connection checks the time once it stands.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 def run_by(deadline: float, work: Callable[[], T], late: Exception) -> T:
-    """Return the result of ``work``, run in a thread of its own; raise ``late`` at the deadline.
+    """Run ``work`` in a thread and return its result; raise ``late`` at the deadline.
 
-    A name server, or a server that sends byte by byte, outlasts every socket timeout.
+    A slow name server, or a server that sends byte by byte, outlasts every socket timeout.
     """
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # whatever it is, the caller gets it
+        except BaseException as error:  # raised again in the caller's thread
             future.set_exception(error)
 
     threading.Thread(target=run, name="cloud-call", daemon=True).start()
@@ -37,7 +37,7 @@ def run_by(deadline: float, work: Callable[[], T], late: Exception) -> T:
 
 
 def with_deadline(connection: type[Any], check: Callable[[], object]) -> type[Any]:
-    """Make a subclass of a connection that calls ``check`` before it sends anything.
+    """Make a subclass of a connection that calls ``check`` before it sends.
 
     Args:
         connection: a subclass of `http.client.HTTPConnection`, as all urllib3s have.

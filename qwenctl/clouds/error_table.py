@@ -1,4 +1,4 @@
-"""Rows of the tables that say what a cloud's error codes mean."""
+"""Rows of the tables from a cloud's error codes to provider errors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["Meaning", "row"]
 
 @dataclass(frozen=True)
 class Meaning:
-    """The class of an error, and a sentence on what happened and what to do."""
+    """An error class, and a sentence on what happened and what to do."""
 
     kind: type[ProviderError]
     sentence: str
 
 
 def row(kind: type[ProviderError], sentence: str, codes: str) -> dict[str, Meaning]:
-    """Return the table's entries for codes that mean the same; spaces part them."""
+    """Return the entries for codes, separated by spaces, that mean the same."""
     return dict.fromkeys(codes.split(), Meaning(kind, sentence))

@@ -1,12 +1,13 @@
-"""Several instances for one GPU, in order of preference: when one has no capacity, the next.
+"""Several instances for one GPU, in order of preference, as one provider.
 
-To the controller it is one instance. What keeps it from having two of them on:
+The next candidate is tried when one has no capacity. Two are never on for long:
 
 - a start looks at all of them first, and does nothing while one is on, stopping, or cannot be seen;
-- after a start that was accepted, or may have been, no other is tried before the cloud has had time
-  to show what it did;
-- one that somebody else has started (EC2 starts a reclaimed spot instance again by itself) is
-  stopped as soon as it is seen, and the one that serves goes on serving.
+- after a start that was accepted, or may have been, no other candidate is tried before the cloud
+  has had time to show the result;
+- a candidate that others have started (EC2 restarts a reclaimed persistent spot instance by itself:
+  https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/interruption-behavior.html) is stopped as
+  soon as it is seen, while the serving candidate goes on.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from qwenctl.core.lifecycle import Observed
 __all__ = ["Fallback"]
 
 SETTLE_SECONDS = 30.0
-"""How long a cloud may go on showing the old state after it has accepted a start."""
+"""How long a cloud may show the old state after it accepted a start."""
 
 AVOID_SECONDS = 600.0
-"""How long a candidate is tried last that was refused after its start had been accepted, or that the
-cloud takes back again and again."""
+"""How long a candidate is tried last that failed after an accepted start, or that the cloud reclaims
+again and again."""
 
 _ON = (Observed.STARTING, Observed.RUNNING)
 _RANK = (
@@ -47,12 +48,12 @@ _RANK = (
     Observed.STARTING,
     Observed.RUNNING,
 )
-"""The candidate with the highest rank speaks for all of them."""
+"""The candidate with the highest rank gives the state of the GPU."""
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a look at one candidate gave; ``error``: it could not be looked at."""
+    """The observation of a candidate; ``error``: it could not be described."""
 
     at: Observation
     error: ProviderError | None = None
@@ -63,7 +64,7 @@ class _Seen:
 
 
 class Fallback:
-    """The candidates as one `qwenctl.clouds.base.Provider`, and as a `MultiInstanceProvider`.
+    """The candidates as a `qwenctl.clouds.base.Provider` and `MultiInstanceProvider`.
 
     Args:
         candidates: name and provider of each, the preferred one first.
@@ -80,27 +81,27 @@ class Fallback:
         self._providers = [provider for _, provider in candidates]
         self._monotonic = monotonic
         slowest = max(provider.call_timeout for provider in self._providers)
-        # A look at all and one call; further calls as long as there is time enough.
+        # A look at all and one call; further calls while time is left.
         self.call_timeout = 2 * slowest + 1.0
         self.observe_interval = max(provider.observe_interval for provider in self._providers)
         self._calling = threading.Lock()
         self._serving = ""
         self._serves: int | None = None
-        """Who was on when somebody looked last; only a look that shows it off hands over."""
+        """The candidate that was on at the last look, until a look shows it off."""
         self._served: int | None = None
-        """Who was on last, also when it is no longer."""
+        """The candidate that was on last, also when it is off now."""
         self._started: tuple[int, float, bool] | None = None
-        """Who was started last and has not been seen running since, when, and whether the cloud
-        is known to have accepted it."""
+        """The candidate started last and not seen running since, when, and whether the cloud is
+        known to have accepted the start."""
         self._avoid_until: dict[int, float] = {}
         self._refusals: dict[int, tuple[float, str]] = {}
-        """When and why a candidate was passed over in the present round of starts."""
+        """When and why a candidate was passed over in the current round of starts."""
 
     def describe(self) -> Observation:
-        """What the cloud says about the candidate that is on, or about all if none is.
+        """Describe the candidate that is on, or all candidates if none is.
 
         Raises:
-            ProviderError: one cannot be looked at, and none of the others is on.
+            ProviderError: a candidate cannot be described, and no other is on.
         """
         seen = self._look()
         best = self._speaker(seen)
@@ -134,20 +135,20 @@ class Fallback:
         )
 
     def serving(self, instance_id: str) -> None:
-        """The instance that served when somebody looked last: it stays the one while it is on."""
+        """Name the instance that served at the last look: it goes on while it is on."""
         self._serving = instance_id
 
     def avoid(self) -> None:
-        """Try the one that served last after the others for the next `AVOID_SECONDS`."""
+        """Try the candidate that served last after the others for `AVOID_SECONDS`."""
         if self._served is not None:
             self._avoid_until[self._served] = self._monotonic() + AVOID_SECONDS
 
     def stop_surplus(self) -> None:
-        """Stop all that are on but the one that serves.
+        """Stop every candidate that is on, except the serving one.
 
         Raises:
-            Conflict: one is starting, and can be stopped once it runs.
-            ProviderError: one could not be stopped; it is tried again after the next look.
+            Conflict: a candidate is starting, and can be stopped once it runs.
+            ProviderError: a stop failed; it is tried again after the next look.
         """
         deadline = self._monotonic() + self.call_timeout
         with self._calling:
@@ -165,10 +166,10 @@ class Fallback:
         """Start the first candidate that has capacity, unless one is on already.
 
         Raises:
-            NoCapacity: none has.
-            NotFound: there is none any more.
-            Conflict: one is being stopped or was started a moment ago, or there was not time enough
-                to try all of them.
+            NoCapacity: no candidate has capacity.
+            NotFound: no candidate exists any more.
+            Conflict: a candidate is being stopped or was just started, or time ran out before all
+                were tried.
             ProviderError: a look or a start failed otherwise; no other candidate was tried.
         """
         deadline = self._monotonic() + self.call_timeout
@@ -215,8 +216,8 @@ class Fallback:
         """Stop every candidate that is on.
 
         Raises:
-            Conflict: there was not time enough for all of them.
-            ProviderError: one could not be stopped; the others were.
+            Conflict: time ran out before all were stopped.
+            ProviderError: a candidate could not be stopped; the others were.
         """
         deadline = self._monotonic() + self.call_timeout
         with self._calling:
@@ -250,12 +251,12 @@ class Fallback:
             except ProviderError as error:
                 return _Seen(Observation(Observed.UNKNOWN, reason=str(error)), error)
 
-        # At the same time, so that those of one account share a call.
+        # In parallel, so that candidates of one account share a call.
         with ThreadPoolExecutor(len(self._providers), thread_name_prefix="look") as pool:
             return list(pool.map(look, self._providers))
 
     def _speaker(self, seen: Sequence[_Seen]) -> int:
-        """Whose state is that of the GPU."""
+        """Return the index of the candidate whose state is that of the GPU."""
 
         def weight(index: int) -> tuple[bool, int, int]:
             one = seen[index]
@@ -266,17 +267,19 @@ class Fallback:
         return max(range(len(seen)), key=weight)
 
     def _order(self) -> list[int]:
-        """The candidates not yet passed over, those refused lately last."""
+        """Return the candidates not yet passed over, those to avoid last."""
         now = self._monotonic()
         left = [index for index in range(len(self._providers)) if index not in self._refusals]
         return sorted(left, key=lambda index: self._avoid_until.get(index, 0.0) > now)
 
     def _begin_round(self, seen: Sequence[_Seen]) -> None:
-        """Forget the refusals of a round that nobody went on with, and note a late one: EC2 may
-        accept a start and find some seconds later that it has no such machine.
+        """Forget the refusals of an abandoned round, and note a late refusal.
+
+        EC2 may accept a start and find some seconds later that it has no such machine:
+        https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html.
 
         Raises:
-            Conflict: the cloud may not show yet that one is starting.
+            Conflict: a candidate may be starting and not show it yet.
         """
         now = self._monotonic()
         old = now - 2 * self.call_timeout

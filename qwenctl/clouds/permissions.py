@@ -1,4 +1,4 @@
-"""Parts of the policy documents of all clouds."""
+"""Parts of policy documents that all clouds share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Instance:
-    """One instance that the configuration names."""
+    """An instance that the configuration names."""
 
     gpu: str
     cloud: str
@@ -22,13 +22,14 @@ class Instance:
 
 
 NODE_ROLES = "qwenctl-node-"
-"""How the names of the roles, and of their policies, begin that nodes on Alibaba Cloud get."""
+"""The prefix of the names of nodes' roles and policies on Alibaba Cloud."""
 
 
 def node_role_name(instance: Instance) -> str:
-    """The name of that instance's role, and of the policy in it.
+    """Return the name of the instance's role and of its policy.
 
-    RAM allows letters, digits and hyphens; 64 characters for a role. Instance ids have about 22.
+    RAM allows 64 characters, among them letters, digits and hyphens; instance ids have about 22:
+    https://www.alibabacloud.com/help/en/ram/developer-reference/api-ram-2015-05-01-createrole.
     """
     return f"{NODE_ROLES}{instance.instance_id}"
 
@@ -36,7 +37,7 @@ def node_role_name(instance: Instance) -> str:
 def allow(
     actions: Sequence[str], resources: Sequence[str], *, sid: str = "", **condition: Document
 ) -> Document:
-    """Return a statement that allows the actions on the resources, under the condition if given."""
+    """Return a statement that allows the actions on the resources."""
     statement: Document = {"Sid": sid} if sid else {}
     statement |= {"Effect": "Allow", "Action": actions, "Resource": resources}
     return statement | ({"Condition": condition} if condition else {})

@@ -1,4 +1,4 @@
-"""What `qwenctl provision` would do: rules, files and cloud-init of one instance."""
+"""The plan of `qwenctl provision`: rules, files and cloud-init of one instance."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _DONE = {"add": "added", "attach": "attached", "change": "changed", "make": "mad
 
 @dataclass(frozen=True)
 class Change:
-    """One thing in the cloud that was looked at."""
+    """The result for one resource of the cloud."""
 
     what: str
     done: str
     """``added``, ``attached``, ``changed``, ``made``, or ``would add`` and so on in a dry run;
-    ``already there``; ``note`` for something to look at."""
+    ``already there``; ``note`` for a hint to the administrator."""
 
     @classmethod
     def by(
@@ -51,7 +51,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Rule:
-    """One inbound rule of the instance's security group: TCP, one port, one source."""
+    """An inbound rule of the instance's security group: TCP, one port, one source."""
 
     port: int
     source: str
@@ -75,7 +75,7 @@ class File:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that one GPU needs."""
+    """What the instance of one GPU needs."""
 
     gpu: str
     cloud: str
@@ -83,20 +83,20 @@ class Plan:
     """None while the configuration has no instance id."""
     rules: tuple[Rule, ...]
     user: str
-    """Who the agent and its services run as; made if there is no such user."""
+    """The user of the agent and its services; created if missing."""
     package: str
     """What pip installs."""
     settings: str
     """The agent's settings, TOML."""
     runs: Literal["docker", "process"]
-    """What the agent's unit must allow: ``docker`` if every service is a container."""
+    """What the agent's unit allows: ``docker`` if every service is a container."""
     containers: bool
-    """Whether a service is a container: then the instance needs Docker."""
+    """Whether a service is a container, so that the instance needs Docker."""
     agent: bool
     """False: the instance runs its service by itself, and needs the rules only."""
 
     def files(self, secret: str = "") -> list[File]:
-        """The instance's files; the secret's only if it is given."""
+        """Return the instance's files; the secret's only if it is given."""
         files = [
             File(SETTINGS_FILE, self.settings),
         ]
@@ -105,7 +105,7 @@ class Plan:
         return files
 
     def commands(self) -> list[str]:
-        """The shell commands that follow the files; each may be run again."""
+        """Return the shell commands that follow the files; each may be run again."""
         install = [
             *(f"{VENV}/bin/qwenctl-node", "install", "--config", SETTINGS_FILE),
             *("--user", self.user, "--runs", self.runs),
@@ -116,7 +116,7 @@ class Plan:
         return commands
 
     def user_data(self, secret: str = "") -> str:
-        """cloud-init user data. It runs at the *first* boot of an instance only."""
+        """Return cloud-init user data, which runs at the *first* boot only."""
         lines = ["#cloud-config", f"# The agent of the GPU {self.gpu!r} as a systemd service."]
         lines += [f"# {line}" for line in _secret_note(secret)]
         lines.append("write_files:")
@@ -132,7 +132,7 @@ class Plan:
         return "\n".join(lines) + "\n"
 
     def script(self, secret: str = "") -> str:
-        """The same as a shell script, for an instance that exists already. Run it as root."""
+        """Return the same as a shell script for an existing instance, to be run as root."""
         lines = ["#!/bin/sh", f"# The agent of the GPU {self.gpu!r} as a systemd service."]
         lines += [f"# {line}" for line in _secret_note(secret)]
         lines += ["set -eu", "umask 022"]
@@ -149,7 +149,7 @@ class Plan:
 
 
 def compact(document: Any) -> str:
-    """JSON without spaces."""
+    """Return JSON without spaces."""
     return json.dumps(document, separators=(",", ":"))
 
 
@@ -191,10 +191,10 @@ get_python() {
 
 
 def install_package(venv: str, package: str) -> str:
-    """A POSIX shell script, which may be run again: a virtual environment with the package in it.
+    """Return a POSIX shell script that installs the package into a virtual environment.
 
     It takes the newest Python from 3.10 on, installs one if there is none, and ends with 1 and a
-    sentence if there is still none.
+    sentence if there is still none. It may be run again.
     """
     place = shlex.quote(venv)
     return f"""{_FIND}{_GET}\
@@ -210,12 +210,12 @@ fi
 
 
 def look_for_docker(again: str) -> str:
-    """A POSIX shell script that says on stderr what containers need and is missing here.
+    """Return a POSIX shell script that names on stderr what containers lack.
 
-    It installs nothing: Docker alone would not do, and NVIDIA's toolkit is in no distribution.
+    It installs nothing: Docker alone does not suffice, and no distribution has NVIDIA's toolkit.
 
     Args:
-        again: the command to run once it is there; it puts the agent's user into the group docker.
+        again: the command to run afterwards; it puts the agent's user into the group docker.
     """
     advice = f"Services are containers: install what is missing, then run again: {again}"
     return f"""missing=

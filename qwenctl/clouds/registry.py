@@ -1,4 +1,4 @@
-"""Find a cloud by its name. Only the parts that are used are imported."""
+"""Find a provider by its name, and import only the parts that are used."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from qwenctl.errors import ConfigError
 __all__ = ["BUILT_IN", "ENTRY_POINTS", "names", "part", "settings_type"]
 
 ENTRY_POINTS = "qwenctl.providers"
-"""The entry point group of third parties: a package with the files of a cloud's folder here, or
-one module with `Settings`, `make` and, if it has them, `checks` and `admin`."""
+"""The entry point group of third parties: a package with the same files as a cloud's folder here, or
+a module with `Settings`, `make` and optionally `checks` and `admin`."""
 
 BUILT_IN = {
     "aliyun": "qwenctl.clouds.aliyun",
@@ -22,7 +22,7 @@ BUILT_IN = {
 }
 
 _FILES = {"Settings": "settings", "make": "provider", "checks": "checks", "admin": "admin"}
-"""Which file of a cloud's folder holds which part; `admin` is the file itself."""
+"""The file of a cloud's folder that holds each part; `admin` is the file itself."""
 
 
 def names() -> list[str]:
@@ -43,7 +43,7 @@ def part(provider: str, name: str) -> Any:
         raise ConfigError(f"no such provider is installed; known: {', '.join(names())}")
     try:
         return _part_of(point.load(), name)
-    except Exception as error:  # others wrote it: whatever its import raises
+    except Exception as error:  # third-party code may raise anything
         raise ConfigError(f"cannot load {point.value}: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""What the security groups of all clouds share."""
+"""Rules of security groups, for all clouds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Permit", "add_rules", "group_of", "instance_of", "notes_of"]
 
 @dataclass(frozen=True)
 class Permit:
-    """One inbound rule that the group has."""
+    """An inbound rule that the group has."""
 
     source: str
     low: int
@@ -70,11 +70,10 @@ def group_of(found: Sequence[str], raw: Any, plan: Plan, wanted: str) -> str:
 def add_rules(
     plan: Plan, group: str, there: Sequence[Permit], add: Callable[[Rule], object], *, dry_run: bool
 ) -> Iterator[Change]:
-    """Add the plan's rules that the group lacks; yield each once it is there."""
+    """Add the plan's missing rules to the group; yield each once it is there."""
     for rule in plan.rules:
         what = f"{group}: allow tcp {rule.port} from {rule.source}"
-        # One for anybody does not count: `notes_of` says to remove it, and the proxy must not
-        # need it then.
+        # A rule for anybody does not count: `notes_of` advises to remove it.
         if any(permit.covers(rule) and not permit.anybody for permit in there):
             yield Change(what, "already there")
             continue

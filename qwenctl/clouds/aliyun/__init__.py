@@ -1,1 +1,1 @@
-"""Alibaba Cloud ecs."""
+"""Alibaba Cloud ECS."""

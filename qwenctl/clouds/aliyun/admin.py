@@ -1,4 +1,4 @@
-"""All that Alibaba Cloud offers to administrators: a `qwenctl.clouds.admin.Admin`."""
+"""Alibaba Cloud for administrators: a `qwenctl.clouds.admin.Admin`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ IDLE_ALARM = "a scheduled stop of the instance (OOS) at night"
 def make_creator(
     settings: AliyunConfig, request: LaunchRequest, *, creating: bool
 ) -> InstanceCreator:
-    """Make what creates and deletes the instance of a template."""
+    """Make the creator of the instance of a template."""
     keep = settings.keep_charging or not creating
     return AliyunCreator(ecs_of(settings), settings.template, request, keep_charging=keep)
 
@@ -57,7 +57,7 @@ def make_creator(
 def apply(
     settings: AliyunConfig, plan: Plan, group: str = "", *, dry_run: bool = False
 ) -> Iterator[Change]:
-    """Add the missing security group rules; make and attach the instance's role."""
+    """Add the missing security group rules; create and attach the node's role."""
     credentials = default_credentials()
     ecs = Ecs(settings, credentials)
     yield from apply_rules(ecs, plan, group, dry_run=dry_run)

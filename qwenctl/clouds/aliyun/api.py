@@ -1,15 +1,16 @@
-"""Alibaba Cloud ECS: one instance, started and stopped in economical mode.
+"""The ECS API of Alibaba Cloud: instances that are stopped in economical mode.
 
-What decides correctness here (the cloud's reference says so, tests/support/fake_ecs plays it):
+See https://www.alibabacloud.com/help/en/ecs/user-guide/economical-mode; tests/support/fake_ecs
+simulates it:
 
 - Only ``StoppedMode=StopCharging`` ends billing, and the API does **not** refuse it where it has no
   effect (subscriptions, local disks): it stops the instance and goes on billing. So an instance
-  that cannot be stopped for free is not *started* unless ``keep_charging`` says so. One that is
-  found running all the same is stopped, because running on would cost no less, and what
-  `describe` then reads back (``StoppedMode``) is explained in `Observation.reason`.
+  that cannot be stopped for free is not *started* unless ``keep_charging`` says so. If it runs all
+  the same, it is stopped, because running on would cost no less, and `Observation.reason` explains
+  the ``StoppedMode`` that `describe` reads back.
 - A stopped instance holds no machine: a start may fail for lack of stock.
-- ``StartInstance`` has no client token. A start that was not answered may have been accepted: it is
-  never repeated here but reported as `Transient`, and the controller looks again.
+- ``StartInstance`` has no client token. An unanswered start may have been accepted: it is never
+  repeated here but reported as `Transient`, and the controller looks again.
 """
 
 from __future__ import annotations
@@ -37,24 +38,27 @@ if TYPE_CHECKING:
 __all__ = ["Credentials", "Ecs", "Instance", "arn_of", "ecs_of"]
 
 TRIES = 3
-"""How often a look is tried while the cloud does not answer."""
+"""Attempts of a look while the cloud does not answer."""
 
 # Credentials
 
 
 class Credentials(Protocol):
-    """Where AccessKeys come from; `alibabacloud_credentials` has the implementations."""
+    """A source of AccessKeys; `alibabacloud_credentials` has the implementations."""
 
     def get_credentials(self) -> Any: ...
 
 
 def default_credentials() -> Credentials:
-    """Alibaba Cloud's own chain, in its order: environment (AccessKey, STS token), OIDC (ACK), CLI
-    profile (``~/.aliyun/config.json``), profile file (``~/.alibabacloud/credentials.ini``), and the
-    RAM role of the ECS instance that this runs on."""
+    """Return Alibaba Cloud's own chain of credentials.
+
+    In its order: environment (AccessKey, STS token), OIDC (ACK), CLI profile
+    (``~/.aliyun/config.json``), profile file (``~/.alibabacloud/credentials.ini``), and the RAM
+    role of the ECS instance that this runs on.
+    """
     from alibabacloud_credentials.provider import DefaultCredentialsProvider
 
-    # It reports each miss with a traceback on standard error; we say it in one sentence.
+    # It logs each miss with a traceback; we raise one sentence.
     logging.getLogger("credentials").disabled = True
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # its timers for roles, at each start
     chain: Credentials = DefaultCredentialsProvider()
@@ -68,7 +72,7 @@ _NO_CREDENTIALS = (
 )
 
 
-# What the API says of an instance
+# Instances
 
 _STATES = {
     "Pending": Observed.STARTING,
@@ -87,12 +91,15 @@ _LOCKS = {
 }
 
 _KEEPS_CHARGING_FAMILIES = ("gn5", "re6p", "re6p-redis", "ebmre6p")
-"""Families with local disks or persistent memory, beyond all of the i and d series."""
+"""Families with local disks or persistent memory, beside all of the i and d series:
+https://www.alibabacloud.com/help/en/ecs/user-guide/economical-mode."""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """The fields of DescribeInstances that matter here."""
+    """The fields of DescribeInstances that qwenctl uses:
+    https://www.alibabacloud.com/help/en/ecs/developer-reference/api-ecs-2014-05-26-describeinstances.
+    """
 
     id: str
     status: str
@@ -108,7 +115,7 @@ class Instance:
 
     @classmethod
     def from_api(cls, data: Mapping[str, Any]) -> Instance:
-        """Raises KeyError, TypeError or AttributeError if it is not an instance of the API."""
+        """Raise KeyError, TypeError or AttributeError if it is not an instance of the API."""
         inside = _first(data.get("VpcAttributes"), "PrivateIpAddress", "IpAddress")
         locks = (data.get("OperationLocks") or {}).get("LockReason") or ()
         return cls(
@@ -131,7 +138,7 @@ class Instance:
 
     @property
     def keeps_charging(self) -> str:
-        """Why stopping this instance does not end its billing; empty if it does."""
+        """The reason why a stop does not end the instance's billing; empty if it does."""
         if self.charge_type == "PrePaid":
             return "it is a subscription, paid for whether it runs or not"
         if not self.vpc:
@@ -148,7 +155,7 @@ class Instance:
         return ""
 
     def address(self, choice: str) -> str:
-        """The address that ``AliyunConfig.address`` asks for; empty if there is none."""
+        """Return the address that ``AliyunConfig.address`` chooses; empty if there is none."""
         if choice == "private":
             return self.private_ip
         if choice == "eip":
@@ -158,7 +165,7 @@ class Instance:
         return self.private_ip or self.eip or self.public_ip
 
     def observation(self, choice: str, *, keep_charging: bool = False) -> Observation:
-        """What to tell the controller."""
+        """Return the observation for the controller."""
         reasons = [
             _LOCKS.get(lock.lower(), f"the instance is locked: {lock}") for lock in self.locks
         ]
@@ -167,7 +174,7 @@ class Instance:
             reasons.append(f"the instance has no {choice if choice != 'auto' else 'IP'} address")
         if self.state is Observed.UNKNOWN:
             reasons.append(f"the instance is in the unknown state {self.status!r}")
-        # While it is not stopped, the mode says nothing ("Not-applicable").
+        # Of an instance that is not stopped, the mode is "Not-applicable".
         billed = self.stopped_mode not in ("", "StopCharging")
         if self.state is Observed.STOPPED and billed and not keep_charging:
             why = self.keeps_charging or "it was stopped in standard mode (KeepCharging)"
@@ -176,7 +183,7 @@ class Instance:
 
 
 def _first(data: Any, *path: str) -> str:
-    """The first entry of the list at that path, or an empty text."""
+    """Return the first entry of the list at that path, or an empty text."""
     for key in path:
         data = (data or {}).get(key)
     return data[0] if data else ""
@@ -186,22 +193,21 @@ def _first(data: Any, *path: str) -> str:
 
 
 class Ecs:
-    """The ECS API of one region, by the SDK, with errors of ours and bounded calls.
+    """The ECS API of one region, through the SDK, with provider errors and bounded calls.
 
-    Thread-safe. A call ends at its deadline whatever the network does: it runs in a thread of its
-    own, because a name server, or a server that sends byte by byte, outlasts every socket timeout.
-    After its deadline no request is sent.
+    Thread-safe. A call ends at its deadline whatever the network does (`run_by`), and after its
+    deadline no request is sent.
     """
 
     api = "ECS"
-    """What it is called in sentences, and in small letters in the names of rights."""
+    """The API's name in sentences, and in small letters in the names of rights."""
 
     def __init__(self, config: AliyunConfig, credentials: Credentials | None = None) -> None:
-        """Raises ModuleNotFoundError if the SDK is not installed."""
+        """Raise ModuleNotFoundError if the SDK is not installed."""
         import alibabacloud_credentials  # noqa: F401  # needed later; better missed now
         from aliyunsdkcore.http import http_response  # has a logger with a level of its own
 
-        # The SDK logs what we raise, and signed URLs with AccessKey id and signature.
+        # The SDK logs errors that we raise, and signed URLs with AccessKey id and signature.
         logging.getLogger("aliyunsdkcore").setLevel(logging.CRITICAL + 1)
         http_response.logger.disabled = True
         self._config = config
@@ -212,12 +218,12 @@ class Ecs:
         self.host = config.endpoint or _endpoint(config.region)
         self.protocol: str = config.protocol
         self.patience = config.connect_timeout + config.read_timeout
-        """Seconds that one request may take."""
+        """The longest time of one request in seconds."""
         self.looks = Batch(self._look)
-        """Looks that are shared: ``looks.get(instance_id)``."""
+        """Shared descriptions: ``looks.get(instance_id)``."""
 
     def describe(self, ids: Sequence[str], deadline: float) -> dict[str, Instance]:
-        """The instances that exist, by id; `MAX_IDS` a call."""
+        """Return the existing instances, by id; `MAX_IDS` a call."""
         found = {}
         for start in range(0, len(ids), MAX_IDS):
             some = list(ids[start : start + MAX_IDS])
@@ -236,13 +242,13 @@ class Ecs:
         return found
 
     def _look(self, ids: Sequence[str]) -> dict[str, Instance]:
-        """`describe`, tried again while the cloud does not answer."""
+        """Describe, and try again while the cloud does not answer."""
         deadline = time.monotonic() + 2 * self.patience
         for _ in range(TRIES - 1):
             try:
                 return self.describe(ids, min(deadline, time.monotonic() + self.patience))
             except Transient:
-                pause = random.uniform(0.1, 0.6)  # apart from others who failed at this moment
+                pause = random.uniform(0.1, 0.6)  # spreads callers that failed at the same moment
                 if time.monotonic() + pause >= deadline:
                     raise
             time.sleep(pause)
@@ -255,8 +261,8 @@ class Ecs:
 
         Args:
             action: such as ``DescribePrice``.
-            resource: what it is about, for the sentence of a refusal.
-            deadline: when it ends (monotonic); default: after `patience`.
+            resource: its resource, for the sentence of a refusal.
+            deadline: the call's end (monotonic); default: after `patience`.
             parameters: as the SDK names them.
 
         Raises:
@@ -276,7 +282,7 @@ class Ecs:
         )
 
     def instance(self, instance_id: str) -> dict[str, Any]:
-        """All that DescribeInstances says of the instance; empty if there is none."""
+        """Return the raw DescribeInstances entry; empty if the instance does not exist."""
         answer = self.call(
             "DescribeInstances",
             arn_of(self.region, instance_id),
@@ -289,11 +295,7 @@ class Ecs:
             raise self.garbage("DescribeInstances") from None
 
     def role(self, instance_id: str) -> str:
-        """The name of the instance's RAM role; empty if it has none.
-
-        Raises:
-            ProviderError: it cannot be asked.
-        """
+        """Return the name of the instance's RAM role; empty if it has none."""
         answer = self.call(
             "DescribeInstanceRamRole",
             arn_of(self.region, instance_id),
@@ -309,11 +311,7 @@ class Ecs:
     def price(
         self, instance_type: str, *, zone: str = "", vpc: bool = True, spot_strategy: str = "NoSpot"
     ) -> tuple[float, str]:
-        """What an hour of that instance type costs, disks aside, and in which currency.
-
-        Raises:
-            ProviderError: it cannot be asked.
-        """
+        """Return the price of an hour of the instance type, without disks, and its currency."""
         answer = self.call(
             "DescribePrice",
             "*",
@@ -329,14 +327,14 @@ class Ecs:
         try:
             price = answer["PriceInfo"]["Price"]
             details = (price.get("DetailInfos") or {}).get("DetailInfo") or ()
-            # The total has a default system disk in it, which costs when the instance is stopped, too.
+            # The total includes a default system disk, which costs while stopped, too.
             own = [one["TradePrice"] for one in details if one.get("Resource") == "instanceType"]
             return float(own[0] if own else price["TradePrice"]), str(price.get("Currency") or "")
         except (KeyError, TypeError, ValueError, AttributeError):
             raise self.garbage("DescribePrice") from None
 
     def _request(self, action: str, parameters: Mapping[str, object]) -> Any:
-        """The SDK's request, without where it goes."""
+        """Return the SDK's request, without endpoint."""
         module = import_module(f"aliyunsdkecs.request.v20140526.{action}Request")
         request = getattr(module, f"{action}Request")()
         for key, value in parameters.items():
@@ -371,7 +369,12 @@ class Ecs:
             ) from None
         except ClientException as error:
             raise self._no_answer(str(error)) from None
-        except (ValueError, LookupError, AttributeError, TypeError):  # what the SDK trips over
+        except (
+            ValueError,
+            LookupError,
+            AttributeError,
+            TypeError,
+        ):  # raised by the SDK on unexpected answers
             raise self.garbage(action) from None
         if not isinstance(answer, dict) or "RequestId" not in answer:
             raise self.garbage(action)
@@ -386,10 +389,10 @@ class Ecs:
         )
 
     def _left(self) -> float:
-        """The seconds that are left to the call of this thread.
+        """Return the seconds left to this thread's call.
 
         Raises:
-            Transient: none. Nobody waits any more: of what it would start, nobody would know.
+            Transient: none are left. The caller has gone and would not learn of the result.
         """
         left = float(self._call.deadline) - time.monotonic()
         if left <= 0:
@@ -404,7 +407,7 @@ class Ecs:
         except ImportError:
             raise
         except Exception:
-            # Its text names files and addresses that were tried; none of it is ours to vouch for.
+            # The SDK's text may name files and addresses: it is not shown.
             raise Denied(_NO_CREDENTIALS) from None
         return (
             found.get_access_key_id() or "",
@@ -413,7 +416,7 @@ class Ecs:
         )
 
     def _client_for(self, key: str, secret: str) -> Any:
-        """A client, with its connections, is kept until the AccessKey changes."""
+        """Return the client, kept with its connections until the AccessKey changes."""
         from aliyunsdkcore.client import AcsClient
 
         if self._client is None or self._client[0] != (key, secret):
@@ -426,7 +429,7 @@ class Ecs:
 
 
 def _adapter(check: Callable[[], object]) -> Any:
-    """An adapter of the SDK's own requests that calls ``check`` before anything is sent."""
+    """Make an adapter of the SDK's `requests` that calls ``check`` before it sends."""
     from aliyunsdkcore.vendored.requests.adapters import HTTPAdapter
 
     class Adapter(HTTPAdapter):  # type: ignore[misc]
@@ -440,7 +443,7 @@ def _adapter(check: Callable[[], object]) -> Any:
 
 
 def _endpoint(region: str) -> str:
-    """The region's endpoint without asking the location service."""
+    """Return the region's endpoint without asking the location service."""
     from aliyunsdkecs.endpoint import endpoint_data
 
     known: dict[str, str] = endpoint_data.getEndpointMap()
@@ -448,12 +451,12 @@ def _endpoint(region: str) -> str:
 
 
 def arn_of(region: str, *ids: str) -> str:
-    """How RAM names the instances."""
+    """Return RAM's resource name of an instance, or of all instances."""
     return f"acs:ecs:{region}:*:instance/{ids[0] if len(ids) == 1 else '*'}"
 
 
 def ecs_of(config: AliyunConfig) -> Ecs:
-    """The API for an instance; the same one for all instances with the same settings."""
+    """Return the API for an instance, shared by all instances with the same settings."""
     own = {
         "instance_id": "",
         "address": "auto",

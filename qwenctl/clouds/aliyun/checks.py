@@ -1,4 +1,4 @@
-"""Checks of a GPU on Alibaba Cloud."""
+"""Checks of the doctor for a GPU on Alibaba Cloud."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POLICY = (
 def checks(
     settings: AliyunConfig, context: Context
 ) -> tuple[list[Check], Callable[[], Observation]]:
-    """The checks in order (each needs what the one before it has found), and what they saw."""
+    """Return the checks, each of which needs those before it, and the observation."""
     steps = _Checks(settings, context)
     found: list[Check] = [
         steps.table,
@@ -40,7 +40,7 @@ def checks(
         steps.instance,
         lambda: steps.permission("start", "StartInstance"),
         lambda: steps.permission("stop", "StopInstance", StoppedMode="StopCharging"),
-        *([steps.role] if context.agent else []),  # what an agent needs to stop the instance
+        *([steps.role] if context.agent else []),  # the agent stops the instance with it
         steps.billing,
         steps.spot,
         steps.address,
@@ -71,7 +71,7 @@ class _Checks:
     def credentials(self) -> Iterable[Finding]:
         try:
             source = _source(self._credentials)
-        except Exception:  # whatever the SDK raises: its text is not fit to show
+        except Exception:  # the SDK raises many kinds, whose texts may hold secrets
             raise Stop(
                 fail(
                     "credentials",
@@ -113,9 +113,8 @@ class _Checks:
             yield fail("lock", reason, "Nothing can start it before that is settled.")
 
     def permission(self, verb: str, action: str, **parameters: object) -> Iterable[Finding]:
-        """By a dry run. What it says of the instance's state comes after the check of rights."""
-        # "true" as the API spells it: the SDK would write Python's True, and what if that was not
-        # understood?
+        """Check a right by a dry run, which checks rights before the instance's state."""
+        # "true" as the API spells it: the SDK would write Python's True.
         id_ = self._config.instance_id
         resource = arn_of(self._config.region, id_)
         try:
@@ -137,7 +136,7 @@ class _Checks:
         yield ok(f"may {verb}", f"ecs:{action} is allowed")
 
     def role(self) -> Iterable[Finding]:
-        """The node's: without it the dead-man's switch ends no billing."""
+        """Check the node's role, without which the dead-man's switch ends no billing."""
         try:
             name = self._ecs.role(self._config.instance_id)
         except ProviderError as error:
@@ -239,10 +238,10 @@ _SOURCES = {
 
 
 def _source(credentials: Credentials) -> str:
-    """Where the credentials come from, for people.
+    """Return the source of the credentials, for people.
 
     Raises:
-        Exception: there are none (the SDK's own kinds, whose text is not fit to show).
+        Exception: there are none; the SDK's own kinds, whose texts are not shown.
     """
     name = str(credentials.get_credentials().get_provider_name() or "")
     parts = [part for part in name.split("/") if part != "default"]

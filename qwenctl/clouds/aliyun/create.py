@@ -16,7 +16,7 @@ __all__ = ["AliyunCreator", "launch_parameters"]
 
 
 class AliyunCreator:
-    """Creates on ECS: a `InstanceCreator`."""
+    """Creates and deletes an ECS instance: an `InstanceCreator`."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class AliyunCreator:
         *,
         keep_charging: bool = False,
     ) -> None:
-        """Raises UserError if a stop would not end the billing of such an instance."""
+        """Raise UserError if a stop would not end the billing of such an instance."""
         self._ecs = ecs
         self._template = template
         self.request = request
@@ -104,7 +104,7 @@ def _aliyun_existing(raw: Mapping[str, Any]) -> Existing:
 
 
 def _spot_strategy(template: AliyunTemplate) -> str:
-    """``SpotStrategy`` of Alibaba Cloud."""
+    """Return ``SpotStrategy``."""
     if template.market != "spot":
         return "NoSpot"
     return "SpotWithPriceLimit" if template.spot_price_limit else "SpotAsPriceGo"
@@ -131,7 +131,7 @@ def launch_parameters(template: AliyunTemplate, request: LaunchRequest) -> dict[
         "UserData": base64.b64encode(request.user_data.encode()).decode(),
     }
     if template.market == "spot":
-        # The default releases the instance, with its disk, when it is taken back.
+        # By default a reclaimed instance is released with its disk.
         parameters["SpotInterruptionBehavior"] = "Stop"
         if template.spot_price_limit:
             parameters["SpotPriceLimit"] = template.spot_price_limit

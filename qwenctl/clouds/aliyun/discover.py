@@ -18,7 +18,7 @@ def _read(config: AliyunConfig) -> Found:
     Raises:
         ConfigError: requests would travel unprotected.
         NotFound: there is no such instance.
-        ProviderError: the cloud could not be asked.
+        ProviderError: the cloud refuses or does not answer.
     """
     if config.protocol == "http" and not is_loopback(config.endpoint.partition(":")[0]):
         raise ConfigError("--protocol http is only for an endpoint on this machine")

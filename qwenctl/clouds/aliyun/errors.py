@@ -1,8 +1,9 @@
-"""What Alibaba Cloud's error codes mean to us, in one table, and what a person can do about each.
+"""Map Alibaba Cloud's error codes to provider errors, in one table.
 
 The cloud's own message is left out where the code is known: that of a wrong signature holds the
 signed text, AccessKey id included. Checked against the error lists of StartInstance, StopInstance,
-StartInstances, RunInstances and the common list of the ECS API reference.
+StartInstances, RunInstances and the common list of the ECS API reference, such as
+https://www.alibabacloud.com/help/en/ecs/developer-reference/api-ecs-2014-05-26-startinstance.
 """
 
 from __future__ import annotations
@@ -130,11 +131,11 @@ _TABLE: dict[str, Meaning] = {
     **row(
         Transient,
         "Alibaba Cloud failed to handle the call; the instance is looked at again",
-        # A second request with the same nonce can only be a repetition below us.
+        # A used nonce means that the SDK or a proxy repeated a request.
         "SignatureNonceUsed InternalError InternalError.* UnknownError",
     ),
 }
-"""Code -> meaning. ``Family.*`` stands for all codes below it that have no row of their own;
+"""Code → meaning. ``Family.*`` stands for all codes below it without a row of their own;
 ``{service}``, ``{action}``, ``{resource}`` and ``{region}`` are filled in."""
 
 _NETWORK = (
@@ -153,11 +154,11 @@ _NETWORK = (
     ),
     (r"timed out", "it has not answered in time"),
 )
-"""What the text of a connection error holds -> what to say."""
+"""Pattern in the text of a connection error → sentence."""
 
 
 def meaning_of(code: str) -> Meaning | None:
-    """The row for a code: its own, else that of its nearest family."""
+    """Return the row of a code: its own, else that of its nearest family."""
     if code in _TABLE:
         return _TABLE[code]
     family = code
@@ -180,7 +181,7 @@ def error_of(
     secrets: tuple[str, ...] = (),
     api: str = "ECS",
 ) -> ProviderError:
-    """The error for what the cloud answered. ``secrets`` are cut out of a message that is shown."""
+    """Return the error for an answer; ``secrets`` are cut out of a message that is shown."""
     meaning = meaning_of(code)
     if meaning is not None:
         sentence = meaning.sentence.format(
@@ -195,8 +196,10 @@ def error_of(
 
 
 def network_error(text: str, host: str, api: str = "ECS") -> Transient:
-    """The error for a call that got no answer. ``text`` is the SDK's, which holds the signed URL:
-    it is read and never shown."""
+    """Return the error for a call without an answer.
+
+    ``text`` is the SDK's. It holds the signed URL, so it is matched and never shown.
+    """
     for pattern, sentence in _NETWORK:
         if re.search(pattern, text, re.IGNORECASE):
             return Transient(f"the {api} API at {host} cannot be reached: {sentence}")
@@ -204,5 +207,5 @@ def network_error(text: str, host: str, api: str = "ECS") -> Transient:
 
 
 def scrub(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """At most one line of 300 characters, without AccessKeys, tokens and signatures."""
+    """Return one line of at most 300 characters, without credentials and signatures."""
     return " ".join(redacted(text, secrets, "…").split())[:300]

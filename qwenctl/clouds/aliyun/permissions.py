@@ -27,13 +27,13 @@ __all__ = ["admin_policy", "node_policy", "node_trust", "proxy_policy", "role_co
 
 
 def proxy_policy(instances: Sequence[Instance]) -> Document:
-    """Allow to look at, start and stop exactly these instances."""
+    """Allow describing, starting and stopping exactly these instances."""
     regions = unique(instance.region for instance in instances)
     return document(
         "1",
         allow(["ecs:StartInstance", "ecs:StopInstance"], _arns(instances)),
         allow(
-            # The second is for `doctor`: without a role the node cannot end its billing.
+            # The second is for `doctor`: a node without a role cannot end its billing.
             ["ecs:DescribeInstances", "ecs:DescribeInstanceRamRole"],
             [arn_of(region) for region in regions],
         ),
@@ -43,7 +43,7 @@ def proxy_policy(instances: Sequence[Instance]) -> Document:
 def node_policy(instances: Sequence[Instance]) -> Document:
     """Allow a node to stop itself, nothing else.
 
-    There is no condition that names the instance that asks: give each a role of its own.
+    RAM has no condition that names the calling instance: give each a role of its own.
     """
     return document("1", allow(["ecs:StopInstance"], _arns(instances)))
 
@@ -61,7 +61,7 @@ def node_trust(region: str) -> Document:  # noqa: ARG001
 
 
 def role_commands(instance: Instance) -> list[str]:
-    """Return the commands of Alibaba Cloud's own command line that make the node's role."""
+    """Return the commands of Alibaba Cloud's CLI that create the node's role."""
     name = node_role_name(instance)
 
     def command(product: str, action: str, **parameters: str) -> str:
@@ -88,13 +88,13 @@ def _arns(instances: Sequence[Instance]) -> list[str]:
 
 
 def admin_policy(deployment: str, tables: Sequence[AliyunConfig]) -> Document:
-    """Allow what `qwenctl provision --apply`, `create` and `release` need."""
+    """Allow the calls of `qwenctl provision --apply`, `create` and `release`."""
     regions = unique(table.region for table in tables)
     instances = [arn_of(region) for region in regions]
     groups = [f"acs:ecs:{region}:*:securitygroup/*" for region in regions]
     own_roles = f"acs:ram:*:*:role/{NODE_ROLES}*"
     own_policies = f"acs:ram:*:*:policy/{NODE_ROLES}*"
-    # A role's name is in small letters in its resource name.
+    # Resource names have role names in small letters.
     templates = (table.template.ram_role_name.lower() for table in tables)
     roles = unique([own_roles, *(f"acs:ram:*:*:role/{role}" for role in templates if role)])
     return document(

@@ -17,8 +17,8 @@ __all__ = ["AliyunProvider", "make"]
 class AliyunProvider:
     """One ECS instance: a `qwenctl.clouds.base.Provider`.
 
-    ``start`` and ``stop`` look first; two starts at once end with one that the cloud accepts, for
-    it refuses the second, and a second look tells why.
+    ``start`` and ``stop`` look first. Of two concurrent starts the cloud refuses the second, and
+    another look finds the instance starting.
     """
 
     observe_interval: float = 10.0  # the agent's hello brings a look at once
@@ -28,14 +28,14 @@ class AliyunProvider:
         self._config = config
         self._id = config.instance_id
         self._ecs = ecs or ecs_of(config)
-        # A look and a call, each with all its patience; what comes after them gets what is left.
+        # A look and a call with full patience; a look after them gets the remaining time.
         self.call_timeout = 2 * self._ecs.patience
 
     def describe(self) -> Observation:
-        """What DescribeInstances says; a call that it shares with others who look at this moment.
+        """Describe the instance, in a call shared with concurrent looks.
 
         Raises:
-            Denied, Throttled, Transient, ProviderError: the cloud could not be asked.
+            Denied, Throttled, Transient, ProviderError: the cloud refuses or does not answer.
         """
         try:
             instance = self._ecs.looks.get(self._id)
@@ -53,8 +53,8 @@ class AliyunProvider:
     def start(self) -> Accepted:
         """Start the instance, unless it starts or runs already.
 
-        An instance whose stop would not end its billing is refused here, before it costs anything:
-        see the module's docstring.
+        An instance whose stop would not end its billing is refused before it costs anything; see
+        `qwenctl.clouds.aliyun.api`.
 
         Raises:
             Conflict: it is being stopped.
@@ -92,7 +92,7 @@ class AliyunProvider:
     def _act(
         self, action: str, deadline: float, goal: tuple[Observed, ...], **parameters: object
     ) -> Accepted:
-        """Make the call once. Refused for the state: success if that is what the call is for."""
+        """Make the call once. If refused for the state, succeed if the goal is reached."""
         try:
             answer = self._ecs.call(
                 action,
@@ -108,7 +108,7 @@ class AliyunProvider:
         return Accepted(str(answer["RequestId"]))
 
     def _read(self, deadline: float) -> Instance:
-        """The instance as it is now, in one try, which leaves time for the call that follows."""
+        """Describe the instance once, which leaves time for the call that follows."""
         soon = min(deadline, time.monotonic() + self._ecs.patience)
         found = self._ecs.describe([self._id], soon)
         if self._id not in found:

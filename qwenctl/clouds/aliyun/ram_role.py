@@ -1,14 +1,12 @@
-"""Gives an instance on Alibaba Cloud the role with which its node stops itself: see `qwenctl provision`.
+"""Give an ECS instance the RAM role with which its node stops itself.
 
-A role, a policy for it, the one attached to the other, and the role attached to the instance. What
-is there already stays; a policy of ours that says something else is corrected. Each step looks
-first, so whatever was cut off is completed by doing it again.
+It creates a role and a policy, attaches the policy to the role and the role to the instance. What
+exists stays; a policy of ours with another text is corrected. Each step looks first, so that a run
+that was cut off is completed by the next.
 
-One role per instance: Alibaba Cloud has no condition that names the instance which asks, so those
-that share a role could stop each other. An instance has one role at most. If it has one, that role
-gets the policy.
-
-EC2 needs none of this: powering off the operating system ends the billing there.
+Each instance gets a role of its own: RAM has no condition that names the calling instance, so
+instances that share a role could stop each other. An instance has one role at most; if it has one,
+that role gets the policy.
 """
 
 from __future__ import annotations
@@ -32,10 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["Ram", "apply_role"]
 
 SETTLE_SECONDS = 30.0
-"""How long what was just made may be unknown elsewhere in the cloud, or calls may be throttled."""
+"""How long a new resource may be unknown elsewhere in the cloud, or calls may be throttled."""
 
 FIRST_PAUSE_SECONDS = 1.0
-"""Before a call is made again; doubled each time, up to 8."""
+"""The pause before a call is repeated; doubled each time, up to 8."""
 
 _UNSETTLED = frozenset({"EntityNotExist.Role", "EntityNotExist.Policy", "InvalidRamRole.NotFound"})
 
@@ -48,7 +46,7 @@ class Ram(Ecs):
     api = "RAM"
 
     def __init__(self, config: AliyunConfig, credentials: Credentials | None = None) -> None:
-        """Raises ModuleNotFoundError if the SDK is not installed."""
+        """Raise ModuleNotFoundError if the SDK is not installed."""
         super().__init__(config, credentials)
         self.host = config.ram_endpoint or "ram.aliyuncs.com"
         if not config.ram_endpoint:
@@ -67,16 +65,16 @@ class Ram(Ecs):
 def apply_role(
     ecs: Ecs, ram: Ram, instance: Instance, *, dry_run: bool = False
 ) -> Iterator[Change]:
-    """See to the role, and yield each thing once it is done.
+    """Create and attach the role, and yield each change once it is done.
 
     Args:
         ecs: the instance's region.
-        ram: as the same account.
-        instance: one on Alibaba Cloud.
-        dry_run: look, and change nothing.
+        ram: the RAM API of the same account.
+        instance: the ECS instance.
+        dry_run: change nothing.
 
     Raises:
-        ProviderError: the cloud refuses. What was yielded before is done.
+        ProviderError: the cloud refuses. The changes yielded before are done.
     """
     id_, own = instance.instance_id, node_role_name(instance)
     given = _patiently(lambda: ecs.role(id_))
@@ -86,7 +84,7 @@ def apply_role(
             f"the role may then stop {id_}",
             "note",
         )
-    else:  # its name stays with the instance when the role is deleted
+    else:  # the instance keeps the name of a deleted role
         yield from _role(ram, own, node_trust(instance.region), dry_run)
     yield _policy(ram, own, node_policy([instance]), dry_run)
     yield _policy_in_role(ram, own, given or own, dry_run)
@@ -196,7 +194,7 @@ def _give(ecs: Ecs, instance_id: str, role: str) -> None:
     action = "AttachInstanceRamRole"
     ids = json.dumps([instance_id])
     answer = ecs.call(action, resource, RamRoleName=role, InstanceIds=ids)
-    # The call is for many instances: it succeeds, and says of each one whether it did.
+    # The call is for many instances: it succeeds, with a result for each instance.
     results = (answer.get(f"{action}Results") or {}).get(f"{action}Result") or ()
     one = next((one for one in results if one.get("InstanceId") == instance_id), None)
     if one is None:
@@ -218,7 +216,7 @@ def _ram(ram: Ram, action: str, resource: str, **parameters: object) -> dict[str
 
 
 def _found(absent: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-    """What a look finds; None if it is refused with that code."""
+    """Return the answer of a look; None if it is refused with that code."""
     try:
         return _patiently(look)
     except ProviderError as error:
@@ -228,7 +226,7 @@ def _found(absent: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any] | 
 
 
 def _unless(done: str, call: Callable[[], object], *, unsettled: bool = False) -> None:
-    """Make a call, which is as good as done if it is refused with that code."""
+    """Make a call, whose refusal with that code counts as success."""
     try:
         _patiently(call, unsettled=unsettled)
     except ProviderError as error:
@@ -237,11 +235,11 @@ def _unless(done: str, call: Callable[[], object], *, unsettled: bool = False) -
 
 
 def _patiently(call: Callable[[], T], *, unsettled: bool = False) -> T:
-    """The answer to a call, which is made again while the cloud asks for fewer.
+    """Return the answer to a call that is repeated while it is throttled.
 
     Args:
-        call: one that was not carried out when it is refused.
-        unsettled: make it again, too, while it does not know what was just made.
+        call: a call that has no effect when it is refused.
+        unsettled: repeat it, too, while a new resource is unknown.
     """
     deadline, pause = time.monotonic() + SETTLE_SECONDS, FIRST_PAUSE_SECONDS
     while True:
@@ -257,7 +255,7 @@ def _patiently(call: Callable[[], T], *, unsettled: bool = False) -> T:
 
 
 def _says(text: object, document: Any) -> bool:
-    """Whether a policy document from the cloud is that one."""
+    """Whether a policy document from the cloud equals the document."""
     try:
         return bool(json.loads(str(text)) == document)
     except ValueError:

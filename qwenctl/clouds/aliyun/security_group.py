@@ -15,17 +15,17 @@ __all__ = ["apply_rules"]
 def apply_rules(
     ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False
 ) -> Iterator[Change]:
-    """The rules, in the instance's security group on Alibaba Cloud; yields each once it is there.
+    """Add the plan's rules to the instance's security group; yield each once it is there.
 
     Args:
-        ecs: where and as whom.
-        plan: what is needed.
-        group: which group, if the instance has several.
-        dry_run: look, and change nothing.
+        ecs: the instance's region.
+        plan: the rules and the instance.
+        group: the group, if the instance has several.
+        dry_run: change nothing.
 
     Raises:
-        ConfigError: it is not clear which group, or the plan has no rule.
-        ProviderError: the cloud refuses. What was yielded before is done.
+        ConfigError: the group is ambiguous, or the plan has no rule.
+        ProviderError: the cloud refuses. The changes yielded before are done.
     """
     instance = instance_of(plan)
     raw = ecs.instance(instance.instance_id)

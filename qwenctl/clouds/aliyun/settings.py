@@ -14,7 +14,7 @@ __all__ = ["AliyunConfig", "AliyunTemplate", "Settings"]
 
 
 class AliyunTemplate(Table):
-    """What `qwenctl provision create` makes on Alibaba Cloud: one pay-as-you-go or spot instance in
+    """The instance that `qwenctl provision create` makes on Alibaba Cloud: pay-as-you-go or spot, in
     a VPC, with the metadata service in hardened mode."""
 
     image_id: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
@@ -37,18 +37,18 @@ class AliyunTemplate(Table):
     ram_role_name: str = ""
     """RAM role of the instance, so that the node can stop itself: `qwenctl permissions aliyun --node`."""
     market: Literal["on-demand", "spot"] = "on-demand"
-    """``spot`` is cheaper and may be taken back; it is then stopped, not released."""
+    """``spot`` is cheaper and may be reclaimed; it is then stopped, not released."""
     spot_price_limit: float = Field(0.0, ge=0)
     """With ``spot``: the most to pay for an hour; 0: up to the pay-as-you-go price."""
     public_bandwidth_mbps: int = Field(0, ge=0, le=100)
     """Outgoing bandwidth of a public address, billed by traffic; 0: no public address."""
     generation: int = Field(1, ge=1)
-    """Told to the cloud so that a repeated create makes no second instance; `qwenctl provision
-    release` raises it."""
+    """Part of the client token, by which a repeated create makes no second instance; `qwenctl
+    provision release` raises it."""
 
 
 class AliyunConfig(ProviderSettings):
-    """An instance of Alibaba Cloud ecs. Credentials are not here: the SDK finds them in its
+    """An instance of Alibaba Cloud ECS. Credentials are not here: the SDK finds them in its
     environment variables, its profile file, or the RAM role of the machine that the proxy runs on."""
 
     sample: ClassVar[str] = """\
@@ -87,7 +87,7 @@ instance_id = ""  # fill in, such as "i-bp1abcdefgh"; pay-as-you-go or spot, no 
     read_timeout: Duration = Field(10.0, gt=0)
     """Longest wait for an answer of the API."""
     template: AliyunTemplate = Field({}, validate_default=True)
-    """What `qwenctl provision create` makes."""
+    """The instance that `qwenctl provision create` makes."""
 
     @field_validator("endpoint", "ram_endpoint")
     @classmethod

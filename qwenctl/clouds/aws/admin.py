@@ -1,4 +1,4 @@
-"""All that EC2 offers to administrators: a `qwenctl.clouds.admin.Admin`."""
+"""EC2 for administrators: a `qwenctl.clouds.admin.Admin`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def make_creator(
     *,
     creating: bool,  # noqa: ARG001
 ) -> InstanceCreator:
-    """Make what creates and deletes the instance of a template."""
+    """Make the creator of the instance of a template."""
     return AwsCreator(account_of(settings), settings.template, request)
 
 

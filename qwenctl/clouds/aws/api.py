@@ -1,8 +1,8 @@
-"""The AWS provider: one EC2 instance, through boto3.
+"""The EC2 API, through boto3.
 
-EC2 itself makes `start` and `stop` idempotent: one that is already there is a success without
-effect, at whatever time two callers come. So nothing is read first, which could only be out of date.
-boto3's waiters are not used: the controller observes.
+EC2 makes `start` and `stop` idempotent: a call whose state is already reached succeeds without
+effect, also for two callers at once. So nothing is read first, which could be out of date. boto3's
+waiters are not used: the controller observes.
 """
 
 from __future__ import annotations
@@ -31,18 +31,17 @@ Verb = Literal["start", "stop"]
 T = TypeVar("T")
 
 SETUP_SECONDS = 5.0
-"""What a call may spend before its request: building the client, fetching credentials, retries."""
+"""The time of a call before its request: building the client, fetching credentials, retries."""
 
 
 class Account:
-    """EC2 in one region, seen with one set of credentials. Threads may share it.
+    """EC2 in one region with one set of credentials. Threads may share it.
 
     boto3's client takes a quarter of a second and some 30 MB to build: it is built at the first
     call, and all instances of an account share it (`account_of`).
 
-    Every call lasts at most `call_timeout` seconds, whatever hangs: name lookup, the fetching of
-    credentials, an answer that drips. A request for which there is no longer time enough is not
-    sent, so that none is sent after the controller has been told that the call is over.
+    Every call lasts at most `call_timeout` seconds, whatever hangs (`run_by`). A request without
+    enough time left is not sent, so that none follows a call that the controller counts as over.
 
     Each call raises a `ProviderError` subclass.
     """
@@ -55,13 +54,13 @@ class Account:
         self._built: Any = None
         self._call = threading.local()
         self.looks = Batch(self.describe)
-        """Looks that are shared: ``looks.get(instance_id)``."""
+        """Shared descriptions: ``looks.get(instance_id)``."""
 
     def describe(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """What EC2 says about these instances, by id; those that it does not know are missing.
+        """Describe the instances, by id; unknown ids are missing.
 
-        One request for each hundred, and each within `call_timeout`. Only quick failures are tried
-        again.
+        It makes one request for each hundred, within `call_timeout` each, and repeats quick
+        failures only.
         """
         found: dict[str, dict[str, Any]] = {}
         for first in range(0, len(ids), MAX_IDS):
@@ -70,35 +69,35 @@ class Account:
         return found
 
     def start(self, instance_id: str) -> str:
-        """StartInstances; the request id.
+        """Start the instance and return the request id.
 
         Raises:
-            NoCapacity: no such machine is free, or EC2 has taken the spot instance back.
+            NoCapacity: no such machine is free, or EC2 has reclaimed the spot instance.
             Conflict: it is being stopped.
         """
         return self._bounded(instance_id, lambda: self._start(instance_id))
 
     def stop(self, instance_id: str) -> str:
-        """StopInstances; the request id.
+        """Stop the instance and return the request id.
 
         Raises:
-            Conflict: EC2 does not stop an instance in this state, such as one that is starting.
+            Conflict: EC2 does not stop an instance in this state, such as `pending`.
         """
         return self._bounded(instance_id, lambda: self._change("stop", instance_id))
 
     def dry_run(self, verb: Verb, instance_id: str) -> None:
-        """Ask EC2 whether the call would be allowed; returns if so.
+        """Ask EC2 whether the call would be allowed; return if so.
 
         Raises:
-            Denied: it would not.
+            Denied: it would not be allowed.
         """
         change = partial(self._change, verb, instance_id, DryRun=True)
         expect_dry_run(lambda: self._bounded(instance_id, change))
 
     def shutdown_behavior(self, instance_id: str) -> str:
-        """``stop`` or ``terminate``: what a shutdown from inside does to the instance.
+        """Return ``stop`` or ``terminate``, the effect of an OS shutdown on the instance.
 
-        Only with ``stop`` does the agent's dead-man's switch leave the disk alone.
+        Only with ``stop`` does the agent's dead-man's switch keep the disk.
         """
 
         answer = self.ask(
@@ -110,11 +109,11 @@ class Account:
         return str(answer["InstanceInitiatedShutdownBehavior"]["Value"])
 
     def call(self, instance_id: str, work: Callable[[Any], T]) -> T:
-        """``work(client)``, with boto3's client, bounded and with errors translated as all else.
+        """Return ``work(client)`` with boto3's client, bounded and with translated errors.
 
         Args:
-            instance_id: what it is about, for the sentence of a refusal.
-            work: makes one request; it is not tried again.
+            instance_id: its instance, for the sentence of a refusal.
+            work: makes one request, which is not repeated.
         """
         return self._bounded(instance_id, lambda: work(self._client()))
 
@@ -123,17 +122,18 @@ class Account:
 
         Args:
             operation: boto3's name, such as ``describe_security_groups``.
-            instance_id: what it is about, for the sentence of a refusal.
+            instance_id: its instance, for the sentence of a refusal.
             parameters: boto3's.
         """
         return self.call(instance_id, lambda client: getattr(client, operation)(**parameters))
 
     def instance(self, instance_id: str) -> dict[str, Any]:
-        """All that DescribeInstances says of the instance; empty if there is none."""
+        """Return the raw DescribeInstances entry; empty if the instance does not exist."""
         return self.describe([instance_id]).get(instance_id, {})
 
     def _describe(self, ids: list[str]) -> dict[str, dict[str, Any]]:
-        # By filter, not by InstanceIds: one unknown id among those makes the whole call fail.
+        # By filter: with InstanceIds one unknown id makes the whole call fail, says
+        # https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html.
         pages = self._client().get_paginator("describe_instances")
         attempt = 0
         while True:
@@ -160,7 +160,7 @@ class Account:
             refused = translate(error, instance=instance_id, region=self._region())
             if refused.cloud_code != "IncorrectSpotRequestState":
                 raise refused from None
-        # EC2 says the same of one that was stopped a moment ago, which it will start soon.
+        # EC2 answers the same shortly after a stop, when a later start succeeds.
         instance = self._describe([instance_id]).get(instance_id, {})
         if _code(instance) != "Server.SpotInstanceShutdown":
             raise refused
@@ -196,13 +196,13 @@ class Account:
             config=BotoConfig(
                 connect_timeout=settings.connect_timeout,
                 read_timeout=settings.read_timeout,
-                # A start must not be sent twice, and two layers of retries would multiply.
+                # A start must not be sent twice, and two layers of retries multiply.
                 retries={"mode": "standard", "total_max_attempts": 1},
                 user_agent_extra="qwenctl",
             ),
         )
         client.meta.events.register("before-send.ec2", self._before_send)
-        # boto3 has no public way to look at the clock once more when the connection stands.
+        # boto3 has no public way to check the clock once the connection stands.
         pools = client._endpoint.http_session._pool_classes_by_scheme
         for scheme, pool in pools.items():
             own = with_deadline(pool.ConnectionCls, self._before_bytes)
@@ -215,7 +215,7 @@ class Account:
         return str(self._built.meta.region_name)
 
     def _bounded(self, instance_id: str, work: Callable[[], T]) -> T:
-        """``work()``, in a thread of its own, waited for no longer than `call_timeout`."""
+        """Return ``work()``, run in a thread for at most `call_timeout`."""
         deadline = time.monotonic() + self.call_timeout
 
         def run() -> T:
@@ -241,7 +241,7 @@ class Account:
             raise _not_sent()
 
     def _before_bytes(self) -> None:
-        """On the connection, as it may have taken long: a name lookup has no time limit."""
+        """Check the clock on the connection: its name lookup has no time limit."""
         if not self._time_for(self._settings.read_timeout):
             raise _not_sent()
 
@@ -253,19 +253,22 @@ def _not_sent() -> Transient:
 
 
 def _expect(answer: Mapping[str, Any], key: str) -> Any:
-    """That part of EC2's answer. boto3 takes any XML for one; a sign-in page must not mean that the
-    instance is gone, or that it was started."""
+    """Return a part of EC2's answer.
+
+    boto3 takes any XML for an answer: a captive portal's page must not mean that the instance is
+    gone, or was started.
+    """
     if key not in answer:
         raise Transient("something that is not EC2 has answered; check aws.endpoint_url")
     return answer[key]
 
 
 def account_of(settings: AwsConfig, table: str = "aws") -> Account:
-    """The account of an instance; the same one for all instances with the same settings.
+    """Return the account of an instance, shared by all with the same settings.
 
     Args:
         settings: the instance's.
-        table: what the settings are called where one of them is wrong.
+        table: the name of the settings in errors.
 
     Raises:
         ConfigError: the endpoint is no URL, or requests would travel unprotected.
@@ -286,7 +289,7 @@ def _check_endpoint(url: str, key: str) -> None:
     except ValueError:  # from urlsplit
         good = False
     if not good:
-        # It is not shown: there may be a password in it.
+        # It is not shown, as it may hold a password.
         raise ConfigError(f"{key}: that is no URL of a host; give one such as https://HOST:PORT")
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ConfigError(
@@ -325,7 +328,8 @@ _REASONS = {
     "Server.SpotInstanceShutdown": "EC2 took the spot instance back, for capacity or price",
     "Server.SpotInstanceTermination": "EC2 took the spot instance back, for capacity or price",
 }
-"""EC2's `StateReason` codes in plain words."""
+"""EC2's `StateReason` codes in plain words:
+https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html."""
 
 
 def observation(
@@ -333,7 +337,7 @@ def observation(
     instance: Mapping[str, Any] | None,
     address: Literal["auto", "private", "public"] = "auto",
 ) -> Observation:
-    """What `Account.describe` found of one instance (None: nothing), as the controller wants it."""
+    """Return the observation of an entry of `Account.describe`, or of None."""
     if instance is None:
         return Observation(
             Observed.ABSENT,
@@ -363,7 +367,7 @@ def _code(instance: Mapping[str, Any]) -> str:
 
 
 def _reason(instance: Mapping[str, Any]) -> str:
-    """Why the instance is off, with the code and the time that EC2 gives."""
+    """Return the reason why the instance is off, with EC2's code and time."""
     code = _code(instance)
     words = _REASONS.get(code) or quote(str(instance.get("StateReason", {}).get("Message", "")))
     when = re.search(r"\(([^()]+)\)", str(instance.get("StateTransitionReason", "")))

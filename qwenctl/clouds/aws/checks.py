@@ -1,4 +1,4 @@
-"""Checks of a GPU on AWS."""
+"""Checks of the doctor for a GPU on AWS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLICY = "Attach what `qwenctl permissions aws` prints to the IAM user or role t
 
 
 def checks(settings: AwsConfig, context: Context) -> tuple[list[Check], Callable[[], Observation]]:
-    """The checks in order (each needs what the one before it has found), and what they saw."""
+    """Return the checks, each of which needs those before it, and the observation."""
     steps = _Checks(settings, context)
     found: list[Check] = [
         steps.table,
@@ -97,7 +97,7 @@ class _Checks:
         yield ok(f"may {verb}", f"ec2:{verb.capitalize()}Instances is allowed")
 
     def shutdown(self) -> Iterable[Finding]:
-        """A node that powers itself off must only stop, not vanish."""
+        """Check that a node that powers itself off is stopped and not terminated."""
         try:
             behavior = self._account.shutdown_behavior(self._config.instance_id)
         except ProviderError as error:
@@ -202,7 +202,7 @@ class _Checks:
 
 
 def _elastic(raw: dict[str, Any]) -> bool:
-    """Whether the public address is an Elastic IP: the owner of another is Amazon."""
+    """Whether the public address is an Elastic IP: Amazon owns the others."""
     owners = [
         (interface.get("Association") or {}).get("IpOwnerId", "amazon")
         for interface in raw.get("NetworkInterfaces") or ()
@@ -231,14 +231,14 @@ _SOURCES = {
 
 
 def _source(account: Account) -> str:
-    """Where the credentials come from, for people; empty if there are none.
+    """Return the source of the credentials, for people; empty if there are none.
 
     Raises:
         ProviderError: they cannot be fetched.
     """
 
     def ask(client: Any) -> str:
-        # boto3 has no public way to ask a client for this.
+        # boto3 has no public way to get this of a client.
         found = client._request_signer._credentials
         method = str(found.method) if found is not None else ""
         return _SOURCES.get(method, method)

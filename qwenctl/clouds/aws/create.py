@@ -15,7 +15,7 @@ __all__ = ["AwsCreator", "launch_parameters"]
 
 
 class AwsCreator:
-    """Creates on EC2: a `InstanceCreator`."""
+    """Creates and deletes an EC2 instance: an `InstanceCreator`."""
 
     def __init__(self, account: Account, template: AwsTemplate, request: LaunchRequest) -> None:
         self._account = account
@@ -54,7 +54,7 @@ class AwsCreator:
                 InstanceTypes=[template.instance_type],
                 ProductDescriptions=["Linux/UNIX"],
                 Filters=[{"Name": "availability-zone", "Values": [zone]}],
-                StartTime=datetime.now(timezone.utc),  # only the one in force
+                StartTime=datetime.now(timezone.utc),  # the current price only
             )
         except ProviderError as error:
             return Price(None, note=f"the spot price could not be asked: {error}")
@@ -78,7 +78,7 @@ class AwsCreator:
         expect_dry_run(lambda: self._terminate(existing, DryRun=True))
 
     def delete(self, existing: Existing, *, force: bool) -> None:  # noqa: ARG002
-        if existing.spot_request:  # or EC2 starts another instance for it
+        if existing.spot_request:  # or EC2 starts another instance for the request
             self._call(
                 "cancel_spot_instance_requests",
                 existing.id,
@@ -134,7 +134,7 @@ def launch_parameters(
 ) -> dict[str, Any]:
     """Return the parameters of ``RunInstances``, as boto3 names them.
 
-    ``root_device``: what the image calls its root volume; needed with ``root_volume_gb``.
+    ``root_device``: the image's name of its root volume; needed with ``root_volume_gb``.
     """
     named = [{"Key": key, "Value": value} for key, value in request.tags.items()]
     named.append({"Key": "Name", "Value": request.name})
@@ -158,7 +158,8 @@ def launch_parameters(
         "UserData": request.user_data,
     }
     if template.market == "spot":
-        # Any other kind of request cannot be stopped and started.
+        # Persistent, as the interruption behaviour `stop` requires:
+        # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/interruption-behavior.html.
         spot = {"SpotInstanceType": "persistent", "InstanceInterruptionBehavior": "stop"}
         if template.max_price:
             spot["MaxPrice"] = f"{template.max_price:.5f}"  # never 1e-05

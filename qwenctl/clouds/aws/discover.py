@@ -17,7 +17,7 @@ def _read(config: AwsConfig) -> Found:
 
     Raises:
         NotFound: there is no such instance.
-        ProviderError: the cloud could not be asked.
+        ProviderError: the cloud refuses or does not answer.
     """
     account = account_of(config)
     raw = account.instance(config.instance_id)

@@ -1,8 +1,8 @@
-"""What EC2 and boto3 say when they refuse, and what a person should do about it.
+"""Map the errors of EC2 and boto3 to provider errors.
 
-`TABLE` is the whole mapping, code by code, checked against EC2's list of error codes. A code that is
-not in it is shown as it is. EC2's own words are quoted only where they add something, and never
-whole: they may hold an encoded authorization message, or the request that was signed.
+`TABLE` is checked against https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html.
+Other codes are shown as they are. EC2's own words are quoted only where they add something, and
+never whole: they may hold an encoded authorization message, or the request that was signed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["CLOCK_CODES", "TABLE", "quote", "translate"]
 
 CLOCK_SKEW = 240.0
-"""Seconds by which the clock may be wrong before it is blamed; EC2 allows 300."""
+"""Seconds by which the clock may be wrong before it is blamed; AWS allows 300:
+https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_aws-signing.html."""
 
 CLOCK_CODES = frozenset(
     {
@@ -43,7 +44,7 @@ CLOCK_CODES = frozenset(
         "SignatureDoesNotMatch",
     }
 )
-"""What EC2 says of a request with the wrong time, and of others too: its answer's date decides."""
+"""Codes of requests with a wrong time, and of others: the date of the answer decides."""
 
 _QUOTED = "{words}"
 
@@ -153,8 +154,7 @@ TABLE: dict[str, Meaning] = {
         "DryRunOperation",
     ),
 }
-"""EC2's error code → our class, and what has happened and what to do. Quotas are `Denied`: nothing
-that qwenctl can do gets round them, a person has to act."""
+"""EC2's error code → meaning. Quotas are `Denied`: a person has to act."""
 
 _SIGN_IN = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile (aws.profile, AWS_PROFILE), "
@@ -162,20 +162,20 @@ _SIGN_IN = (
 )
 
 MAX_QUOTE = 300
-"""Characters of EC2's own words that are quoted at most."""
+"""The longest quotation of EC2's words, in characters."""
 
 
 def translate(error: Exception, *, instance: str, region: str) -> ProviderError:
-    """The `ProviderError` for whatever boto3 raised; one sentence, without secrets.
+    """Return the `ProviderError` for an error of boto3: one sentence, without secrets.
 
     Args:
-        error: what boto3 raised.
-        instance: the id of the instance that it was about.
-        region: where it was asked for.
+        error: the error that boto3 raised.
+        instance: the id of the call's instance.
+        region: the call's region.
     """
     from botocore import exceptions as boto
 
-    # What we raise on its connection, boto3 wraps.
+    # boto3 wraps the errors that we raise on its connection.
     own = error.kwargs.get("error") if isinstance(error, boto.HTTPClientError) else error
     if isinstance(own, ProviderError):
         return own
@@ -242,7 +242,7 @@ def _refused(error: ClientError, instance: str, region: str) -> ProviderError:
 
 
 def _clock_error(metadata: Any) -> str:
-    """What is wrong with this machine's clock, judged by the answer's date; empty if nothing."""
+    """Return the clock's error, judged by the answer's date; empty if there is none."""
     try:
         theirs = parsedate_to_datetime(metadata["HTTPHeaders"]["date"])
         ahead = (datetime.now(timezone.utc) - theirs).total_seconds()
@@ -266,14 +266,14 @@ def _no_trust(error: Exception) -> ProviderError:
 
 
 def _host(error: Any) -> str:
-    """`` at HOST``, without anything else that the URL may hold."""
+    """Return `` at HOST``, without the rest of the URL."""
     url = getattr(error, "kwargs", {}).get("endpoint_url") or ""
     host = urlsplit(str(url)).hostname
     return f" at {host}" if host else ""
 
 
 def quote(words: str) -> str:
-    """EC2's own words on one short line, without what may be a secret or is not for reading."""
+    """Return EC2's own words on one short line, without possible secrets."""
     encoded = "Encoded authorization failure message:"
     before, found, _ = words.partition(encoded)
     if found:

@@ -26,7 +26,7 @@ _CREATE_FROM = (
     "subnet",
     "volume",
 )
-"""What RunInstances takes or makes beside the instance."""
+"""The resources that RunInstances uses or creates beside the instance."""
 
 _LOOK = [
     "ec2:DescribeImages",
@@ -38,7 +38,7 @@ _LOOK = [
 
 
 def proxy_policy(instances: Sequence[Instance]) -> Document:
-    """Allow to look at, start and stop exactly these instances."""
+    """Allow describing, starting and stopping exactly these instances."""
     return document(
         _VERSION,
         allow(
@@ -58,7 +58,7 @@ def proxy_policy(instances: Sequence[Instance]) -> Document:
 def node_policy(instances: Sequence[Instance]) -> Document:
     """Allow a node to stop itself, nothing else.
 
-    Instances that share a role may not stop each other: the condition names the one that asks.
+    Instances that share a role may not stop each other: the condition names the calling instance.
     """
     return document(
         _VERSION,
@@ -80,12 +80,12 @@ def node_trust(region: str) -> Document:
 
 
 def role_commands(instance: Instance) -> list[str]:  # noqa: ARG001
-    """Return nothing: a node on EC2 needs no role."""
+    """Return no command: a node on EC2 needs no role."""
     return []
 
 
 def _partition(region: str) -> str:
-    """Return the first part of resource names in that region."""
+    """Return the partition in the region's resource names."""
     for prefix in ("cn-", "us-gov-"):
         if region.startswith(prefix):
             return f"aws-{prefix.rstrip('-')}"
@@ -93,7 +93,7 @@ def _partition(region: str) -> str:
 
 
 def _arns(instances: Sequence[Instance]) -> list[str]:
-    # The account is left open: an instance id is unique without it.
+    # Without the account: an instance id is unique without it.
     return unique(
         f"arn:{_partition(one.region)}:ec2:{one.region}:*:instance/{one.instance_id}"
         for one in instances
@@ -101,7 +101,7 @@ def _arns(instances: Sequence[Instance]) -> list[str]:
 
 
 def admin_policy(deployment: str, tables: Sequence[AwsConfig]) -> Document:
-    """Allow what `qwenctl provision --apply`, `create` and `release` need."""
+    """Allow the calls of `qwenctl provision --apply`, `create` and `release`."""
     regions = unique(table.region for table in tables)
     known = _arns([Instance("", "aws", t.region, t.instance_id) for t in tables if t.instance_id])
 
@@ -140,7 +140,7 @@ def _where_configured(
     """Return the statements that only some configurations need."""
     statements: list[Document] = []
     if known:
-        # It can change an instance's user data, too. What `create` makes does not need it.
+        # It allows changing user data, too. Instances of `create` do not need it.
         statements.append(allow(["ec2:ModifyInstanceAttribute"], known, sid="StopOnShutdown"))
     part = _partition(region)
     profiles = unique(t.template.instance_profile for t in tables if t.template.instance_profile)

@@ -16,9 +16,9 @@ class AwsProvider:
     """One EC2 instance: a `qwenctl.clouds.base.Provider`.
 
     Args:
-        account: where the instance is.
+        account: the instance's account.
         instance_id: its id.
-        address: which of its addresses the proxy uses.
+        address: the kind of address that the proxy uses.
     """
 
     observe_interval: float = 10.0  # the agent's hello brings a look at once
@@ -35,16 +35,19 @@ class AwsProvider:
         self._address = address
 
     def describe(self) -> Observation:
-        """DescribeInstances, shared with others who look at this moment. Status checks are not asked for: the agent's hello says more."""
+        """Describe the instance, in a call shared with concurrent looks.
+
+        Status checks are not read: the agent's hello says more.
+        """
         found = self.account.looks.get(self.instance_id)
         return observation(self.instance_id, found, self._address)
 
     def start(self) -> Accepted:
-        """StartInstances. See `Account.start`."""
+        """Start the instance, as `Account.start` does."""
         return Accepted(self.account.start(self.instance_id))
 
     def stop(self) -> Accepted:
-        """StopInstances. See `Account.stop`."""
+        """Stop the instance, as `Account.stop` does."""
         return Accepted(self.account.stop(self.instance_id))
 
 

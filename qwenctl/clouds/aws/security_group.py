@@ -1,4 +1,4 @@
-"""Add a plan's rules to an EC2 security group, and set the instance's shutdown behavior."""
+"""Add a plan's rules to an EC2 security group, and set the instance's shutdown behaviour."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ __all__ = ["apply_rules"]
 def apply_rules(
     account: Account, plan: Plan, group: str = "", *, dry_run: bool = False
 ) -> Iterator[Change]:
-    """The rules, in the instance's security group on EC2, and `stop` as its shutdown behaviour;
-    yields each once it is done.
+    """Add the plan's rules, and set the shutdown behaviour to `stop`; yield each change.
 
     Raises:
-        ConfigError: it is not clear which group, or the plan has no rule.
-        ProviderError: the cloud refuses. What was yielded before is done.
+        ConfigError: the group is ambiguous, or the plan has no rule.
+        ProviderError: the cloud refuses. The changes yielded before are done.
     """
     instance = instance_of(plan)
     id_ = instance.instance_id

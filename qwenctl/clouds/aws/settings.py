@@ -13,8 +13,8 @@ __all__ = ["AwsConfig", "AwsTemplate", "Settings"]
 
 
 class AwsTemplate(Table):
-    """What `qwenctl provision create` makes on EC2: one on-demand or spot instance that an OS
-    shutdown stops, with IMDSv2 only."""
+    """The instance that `qwenctl provision create` makes on EC2: on-demand or spot, stopped by an OS
+    shutdown, with IMDSv2 only."""
 
     image_id: str = Field("", pattern=r"^(ami-[0-9a-f]{8,17})?$")
     """AMI; for containers one with Docker and nvidia-container-toolkit."""
@@ -29,7 +29,7 @@ class AwsTemplate(Table):
     instance_profile: str = ""
     """Name of its instance profile; the node itself needs none."""
     market: Literal["on-demand", "spot"] = "on-demand"
-    """``spot`` is cheaper and may be taken back; it is a persistent request that stops it then."""
+    """``spot`` is cheaper and may be reclaimed; its persistent request then stops it."""
     max_price: float = Field(0.0, ge=0)
     """With ``spot``: the most to pay for an hour, in USD; 0: up to the on-demand price."""
     root_volume_gb: int = Field(0, ge=0, le=16384)
@@ -37,8 +37,8 @@ class AwsTemplate(Table):
     public_ip: bool = False
     """Give it a public address, which changes with each start."""
     generation: int = Field(1, ge=1)
-    """Told to the cloud so that a repeated create makes no second instance; `qwenctl provision
-    release` raises it."""
+    """Part of the client token, by which a repeated create makes no second instance; `qwenctl
+    provision release` raises it."""
 
 
 class AwsConfig(ProviderSettings):
@@ -75,7 +75,7 @@ instance_id = ""  # fill in, such as "i-0123456789abcdef0"; its root volume on E
     read_timeout: Duration = Field(10.0, gt=0)
     """Longest wait for an answer of the API."""
     template: AwsTemplate = Field({}, validate_default=True)
-    """What `qwenctl provision create` makes."""
+    """The instance that `qwenctl provision create` makes."""
 
 
 Settings = AwsConfig

@@ -1,7 +1,7 @@
-"""The program that plays a virtual machine for the local provider.
+"""Simulate a virtual machine for the local provider.
 
-It takes its time to boot, runs the GPU's agent, or what an image without one would run, and takes
-its time to stop. Standard library only: it stays small, and starts in a moment.
+The program takes time to boot, runs the GPU's agent, or the program of an image without agent, and
+takes time to stop. It uses the standard library only, so that it is small and starts fast.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from typing import Any, Literal
 __all__ = ["Record", "locked", "main"]
 
 EXIT_POWER_OFF = 70
-"""The agent's exit code for "switch this machine off" (`gpu_node.selfstop.deadman`)."""
+"""The agent's exit code that asks to power the machine off (`gpu_node.selfstop.deadman`)."""
 
 AGENT_PAUSE = 1.0
 """Seconds from the agent's crash to its next start."""
 
 RECORD_CHECK = 5.0
-"""Seconds between two looks at whether this machine's record is still there."""
+"""Seconds between two checks that this machine's record still exists."""
 
 AGENT_STOP = 60.0
-"""Seconds the agent has to stop its services before it is killed."""
+"""Seconds for the agent to stop its services before it is killed."""
 
-# Kills this machine's process group once the pipe's other end is gone, that is, once this process
-# has been killed. A word on the pipe beforehand calls it off.
+# Kills this machine's process group once the pipe's other end is closed, that is, once this process
+# was killed. A word on the pipe before that cancels it.
 _GUARD = """
 trap '' HUP INT TERM
 read -r word && exit
@@ -49,10 +49,10 @@ State = Literal["starting", "running", "stopping", "stopped"]
 
 @contextlib.contextmanager
 def locked(directory: Path, patience: float = math.inf) -> Iterator[None]:
-    """Hold the instance's lock; whoever writes its record does so inside.
+    """Hold the instance's lock, under which its record is written.
 
     Raises:
-        BlockingIOError: somebody has held it for ``patience`` seconds; frozen, perhaps.
+        BlockingIOError: another process held it for ``patience`` seconds.
     """
     with (directory / "lock").open("a") as file:
         give_up = time.monotonic() + patience
@@ -68,13 +68,13 @@ def locked(directory: Path, patience: float = math.inf) -> Iterator[None]:
 
 
 class Record:
-    """What the "cloud" knows about the instance: one small JSON file, replaced as a whole."""
+    """The "cloud's" record of the instance: a small JSON file, replaced as a whole."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "status.json"
 
     def read(self) -> dict[str, Any]:
-        """The record; empty if there is none yet."""
+        """Return the record; empty if there is none yet."""
         try:
             record = json.loads(self._file.read_bytes())
         except (OSError, ValueError):
@@ -82,7 +82,7 @@ class Record:
         return record if isinstance(record, dict) else {}
 
     def write(self, *, boot_id: str, state: State, pid: int, reason: str = "") -> None:
-        """Replace the record; under the lock."""
+        """Replace the record, under the lock."""
         record = {
             "state": state,
             "boot_id": boot_id,
@@ -96,13 +96,13 @@ class Record:
         fresh.replace(self._file)
 
     def alive(self, record: Mapping[str, Any]) -> bool:
-        """Whether the recorded process lives. Its id alone would not do: ids are used again."""
+        """Whether the recorded process lives. Ids are reused, so its start time counts, too."""
         born = _born(int(record.get("pid", 0)))
         return born != "" and born == record.get("born")
 
 
 def _born(pid: int) -> str:
-    """When a living process was started, as text that no other process has; empty if it is dead."""
+    """Return the start of a living process, as unique text; empty if it is dead."""
     if pid <= 0:
         return ""
     if not sys.platform.startswith("linux"):
@@ -118,7 +118,7 @@ def _born(pid: int) -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:
         return ""
-    # The name, in parentheses, may hold anything; the state and the start time come after it.
+    # proc_pid_stat(5): the name, in parentheses, may hold anything; state and start time follow.
     fields = stat.rpartition(b")")[2].split()
     return "" if fields[0] in (b"Z", b"X") else f"{boot}:{int(fields[19])}"
 
@@ -131,13 +131,14 @@ class Machine:
         self._directory: Path = options.directory
         self._record = Record(self._directory)
         self._booted_at = time.monotonic()
-        # What happens to the machine. Unlike other queues this one may be used in a signal handler.
+        # Events of the machine. SimpleQueue is reentrant, so that a signal handler may use it:
+        # https://docs.python.org/3/library/queue.html#queue.SimpleQueue.put.
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._agent: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
-        """Boot, run until stopped, stop; the exit code."""
-        with contextlib.suppress(PermissionError):  # we are the leader already
+        """Boot, run until stopped, stop, and return the exit code."""
+        with contextlib.suppress(PermissionError):  # already the leader
             os.setsid()
         signal.signal(signal.SIGTERM, lambda *_: self._events.put("stop"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -158,10 +159,10 @@ class Machine:
         return 0
 
     def _claim(self) -> bool:
-        """Make sure that the record is of this boot; False if another machine has it.
+        """Make the record be of this boot; return False if another machine has it.
 
-        Whoever started us writes the record while it holds the lock. Should it have been killed
-        before that, we do it.
+        The starting process writes the record while it holds the lock. If it was killed before
+        that, the machine writes it.
         """
         with locked(self._directory):
             record = self._record.read()
@@ -174,7 +175,7 @@ class Machine:
             return True
 
     def _boot(self) -> bool:
-        """Take the time that booting takes; False if stopped meanwhile."""
+        """Wait as long as booting takes; return False if stopped meanwhile."""
         pause = None if self._options.boot_hangs else self._options.boot_seconds
         if self._next(pause) is not None:
             return False
@@ -185,7 +186,7 @@ class Machine:
         return True
 
     def _work(self) -> str:
-        """Keep the agent running until the machine is to stop; why, if nobody asked for it."""
+        """Run the agent until the machine stops; return the reason of an unrequested stop."""
         dies_at = self._booted_at + self._options.boot_seconds + (self._options.dies_after or 0.0)
         agent_due: float | None = time.monotonic()
         while True:
@@ -226,7 +227,7 @@ class Machine:
             self._enter("stopped", reason)
 
     def _next(self, timeout: float | None) -> str | None:
-        """The next event, or None after ``timeout`` seconds."""
+        """Return the next event, or None after ``timeout`` seconds."""
         try:
             return self._events.get(timeout=timeout)
         except queue.Empty:
@@ -262,7 +263,7 @@ class Machine:
         if self._options.node_secret_file:
             settings["NODE_SECRET_FILE"] = self._options.node_secret_file
         env = {f"QWENCTL_NODE__{key}": value for key, value in settings.items()}
-        # Further settings, for whoever tries them out: what is set above comes first.
+        # Further settings, for experiments; those above win.
         more = self._directory / "node.toml"
         config = ["--config", str(more)] if more.exists() else []
         command = [sys.executable, "-m", "gpu_node", *config]
@@ -290,7 +291,7 @@ def _say(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Be a machine until it is stopped; the exit code."""
+    """Run a machine until it is stopped, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m qwenctl.clouds.local.machine",
         description="Plays a virtual machine: boots, runs qwenctl's agent, stops on SIGTERM.",

@@ -1,11 +1,11 @@
 """The local provider: an "instance" that is a process on this machine.
 
-For demos and tests, with the real agent in it. The instance is the program
+For demos and tests, with the real agent. The instance is the program
 `qwenctl.clouds.local.machine`; it survives the process that started it, takes time to start and
-to stop, and can be told to fail (`qwenctl.clouds.local.settings.LocalConfig`).
+to stop, and can be set to fail (`qwenctl.clouds.local.settings.LocalConfig`).
 
-Its directory holds ``status.json`` (what the cloud would know), ``starts.log`` and ``stops.log``
-(one line an accepted call: Unix time, caller's process id, boot id), ``logs/`` and ``agent/``.
+Its directory holds ``status.json`` (its record), ``starts.log`` and ``stops.log`` (a line for each
+accepted call: Unix time, caller's process id, boot id), ``logs/`` and ``agent/``.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ __all__ = ["LocalProvider", "make"]
 ADDRESS = "127.0.0.1"
 
 LOCK_SECONDS = 2.0
-"""How long a call waits for its turn: well within `LocalProvider.call_timeout`."""
+"""How long a call waits for the lock: well within `LocalProvider.call_timeout`."""
 
-# `sh` starts the machine in the background and ends, so that it is nobody's child: no zombie stays
-# behind in a proxy that lives longer than the machine.
+# `sh` starts the machine in the background and ends, so that a proxy that outlives the machine has
+# no zombie.
 _DETACH = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo "$!"'
 
 
 class LocalProvider:
-    """One local instance: a `qwenctl.clouds.base.Provider`.
+    """A local instance: a `qwenctl.clouds.base.Provider`.
 
-    ``start`` and ``stop`` return at once; processes that call them at the same time take turns, so
-    there is never more than one machine.
+    ``start`` and ``stop`` return at once; concurrent calls of several processes are serialized, so
+    that there is never more than one machine.
 
     Args:
         gpu: the GPU's name, and the instance's.
         config: its latencies and its fault.
         state_dir: the instance's directory is ``state_dir / gpu``.
-        proxy_urls: where the instance's agent finds the proxies.
-        node_secret_file: the secret that the agent signs with, or
-        node_secret: the secret itself, then handed over in the environment.
-        dead_man: seconds without contact until the agent stops the instance, until it knows better.
-        spec: what the node runs until a proxy says otherwise, as user data tells a cloud instance.
-        program: what an instance without an agent runs by itself, if anything; None: the agent.
+        proxy_urls: the proxies' URLs for the agent.
+        node_secret_file: the file of the secret that the agent signs with, or
+        node_secret: the secret itself, passed in the environment.
+        dead_man: seconds without contact until the agent stops the instance.
+        spec: what the node runs until a proxy says otherwise.
+        program: the program of an instance without an agent; None: it has an agent.
     """
 
     call_timeout: float = 5.0
@@ -97,14 +97,14 @@ class LocalProvider:
         self._record = Record(self.directory)
 
     def describe(self) -> Observation:
-        """What the instance's record says, and whether its process still lives. Takes no lock."""
+        """Read the instance's record and check its process, without the lock."""
         record = self._record.read()
         state = record.get("state", "stopped")
         instance_id = f"local-{self._gpu}"
         if state == "stopped":
             return Observation(Observed.STOPPED, instance_id, reason=record.get("reason", ""))
         if not self._record.alive(record):
-            # The machine may have written its last record since we read.
+            # The machine may have written its last record meanwhile.
             again = self._record.read()
             if again != record:
                 return self.describe()
@@ -129,7 +129,7 @@ class LocalProvider:
             raise _failed("start", error) from None
 
     def stop(self) -> Accepted:
-        """Tell the machine to stop, whether it runs or still starts.
+        """Stop the machine, whether it runs or still starts.
 
         Raises:
             Transient: this machine cannot write its state now.
@@ -169,10 +169,10 @@ class LocalProvider:
         return boot_id
 
     def _spawn(self, boot_id: str) -> int:
-        """Start the machine's process; its process id."""
+        """Start the machine's process and return its process id."""
         logs = self.directory / "logs"
         logs.mkdir(exist_ok=True)
-        # Where services run that name no directory: an empty one, which a file server may show.
+        # The empty working directory of services that set none; a file server may show it.
         work = self.directory / "work"
         work.mkdir(exist_ok=True)
         if self._spec is not None:
@@ -196,7 +196,7 @@ class LocalProvider:
             command += ["--dies-after", str(self._config.dies_after)]
         if self._program is not None:
             command += ["--no-agent", "--", *self._program]
-        # A real instance knows nothing of the proxy's settings and secrets either.
+        # A real instance does not have the proxy's settings and secrets either.
         env = {key: value for key, value in os.environ.items() if not key.startswith("QWENCTL_")}
         if self._secret_file is None:
             env["QWENCTL_NODE__NODE_SECRET"] = self._secret

@@ -25,7 +25,7 @@ boot_seconds = 3
     stop_seconds: Duration = 1.0
     """How long it takes from stop to stopped."""
     fail: Literal["", "no_capacity", "boot_hangs", "dies_after", "denied"] = ""
-    """A fault to play: no capacity at start, a boot that never ends, an instance that dies."""
+    """A simulated fault: no capacity at start, a boot that never ends, an instance that dies."""
     dies_after: Duration = 10.0
     """With ``fail = "dies_after"``: how long after running the instance dies."""
 
