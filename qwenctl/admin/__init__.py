@@ -1,1 +1,1 @@
-"""What administrators do, whatever the cloud."""
+"""The commands of administrators, independent of the cloud."""

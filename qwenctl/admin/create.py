@@ -1,4 +1,4 @@
-"""Create and release the instance of a template, whatever the cloud."""
+"""Create and release the instance of a template, in any cloud."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["create", "may_release", "missing_keys", "release", "the_one"]
 
 
 def missing_keys(template: Any, required: Sequence[str]) -> list[str]:
-    """Return the keys that creating needs and the template does not set."""
+    """Return the required keys that the template does not set."""
     return [key for key in required if not getattr(template, key)]
 
 
 APPEAR_SECONDS = 60.0
-"""How long an instance may stay unseen after the cloud has accepted it."""
+"""How long the cloud may not show an instance that it accepted, in seconds."""
 
 
 def create(creator: InstanceCreator, *, patience: float = APPEAR_SECONDS) -> tuple[Existing, bool]:
-    """The one instance of this order, and whether it was there before.
+    """Create the instance, and return it and whether it existed before.
 
     Args:
         creator: the cloud.
-        patience: seconds to wait until the cloud shows what it has accepted.
+        patience: seconds to wait until the cloud shows the instance.
 
     Raises:
-        UserError: there are several, or the one that was created is gone again.
+        UserError: there are several, or the new instance is gone again.
         ProviderError: the cloud refuses, or has not answered; then it may have accepted.
     """
     if found := the_one(creator):
@@ -60,7 +60,7 @@ def create(creator: InstanceCreator, *, patience: float = APPEAR_SECONDS) -> tup
 
 
 def the_one(creator: InstanceCreator) -> Existing | None:
-    """The instance that carries our tags, if there is one.
+    """Return the instance that carries our tags, if it exists.
 
     Raises:
         UserError: there are several.
@@ -76,7 +76,7 @@ def the_one(creator: InstanceCreator) -> Existing | None:
 
 
 def _earlier(creator: InstanceCreator, patience: float) -> Existing:
-    """The instance of an earlier call that had other settings."""
+    """Return the instance of an earlier call with other settings."""
     deadline = time.monotonic() + patience
     while not (found := the_one(creator)):
         if time.monotonic() >= deadline:
@@ -96,7 +96,7 @@ def _anew(creator: InstanceCreator) -> str:
 
 
 def release(creator: InstanceCreator, instance_id: str, *, force: bool = False) -> Existing | None:
-    """Delete the instance for good; None if it was gone already.
+    """Delete the instance and return it; None if it was gone already.
 
     Raises:
         UserError: it does not carry our tags, or it is not stopped and ``force`` is not set.
@@ -114,7 +114,7 @@ def release(creator: InstanceCreator, instance_id: str, *, force: bool = False) 
 def may_release(
     creator: InstanceCreator, instance_id: str, *, force: bool = False
 ) -> Existing | None:
-    """The instance, if it may be released; None if it is gone.
+    """Return the instance, if it may be released; None if it is gone.
 
     Raises:
         UserError: as `release`.

@@ -1,6 +1,6 @@
-"""`qwenctl doctor`: why the first wake would fail, before it does.
+"""Check everything that the first wake needs, for `qwenctl doctor`.
 
-Small checks, each of one thing; none changes anything. Those of a cloud are in its folder.
+Each check looks at one thing and changes nothing. The checks of a cloud are in its folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Finding", "Level", "examine"]
 
 
 def examine(config: Config, gpus: Iterable[str]) -> Iterator[Finding]:
-    """Every finding, as it is found: the deployment's, then each GPU's."""
+    """Yield each finding at once: the deployment's, then each GPU's."""
     names = list(gpus)
     deployment = Deployment(config, names)
     yield from run_checks(deployment.checks())
@@ -61,7 +61,7 @@ def _cloud_checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Che
 
 
 class Deployment:
-    """What the GPUs share: the configuration and, once it answered, the store."""
+    """The configuration and, once it answered, the store, which all GPUs share."""
 
     def __init__(self, config: Config, gpus: Sequence[str]) -> None:
         self.config = config
@@ -75,12 +75,12 @@ class Deployment:
 
     @property
     def in_cloud(self) -> bool:
-        """Whether agents have to reach the proxy from there."""
+        """Whether agents reach the proxy from a cloud."""
         gpus = [self.config.gpu[name] for name in self.gpus]
         return any(gpu.agent and not gpu.settings.on_this_machine for gpu in gpus)
 
     def snapshot(self, gpu: str) -> Snapshot | None:
-        """What the store knows of a GPU; None if it could not be asked."""
+        """Return the store's snapshot of a GPU; None if the store does not answer."""
         try:
             return self._store.snapshot(gpu) if self._store is not None else None
         except StoreUnavailable:
@@ -102,7 +102,7 @@ class Deployment:
             return
         kind = "embedded server" if not self.config.redis_url else f"Redis at {self._store.place}"
         yield ok("redis", f"{kind} answers")
-        # Between two looks at our clock: what the way there takes is no difference of clocks.
+        # Bracketed by our clock, so that network delay does not count.
         apart = max(before - theirs, theirs - after, 0.0)
         if apart < CLOCK_WARN:
             yield ok("redis clock", f"agrees with ours to {max(apart, after - before):.1f} s")
@@ -152,13 +152,13 @@ class Deployment:
 
     @property
     def _loopback_only(self) -> bool:
-        """Nobody but this machine can reach the proxy, and no server before it is known of."""
+        """Whether only this machine can reach the proxy, with no server before it."""
         proxy = self.config.proxy
         host = proxy.listen.rpartition(":")[0]
         return is_loopback(host) and not proxy.public_url and not proxy.trusted_proxies
 
     def node_urls(self) -> Iterable[Finding]:
-        """Whether nodes could reach the proxy. Asked from here, which is not where they are."""
+        """Check that the proxy answers at the nodes' URLs, as seen from this machine."""
         for url in self.config.node_urls:
             host = urlsplit(url).hostname or ""
             if self.in_cloud and (is_loopback(host) or host in ("0.0.0.0", "::")):
@@ -170,7 +170,7 @@ class Deployment:
                 )
                 continue
             try:
-                # Not through a web proxy of this user: nodes have none.
+                # Without this user's web proxy: nodes have none.
                 with requests.Session() as session:
                     session.trust_env = False
                     answer = session.get(f"{url}/_qwenctl/healthz", timeout=PATIENCE)
@@ -203,7 +203,7 @@ class Deployment:
 
 
 def gpu_checks(deployment: Deployment, name: str) -> list[Check]:
-    """What every provider's GPU needs."""
+    """Return the checks of a GPU of any provider."""
 
     gpu = deployment.config.gpu[name]
 
@@ -240,7 +240,7 @@ def gpu_checks(deployment: Deployment, name: str) -> list[Check]:
 
 
 def _alarm(gpu: GpuConfig) -> str:
-    """Return what the cloud itself can do about an instance that idles."""
+    """Return the advice on the cloud's alarm against idle instances."""
     try:
         admin = admin_of(gpu.provider)
     except ConfigError:
@@ -249,9 +249,9 @@ def _alarm(gpu: GpuConfig) -> str:
 
 
 def _ignored(gpu: GpuConfig) -> list[str]:
-    """The keys of service tables that only an agent could do something about."""
+    """Return the keys of service tables that need an agent."""
     heeded = {"name", "port", "readiness"}
-    # The local provider is the image, too: it runs the first command.
+    # The local provider runs the first command itself.
     if gpu.settings.on_this_machine:
         heeded.add("command")
     found = {key for service in gpu.service for key in service.model_fields_set} - heeded
@@ -261,7 +261,7 @@ def _ignored(gpu: GpuConfig) -> list[str]:
 
 
 def other_checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Check]:
-    """The local provider and those of other people: whether it answers, then the node."""
+    """Return the checks of a provider without its own: its answer, then the node."""
     seen: list[Observation] = []
 
     def provider() -> Iterable[Finding]:
@@ -287,7 +287,7 @@ def other_checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Chec
 
 
 def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterable[Finding]:
-    """Address, port and agent of an instance that runs."""
+    """Check address, port and agent of a running instance."""
     gpu = deployment.config.gpu[name]
     if seen.state is not Observed.RUNNING:
         yield ok("node", f"the instance is {seen.state.value}: nothing to reach now")
@@ -335,7 +335,7 @@ def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterabl
 
 
 def _asked(gpu: GpuConfig, snapshot: Snapshot, age: float | None) -> Iterable[Finding]:
-    """What became of asking the WebUI of an instance without an agent."""
+    """Check the readiness probes of an instance without an agent."""
     view = snapshot.node_view
     path = gpu.service[0].readiness.path if gpu.service else "/"
     if not snapshot.leader:
@@ -401,7 +401,7 @@ def _is_ours(answer: requests.Response) -> bool:
 
 
 def _keys_of(path: str) -> set[str]:
-    """The keys at the top of the file."""
+    """Return the top-level keys of the file."""
     try:
         return set(tomllib.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Print the least-privilege policies of the proxy, a node and an administrator.
+"""Make the least-privilege policies of the proxy, a node and an administrator.
 
-Pure: it makes JSON for an administrator to attach; nothing is read from or written to a cloud.
+Pure: the JSON is for an administrator to attach; no cloud is called.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["admin_policy", "configured", "node_policy", "node_trust", "proxy_pol
 
 
 def configured(config: Config, cloud: str, gpu: str | None = None) -> list[Instance]:
-    """The configured instances in that cloud, or only those of one GPU.
+    """Return the configured instances in that cloud, or only those of one GPU.
 
     Raises:
-        ConfigError: there is none, or its table lacks the region or the instance id.
+        ConfigError: there is no instance, or its table lacks the region or the instance id.
     """
     names = [config.gpu_name(gpu)] if gpu is not None else list(config.gpu)
     _admin(cloud)
@@ -43,7 +43,7 @@ def configured(config: Config, cloud: str, gpu: str | None = None) -> list[Insta
 
 
 def proxy_policy(instances: Sequence[Instance]) -> Document:
-    """Allow the proxy to look at, start and stop exactly these instances of one cloud."""
+    """Allow describing, starting and stopping exactly these instances of one cloud."""
     return _admin(instances[0].cloud).proxy_policy(instances)
 
 
@@ -64,11 +64,10 @@ def _admin(cloud: str) -> Admin:
 
 
 def admin_policy(config: Config, cloud: str, gpu: str | None = None) -> Document:
-    """What `qwenctl provision --apply`, `create` and `release` need, for the GPUs in that cloud or
-    one of them.
+    """Allow the calls of `qwenctl provision --apply`, `create` and `release`.
 
-    Only what carries the deployment's tag can be deleted, and only the roles of nodes can be made
-    and given to instances.
+    Only resources with the deployment's tag can be deleted, and only roles of nodes can be created
+    and attached to instances.
 
     Raises:
         ConfigError: there is no such GPU, or its table lacks the region.

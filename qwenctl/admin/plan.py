@@ -1,10 +1,10 @@
-"""What a GPU's instance needs before its first wake: rules, a role, and the agent as a service.
+"""Plan what an instance needs before its first wake: rules, a role, and the agent.
 
 Pure: it renders texts for the cloud and for the instance. `qwenctl provision` prints them; with
---apply, the cloud's `qwenctl.clouds.admin.Admin` sees to rules and role.
+--apply, the cloud's `qwenctl.clouds.admin.Admin` applies rules and role.
 
-The node ends its own billing when no proxy is heard for too long. On EC2 it powers the operating
-system off, which needs no right at all. On Alibaba Cloud that goes on costing, so it calls
+The node ends its own billing when it hears no proxy for too long. On EC2 it powers the operating
+system off, which needs no right. On Alibaba Cloud that does not end billing, so it calls
 ``StopInstance`` with its instance role (`gpu_node.selfstop.aliyun`).
 """
 
@@ -39,18 +39,18 @@ def make_plan(
     user: str = "qwenctl",
     package: str = "",
 ) -> Plan:
-    """The plan for one GPU.
+    """Make the plan for one GPU.
 
     Args:
         config: the whole configuration.
         gpu: name of the GPU.
-        sources: networks or security groups that the proxy's requests come from; none: the hosts
-            of ``proxy.node_urls`` as far as they are addresses.
-        user: who the agent runs as.
+        sources: networks or security groups that the proxy's requests come from; empty: the IP
+            addresses in ``proxy.node_urls``.
+        user: the agent's user.
         package: what pip installs; default: this version of qwenctl.
 
     Raises:
-        ConfigError: not a cloud's GPU, a node URL that means this machine, or an unusable argument.
+        ConfigError: the GPU is in no cloud, a node URL means this machine, or an argument is invalid.
     """
     table = config.gpu[gpu]
     cloud, settings = table.provider, table.settings
@@ -92,7 +92,7 @@ def _all_containers(table: GpuConfig) -> bool:
 
 
 def _own_sources(config: Config) -> list[str]:
-    """The proxies' addresses as nodes know them. A host name gives none: ask with ``--from``."""
+    """Return the IP addresses of the proxies in ``proxy.node_urls``; a host name gives none."""
     found = []
     for url in config.node_urls:
         try:
@@ -121,7 +121,10 @@ def _source(text: str) -> str:
 
 
 def _settings(config: Config, gpu: str, admin: Admin) -> str:
-    """What `gpu_node.settings.NodeSettings` reads. Strings, numbers and lists of JSON are TOML."""
+    """Return the settings file of `gpu_node.settings.NodeSettings`.
+
+    Strings, numbers and lists of JSON are TOML, too.
+    """
     values: dict[str, Any] = {
         "proxy_urls": list(config.node_urls),
         "gpu": gpu,
@@ -135,7 +138,7 @@ def _settings(config: Config, gpu: str, admin: Admin) -> str:
 
 
 def role_commands(plan: Plan) -> list[str]:
-    """Return the commands that make the node's role by hand; none where none is needed."""
+    """Return the commands that create the node's role; empty where none is needed."""
     admin = admin_of(plan.cloud)
     if admin is None or plan.instance is None or not plan.agent:
         return []

@@ -28,7 +28,7 @@ __all__ = ["create", "release"]
 
 BLOCK = "release"
 BLOCK_SECONDS = 120.0
-"""How long nobody may wake the GPU while its instance is deleted, at most."""
+"""The longest block of the GPU while its instance is deleted."""
 
 
 def create(
@@ -53,12 +53,12 @@ def create(
             "first (`qwenctl provision release`), or give the new one a table of its own"
         )
     path = _file(loaded)
-    user_data = ""  # an instance without an agent has all that it runs in its image
+    user_data = ""  # an instance without an agent needs none
     if plan.agent:
         user_data = plan.user_data(loaded.read_node_secret() if with_secret else "")
     with _advice(cloud):
         creator = _creator(loaded, name, user_data)
-        # Before anything costs: can it be written?
+        # Check that the file can be written before anything costs.
         check(path, _with_id(read_text(path), name, cloud, "i-00000000"))
         found, price = admin_create.the_one(creator), creator.price()
         if not found and (dry_run or not yes):
@@ -128,12 +128,12 @@ def release(
     def without_id(text: str) -> str:
         text = with_keys(text, ("gpu", name, cloud), {"instance_id": None})
         if table.template.image_id:
-            # A client token is good for one instance: the next one needs another.
+            # A client token creates one instance: the next instance needs another.
             place = ("gpu", name, cloud, "template")
             text = with_keys(text, place, {"generation": table.template.generation + 1})
         return text
 
-    check(path, without_id(read_text(path)))  # before anything is gone: can it be written?
+    check(path, without_id(read_text(path)))  # before anything is deleted
     result = {"gpu": name, "instance_id": instance_id}
     with _advice(cloud):
         creator = _creator(loaded, name)
@@ -172,7 +172,7 @@ def _cloud_of(config: Config, name: str) -> str:
 
 
 def _creator(config: Config, name: str, user_data: str | None = None) -> InstanceCreator:
-    """The cloud of that GPU; without ``user_data`` it is not good for creating.
+    """Make the creator of that GPU; without ``user_data`` it can delete only.
 
     Raises:
         ConfigError: the template or the region is missing.
@@ -186,7 +186,7 @@ def _creator(config: Config, name: str, user_data: str | None = None) -> Instanc
     missing = admin_create.missing_keys(table.template, admin.REQUIRED_KEYS)
     if user_data is not None and missing:
         raise ConfigError(f"gpu.{name}.{cloud}.template: missing {', '.join(missing)}")
-    # The provider's own checks, such as of the endpoint; any id will do for them.
+    # Run the provider's own checks, such as of the endpoint, with any id.
     named = table.model_copy(update={"instance_id": table.instance_id or "i-00000000"})
     make_provider(name, gpu.model_copy(update={"fallback": (), cloud: named}), config)
     request = LaunchRequest(config.deployment, name, table.template.generation, user_data or "")
@@ -195,7 +195,7 @@ def _creator(config: Config, name: str, user_data: str | None = None) -> Instanc
 
 @contextmanager
 def _advice(cloud: str) -> Iterator[None]:
-    """The cloud's refusals as errors for people, with what to do about them here."""
+    """Turn the cloud's refusals into user errors with advice."""
     with raising_user_errors():
         try:
             yield
@@ -216,14 +216,14 @@ def _file(config: Config) -> Path:
 
 
 def _with_id(text: str, name: str, cloud: str, instance_id: str) -> str:
-    """The config file's text with that instance id in it."""
+    """Return the config file's text with that instance id."""
     return with_keys(text, ("gpu", name, cloud), {"instance_id": instance_id})
 
 
 def _what(
     creator: InstanceCreator, plan: Plan, template: Any, found: Existing | None, price: Price
 ) -> list[str]:
-    """What create does, for people."""
+    """Describe, for people, what create does."""
     if found:
         words = (
             f"{found.id} ({found.type}, {found.state.value}) carries the tags of "
@@ -276,7 +276,7 @@ def _show_dry_run(
 
 
 def _left(config: Config, plan: Plan, price: Price, with_secret: bool) -> list[str]:
-    """What create leaves to the administrator."""
+    """Return the steps that create leaves to the administrator."""
     name, itself = plan.gpu, ""
     left = [
         "`qwenctl provision --apply` opens the security group"
@@ -315,7 +315,7 @@ def _check_free(config: Config, name: str) -> None:
 
 @contextmanager
 def _kept_off(config: Config, name: str, force: bool) -> Iterator[None]:
-    """Nobody wakes the GPU in here. It is asked again whether somebody needs it."""
+    """Block wakes of the GPU, and check again that nobody needs it."""
     if force:
         yield
         return
@@ -334,10 +334,10 @@ def _say(lines: list[str]) -> None:
 
 
 def _confirm(question: str, name: str) -> None:
-    """Have a person type the GPU's name.
+    """Ask for the GPU's name as confirmation.
 
     Raises:
-        ConfigError: nobody is there to type it, or it is another text.
+        ConfigError: there is no terminal, or another text was typed.
     """
 
     if not sys.stdin.isatty():

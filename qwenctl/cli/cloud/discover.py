@@ -1,4 +1,4 @@
-"""`qwenctl import`: the configuration of an instance that exists."""
+"""`qwenctl import`: the configuration of an existing instance."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = ["discover", "importers"]
 
 
 def importers() -> dict[str, Importer]:
-    """Return the providers that instances can be imported from, by name."""
+    """Return the importers of the installed providers, by provider."""
     return {name: found for name in names() if (found := importer_of(name))}
 
 
 def discover(
     provider: str, values: Mapping[str, str], name: str, write: bool, config: str | None, json: bool
 ) -> None:
-    """Do `qwenctl import`; ``values``: the provider's settings as they were typed."""
+    """Do `qwenctl import`; ``values``: the provider's settings as typed."""
     if not re.fullmatch(NAME, name):
         raise ConfigError(
             f"--name {name!r}: a name is made of lower-case letters, digits and hyphens, at most 32"
@@ -59,10 +59,10 @@ def discover(
 
 
 def _settings(provider: str, importer: Importer, values: Mapping[str, str]) -> Any:
-    """Return the provider's table.
+    """Return the provider's settings.
 
     Raises:
-        ConfigError: a value has not the right form.
+        ConfigError: a value has a wrong form.
     """
     if missing := [key for key in ("region", "instance_id") if not values[key]]:
         raise ConfigError(f"{missing[0].replace('_', ' ')} must not be empty")
@@ -85,7 +85,7 @@ def _settings(provider: str, importer: Importer, values: Mapping[str, str]) -> A
 
 
 def _section(name: str, found: Found) -> str:
-    """The ``[gpu.NAME]`` section, TOML."""
+    """Return the ``[gpu.NAME]`` section, TOML."""
     lines = [f"# {found.type}, {found.market}"]
     if found.addresses:
         lines[0] += "; " + ", ".join(f"{kind} {ip}" for kind, ip in found.addresses.items())
@@ -103,18 +103,19 @@ def _section(name: str, found: Found) -> str:
         f"[gpu.{name}.{found.cloud}]",
     ]
     lines += [f"{key} = {_toml(value)}" for key, value in found.settings.items()]
-    # A cloud's text in a comment must not end the comment.
+    # The cloud's text must not end a comment.
     return "\n".join(escape_control(line, " ") for line in lines) + "\n"
 
 
 def _toml(value: object) -> str:
-    """Text, numbers and booleans of JSON are TOML."""
+    """Return TOML: JSON's texts, numbers and booleans are TOML, too."""
     return json_module.dumps(value, ensure_ascii=False)
 
 
 def _write(given: str | None, name: str, found: Found, text: str) -> tuple[Path, bool]:
-    """Put the section at the end of the config file, which is made if there is none. A GPU of the
-    same cloud whose instance was left open, as `qwenctl init` does, is filled in: True then.
+    """Append the section to the config file, or fill in a table without instance.
+
+    `qwenctl init` writes such tables. Return the file and whether a table was filled in.
 
     Raises:
         ConfigError: the file has such a GPU already, or cannot be read or written.

@@ -1,4 +1,4 @@
-"""`qwenctl doctor`: is everything there that a wake needs?"""
+"""`qwenctl doctor`: print the findings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["doctor"]
 _LEVELS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 
 PIPE_WIDTH = 200
-"""Columns where there is no terminal to ask."""
+"""Columns of a table without terminal."""
 
 
 def doctor(gpu: str | None, json: bool, config: str | None) -> None:
@@ -49,7 +49,7 @@ def doctor(gpu: str | None, json: bool, config: str | None) -> None:
 
 
 def _progress(text: str) -> None:
-    """One line that the next one replaces: some checks wait for a network."""
+    """Show a line that the next replaces: some checks wait for a network."""
     if live(sys.stderr):
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 

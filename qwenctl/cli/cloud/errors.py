@@ -1,4 +1,4 @@
-"""A cloud's refusal as the command line's error, with its exit code."""
+"""Exit codes of a cloud's refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qwenctl permissions`: the least that the proxy, a node or an administrator must be allowed to do."""
+"""`qwenctl permissions`: print least-privilege policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qwenctl provision`: what an instance needs before its first wake."""
+"""`qwenctl provision`: print or apply what an instance needs before its first wake."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _print_all(config: Config, plan: Plan) -> None:
 
 
 def _secret_words(config: Config, plan: Plan) -> list[str]:
-    """How the secret gets to the node; it is not shown."""
+    """Describe how the secret gets to the node, without showing it."""
     if config.node_secret.get_secret_value():
         return [
             "It is in the configuration or in QWENCTL_NODE_SECRET. To have it in the user data:",
@@ -170,7 +170,7 @@ def _secret_words(config: Config, plan: Plan) -> list[str]:
 
 
 def _with_fallback(config: Config, name: str, fallback: str) -> Config:
-    """The configuration as if that fallback were the GPU's own instance."""
+    """Return the configuration with that fallback as the GPU's own instance."""
     others = dict(config.gpu[name].candidates()[1:])
     if fallback not in others:
         known = ", ".join(others) or "none"
@@ -188,7 +188,7 @@ def _apply(config: Config, plan: Plan, group: str, *, dry_run: bool, json: bool)
         with raising_user_errors():
             for change in _changes(config, plan, group, dry_run):
                 found["changes"].append(asdict(change))
-                if not json:  # at once: what comes next may be refused
+                if not json:  # at once: the next change may be refused
                     print(f"{change.done}: {change.what}", flush=True)
     except UserError as error:
         found["error"] = str(error)
@@ -206,7 +206,7 @@ def _apply(config: Config, plan: Plan, group: str, *, dry_run: bool, json: bool)
 
 def _changes(config: Config, plan: Plan, group: str, dry_run: bool) -> Iterator[Change]:
     gpu = config.gpu[plan.gpu]
-    # Its checks, as of the endpoints; fallbacks are not touched and may be of other clouds.
+    # Run the provider's checks, such as of endpoints, without the fallbacks.
     make_provider(plan.gpu, gpu.model_copy(update={"fallback": ()}), config)
     if (admin := admin_of(plan.cloud)) is not None:
         yield from admin.apply(gpu.settings, plan, group, dry_run=dry_run)

@@ -1,4 +1,4 @@
-"""`qwenctl import`: a command for each installed provider that instances can be imported from."""
+"""`qwenctl import`: a command for each installed provider with an importer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WriteOption = Annotated[
 
 
 class _Providers(TyperGroup):
-    """The providers' commands, made when they are asked for: most starts need none."""
+    """The providers' commands, made on demand: most starts need none."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(_importers())
@@ -53,7 +53,7 @@ def _importers() -> dict[str, Importer]:
 
 
 def _command(provider: str, importer: Importer) -> Any:
-    """Make the command of a provider, with its own options between those of all."""
+    """Make the command of a provider, with its own options among the shared ones."""
 
     def command(
         instance_id: InstanceArgument,

@@ -1,4 +1,4 @@
-"""`qwenctl access`: secrets for the config file, which keeps only their hashes."""
+"""`qwenctl access`: make secrets, of which the config file keeps hashes only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["hash_password", "new_key"]
 
 
 def hash_password(json: bool) -> None:
-    """Do `qwenctl access hash_password`."""
+    """Do `qwenctl access hash-password`."""
     import sys
 
     if sys.stdin.isatty():
@@ -35,7 +35,7 @@ def hash_password(json: bool) -> None:
 
 
 def new_key(name: str, json: bool) -> None:
-    """Do `qwenctl access new_key`."""
+    """Do `qwenctl access new-key`."""
     import hashlib
     import re
     import secrets

@@ -1,4 +1,4 @@
-"""`qwenctl config`: look at the configuration, without its secrets."""
+"""`qwenctl config`: show and check the configuration, without its secrets."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def validate(file: str | None, config: str | None, json: bool) -> None:
 
 
 def _check(config: Config) -> None:
-    """What is wrong with each setting together with the others and this installation.
+    """Check the settings against each other and this installation.
 
     Raises:
         ConfigError: one line a mistake.
@@ -104,11 +104,10 @@ def _check(config: Config) -> None:
 
 
 def check_password(config: Config) -> None:
-    """Whether somebody, and not everybody, could sign in by ``access.password_hash``, if it is set.
+    """Check that ``access.password_hash``, if set, is a hash of a password.
 
     Raises:
-        ConfigError: it is no whole argon2id hash, as that of an example is none; or that of the
-            empty password.
+        ConfigError: it is no whole argon2id hash, or that of the empty password.
     """
 
     if not config.access.password_hash:
@@ -120,7 +119,7 @@ def check_password(config: Config) -> None:
         PasswordHasher().verify(config.access.password_hash, "")
         mistake = "the hash of the empty password, so everybody could sign in"
     except VerifyMismatchError:
-        return  # as it should be: the hash can be read, and is not that of no password
+        return  # a valid hash, and not that of the empty password
     except (Argon2Error, InvalidHashError):
         mistake = "not a whole argon2id hash, so nobody could sign in"
     raise ConfigError(f"access.password_hash: {mistake}; `qwenctl access hash-password` makes one")

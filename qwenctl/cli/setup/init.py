@@ -1,4 +1,4 @@
-"""`qwenctl init`."""
+"""`qwenctl init`: write a config file to start from."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ model = "Qwen/Qwen3-VL-8B-Instruct"
 
 
 def sample_webui() -> Path | None:
-    """The sample WebUI: of the checkout, or of the installed package."""
+    """Return the sample WebUI of the checkout or of the installed package."""
     package = Path(__file__).resolve().parents[2]
     for path in (
         package.parent / "examples" / "webui" / "app.py",
@@ -98,7 +98,7 @@ def sample_webui() -> Path | None:
 
 
 def _sample(provider: str) -> str:
-    """Return the table of a provider as its settings show it; empty if there is none."""
+    """Return the sample table of a provider; empty if it has none."""
     return getattr(settings_type(provider), "sample", "")
 
 
@@ -116,7 +116,7 @@ def init(here: bool, gpu: str, provider: str, force: bool, config: str | None, j
     if here:
         path = Path("qwenctl.toml")
     elif given := config or config_file() or os.environ.get("QWENCTL_CONFIG"):
-        path = Path(given).expanduser()  # never another one than meant
+        path = Path(given).expanduser()  # the file that was named, and no other
     command = [sys.executable, "-m", "qwenctl.cli.sample", "7860"]
     local = settings_type(provider).on_this_machine
     text = (_HEAD + sample + (_SAMPLE_SERVICE if local else _CLOUD_SERVICE)).format(

@@ -1,4 +1,4 @@
-"""`qwenctl serve`: become the proxy process."""
+"""`qwenctl serve`: replace this process by the proxy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["proxy_command", "serve"]
 
 
 def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of the proxy for this config file (empty: none).
+    """Return command and environment of the proxy for this config file (empty: none).
 
     The wheel installs it as ``qwenctl_proxy``; in a checkout it is the folder ``proxy``, which must
     win over any other package of that name (docs/decisions/0001-the-name-proxy.md): the checkout
@@ -54,9 +54,9 @@ def serve(listen: str | None, config: str | None) -> None:
 
     if listen:
         os.environ["QWENCTL_PROXY__LISTEN"] = listen
-    loaded = load(config)  # so that a mistake in it is told here, in one sentence
+    loaded = load(config)  # reports a mistake in one sentence
     if not loaded.gpu:
-        loaded.gpu_name(None)  # raises the sentence on that
+        loaded.gpu_name(None)  # raises
     loaded.check_listen()
     check_password(loaded)
     command, env = proxy_command(loaded.source)
