@@ -92,7 +92,7 @@ def _all_containers(table: GpuConfig) -> bool:
 
 
 def _own_sources(config: Config) -> list[str]:
-    """Return the IP addresses of the proxies in ``proxy.node_urls``; a host name gives none."""
+    """Return the IP addresses in ``proxy.node_urls``; a host name gives none."""
     found = []
     for url in config.node_urls:
         try:

@@ -96,7 +96,7 @@ class LaunchRequest:
 
     @property
     def token(self) -> str:
-        """The client token, by which a repeated call creates nothing; at most 64 characters.
+        """The client token of at most 64 characters: a repeated call creates nothing.
 
         The template is not part of it: the cloud refuses a call that is repeated after the template
         was edited, where another token would create a second instance.
@@ -130,7 +130,7 @@ class Price:
 
 
 class InstanceCreator(Protocol):
-    """Creates and deletes the instance of one template. Every call raises `ProviderError`."""
+    """Creates and deletes a template's instance. Every call raises `ProviderError`."""
 
     request: LaunchRequest
 
@@ -196,7 +196,7 @@ class Admin(Protocol):
 
 
 def admin_of(provider: str) -> Admin | None:
-    """Return a provider's part of the commands for administrators; None if it has none.
+    """Return a provider's part of the administrators' commands, or None.
 
     Raises:
         ConfigError: no such provider is installed.

@@ -138,7 +138,7 @@ class MultiInstanceProvider(Protocol):
     """A provider of several instances for one GPU, of which one serves."""
 
     def serving(self, instance_id: str) -> None:
-        """Name the instance that served at the last look. Called before each `Provider.describe`."""
+        """Name the instance that served last, before each `Provider.describe`."""
 
     def avoid(self) -> None:
         """Try the instance that served last after the others for a while.
@@ -180,7 +180,7 @@ class ProviderError(Exception):
 
 
 class NoCapacity(ProviderError):
-    """Raised by `start`: the cloud has no such machine free. Retried with backoff while wanted."""
+    """Raised by `start`: no such machine is free. Retried with backoff while wanted."""
 
     code = failures.NO_CAPACITY
 
@@ -192,25 +192,25 @@ class Throttled(ProviderError):
 
 
 class Denied(ProviderError):
-    """Raised by any call: permission, credentials or account standing. A person has to act."""
+    """Raised by any call: rights, credentials or account standing. People must act."""
 
     code = failures.DENIED
 
 
 class NotFound(ProviderError):
-    """Raised by `start` and `stop`: no such instance (`describe` returns ``absent`` instead)."""
+    """Raised by `start` and `stop`: no such instance (`describe`: ``absent``)."""
 
     code = failures.NOT_FOUND
 
 
 class Conflict(ProviderError):
-    """Raised by `start` and `stop`: not in this state. The controller looks again and decides."""
+    """Raised by `start` and `stop`: not in this state. The controller looks again."""
 
     code = failures.CONFLICT
 
 
 class Transient(ProviderError):
-    """Raised by any call: time-out, connection cut, 5xx. The call may have been accepted."""
+    """Raised by any call: time-out, cut connection, 5xx. It may have been accepted."""
 
     code = failures.TRANSIENT
 

@@ -31,7 +31,7 @@ class _Round(Generic[T]):
 
 
 class Batch(Generic[T]):
-    """Joins the `get` calls of any number of threads; the first thread makes the call for all.
+    """Joins `get` calls of many threads: the first thread makes the call for all.
 
     The answer is always read after `get` was called: a round is closed before its call.
 

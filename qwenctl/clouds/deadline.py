@@ -1,4 +1,4 @@
-"""Calls that end at a deadline, and connections that check it just before they send.
+"""Calls that end at a deadline, and connections that check it before they send.
 
 A name lookup has no time limit and happens after a request was made and before it is sent. So the
 connection checks the time once it stands.

@@ -191,7 +191,7 @@ get_python() {
 
 
 def install_package(venv: str, package: str) -> str:
-    """Return a POSIX shell script that installs the package into a virtual environment.
+    """Return a POSIX shell script that installs the package into a virtual env.
 
     It takes the newest Python from 3.10 on, installs one if there is none, and ends with 1 and a
     sentence if there is still none. It may be run again.

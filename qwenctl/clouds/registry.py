@@ -31,7 +31,7 @@ def names() -> list[str]:
 
 
 def part(provider: str, name: str) -> Any:
-    """Return `Settings`, `make`, `checks` or `admin` of a provider; None if it has none.
+    """Return `Settings`, `make`, `checks` or `admin` of a provider, or None.
 
     Raises:
         ConfigError: no such provider is installed, or it cannot be imported.
@@ -48,7 +48,7 @@ def part(provider: str, name: str) -> Any:
 
 
 def settings_type(provider: str) -> Any:
-    """Return the model of ``[gpu.NAME.<provider>]``; None if there is no such provider."""
+    """Return the model of ``[gpu.NAME.<provider>]``, or None."""
     try:
         return part(provider, "Settings")
     except ConfigError:

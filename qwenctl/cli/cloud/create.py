@@ -1,4 +1,4 @@
-"""`qwenctl provision create` and `qwenctl provision release`: an instance from a template."""
+"""`qwenctl provision create` and `release`: an instance from a template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qwenctl provision`: print or apply what an instance needs before its first wake."""
+"""`qwenctl provision`: print or apply an instance's needs before its first wake."""
 
 from __future__ import annotations
 

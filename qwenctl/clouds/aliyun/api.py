@@ -155,7 +155,7 @@ class Instance:
         return ""
 
     def address(self, choice: str) -> str:
-        """Return the address that ``AliyunConfig.address`` chooses; empty if there is none."""
+        """Return the address that ``AliyunConfig.address`` chooses, or an empty text."""
         if choice == "private":
             return self.private_ip
         if choice == "eip":
@@ -193,7 +193,7 @@ def _first(data: Any, *path: str) -> str:
 
 
 class Ecs:
-    """The ECS API of one region, through the SDK, with provider errors and bounded calls.
+    """The ECS API of a region, through the SDK, with provider errors and time limits.
 
     Thread-safe. A call ends at its deadline whatever the network does (`run_by`), and after its
     deadline no request is sent.
@@ -311,7 +311,7 @@ class Ecs:
     def price(
         self, instance_type: str, *, zone: str = "", vpc: bool = True, spot_strategy: str = "NoSpot"
     ) -> tuple[float, str]:
-        """Return the price of an hour of the instance type, without disks, and its currency."""
+        """Return the price of an hour without disks, and its currency."""
         answer = self.call(
             "DescribePrice",
             "*",

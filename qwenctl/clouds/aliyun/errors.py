@@ -181,7 +181,7 @@ def error_of(
     secrets: tuple[str, ...] = (),
     api: str = "ECS",
 ) -> ProviderError:
-    """Return the error for an answer; ``secrets`` are cut out of a message that is shown."""
+    """Return the error for an answer; ``secrets`` are cut out of its message."""
     meaning = meaning_of(code)
     if meaning is not None:
         sentence = meaning.sentence.format(

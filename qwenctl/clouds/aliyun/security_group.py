@@ -15,7 +15,7 @@ __all__ = ["apply_rules"]
 def apply_rules(
     ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False
 ) -> Iterator[Change]:
-    """Add the plan's rules to the instance's security group; yield each once it is there.
+    """Add the plan's rules to the security group; yield each once it is there.
 
     Args:
         ecs: the instance's region.

@@ -1,4 +1,4 @@
-"""Add a plan's rules to an EC2 security group, and set the instance's shutdown behaviour."""
+"""Add rules to an EC2 security group, and set the shutdown behaviour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["apply_rules"]
 def apply_rules(
     account: Account, plan: Plan, group: str = "", *, dry_run: bool = False
 ) -> Iterator[Change]:
-    """Add the plan's rules, and set the shutdown behaviour to `stop`; yield each change.
+    """Add the plan's rules, set the shutdown behaviour to `stop`, yield each change.
 
     Raises:
         ConfigError: the group is ambiguous, or the plan has no rule.

@@ -96,7 +96,7 @@ class Record:
         fresh.replace(self._file)
 
     def alive(self, record: Mapping[str, Any]) -> bool:
-        """Whether the recorded process lives. Ids are reused, so its start time counts, too."""
+        """Whether the recorded process lives: ids are reused, start times are not."""
         born = _born(int(record.get("pid", 0)))
         return born != "" and born == record.get("born")
 
