@@ -221,9 +221,8 @@ class _Checks:
 
 
 def _refused(check: str, error: ProviderError) -> Finding:
-    if error.cloud_code.startswith(("Forbidden", "NoPermission")):
-        return refusal(check, error, POLICY)
-    return refusal(check, error)
+    denied = error.cloud_code.startswith(("Forbidden", "NoPermission"))
+    return refusal(check, error, POLICY if denied else "")
 
 
 _SOURCES = {

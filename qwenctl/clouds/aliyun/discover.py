@@ -49,10 +49,7 @@ def _read(config: AliyunConfig) -> Found:
         except ProviderError as error:
             warnings.append(f"the price could not be asked: {error}")
     addresses = {"private": seen.private_ip, "eip": seen.eip, "public": seen.public_ip}
-    settings = {"region": config.region, "instance_id": seen.id}
-    settings |= {key: getattr(config, key) for key in ("endpoint",) if getattr(config, key)}
-    if config.protocol != "https":
-        settings["protocol"] = config.protocol
+    given = {"region", "instance_id", "endpoint", "protocol"}
     if not seen.private_ip and not seen.eip:
         warnings.append(
             "it has no private address and no EIP: its public address changes with each start"
@@ -65,7 +62,7 @@ def _read(config: AliyunConfig) -> Found:
         type=seen.type,
         market="spot" if strategy != "NoSpot" else market,
         addresses={kind: address for kind, address in addresses.items() if address},
-        settings=settings,
+        settings=config.model_dump(include=given, exclude_defaults=True),
         price=price,
         currency=currency,
         warnings=tuple(warnings),

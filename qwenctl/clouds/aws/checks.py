@@ -211,9 +211,8 @@ def _elastic(raw: dict[str, Any]) -> bool:
 
 
 def _refused(check: str, error: ProviderError) -> Finding:
-    if error.cloud_code in ("UnauthorizedOperation", "AccessDenied", "AccessDeniedException"):
-        return refusal(check, error, POLICY)
-    return refusal(check, error)
+    denied = error.cloud_code in ("UnauthorizedOperation", "AccessDenied", "AccessDeniedException")
+    return refusal(check, error, POLICY if denied else "")
 
 
 _SOURCES = {

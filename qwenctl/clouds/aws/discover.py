@@ -49,16 +49,13 @@ def _read(config: AwsConfig) -> Found:
     except ProviderError as error:
         warnings.append(f"not everything could be asked: {error}")
     addresses = {"private": raw.get("PrivateIpAddress"), "public": raw.get("PublicIpAddress")}
-    settings = {"region": config.region, "instance_id": config.instance_id}
-    settings |= {
-        key: getattr(config, key) for key in ("profile", "endpoint_url") if getattr(config, key)
-    }
+    given = {"region", "instance_id", "profile", "endpoint_url"}
     return Found(
         cloud="aws",
         type=str(raw.get("InstanceType") or ""),
         market=lifecycle or "on-demand",
         addresses={kind: str(address) for kind, address in addresses.items() if address},
-        settings=settings,
+        settings=config.model_dump(include=given, exclude_defaults=True),
         warnings=tuple(warnings),
     )
 
