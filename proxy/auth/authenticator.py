@@ -11,12 +11,12 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeGuard
 
 from qwenctl.config.deployment import ApiKey, Config
+from qwenctl.core.identity import KEY_PREFIX, USE, WAKE_ALWAYS, Identity
 from qwenctl.errors import ConfigError
 from qwenctl.lib.text import one_line
 from qwenctl.store.store import Store
 
 from ..http.request import Request
-from .identity import KEY_PREFIX, USE, WAKE_ALWAYS, Identity
 from .password import SharedPassword
 from .sessions import Sessions
 

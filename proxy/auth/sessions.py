@@ -12,12 +12,12 @@ import time
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from qwenctl.config.deployment import AccessConfig
+from qwenctl.core.identity import Identity
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store
 
 from ..http.cookies import SESSION_COOKIE
 from ..http.request import Request
-from .identity import Identity
 
 log = logging.getLogger("qwenctl.proxy")
 

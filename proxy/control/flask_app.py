@@ -16,10 +16,10 @@ from werkzeug.exceptions import HTTPException
 
 from qwenctl import __version__
 from qwenctl.config.deployment import UnknownTier
+from qwenctl.core.identity import Identity
 from qwenctl.core.wakes import wakes
 from qwenctl.errors import StoreUnavailable
 
-from ..auth.identity import Identity
 from ..auth.password import Throttled
 from ..data.admission import may_wake
 from ..data.services import Services

@@ -17,9 +17,9 @@ from urllib.parse import quote, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, Undefined
 
+from qwenctl.core.identity import Identity
 from qwenctl.errors import StoreUnavailable
 
-from ..auth.identity import Identity
 from ..data.admission import may_wake
 from ..data.routing import tier_status
 from ..data.services import Services

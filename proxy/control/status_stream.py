@@ -16,11 +16,11 @@ from urllib.parse import parse_qs
 
 from qwenctl.config.deployment import Config, UnknownTier
 from qwenctl.core.events import Event
+from qwenctl.core.identity import Identity
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.status import page_status
 from qwenctl.errors import StoreUnavailable
 
-from ..auth.identity import Identity
 from ..data.admission import may_wake
 from ..data.routing import gpu_of
 from ..data.services import Services

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from qwenctl.config.gpu import GpuConfig
+from qwenctl.core.identity import Identity
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.rules import Activity
 from qwenctl.core.snapshot import Snapshot
 
-from ..auth.identity import Identity
 from ..http.request import Request
 
 __all__ = ["Action", "Decision", "decide", "may_wake"]

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.core import leases
+from qwenctl.core.identity import Identity
 from qwenctl.core.observer import Observer
 from qwenctl.core.snapshot import Admission
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store
 
-from ..auth.identity import Identity
 from ..http.request import Request
 from .admission import Action, Decision, decide
 from .snapshot_cache import FRESH, SnapshotCache, View

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from qwenctl.core.identity import Identity
 from qwenctl.core.lifecycle import Phase
 
-from ..auth.identity import Identity
 from ..http.problem import Problem, refuse_websocket, send_problem
 from ..http.request import Receive, Request, Scope, Send
 from .admit import Inbound

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from multidict import CIMultiDict
 
-from ..auth.identity import KEY_PREFIX
+from qwenctl.core.identity import KEY_PREFIX
+
 from ..http.cookies import OUR_COOKIES
 from ..http.request import Request
 

@@ -7,12 +7,12 @@ from collections import deque
 
 from qwenctl.config.deployment import Config
 from qwenctl.core.failures import NEEDS_PERSON
+from qwenctl.core.identity import Identity
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store
 
-from ..auth.identity import Identity
 from ..http.cookies import visit_slot
 from ..http.metrics import Metrics
 from ..http.problem import Problem

@@ -18,15 +18,18 @@ from qwenctl.errors import ExitCode, UserError
 
 __all__ = ["main"]
 
-_EXTRAS = {
+EXTRAS = {
     "a2wsgi": "proxy",
     "aiohttp": "proxy",
     "argon2": "proxy",
     "cronsim": "proxy",
     "flask": "proxy",
+    "httptools": "proxy",
     "prometheus_client": "proxy",
     "redis": "proxy",
     "uvicorn": "proxy",
+    "uvloop": "proxy",
+    "websockets": "proxy",
     "boto3": "aws",
     "botocore": "aws",
     "alibabacloud_credentials": "aliyun",
@@ -59,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return ExitCode.INTERRUPTED
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        if module not in _EXTRAS or os.environ.get("QWENCTL_DEBUG"):
+        if module not in EXTRAS or os.environ.get("QWENCTL_DEBUG"):
             return _unexpected(error)
         return _error(missing(module), ExitCode.ERROR)
     except Exception as error:
@@ -68,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def missing(module: str) -> str:
     """Return the error message for a package that is not installed."""
-    return f"this needs the package {module}: pip install 'qwenctl[{_EXTRAS[module]}]'"
+    return f"this needs the package {module}: pip install 'qwenctl[{EXTRAS[module]}]'"
 
 
 def _run(args: Sequence[str] | None) -> int:

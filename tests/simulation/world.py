@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 
 import redis
 
-from proxy.auth.identity import Identity
 from proxy.data.admission import Action, decide
 from proxy.data.snapshot_cache import FRESH
 from proxy.data.usage import INFLIGHT_TTL, RENEW, WRITE_BACK
 from proxy.http.request import Request
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
+from qwenctl.core.identity import Identity
 from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.snapshot import Snapshot, Touch
 from qwenctl.protocol.messages import Hello, Interruption, Report

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from qwenctl.cli import missing
+from qwenctl.cli import EXTRAS, missing
 from qwenctl.cli.common.context import load
 from qwenctl.cli.setup.config import check_password
 from qwenctl.errors import UserError
@@ -25,9 +25,8 @@ def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
     Raises:
         UserError: it is not installed, or one of its packages is not.
     """
-
-    for module in ("uvicorn", "aiohttp", "flask", "a2wsgi", "redis"):
-        if importlib.util.find_spec(module) is None:
+    for module, extra in EXTRAS.items():
+        if extra == "proxy" and importlib.util.find_spec(module) is None:
             raise UserError(missing(module))
     env = dict(os.environ)
     command = [sys.executable]
@@ -51,7 +50,6 @@ def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
 
 def serve(listen: str | None, config: str | None) -> None:
     """Do `qwenctl serve`."""
-
     if listen:
         os.environ["QWENCTL_PROXY__LISTEN"] = listen
     loaded = load(config)  # reports a mistake in one sentence

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from proxy.auth.identity import USE, Identity
 from proxy.http.request import Request
+from qwenctl.core.identity import USE, Identity
 
 
 class TrustedHeader:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.auth.identity import USE, WAKE_ALWAYS, Identity
 from proxy.http.request import Request, networks
 from qwenctl.config.gpu import GpuConfig
+from qwenctl.core.identity import USE, WAKE_ALWAYS, Identity
 from qwenctl.core.snapshot import Lease, Snapshot
 
 BROWSER = Identity(session="b1")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from proxy.auth.identity import Identity
 from proxy.data.waiting import RENEW_PAGE, WaitingPages
 from proxy.http.cookies import VISIT_COOKIE
 from proxy.http.problem import Problem
 from proxy.http.request import Request
 from qwenctl.config.deployment import Config
+from qwenctl.core.identity import Identity
 from qwenctl.core.lifecycle import Phase
 from qwenctl.store.store import Store
 from tests.simulation.life import IDLE, Life

@@ -11,10 +11,10 @@ import redis
 
 from proxy.auth import authenticator
 from proxy.auth.authenticator import Authenticators
-from proxy.auth.identity import USE, WAKE, WAKE_ALWAYS, Identity
 from proxy.data.admission import Action, decide, may_wake
 from proxy.http.request import Request
 from qwenctl.config.deployment import Config
+from qwenctl.core.identity import USE, WAKE, WAKE_ALWAYS, Identity
 from qwenctl.errors import ConfigError
 from qwenctl.store.store import Store
 from tests.support.paths import ROOT

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.auth.identity import Identity
 from proxy.data.admission import Action, decide, may_wake
 from proxy.http.request import Request
+from qwenctl.core.identity import Identity
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.rules import Activity
 from qwenctl.core.snapshot import Lease
