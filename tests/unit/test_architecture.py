@@ -113,3 +113,10 @@ def test_paths_in_the_contributors_guide_exist() -> None:
     paths = re.findall(r"`((?:qwenctl|proxy|gpu_node|tests|docs)/[\w/.-]+)`", text)
     assert len(paths) > 10
     assert [path for path in paths if not Path(ROOT, path).exists()] == []
+
+
+def test_no_file_is_over_600_lines() -> None:
+    files = [file for room in (*PACKAGES, "tests") for file in (ROOT / room).rglob("*.py")]
+    sizes = {str(file): len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    assert len(sizes) > 300
+    assert {file: size for file, size in sizes.items() if size > 600} == {}
