@@ -23,7 +23,7 @@ import requests
 
 from gpu_node.services.docker_errors import NO_COMMAND, error_text, start_error_text
 from gpu_node.services.docker_options import container_options
-from gpu_node.services.image_pull import API_TIMEOUT, ImagePull, Leaving
+from gpu_node.services.image_pull import API_TIMEOUT, Leaving, pull_image
 from gpu_node.services.log_lines import LineSink, secrets_of
 from gpu_node.services.runtime import Output, StartFailed, base_url_of, service_environment
 from gpu_node.settings import NodeSettings
@@ -216,7 +216,7 @@ class ServiceContainer:
                 self._client.close()
 
     def _bring_up(self) -> None:
-        self._tell("start", "waiting for Docker")
+        self._output.progress(Progress(phase="start", text="waiting for Docker"))
         self._client = self._patiently(self._runtime.client)
         self._live_restore = bool(self._patiently(self._client.info).get("LiveRestoreEnabled"))
         self._patiently(lambda: self._runtime.sweep(self._client))
@@ -231,7 +231,7 @@ class ServiceContainer:
             log.info("%s runs already; taking it up", self._name)
             return
         image = self._image()
-        self._tell("create", "")
+        self._output.progress(Progress(phase="create"))
         if present is not None and self._fits(present, image=image):
             self._id = present["Id"]
             self._patiently(self._start)
@@ -392,8 +392,7 @@ class ServiceContainer:
             text = f'the image {name} is not on this node, and pull = "never"'
             raise StartFailed(text, final=True)
         try:
-            pull = ImagePull(self._runtime.client, self._leaving, self._output.progress)
-            pull.run(name)
+            pull_image(name, self._runtime.client, self._leaving, self._output.progress)
         except StartFailed as reason:
             if not found:
                 raise
@@ -533,9 +532,6 @@ class ServiceContainer:
                     "use it (group docker)?"
                 )
             self._leaving.wait(RECONNECT)
-
-    def _tell(self, phase: str, text: str) -> None:
-        self._output.progress(Progress(phase=phase, text=text))
 
 
 def unless_missing(inspect: Callable[[str], T], name: str) -> T | None:

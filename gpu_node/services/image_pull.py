@@ -17,7 +17,7 @@ from gpu_node.services.runtime import StartFailed
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Progress
 
-__all__ = ["ImagePull", "Leaving", "PullProgress", "pull_events"]
+__all__ = ["Leaving", "PullProgress", "pull_events", "pull_image"]
 
 log = logging.getLogger(__name__)
 
@@ -119,84 +119,54 @@ class Leaving(Exception):
     """The service is to be stopped, or left to the next agent: nothing more is to be begun."""
 
 
-class ImagePull:
-    """Pulls one image, and tries again when the connection breaks.
+def pull_image(
+    name: str,
+    connect: Callable[[], Any],
+    leaving: threading.Event,
+    report: Callable[[Progress], None],
+) -> None:
+    """Pull an image, and try again when the connection breaks.
 
     Args:
+        name: the image.
         connect: makes a client of the daemon.
         leaving: set when the service is to be stopped or left to the next agent.
         report: takes the progress, at most five times a second.
+
+    Raises:
+        StartFailed: the registry refused, or the pull broke off `PULL_ATTEMPTS` times.
+        Leaving: ``leaving`` was set.
     """
+    for attempt in range(1, PULL_ATTEMPTS + 1):
+        problem = _pull_once(name, connect, leaving, report)
+        if not problem:
+            return
+        if sentence := is_hopeless(name, problem):
+            raise StartFailed(sentence, final=True)
+        if attempt == PULL_ATTEMPTS:
+            raise StartFailed(f"the image {name} cannot be pulled: {problem}")
+        log.warning("pulling %s broke off (%s); trying again", name, problem)
+        if leaving.wait(PULL_PAUSE * attempt):
+            raise Leaving
 
-    def __init__(
-        self,
-        connect: Callable[[], Any],
-        leaving: threading.Event,
-        report: Callable[[Progress], None],
-    ) -> None:
-        self._connect = connect
-        self._leaving = leaving
-        self._report = report
 
-    def run(self, name: str) -> None:
-        """Pull the image.
+def _pull_once(
+    name: str,
+    connect: Callable[[], Any],
+    leaving: threading.Event,
+    report: Callable[[Progress], None],
+) -> str:
+    """Pull once; return the problem, or nothing."""
+    events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    given_up = threading.Event()
 
-        Raises:
-            StartFailed: the registry refused, or the pull broke off `PULL_ATTEMPTS` times.
-            Leaving: ``leaving`` was set.
-        """
-        for attempt in range(1, PULL_ATTEMPTS + 1):
-            problem = self._once(name)
-            if not problem:
-                return
-            if sentence := is_hopeless(name, problem):
-                raise StartFailed(sentence, final=True)
-            if attempt == PULL_ATTEMPTS:
-                raise StartFailed(f"the image {name} cannot be pulled: {problem}")
-            log.warning("pulling %s broke off (%s); trying again", name, problem)
-            if self._leaving.wait(PULL_PAUSE * attempt):
-                raise Leaving
-
-    def _once(self, name: str) -> str:
-        """Pull once; return the problem, or nothing."""
-        events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        given_up = threading.Event()
-        threading.Thread(target=self._read, args=(name, events, given_up), daemon=True).start()
-        progress = PullProgress()
-        reported = time.monotonic()
-        try:
-            while True:
-                try:
-                    event = events.get(timeout=0.2)
-                except queue.Empty:
-                    if self._leaving.is_set():
-                        raise Leaving from None
-                    continue
-                if event is None:
-                    return ""
-                if "error" in event:
-                    return redacted(str(event["error"]))
-                progress.take(event)
-                if time.monotonic() - reported >= 0.2:
-                    reported = time.monotonic()
-                    self._report(progress.view())
-                if self._leaving.is_set():
-                    raise Leaving
-        finally:
-            given_up.set()
-
-    def _read(
-        self,
-        name: str,
-        events: queue.SimpleQueue[dict[str, Any] | None],
-        given_up: threading.Event,
-    ) -> None:
+    def read() -> None:
         """Put the daemon's events into the queue, None at the end of a good pull.
 
         Closing the answer makes the daemon abandon the pull.
         """
         try:
-            with contextlib.closing(self._connect()) as client:
+            with contextlib.closing(connect()) as client:
                 for event in pull_events(client, name):
                     if given_up.is_set():
                         return
@@ -207,3 +177,25 @@ class ImagePull:
             events.put({"error": error_text(error)})
         else:
             events.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    progress = PullProgress()
+    reported = time.monotonic()
+    try:
+        while True:
+            if leaving.is_set():
+                raise Leaving
+            try:
+                event = events.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if event is None:
+                return ""
+            if "error" in event:
+                return redacted(str(event["error"]))
+            progress.take(event)
+            if time.monotonic() - reported >= 0.2:
+                reported = time.monotonic()
+                report(progress.view())
+    finally:
+        given_up.set()
