@@ -100,7 +100,7 @@ class ProxyClient:
         except NoContact as reason:
             if not _was_cut(reason):
                 raise
-            # The proxy closed the kept connection just as we used it, or has been restarted.
+            # The proxy closed the kept connection just before this use, or was restarted.
             reply = self._post(url, path, body)
         if reply.status == 401:
             offset = reply.answer.server_time - self._clock()
@@ -150,7 +150,7 @@ def _was_cut(reason: NoContact) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in a word or two: urllib3 wraps "connection refused" four times."""
+    """Return the innermost cause: urllib3 wraps "connection refused" four times."""
     while isinstance(inner := error.__cause__ or error.__context__, BaseException):
         error = inner
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

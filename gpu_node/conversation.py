@@ -1,4 +1,4 @@
-"""What the agent says to the proxy, and when. Without I/O: the agent sends what this returns."""
+"""Decide which message to the proxy is due. Without I/O: the agent sends it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Node(Protocol):
 
     @property
     def spec(self) -> Spec | None:
-        """The spec that it runs, once it has one."""
+        """The spec that it runs; None before the first."""
 
     def status(self) -> NodeStatus:
         """Its status now; may take a moment."""

@@ -1,4 +1,4 @@
-"""``python -m gpu_node.aliyun_stop``: an Alibaba Cloud instance stops itself and its billing.
+"""``python -m gpu_node.aliyun_stop``: stop this Alibaba Cloud instance and its billing.
 
 The `power_off_command` of nodes there, where powering off the operating system goes on costing. It
 takes the instance's name and its role's credentials from the metadata service, in the hardened mode

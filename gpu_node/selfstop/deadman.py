@@ -90,7 +90,7 @@ def read_contact(file: Path, boot_id: str, now: float) -> float | None:
 def power_off(
     command: Sequence[str], *, timeout: float = 60.0, pauses: Sequence[float] = (2.0, 8.0)
 ) -> None:
-    """Run the `power_off_command`, such as ``python -m gpu_node.aliyun_stop``, until it has worked.
+    """Run the `power_off_command` until it has worked.
 
     Without a command the exit code `EXIT_POWER_OFF` says it. Failures are logged. It is not tried
     for ever: an agent that ends is started again, hears a proxy that has come back meanwhile, and

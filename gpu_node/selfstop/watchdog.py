@@ -1,4 +1,4 @@
-"""``python -m gpu_node.watchdog``: stop the instance if the agent, whose task that is, does not.
+"""``python -m gpu_node.watchdog``: stop the instance if the agent does not.
 
 A systemd timer runs it each minute, without the agent's program: an upgrade that breaks that must not
 break the watchdog. It reads from the disk when the agent last heard a proxy, and the last spec.

@@ -58,7 +58,7 @@ def error_text(error: BaseException) -> str:
 
 
 def system_error_text(error: BaseException, depth: int = 10) -> str:
-    """Return the operating system's text for the cause of an error; empty if it is not the cause.
+    """Return the operating system's text for the cause of an error, if it is the cause.
 
     The HTTP libraries wrap it several times over, some only in their arguments.
     """

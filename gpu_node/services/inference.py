@@ -200,8 +200,10 @@ class _Connection:
 
 
 def _detail(body: bytes) -> str:
-    """Return an error body's message, as vLLM (``error.message``, ``message``), Gradio and FastAPI
-    (``detail``) have it."""
+    """Return an error body's message.
+
+    vLLM has ``error.message`` or ``message``, Gradio and FastAPI ``detail``.
+    """
     try:
         found = json.loads(body)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Split a service's output into lines, mask secrets, and pass them on to a file and a listener."""
+"""Split a service's output into lines, mask secrets, and pass them on."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ MIN_SECRET = 6
 
 
 def secrets_of(service: Service, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Collect a service's secrets: variables and options by their names, and all variables of its
-    file.
+    """Collect a service's secrets, by the names of variables and options.
+
+    All variables of its file count as secrets.
 
     Args:
         service: as the spec has it.

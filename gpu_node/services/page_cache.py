@@ -1,4 +1,4 @@
-"""Read a service's weights into the page cache while Docker and the service are still starting.
+"""Read a service's weights into the page cache while the service is still starting.
 
 The loader then finds them in memory. The files are read in the order in which a loader reads them;
 parts that another program has read in the meantime are skipped.
@@ -167,7 +167,7 @@ def _read(names: list[str], shards: list[str]) -> list[str]:
 
 
 def available_memory() -> int:
-    """Return the bytes that can be used without swapping or killing. Page cache counts as available."""
+    """Return the bytes that can be used without swapping; page cache counts as available."""
     return int(psutil.virtual_memory().available)
 
 

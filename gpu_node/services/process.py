@@ -30,7 +30,7 @@ class ProcessRuntime:
         log_dir: a service's output goes to ``NAME.log`` here.
         orphans: kills the process groups should this process be killed.
         mark: marks every service's environment as this agent's.
-        env: the environment that services start from; our own settings are left out of it.
+        env: the environment that services start from; the agent's settings are left out of it.
     """
 
     outlives_agent = False

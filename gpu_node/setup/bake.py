@@ -1,4 +1,4 @@
-"""``qwenctl-node bake``: make this instance ready for a snapshot or an image of it, and check that.
+"""``qwenctl-node bake``: make this instance ready for a snapshot, and check that.
 
 Slow steps of a boot are done beforehand: the image is pulled, the weights are there, and the last
 spec stays, so that the first boot need not wait for a proxy. State of this instance, or of this boot

@@ -267,7 +267,7 @@ def _first_line(text: str) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A length of time for people."""
+    """Format a length of time for people."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

@@ -112,8 +112,11 @@ def _secret(node: _Node) -> Iterator[Finding]:
 
 
 def _proxies(node: _Node) -> Iterator[Finding]:
-    """Send each proxy a report of a boot that it cannot know: it refuses that without a trace, but
-    only after it has verified the signature, and its answer is signed, too."""
+    """Send each proxy a report of a boot that it cannot know.
+
+    It refuses that without a trace, but only after it has verified the signature, and its answer is
+    signed, too.
+    """
     if not node.secret:
         return
     for url in node.settings.proxy_urls:

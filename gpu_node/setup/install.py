@@ -1,4 +1,4 @@
-"""``qwenctl-node install`` and ``uninstall``: the agent as a systemd service, and its watchdog.
+"""``qwenctl-node install`` and ``uninstall``: the systemd units of agent and watchdog.
 
 Each step looks first and does only what is missing, so that both may be run again at any time: an
 upgrade is a new version of the package and another ``install``. State, logs and settings stay.
@@ -251,7 +251,7 @@ class _Host:
     def directory(self, path: Path, user: str) -> None:
         """Make the directory, and it and the agent's files in it the user's."""
         uid = uid_of(user)
-        # A file may be root's: somebody has tried the agent by hand.
+        # A file may be root's, after a start of the agent by hand.
         ours = (path, *(path / name for name in STATE_FILES), *path.glob("*.log*"))
         if path.exists() and all(own.lstat().st_uid == uid for own in ours if own.exists()):
             return

@@ -172,14 +172,14 @@ def _power_off(node: Node) -> str:
     if not node.power_off:
         return ""
     return (
-        # "+": as root, whoever the agent is.
+        # "+": as root, whatever the agent's user.
         "# The exit code says that no proxy was heard for too long.\n"
         """ExecStopPost=+/bin/sh -c 'if [ "$$EXIT_STATUS" = 70 ]; then systemctl poweroff; fi'\n"""
     )
 
 
 def _directories(node: Node) -> str:
-    """Return where it may write. systemd makes directories below its own and gives them to the user."""
+    """Return where it may write; systemd makes the directories below its own."""
     lines = []
     for setting, parent, path in (
         ("StateDirectory", "/var/lib/", node.state_dir),
