@@ -55,8 +55,8 @@ def test_an_open_tab_does_not_keep_it_on(deploy: Deploy) -> None:
     tab = requests.get(url, stream=True, timeout=60)
     assert next(tab.iter_lines()) == b"data: ALIVE"
     ready = deployment.wait_transition(Phase.READY)
-    draining = deployment.wait_transition(Phase.DRAINING, after=ready.id, timeout=8)
-    assert draining.time - ready.time < 5.0
+    draining = deployment.wait_transition(Phase.DRAINING, after=ready.id, timeout=20)
+    assert draining.time - ready.time < 15.0  # the tab is open for a minute
     deployment.wait_phase(Phase.OFF, timeout=10)
 
 
