@@ -250,11 +250,11 @@ def _alarm(gpu: GpuConfig) -> str:
 
 def _ignored(gpu: GpuConfig) -> list[str]:
     """Return the keys of service tables that need an agent."""
-    heeded = {"name", "port", "readiness"}
+    without_agent = {"name", "port", "readiness"}
     # The local provider runs the first command itself.
     if gpu.settings.on_this_machine:
-        heeded.add("command")
-    found = {key for service in gpu.service for key in service.model_fields_set} - heeded
+        without_agent.add("command")
+    found = {key for service in gpu.service for key in service.model_fields_set} - without_agent
     if any(service.readiness.inference for service in gpu.service):
         found.add("readiness.inference")
     return sorted(found)

@@ -105,7 +105,7 @@ def _role(ram: Ram, name: str, trust: Any, dry_run: bool) -> Iterator[Change]:
     if found is None:
         if not dry_run:
             _unless(
-                "EntityAlreadyExists.Role",  # somebody was quicker
+                "EntityAlreadyExists.Role",  # another call was faster
                 lambda: _ram(
                     ram,
                     "CreateRole",

@@ -38,7 +38,7 @@ def apply_rules(
                 IpPermissions=[_aws_rule(rule)],
             )
         except ProviderError as error:
-            if error.cloud_code != "InvalidPermission.Duplicate":  # somebody was quicker
+            if error.cloud_code != "InvalidPermission.Duplicate":  # another call was faster
                 raise
 
     yield from add_rules(plan, group, there, add, dry_run=dry_run)
