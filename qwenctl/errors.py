@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["ConfigError", "ExitCode", "StoreAuthError", "StoreUnavailable", "UserError"]
-
 
 class ExitCode(IntEnum):
     """Exit codes of the command line."""

@@ -17,8 +17,6 @@ from qwenctl.core.snapshot import Snapshot
 
 from ..http.request import Request
 
-__all__ = ["Action", "Decision", "decide", "may_wake"]
-
 
 class Action(str, Enum):
     """An action on a request."""

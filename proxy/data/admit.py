@@ -26,8 +26,6 @@ from .admission import Action, Decision, decide
 from .snapshot_cache import FRESH, SnapshotCache, View
 from .usage import INFLIGHT_TTL, UsageTracker
 
-__all__ = ["Admit", "Inbound"]
-
 
 @dataclass(slots=True)
 class Inbound:

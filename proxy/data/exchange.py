@@ -12,8 +12,6 @@ from ..http.problem import Problem, refuse_websocket, send_problem
 from ..http.request import Receive, Request, Scope, Send
 from .admit import Inbound
 
-__all__ = ["Exchange", "Pages"]
-
 
 class Pages(Protocol):
     """Pages for a browser in place of an answer of the node."""

@@ -15,8 +15,6 @@ from yarl import URL
 from ..http.request import Receive, Request, Send
 from .headers import request_headers, response_headers
 
-__all__ = ["ClientGone", "Forwarder", "NotConnected", "UpstreamDied", "node_url"]
-
 SWEEP = 0.25
 """How often requests older than this get a task that watches for a disconnect, in seconds. Nearly
 all requests have ended by then and are spared the cost."""

@@ -12,8 +12,6 @@ from qwenctl.core.identity import KEY_PREFIX
 from ..http.cookies import OUR_COOKIES
 from ..http.request import Request
 
-__all__ = ["HOP_BY_HOP", "TIER_HEADER", "request_headers", "response_headers"]
-
 TIER_HEADER = "x-qwenctl-tier"
 """The header by which a client chooses among several GPUs (`routing`)."""
 

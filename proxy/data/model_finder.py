@@ -14,13 +14,6 @@ from ..http.request import Receive, Request
 from .headers import TIER_HEADER
 from .request_buffer import READ_AHEAD, ReadAheadBudget, RequestBuffer
 
-__all__ = [
-    "ModelFinder",
-    "Models",
-    "TooMuchAhead",
-    "asked_tier",
-]
-
 MIB = 1 << 20
 
 MAX_AHEAD = 16 * MIB

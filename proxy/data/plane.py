@@ -34,8 +34,6 @@ from .services import Services
 from .waiting import HeldRequests
 from .websocket import forward_websocket
 
-__all__ = ["DataPlane"]
-
 log = logging.getLogger("qwenctl.proxy")
 
 RECHECK = 3.0

@@ -20,8 +20,6 @@ from ..http.request import Message, Receive, Request
 from .forward import ClientGone
 from .snapshot_cache import View
 
-__all__ = ["READ_AHEAD", "ReadAheadBudget", "RequestBuffer"]
-
 READ_AHEAD = 64 * 1024
 """The longest body that is read ahead, in bytes: as much as the server buffers anyway."""
 

@@ -8,8 +8,6 @@ from typing import Protocol
 from ..http.request import Message, Send
 from .exchange import Exchange
 
-__all__ = ["FirstByte", "ObservedSend", "ObserverFactory", "ResponseObserver"]
-
 
 class ResponseObserver(Protocol):
     """Sees each piece of one answer after the client's connection has taken it.

@@ -11,8 +11,6 @@ from ..http.cookies import TIER_COOKIE
 from ..http.request import Request
 from .model_finder import asked_tier
 
-__all__ = ["gpu_of", "tier_status"]
-
 
 def gpu_of(config: Config, request: Request, model: str = "") -> str:
     """Return the GPU for a request, by host, headers and model; empty if none is configured.

@@ -14,8 +14,6 @@ from .admit import Admit
 from .snapshot_cache import SnapshotCache
 from .usage import UsageTracker
 
-__all__ = ["Services"]
-
 
 @dataclass(frozen=True)
 class Services:

@@ -17,8 +17,6 @@ from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
 from qwenctl.store.watcher import Watcher
 
-__all__ = ["FRESH", "SnapshotCache", "View"]
-
 log = logging.getLogger("qwenctl.proxy")
 
 FRESH = 1.0

@@ -23,8 +23,6 @@ from qwenctl.core.snapshot import Touch
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store
 
-__all__ = ["INFLIGHT_TTL", "WRITE_BACK", "InFlight", "UsageTracker"]
-
 log = logging.getLogger("qwenctl.proxy")
 
 WRITE_BACK = 1.0

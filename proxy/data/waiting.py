@@ -23,8 +23,6 @@ from .exchange import Exchange
 from .request_buffer import ReadAheadBudget, RequestBuffer
 from .snapshot_cache import SnapshotCache
 
-__all__ = ["HeldRequests", "WaitingPages"]
-
 RENEW_HELD = 20.0
 """How often a held request renews its lease, in seconds, or a third of the idle timeout."""
 

@@ -11,8 +11,6 @@ from ..http.request import Receive, Request, Scope, Send
 from .forward import Forwarder, NotConnected, Redirected, node_url
 from .headers import request_headers
 
-__all__ = ["forward_websocket"]
-
 HANDSHAKE = 30.0
 """How long the node may take to answer a handshake, in seconds."""
 

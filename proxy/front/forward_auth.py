@@ -19,8 +19,6 @@ from ..data.services import Services
 from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send
 
-__all__ = ["ForwardAuth"]
-
 
 class ForwardAuth:
     """Answers 204 to forward to the node in ``X-Qwenctl-Node``, 401 to sign in, 403 to refuse.

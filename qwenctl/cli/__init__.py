@@ -16,8 +16,6 @@ from typing import Any, cast
 
 from qwenctl.errors import ExitCode, UserError
 
-__all__ = ["main"]
-
 EXTRAS = {
     "a2wsgi": "proxy",
     "aiohttp": "proxy",

@@ -20,16 +20,6 @@ from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import read_secret
 from qwenctl.lib.settings_types import NAME, Duration, Table, is_loopback, web_url
 
-__all__ = [
-    "AccessConfig",
-    "ApiKey",
-    "Config",
-    "ProxyConfig",
-    "UnknownTier",
-    "own_secret",
-    "state_dir",
-]
-
 
 class ApiKey(Table):
     """One API client."""

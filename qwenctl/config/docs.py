@@ -19,8 +19,6 @@ from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import fields_of
 from qwenctl.lib.settings_file import models_in
 
-__all__ = ["descriptions", "schema"]
-
 
 @cache
 def descriptions(model: type[BaseModel]) -> dict[str, str]:

@@ -24,8 +24,6 @@ from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import read_text
 from qwenctl.lib.settings_file import tomllib
 
-__all__ = ["check", "edit", "names_in", "with_keys", "with_table", "without_table"]
-
 _HEADER = re.compile(r"\s*\[")
 
 

@@ -29,8 +29,6 @@ from qwenctl.core.rules import Rule, RuleTable
 from qwenctl.lib.settings_types import NAME, NAME_OR_EMPTY, Duration, Table, is_loopback
 from qwenctl.protocol.messages import Spec
 
-__all__ = ["FallbackConfig", "GpuConfig", "TimingConfig", "fields_of"]
-
 
 class FallbackConfig(Table):
     """Another instance for the same GPU, used when those before it have no capacity."""

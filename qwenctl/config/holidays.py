@@ -15,8 +15,6 @@ from pathlib import Path
 from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import read_text
 
-__all__ = ["all_day_dates", "read_calendar"]
-
 LAST_YEAR = 2100
 """Events that repeat every year for ever are followed as far as this."""
 

@@ -20,8 +20,6 @@ from qwenctl.errors import ConfigError
 from qwenctl.lib.redaction import is_secret
 from qwenctl.lib.settings_file import SettingsFile
 
-__all__ = ["config_path", "load_config"]
-
 ENV_PREFIX = "QWENCTL_"
 
 

@@ -10,8 +10,6 @@ from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.errors import ConfigError
 
-__all__ = ["context_of", "make_provider"]
-
 
 def make_provider(name: str, gpu: GpuConfig, config: Config) -> Provider:
     """Make a GPU's provider; with fallbacks, one provider for all its instances.

@@ -15,8 +15,6 @@ from qwenctl.core.leases import OFF_HOURS, PREWARM
 from qwenctl.core.schedule import Cron, Schedule
 from qwenctl.errors import ConfigError
 
-__all__ = ["calendar_files", "machine_zone", "schedules"]
-
 
 def schedules(config: Config, gpu: str) -> tuple[Schedule, ...]:
     """Make the schedules of a GPU from its settings.

@@ -11,8 +11,6 @@ from pydantic import Field, field_validator
 
 from qwenctl.lib.settings_types import NAME, Duration, Lead, Table
 
-__all__ = ["OffHoursConfig", "PrewarmConfig"]
-
 
 class OffHoursConfig(Table):
     """Hours in which the GPU is kept off. Running work is finished first. See docs/schedules.md."""

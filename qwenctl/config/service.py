@@ -12,8 +12,6 @@ from pydantic import BeforeValidator, Field, field_validator
 from qwenctl.lib.settings_types import NAME, Duration, Size, Table
 from qwenctl.protocol.messages import Container, Service, ServiceFields
 
-__all__ = ["ContainerConfig", "ServiceConfig"]
-
 
 def _gpus(value: object) -> object:
     """Parse ``"all"``, ``"none"`` or a list of GPUs, whose indices may be numbers."""

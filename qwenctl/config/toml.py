@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["to_toml"]
-
 
 def to_toml(data: Mapping[str, Any]) -> str:
     """Write JSON data as TOML, which has no None: such keys are left out."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["CACHE", "PRESET_OF", "services_of", "with_changes"]
-
 CACHE = "/var/lib/qwenctl-models"
 """Where models are kept on the node: a directory of its own disk, or a mounted one."""
 

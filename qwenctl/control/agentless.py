@@ -33,8 +33,6 @@ from qwenctl.lib.http_probe import ProbeResult
 from qwenctl.protocol.messages import Hello, Progress, Readiness, Report, ServiceState
 from qwenctl.store.store import Store
 
-__all__ = ["Prober", "probe"]
-
 log = logging.getLogger("qwenctl.control.agentless")
 
 HURRY = 0.25

@@ -57,8 +57,6 @@ from qwenctl.errors import StoreUnavailable
 from qwenctl.lib import http_probe
 from qwenctl.store.store import Store
 
-__all__ = ["LOCK_MARGIN", "Controller", "owner_name", "timings_of"]
-
 log = logging.getLogger("qwenctl.control.controller")
 
 LOCK_MARGIN = 5.0

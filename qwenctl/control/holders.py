@@ -26,8 +26,6 @@ from qwenctl.core.wakes import expected, wakes
 from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.store.store import Store
 
-__all__ = ["HOLDERS", "Hold", "Holder", "Keeper", "Settings", "of_schedule", "usual_lead", "write"]
-
 log = logging.getLogger("qwenctl.control.holders")
 
 LOOK_SECONDS = 30.0

@@ -39,8 +39,6 @@ from qwenctl.store.store import Store
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Follower", "Progress", "wake_error"]
-
 CALL_SECONDS = 60.0
 """Seconds within which the start or stop call must be made."""
 

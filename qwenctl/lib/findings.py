@@ -8,8 +8,6 @@ from enum import Enum
 
 from qwenctl.lib.redaction import redacted
 
-__all__ = ["Check", "Finding", "Level", "Stop", "fail", "ok", "refusal", "run_checks", "warn"]
-
 
 class Level(str, Enum):
     """The level of a finding."""

@@ -8,8 +8,6 @@ from urllib.parse import quote
 
 import requests
 
-__all__ = ["CONNECT_SECONDS", "PATIENCE", "ProbeResult", "brief_reason", "probe"]
-
 CONNECT_SECONDS = 1.0
 """A machine that boots drops packets; a new connection reaches it sooner than a retransmission."""
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from qwenctl.errors import ConfigError
 
-__all__ = ["read_secret", "read_text", "write_private"]
-
 
 def write_private(path: Path, text: str) -> None:
     """Replace a file in one step by one that only its owner can read.

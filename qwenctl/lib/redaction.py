@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["is_secret", "masked", "redacted", "secret_options"]
-
 _MASK = "********"
 
 # Patterns are compiled at their first use: most commands need none.

@@ -9,17 +9,6 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-__all__ = [
-    "NAME",
-    "NAME_OR_EMPTY",
-    "Duration",
-    "Size",
-    "Table",
-    "is_loopback",
-    "parse_duration",
-    "web_url",
-]
-
 MAX_DURATION = 10_000 * 86400.0
 """Seconds; longer ones are mistakes."""
 

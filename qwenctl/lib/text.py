@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "escape_control", "one_line", "size"]
-
 
 def escape_control(text: str, by: str | None = None) -> str:
     """Escape control characters in untrusted text before printing it.

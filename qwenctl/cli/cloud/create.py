@@ -24,8 +24,6 @@ from qwenctl.config.providers import make_provider
 from qwenctl.errors import ConfigError, UserError
 from qwenctl.lib.private_file import read_text
 
-__all__ = ["create", "release"]
-
 BLOCK = "release"
 BLOCK_SECONDS = 120.0
 """The longest block of the GPU while its instance is deleted."""

@@ -23,8 +23,6 @@ from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import NAME
 from qwenctl.lib.text import escape_control
 
-__all__ = ["discover", "importers"]
-
 
 def importers() -> dict[str, Importer]:
     """Return the importers of the installed providers, by provider."""

@@ -17,8 +17,6 @@ from qwenctl.cli.common.terminal import coloured, live
 from qwenctl.errors import ConfigError, ExitCode
 from qwenctl.lib.text import escape_control
 
-__all__ = ["doctor"]
-
 _LEVELS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 
 PIPE_WIDTH = 200

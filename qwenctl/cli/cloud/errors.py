@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from qwenctl.clouds.base import Denied, NoCapacity, ProviderError, Throttled, Transient
 from qwenctl.errors import ExitCode, UserError
 
-__all__ = ["raising_user_errors"]
-
 _CODES = {
     Denied: ExitCode.DENIED,
     NoCapacity: ExitCode.NO_CAPACITY,

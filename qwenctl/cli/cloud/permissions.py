@@ -5,8 +5,6 @@ from __future__ import annotations
 from qwenctl.admin.permissions import admin_policy, configured, node_policy, proxy_policy
 from qwenctl.cli.common.context import load, print_json
 
-__all__ = ["permissions"]
-
 
 def permissions(cloud: str, gpu: str | None, node: bool, admin: bool, config: str | None) -> None:
     """Do `qwenctl permissions`."""

@@ -23,8 +23,6 @@ from qwenctl.config.providers import make_provider
 from qwenctl.errors import ConfigError, UserError
 from qwenctl.lib.private_file import write_private
 
-__all__ = ["prepare"]
-
 
 def prepare(
     gpu: str | None,

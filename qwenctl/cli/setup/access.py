@@ -5,8 +5,6 @@ from __future__ import annotations
 from qwenctl.cli.common.context import print_json
 from qwenctl.errors import ConfigError
 
-__all__ = ["hash_password", "new_key"]
-
 
 def hash_password(json: bool) -> None:
     """Do `qwenctl access hash-password`."""

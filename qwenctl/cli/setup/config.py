@@ -20,8 +20,6 @@ from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import read_secret
 from qwenctl.lib.redaction import masked
 
-__all__ = ["check_password", "path", "schema", "show", "validate"]
-
 
 def show(config: str | None, json: bool) -> None:
     """Do `qwenctl config show`."""

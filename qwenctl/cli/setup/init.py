@@ -14,8 +14,6 @@ from qwenctl.config.toml import to_toml
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import NAME
 
-__all__ = ["init", "sample_webui"]
-
 _HEAD = """\
 # qwenctl: a GPU in the cloud that sleeps until somebody needs it.
 # Check this file with `qwenctl config validate`; all keys: `qwenctl config show`.

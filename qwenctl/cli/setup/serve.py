@@ -12,8 +12,6 @@ from qwenctl.cli.common.context import load
 from qwenctl.cli.setup.config import check_password
 from qwenctl.errors import UserError
 
-__all__ = ["proxy_command", "serve"]
-
 
 def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
     """Return command and environment of the proxy for this config file (empty: none).
