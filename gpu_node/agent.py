@@ -33,8 +33,6 @@ from qwenctl.protocol.messages import (
     Spec,
 )
 
-__all__ = ["EXIT_RELOAD", "Agent"]
-
 log = logging.getLogger(__name__)
 
 EXIT_RELOAD = 75

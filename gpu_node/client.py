@@ -23,8 +23,6 @@ from qwenctl.protocol.signing import (
     sign_message,
 )
 
-__all__ = ["NoContact", "ProxyClient", "Reply"]
-
 log = logging.getLogger(__name__)
 
 TIMEOUT = (3.0, 10.0)

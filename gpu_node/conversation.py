@@ -23,8 +23,6 @@ from qwenctl.protocol.messages import (
     Spec,
 )
 
-__all__ = ["Conversation", "Node", "NodeStatus", "Trouble", "node_state"]
-
 log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL = 0.2

@@ -19,16 +19,6 @@ from qwenctl.lib.private_file import read_secret, write_private
 from qwenctl.lib.settings_file import SettingsFile
 from qwenctl.lib.settings_types import NAME
 
-__all__ = [
-    "OF_THIS_BOOT",
-    "STATE_FILES",
-    "NodeSettings",
-    "load_last_good",
-    "load_settings",
-    "save_last_good",
-    "state_dir_of",
-]
-
 ENV_PREFIX = "QWENCTL_NODE__"
 
 LAST_GOOD = "settings.json"

@@ -13,8 +13,6 @@ from qwenctl import __version__
 from qwenctl.lib.private_file import write_private
 from qwenctl.protocol.messages import Report
 
-__all__ = ["StatusFile", "read_status"]
-
 log = logging.getLogger(__name__)
 
 INTERVAL = 30.0

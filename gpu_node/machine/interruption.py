@@ -18,8 +18,6 @@ from pathlib import Path
 
 from gpu_node.machine.metadata import CloudName, Metadata, NoMetadata, Value
 
-__all__ = ["InterruptionWatch", "Notice"]
-
 log = logging.getLogger(__name__)
 
 INTERVAL = 5.0

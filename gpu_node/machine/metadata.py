@@ -14,8 +14,6 @@ from typing import Literal
 import requests
 from urllib3.exceptions import HTTPError
 
-__all__ = ["CloudName", "Metadata", "NoMetadata", "Value"]
-
 CloudName = Literal["aliyun", "aws"]
 
 _URLS: dict[CloudName, str] = {

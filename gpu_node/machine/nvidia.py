@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from qwenctl.protocol.messages import MAX_GPUS, GpuFigures
 
-__all__ = ["GpuView", "GpuWatch", "Nvml", "Reading"]
-
 FRESH = 1.0
 """Seconds for which a reading counts as fresh."""
 

@@ -7,8 +7,6 @@ import psutil
 from gpu_node.machine.nvidia import GpuWatch
 from qwenctl.protocol.messages import Resources
 
-__all__ = ["read_resources"]
-
 
 def read_resources(path: str, gpus: GpuWatch | None = None) -> Resources:
     """Return CPU since the last call (at first 0), memory, the disk where ``path`` is, and GPUs."""

@@ -16,8 +16,6 @@ from gpu_node.services.probe import probe_active
 from gpu_node.services.runtime import base_url_of
 from qwenctl.protocol.messages import Spec
 
-__all__ = ["BUSY_PERCENT", "busy", "busy_for_a_while", "read_spec"]
-
 BUSY_PERCENT = 10.0
 """GPU utilisation that counts as work where no service reports its own."""
 

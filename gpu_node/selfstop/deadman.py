@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["EXIT_POWER_OFF", "DeadMan", "power_off", "read_contact"]
-
 log = logging.getLogger(__name__)
 
 EXIT_POWER_OFF = 70

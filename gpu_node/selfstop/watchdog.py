@@ -35,16 +35,8 @@ from pathlib import Path
 from gpu_node.machine.nvidia import GpuWatch
 from gpu_node.selfstop.busy import busy_for_a_while, read_spec
 from gpu_node.selfstop.deadman import EXIT_POWER_OFF, power_off, read_contact
-from gpu_node.settings import (
-    STATE_FILES,
-    NodeSettings,
-    load_last_good,
-    load_settings,
-    state_dir_of,
-)
+from gpu_node.settings import STATE_FILES, NodeSettings, load_last_good, load_settings, state_dir_of
 from qwenctl.errors import ConfigError
-
-__all__ = ["MARGIN", "Overdue", "agent_runs", "look", "main", "run", "unreadable", "watch"]
 
 log = logging.getLogger(__name__)
 

@@ -30,8 +30,6 @@ from gpu_node.settings import NodeSettings
 from qwenctl.lib.text import size
 from qwenctl.protocol.messages import Progress, Service
 
-__all__ = ["GPU_LABEL", "HASH_LABEL", "SERVICE_LABEL", "DockerRuntime", "unless_missing"]
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")

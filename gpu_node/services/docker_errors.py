@@ -5,14 +5,6 @@ from __future__ import annotations
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Service
 
-__all__ = [
-    "NO_COMMAND",
-    "error_text",
-    "is_hopeless",
-    "start_error_text",
-    "system_error_text",
-]
-
 _NO_SPACE = "no space left on device"
 
 NO_COMMAND = "exec: "

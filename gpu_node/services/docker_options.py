@@ -7,8 +7,6 @@ from typing import Any
 
 from qwenctl.protocol.messages import Service
 
-__all__ = ["container_options"]
-
 
 def container_options(service: Service, environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the options of the service's container, as the Docker SDK names them.

@@ -17,8 +17,6 @@ from gpu_node.services.runtime import StartFailed
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Progress
 
-__all__ = ["Leaving", "PullProgress", "pull_events", "pull_image"]
-
 log = logging.getLogger(__name__)
 
 PULL_ATTEMPTS, PULL_PAUSE = 3, 3.0

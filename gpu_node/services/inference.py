@@ -14,8 +14,6 @@ from urllib.parse import quote, urlsplit
 
 from qwenctl.protocol.messages import Readiness
 
-__all__ = ["InferenceFailed", "infer_once"]
-
 LOOK = 0.1
 """Seconds between two checks of whether the inference is still wanted."""
 

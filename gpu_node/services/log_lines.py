@@ -13,8 +13,6 @@ from gpu_node.services.runtime import Output
 from qwenctl.lib.redaction import is_secret, redacted, secret_options
 from qwenctl.protocol.messages import Service
 
-__all__ = ["LineSink", "secrets_of"]
-
 LOG_BYTES = 5 * 1024 * 1024
 MAX_LINE_BYTES = 8 * 1024
 

@@ -21,8 +21,6 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MARK", "OrphanKiller", "kill_orphans", "owner_mark"]
-
 log = logging.getLogger(__name__)
 
 MARK = "QWENCTL_NODE_OWNER"

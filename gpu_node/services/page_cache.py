@@ -19,8 +19,6 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["WarmUp", "WeightFile", "available_memory", "resident_bytes", "weight_files"]
-
 log = logging.getLogger(__name__)
 
 THREADS = 4

@@ -15,8 +15,6 @@ from gpu_node.machine.nvidia import GpuView
 from qwenctl.lib.http_probe import ProbeResult, probe
 from qwenctl.protocol.messages import Activity, Readiness
 
-__all__ = ["GpuLoad", "probe_active", "probe_ready", "sum_samples"]
-
 AGENT = "qwenctl-node"
 
 MAX_BODY_BYTES = 4 * 1024 * 1024

@@ -20,8 +20,6 @@ from gpu_node.services.orphans import MARK, OrphanKiller
 from gpu_node.services.runtime import Output, StartFailed, service_environment
 from qwenctl.protocol.messages import Service
 
-__all__ = ["ProcessRuntime"]
-
 
 class ProcessRuntime:
     """Runs commands.

@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 from qwenctl.protocol.messages import Progress
 
-__all__ = ["Tracker", "parse_progress"]
-
 MARK = "QWENCTL_PROGRESS "
 
 MAX_CHARS = 400

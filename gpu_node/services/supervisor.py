@@ -22,8 +22,6 @@ from qwenctl.lib.http_probe import ProbeResult
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Progress, Service, ServiceState
 
-__all__ = ["Listener", "Supervisor"]
-
 log = logging.getLogger(__name__)
 
 FIRST_PROBE = 0.05

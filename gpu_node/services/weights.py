@@ -8,8 +8,6 @@ from collections.abc import Callable
 from gpu_node.services.page_cache import WarmUp
 from qwenctl.protocol.messages import Progress
 
-__all__ = ["WeightsWatch"]
-
 
 class WeightsWatch:
     """Warms up a service's weights, and reports the part that has been read.

@@ -1,7 +1,5 @@
 """Install, check and bake a node."""
 
-__all__ = ["COMMANDS"]
-
 COMMANDS = {
     "install": "make it a systemd service with a watchdog; run again after an upgrade",
     "uninstall": "stop the service and remove it; state, settings and logs stay",

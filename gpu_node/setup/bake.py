@@ -37,8 +37,6 @@ from qwenctl.lib.findings import Finding, Level, fail, ok, warn
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Container, Service, Spec
 
-__all__ = ["bake", "check"]
-
 LITTLE_ROOM = 5 * 2**30
 """Free bytes of a disk below which there is a warning."""
 

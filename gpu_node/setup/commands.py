@@ -23,8 +23,6 @@ from qwenctl.errors import ConfigError, UserError
 from qwenctl.lib.findings import Finding, Level, fail, ok
 from qwenctl.lib.text import escape_control
 
-__all__ = ["main"]
-
 CONFIG = "/etc/qwenctl/node.toml"
 
 LINES = "200"

@@ -30,8 +30,6 @@ from qwenctl.lib.findings import Finding, fail, ok, warn
 from qwenctl.protocol.messages import REPORT_PATH, Report, Spec
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
 
-__all__ = ["check", "in_docker_group", "uid_of", "unit_state"]
-
 SMALL, SCARCE = 20 * 2**30, 2 * 2**30
 """Free bytes of a disk below which there is a warning, or a failure."""
 

@@ -24,8 +24,6 @@ from gpu_node.status_file import read_status
 from qwenctl import __version__
 from qwenctl.errors import UserError
 
-__all__ = ["UNIT_DIR", "describe", "install", "uninstall"]
-
 UNIT_DIR = Path("/etc/systemd/system")
 
 Say = Callable[[str], None]
