@@ -11,8 +11,6 @@ from qwenctl.clouds.base import Conflict, NotFound, ProviderError, Transient
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import UserError
 
-__all__ = ["create", "may_release", "missing_keys", "release", "the_one"]
-
 
 def missing_keys(template: Any, required: Sequence[str]) -> list[str]:
     """Return the required keys that the template does not set."""

@@ -12,8 +12,6 @@ from qwenctl.clouds.permissions import Document, Instance
 from qwenctl.config.deployment import Config
 from qwenctl.errors import ConfigError
 
-__all__ = ["admin_policy", "configured", "node_policy", "node_trust", "proxy_policy"]
-
 
 def configured(config: Config, cloud: str, gpu: str | None = None) -> list[Instance]:
     """Return the configured instances in that cloud, or only those of one GPU.

@@ -26,8 +26,6 @@ from qwenctl.config.gpu import GpuConfig
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
 
-__all__ = ["make_plan", "role_commands"]
-
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-\[\],=<>~!+:/@ ]*")
 
 

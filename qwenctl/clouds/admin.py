@@ -13,20 +13,6 @@ from qwenctl.clouds.plan import Change, Plan
 from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError
 
-__all__ = [
-    "TOKEN_MISMATCH",
-    "Admin",
-    "Existing",
-    "Found",
-    "ImportOption",
-    "Importer",
-    "InstanceCreator",
-    "LaunchRequest",
-    "Price",
-    "admin_of",
-    "importer_of",
-]
-
 
 @dataclass(frozen=True)
 class Found:

@@ -16,24 +16,6 @@ from qwenctl.core.lifecycle import Observed
 from qwenctl.lib.settings_types import Table
 from qwenctl.protocol.messages import Spec
 
-__all__ = [
-    "DRY_RUN_PASSED",
-    "Accepted",
-    "Conflict",
-    "Context",
-    "Denied",
-    "MultiInstanceProvider",
-    "NoCapacity",
-    "NotFound",
-    "Observation",
-    "Provider",
-    "ProviderError",
-    "ProviderSettings",
-    "Throttled",
-    "Transient",
-    "expect_dry_run",
-]
-
 
 class ProviderSettings(Table):
     """The base class of a provider's settings."""

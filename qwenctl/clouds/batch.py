@@ -11,8 +11,6 @@ from typing import Generic, TypeVar
 
 from qwenctl.clouds.base import Denied, NotFound
 
-__all__ = ["MAX_IDS", "Batch"]
-
 MAX_IDS = 100
 """How many ids one call may name: the limit of ECS DescribeInstances,
 https://www.alibabacloud.com/help/en/ecs/developer-reference/api-ecs-2014-05-26-describeinstances."""

@@ -15,14 +15,6 @@ from qwenctl.errors import ConfigError
 from qwenctl.lib.findings import Finding, Stop, fail, ok, warn
 from qwenctl.lib.http_probe import PATIENCE, brief_reason
 
-__all__ = [
-    "CLOCK_WARN",
-    "clock_with_cloud",
-    "explain_settings",
-    "ok_configured_address",
-    "rough_duration",
-]
-
 
 @contextmanager
 def explain_settings(cloud: str) -> Iterator[None]:

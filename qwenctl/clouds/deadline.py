@@ -12,8 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
-__all__ = ["run_by", "with_deadline"]
-
 T = TypeVar("T")
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from qwenctl.clouds.base import ProviderError
 
-__all__ = ["Meaning", "row"]
-
 
 @dataclass(frozen=True)
 class Meaning:

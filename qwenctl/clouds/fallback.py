@@ -30,8 +30,6 @@ from qwenctl.clouds.base import (
 )
 from qwenctl.core.lifecycle import Observed
 
-__all__ = ["Fallback"]
-
 SETTLE_SECONDS = 30.0
 """How long a cloud may show the old state after it accepted a start."""
 

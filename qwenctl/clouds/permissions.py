@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Instance", "allow", "document", "node_role_name", "unique"]
-
 Document = dict[str, Any]
 
 

@@ -9,19 +9,6 @@ from typing import Any, Literal
 
 from qwenctl.clouds.permissions import Instance
 
-__all__ = [
-    "IMAGE_FOR_CONTAINERS",
-    "SECRET_FILE",
-    "UNIT",
-    "Change",
-    "File",
-    "Plan",
-    "Rule",
-    "compact",
-    "install_package",
-    "look_for_docker",
-]
-
 SECRET_FILE = "/etc/qwenctl/node.secret"
 SETTINGS_FILE = "/etc/qwenctl/node.toml"
 UNIT = "qwenctl-node.service"

@@ -9,8 +9,6 @@ from typing import Any
 
 from qwenctl.errors import ConfigError
 
-__all__ = ["BUILT_IN", "ENTRY_POINTS", "names", "part", "settings_type"]
-
 ENTRY_POINTS = "qwenctl.providers"
 """The entry point group of third parties: a package with the same files as a cloud's folder here, or
 a module with `Settings`, `make` and optionally `checks` and `admin`."""

@@ -12,8 +12,6 @@ from qwenctl.clouds.permissions import Instance
 from qwenctl.clouds.plan import Change, Plan, Rule
 from qwenctl.errors import ConfigError
 
-__all__ = ["Permit", "add_rules", "group_of", "instance_of", "notes_of"]
-
 
 @dataclass(frozen=True)
 class Permit:

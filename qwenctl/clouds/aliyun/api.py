@@ -35,8 +35,6 @@ from qwenctl.core.lifecycle import Observed
 if TYPE_CHECKING:
     from qwenctl.clouds.aliyun.settings import AliyunConfig
 
-__all__ = ["Credentials", "Ecs", "Instance", "arn_of", "ecs_of"]
-
 TRIES = 3
 """Attempts of a look while the cloud does not answer."""
 

@@ -21,8 +21,6 @@ from qwenctl.clouds.check_steps import clock_with_cloud, explain_settings, ok_co
 from qwenctl.core.lifecycle import Observed
 from qwenctl.lib.findings import Check, Finding, Level, Stop, fail, ok, refusal, warn
 
-__all__ = ["checks"]
-
 POLICY = (
     "Attach what `qwenctl permissions aliyun` prints to the RAM user or role that the proxy uses."
 )

@@ -12,8 +12,6 @@ from qwenctl.clouds.aliyun.settings import AliyunTemplate
 from qwenctl.clouds.base import ProviderError, expect_dry_run
 from qwenctl.errors import UserError
 
-__all__ = ["AliyunCreator", "launch_parameters"]
-
 
 class AliyunCreator:
     """Creates and deletes an ECS instance: an `InstanceCreator`."""

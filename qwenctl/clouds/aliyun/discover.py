@@ -9,8 +9,6 @@ from qwenctl.clouds.base import NotFound, ProviderError
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
 
-__all__ = ["IMPORTER"]
-
 
 def _read(config: AliyunConfig) -> Found:
     """Read one instance of Alibaba Cloud.

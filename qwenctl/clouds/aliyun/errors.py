@@ -22,8 +22,6 @@ from qwenctl.clouds.base import (
 from qwenctl.clouds.error_table import Meaning, row
 from qwenctl.lib.redaction import redacted
 
-__all__ = ["error_of", "meaning_of", "network_error", "scrub"]
-
 _TABLE: dict[str, Meaning] = {
     **row(
         NoCapacity,

@@ -23,8 +23,6 @@ from qwenctl.clouds.permissions import (
 )
 from qwenctl.clouds.plan import compact
 
-__all__ = ["admin_policy", "node_policy", "node_trust", "proxy_policy", "role_commands"]
-
 
 def proxy_policy(instances: Sequence[Instance]) -> Document:
     """Allow describing, starting and stopping exactly these instances."""

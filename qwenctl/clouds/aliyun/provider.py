@@ -11,8 +11,6 @@ from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
 
-__all__ = ["AliyunProvider", "make"]
-
 
 class AliyunProvider:
     """One ECS instance: a `qwenctl.clouds.base.Provider`.

@@ -27,8 +27,6 @@ from qwenctl.clouds.plan import Change, compact
 if TYPE_CHECKING:
     from qwenctl.clouds.aliyun.settings import AliyunConfig
 
-__all__ = ["Ram", "apply_role"]
-
 SETTLE_SECONDS = 30.0
 """How long a new resource may be unknown elsewhere in the cloud, or calls may be throttled."""
 

@@ -9,8 +9,6 @@ from qwenctl.clouds.aliyun.api import Ecs
 from qwenctl.clouds.plan import Change, Plan, Rule
 from qwenctl.clouds.security import Permit, add_rules, group_of, instance_of, notes_of
 
-__all__ = ["apply_rules"]
-
 
 def apply_rules(
     ecs: Ecs, plan: Plan, group: str = "", *, dry_run: bool = False

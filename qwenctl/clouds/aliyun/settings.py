@@ -10,8 +10,6 @@ from pydantic import Field, field_validator
 from qwenctl.clouds.base import ProviderSettings
 from qwenctl.lib.settings_types import Duration, Table
 
-__all__ = ["AliyunConfig", "AliyunTemplate", "Settings"]
-
 
 class AliyunTemplate(Table):
     """The instance that `qwenctl provision create` makes on Alibaba Cloud: pay-as-you-go or spot, in

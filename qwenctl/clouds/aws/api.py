@@ -25,8 +25,6 @@ from qwenctl.core.lifecycle import Observed
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
 
-__all__ = ["Account", "account_of", "observation"]
-
 Verb = Literal["start", "stop"]
 T = TypeVar("T")
 

@@ -13,8 +13,6 @@ from qwenctl.clouds.check_steps import clock_with_cloud, explain_settings, ok_co
 from qwenctl.core.lifecycle import Observed
 from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, warn
 
-__all__ = ["checks"]
-
 POLICY = "Attach what `qwenctl permissions aws` prints to the IAM user or role that the proxy uses."
 
 

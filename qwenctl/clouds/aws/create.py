@@ -11,8 +11,6 @@ from qwenctl.clouds.aws.api import Account, observation
 from qwenctl.clouds.aws.settings import AwsTemplate
 from qwenctl.clouds.base import NotFound, ProviderError, Transient, expect_dry_run
 
-__all__ = ["AwsCreator", "launch_parameters"]
-
 
 class AwsCreator:
     """Creates and deletes an EC2 instance: an `InstanceCreator`."""

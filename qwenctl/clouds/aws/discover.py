@@ -9,8 +9,6 @@ from qwenctl.clouds.aws.api import Account, account_of, observation
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import NotFound, ProviderError
 
-__all__ = ["IMPORTER"]
-
 
 def _read(config: AwsConfig) -> Found:
     """Read one instance of EC2.

@@ -29,8 +29,6 @@ from qwenctl.lib.text import escape_control
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-__all__ = ["CLOCK_CODES", "TABLE", "quote", "translate"]
-
 CLOCK_SKEW = 240.0
 """Seconds by which the clock may be wrong before it is blamed; AWS allows 300:
 https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_aws-signing.html."""

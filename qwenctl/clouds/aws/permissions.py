@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.permissions import Document, Instance, allow, document, unique
 
-__all__ = ["admin_policy", "node_policy", "node_trust", "proxy_policy", "role_commands"]
-
-
 _VERSION = "2012-10-17"
 
 _CREATE_FROM = (

@@ -9,8 +9,6 @@ from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import Accepted, Context, Observation
 from qwenctl.errors import ConfigError
 
-__all__ = ["AwsProvider", "make"]
-
 
 class AwsProvider:
     """One EC2 instance: a `qwenctl.clouds.base.Provider`.

@@ -10,8 +10,6 @@ from qwenctl.clouds.base import ProviderError
 from qwenctl.clouds.plan import Change, Plan, Rule
 from qwenctl.clouds.security import Permit, add_rules, group_of, instance_of, notes_of
 
-__all__ = ["apply_rules"]
-
 
 def apply_rules(
     account: Account, plan: Plan, group: str = "", *, dry_run: bool = False

@@ -9,8 +9,6 @@ from pydantic import Field
 from qwenctl.clouds.base import ProviderSettings
 from qwenctl.lib.settings_types import Duration, Table
 
-__all__ = ["AwsConfig", "AwsTemplate", "Settings"]
-
 
 class AwsTemplate(Table):
     """The instance that `qwenctl provision create` makes on EC2: on-demand or spot, stopped by an OS

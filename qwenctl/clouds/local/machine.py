@@ -22,8 +22,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Record", "locked", "main"]
-
 EXIT_POWER_OFF = 70
 """The agent's exit code that asks to power the machine off (`gpu_node.selfstop.deadman`)."""
 

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from qwenctl.clouds.local.settings import LocalConfig
     from qwenctl.protocol.messages import Spec
 
-__all__ = ["LocalProvider", "make"]
-
 ADDRESS = "127.0.0.1"
 
 LOCK_SECONDS = 2.0

@@ -7,8 +7,6 @@ from typing import ClassVar, Literal
 from qwenctl.clouds.base import ProviderSettings
 from qwenctl.lib.settings_types import Duration
 
-__all__ = ["LocalConfig", "Settings"]
-
 
 class LocalConfig(ProviderSettings):
     """The local provider: an "instance" that is a process group on this machine."""
