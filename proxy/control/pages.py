@@ -182,7 +182,15 @@ class Pages:
     def login_page(
         self, request: Request, target: str, *, wrong: bool = False, retry_after: float = 0.0
     ) -> Page:
-        """Return the login form; ``retry_after`` in seconds: too many wrong passwords."""
+        """Return the login form; ``retry_after`` in seconds: too many wrong passwords.
+
+        Where there is no password, return a page that says so.
+        """
+        if not self._config.access.password_hash:
+            table = self._texts(request)
+            link = {"url": safe_path(target), "label": table["message.retry"]}
+            texts = {"title": table["login.title"], "text": table["login.elsewhere"]}
+            return Page(self._render("message.html", request, **texts, link=link), 403)
         body = self._render(
             "login.html",
             request,

@@ -26,13 +26,11 @@ from qwenctl.config.providers import context_of, make_provider
 from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import ConfigError, StoreUnavailable
-from qwenctl.lib.findings import Check, Finding, Level, Stop, fail, ok, refusal, run_checks, warn
+from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, run_checks, warn
 from qwenctl.lib.http_probe import PATIENCE, brief_reason
 from qwenctl.lib.settings_file import tomllib
 from qwenctl.lib.settings_types import is_loopback
 from qwenctl.store.store import Store, open_store
-
-__all__ = ["Finding", "Level", "examine"]
 
 
 def examine(config: Config, gpus: Iterable[str]) -> Iterator[Finding]:

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qwenctl.admin.doctor import Finding, Level, examine
+from qwenctl.admin.doctor import examine
 from qwenctl.cli.common.context import load, print_json
 from qwenctl.cli.common.terminal import coloured, live
 from qwenctl.errors import ConfigError, ExitCode
+from qwenctl.lib.findings import Finding, Level
 from qwenctl.lib.text import escape_control
 
 _LEVELS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}

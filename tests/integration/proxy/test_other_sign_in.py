@@ -68,3 +68,14 @@ def test_a_proxy_whose_authenticator_is_missing_does_not_start(tmp_path: Path) -
         stack.enter_context(running(tmp_path, access=access))
     assert "error: access.authenticators.trusted-header: no such authenticator" in str(ended.value)
     assert "Traceback" not in str(ended.value)
+
+
+def test_a_browser_that_nobody_knows_is_not_asked_for_a_password_that_there_is_not(
+    proxy: RunningProxy,
+) -> None:
+    headers = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate", "Accept-Language": "en"}
+    page = requests.get(proxy.url("/some/page"), headers=headers, timeout=10)
+    assert page.status_code == 403
+    assert "sign in the way your team has set up" in page.text
+    assert "/some/page" in page.text
+    assert "<form" not in page.text
