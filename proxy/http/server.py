@@ -10,6 +10,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .problem import PROBLEM_TYPE, problem_body
@@ -37,6 +38,8 @@ connection before it has read the answer (RFC 9112 §9.6)."""
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol with bounded heads, on a transport that joins small writes.
 
+    The only upgrade is to WebSocket, by GET; others are ignored, and the request is served.
+
     uvicorn and httptools have no bounds: an endless head would fill the memory, and a million
     header lines would block the event loop, before anybody has signed in.
     """
@@ -62,12 +65,48 @@ class Protocol(HttpToolsProtocol):
             if self._beside > 16 * MAX_HEAD:
                 self.transport.abort()  # it neither stops nor reads
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._beside > MAX_HEAD and self._refused is None:
             self._refused = _HEAD_TOO_LARGE
             self.send_400_response("")
         elif self._beside and self._late is None:
             self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as end_of_head:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._ignore_upgrade(data[end_of_head.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("this is no HTTP request")
+
+    def _should_upgrade(self) -> bool:
+        return self.parser.get_method() == b"GET" and super()._should_upgrade()
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read the request anew as if no upgrade were asked for (RFC 9110 §7.8).
+
+        httptools ends such a request with its head, and takes its body for another protocol.
+        """
+        version = self.parser.get_http_version().encode()
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n"]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.split(b",")]
+                value = b", ".join(t for t in tokens if t.lower() not in _UPGRADE)
+            if name not in _UPGRADE:
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(b"".join([*head, b"\r\n", rest]))
+
+    def _is_ignored(self) -> bool:
+        """Whether the present head is to be read anew by `_ignore_upgrade`."""
+        return self.parser.should_upgrade() and not self._should_upgrade()
 
     def on_message_begin(self) -> None:
         self._fields = self._url_size = 0
@@ -87,7 +126,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_arrived()
-        super().on_headers_complete()
+        if not self._is_ignored():
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._beside = 0
@@ -95,7 +135,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._head_arrived()
-        super().on_message_complete()
+        if not self._is_ignored():
+            super().on_message_complete()
 
     def _head_arrived(self) -> None:
         self._beside = 0
@@ -135,6 +176,9 @@ class Protocol(HttpToolsProtocol):
         self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
 
+
+_UPGRADE = (b"upgrade", b"http2-settings")
+"""Header fields, and options of Connection, that ask for another protocol."""
 
 _HEAD_TOO_LARGE = (431, "head_too_large", "the request's headers are too large")
 _URL_TOO_LONG = (414, "url_too_long", "the request's address is too long")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import socket
 import time
@@ -152,3 +153,45 @@ def test_a_head_must_arrive_in_time(serve: Callable[[Callable[[int], None]], Non
             assert again.answer()[0] == 408
 
     serve(client)
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
+WEBSOCKET = (
+    b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+)
+LENGTH = b"Content-Length: 11\r\n\r\nhello there"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n6\r\nhello \r\n5\r\nthere\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 1000], ids=["one segment", "two", "single bytes"])
+@pytest.mark.parametrize("body", [LENGTH, CHUNKED], ids=["length", "chunked"])
+@pytest.mark.parametrize(
+    "upgrade", [H2C, WEBSOCKET, b"Connection: upgrade\r\nUpgrade: TLS/1.0, h2c\r\n"]
+)
+def test_an_upgrade_that_is_not_ours_is_ignored(
+    ready: RunningProxy, upgrade: bytes, body: bytes, pieces: int
+) -> None:
+    """As JDK clients and ``curl --http2`` ask for it."""
+    content = b"POST /echo HTTP/1.1\r\nHost: localhost\r\n" + upgrade + body
+    with RawClient(ready.port) as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):  # and the connection goes on
+            cut = content.index(b"\r\n\r\n") + 4
+            parts = {1: [content], 2: [content[:cut], content[cut:]]}.get(
+                pieces, [content[at : at + 1] for at in range(len(content))]
+            )
+            for part in parts:
+                client.send(part)
+                time.sleep(0.02 if pieces == 2 else 0)
+            status, _, answer = client.answer()
+            assert status == 200
+            echo = json.loads(answer)
+            assert echo["sha256"] == hashlib.sha256(b"hello there").hexdigest()
+            assert not {"upgrade", "http2-settings"} & {name.lower() for name, _ in echo["headers"]}
+
+
+def test_a_get_with_an_upgrade_that_is_not_ours_is_served(ready: RunningProxy) -> None:
+    with RawClient(ready.port) as client:
+        for _ in range(2):
+            client.send(b"GET /_qwenctl/healthz HTTP/1.1\r\nHost: localhost\r\n" + H2C + b"\r\n")
+            assert client.answer()[0] == 200
