@@ -23,6 +23,14 @@ MAX_MESSAGE_BYTES = 256 * 1024
 """A longer message is refused unread."""
 
 
+MOST = 2**60
+"""The largest number in a message: an exbibyte, more than anything on a node."""
+
+Number = Annotated[float, Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+
+
 class _Message(BaseModel):
     # Proxy and agent may differ in version: unknown keys are ignored.
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
@@ -142,7 +150,7 @@ class Hello(_Message):
     gpu: str
     boot_id: str = Field(min_length=8, max_length=64)
     agent_version: str = ""
-    uptime: float = Field(0.0, description="seconds since the instance booted")
+    uptime: Amount = Field(0.0, description="seconds since the instance booted")
 
 
 class Progress(_Message):
@@ -150,17 +158,15 @@ class Progress(_Message):
 
     phase: str = Field("", max_length=40, description="pull, create, download, weights, warm-up, …")
     percent: float | None = Field(None, ge=0, le=100)
-    eta: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="seconds until this phase is over"
-    )
+    eta: Amount | None = Field(None, description="seconds until this phase is over")
     text: str = Field("", max_length=400)
 
 
 class ServiceState(_Message):
     name: str
     state: Literal["starting", "ready", "crashed", "failed", "stopped"]
-    port: int
-    restarts: int = 0
+    port: Count
+    restarts: Count = 0
     error: str = Field("", max_length=2000)
     detail: str = Field("", max_length=300, description="the process, or the container's state")
 
@@ -175,11 +181,11 @@ class GpuFigures(_Message):
     name: str = Field("", max_length=100)
     mig_parent: str = Field("", max_length=100, description="the GPU's UUID, of a MIG device")
     utilisation_percent: float | None = Field(None, ge=0, le=100)
-    memory_used: int | None = Field(None, ge=0, description="bytes")
-    memory_total: int | None = Field(None, ge=0, description="bytes")
-    temperature: float | None = Field(None, allow_inf_nan=False, description="°C")
-    power: float | None = Field(None, ge=0, allow_inf_nan=False, description="watts")
-    power_limit: float | None = Field(None, ge=0, allow_inf_nan=False, description="watts")
+    memory_used: Count | None = Field(None, description="bytes")
+    memory_total: Count | None = Field(None, description="bytes")
+    temperature: Number | None = Field(None, description="°C")
+    power: Amount | None = Field(None, description="watts")
+    power_limit: Amount | None = Field(None, description="watts")
     error: str = Field("", max_length=200, description="why it cannot be used, such as: it is lost")
 
 
@@ -190,15 +196,13 @@ MAX_GPUS = 128
 class Resources(_Message):
     """Figures of the node; None where the machine does not report."""
 
-    cpu_percent: float | None = None
-    memory_used: int | None = Field(None, description="bytes")
-    memory_total: int | None = Field(None, description="bytes")
-    disk_free: int | None = Field(None, description="bytes")
+    cpu_percent: Amount | None = None
+    memory_used: Count | None = Field(None, description="bytes")
+    memory_total: Count | None = Field(None, description="bytes")
+    disk_free: Count | None = Field(None, description="bytes")
     disk_used_percent: float | None = Field(None, ge=0, le=100)
     gpus: tuple[GpuFigures, ...] = Field((), max_length=MAX_GPUS)
-    gpus_age: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="seconds since they were read"
-    )
+    gpus_age: Amount | None = Field(None, description="seconds since they were read")
     gpu_note: str = Field("", max_length=300, description="why there are none, or no fresh ones")
 
 
@@ -206,9 +210,7 @@ class Interruption(_Message):
     """The cloud's notice that it takes a spot instance back."""
 
     action: str = Field("reclaim", min_length=1, max_length=40, description="stop, terminate, …")
-    seconds_left: float = Field(
-        allow_inf_nan=False, description="from now; not a time, because clocks differ"
-    )
+    seconds_left: Number = Field(description="from now; not a time, because clocks differ")
 
 
 LogLine = Annotated[str, Field(max_length=4000)]
@@ -219,15 +221,17 @@ class Report(_Message):
 
     gpu: str
     boot_id: str = Field(min_length=8, max_length=64)
-    start_seq: int = Field(description="which start this boot belongs to, from the hello's answer")
+    start_seq: Count = Field(
+        description="which start this boot belongs to, from the hello's answer"
+    )
     state: Literal["loading", "ready", "failed", "stopping"]
     error: str = Field("", max_length=2000)
-    active: int = Field(0, ge=0, description="generations running now")
+    active: Count = Field(0, description="generations running now")
     progress: Progress = Field({}, validate_default=True)
     services: tuple[ServiceState, ...] = Field((), max_length=64)
     resources: Resources = Field({}, validate_default=True)
     interruption: Interruption | None = None
-    uptime: float = 0.0
+    uptime: Amount = 0.0
     log: tuple[LogLine, ...] = Field((), max_length=200, description="new log lines, oldest first")
     spec_version: str = ""
 
@@ -253,8 +257,8 @@ class Command(_Message):
 class Answer(_Message):
     """The proxy's answer to a hello or a report."""
 
-    server_time: float
-    start_seq: int = 0
+    server_time: Amount
+    start_seq: Count = 0
     spec: Spec | None = Field(
         None, description="set when the node's version is not the present one"
     )

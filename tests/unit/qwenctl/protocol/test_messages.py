@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any, get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from qwenctl.protocol.messages import REPORT_PATH, Answer, Hello, Progress, Report, Service, Spec
 from qwenctl.protocol.signing import (
@@ -201,3 +206,83 @@ class TestModels:
         assert Report.model_validate(good).progress == Progress()
         with pytest.raises(ValidationError):
             Report.model_validate({**good, **fields})
+
+
+# Numbers
+
+FULL_REPORT: dict[str, Any] = {
+    "gpu": "main",
+    "boot_id": "boot-0001",
+    "start_seq": 3,
+    "state": "ready",
+    "active": 1,
+    "progress": {"percent": 50.0, "eta": 3.0},
+    "services": [{"name": "webui", "state": "ready", "port": 7860, "restarts": 1}],
+    "resources": {
+        "cpu_percent": 3.0,
+        "memory_used": 1,
+        "memory_total": 2,
+        "disk_free": 3,
+        "disk_used_percent": 4.0,
+        "gpus": [
+            {
+                "utilisation_percent": 1.0,
+                "memory_used": 1,
+                "memory_total": 2,
+                "temperature": 40.0,
+                "power": 50.0,
+                "power_limit": 60.0,
+            }
+        ],
+        "gpus_age": 1.0,
+    },
+    "interruption": {"seconds_left": 100.0},
+    "uptime": 10.0,
+}
+FULL_HELLO = {"gpu": "main", "boot_id": "boot-0001", "uptime": 3.0}
+
+
+def numbers(model: type[BaseModel]) -> Iterator[str]:
+    """The names of all fields with a number, those of nested messages too."""
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        kinds += [inner for kind in kinds for inner in get_args(kind)]
+        if {int, float} & {kind for kind in kinds if isinstance(kind, type)}:
+            yield name
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from numbers(kind)
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        if isinstance(inner, (dict, list)):
+            yield from leaves(inner, (*path, key))
+        elif isinstance(inner, (int, float)):
+            yield (*path, key)
+
+
+CASES = [(Report, FULL_REPORT, path) for path in leaves(FULL_REPORT)]
+CASES += [(Hello, FULL_HELLO, path) for path in leaves(FULL_HELLO)]
+
+
+def test_each_number_of_a_message_is_tried() -> None:
+    assert {path[-1] for _, _, path in CASES} == {*numbers(Report), *numbers(Hello)}
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", "-Infinity", "1e308", "1" + "0" * 400, "1e19"])
+@pytest.mark.parametrize(
+    ("model", "full", "path"), CASES, ids=[".".join(map(str, path)) for _, _, path in CASES]
+)
+def test_a_number_that_nothing_can_have_is_refused(
+    model: type[Report | Hello], full: dict[str, Any], path: tuple[Any, ...], bad: str
+) -> None:
+    changed = copy.deepcopy(full)
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = "HERE"
+    model.model_validate(full)
+    with pytest.raises(ValidationError):
+        model.model_validate_json(json.dumps(changed).replace('"HERE"', bad))
