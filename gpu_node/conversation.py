@@ -243,7 +243,7 @@ class Conversation:
         """Take the proxy's answer to the message."""
         answer = reply.answer
         no_spec = answer.spec is None and self._node.spec is None
-        if reply.accepted and self._trouble.text:
+        if reply.accepted and not no_spec and self._trouble.text:
             log.info("in contact with the proxy")
             self._trouble.text = ""
         if answer.refused:

@@ -94,11 +94,11 @@ class Proxy:
                 store,
                 make_provider(name, gpu, config),
                 owner=owner,
-                keeper=Keeper(config, name, store),
                 observer=metrics,
             )
             for name, gpu in config.gpu.items()
         }
+        self._keepers = {name: Keeper(config, name, store) for name in config.gpu}
         self._threads: list[threading.Thread] = []
         self._watcher: Watcher | None = None
 
@@ -165,6 +165,7 @@ class Proxy:
         )
         for name, controller in self._controllers.items():
             self._run(f"controller-{name}", controller.run, self._stop, watch=False)
+            self._run(f"holders-{name}", self._keepers[name].run, self._stop, controller.leads)
 
     def _run(self, name: str, target: Callable[..., None], *args: object, **options: bool) -> None:
         thread = threading.Thread(target=target, args=args, kwargs=options, name=name, daemon=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qwenctl.protocol.messages import MAX_GPUS, GpuFigures
+from qwenctl.protocol.messages import MAX_GPUS, MOST, GpuFigures
 
 FRESH = 1.0
 """Seconds for which a reading counts as fresh."""
@@ -192,8 +192,8 @@ class Nvml:
             name=_text(ask("nvmlDeviceGetName", handle)),
             mig_parent=mig_parent,
             utilisation_percent=None if load is None else min(load.gpu, 100),
-            memory_used=None if memory is None else memory.used,
-            memory_total=None if memory is None else memory.total,
+            memory_used=_known(memory and memory.used),
+            memory_total=_known(memory and memory.total),
             temperature=temperature,
             power=None if power is None else power / 1000,
             power_limit=None if limit is None else limit / 1000,
@@ -268,6 +268,11 @@ def _gpu_words(lib: Any, error: Any) -> str:
     if error.value == lib.NVML_ERROR_RESET_REQUIRED:
         return "it needs a reset: stop and start the instance"
     return f"cannot be read: {error}"[:200]
+
+
+def _known(value: int | None) -> int | None:
+    """Return a figure; None for NVML_VALUE_NOT_AVAILABLE, which is all ones."""
+    return value if value is not None and value <= MOST else None
 
 
 def _text(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeGuard
 from qwenctl.config.deployment import ApiKey, Config
 from qwenctl.core.identity import KEY_PREFIX, USE, WAKE_ALWAYS, Identity
 from qwenctl.errors import ConfigError
-from qwenctl.lib.text import one_line
+from qwenctl.lib.text import escape_control
 from qwenctl.store.store import Store
 
 from ..http.request import Request
@@ -120,7 +120,8 @@ def _is_valid(identity: Any) -> TypeGuard[Identity]:
 
 
 def _said(error: Exception) -> str:
-    return one_line(f"{type(error).__name__}: {error}")
+    first = (str(error).splitlines() or [""])[0][:300]
+    return escape_control(f"{type(error).__name__}: {first}")
 
 
 class Authenticators:

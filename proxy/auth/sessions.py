@@ -25,6 +25,10 @@ REFRESH = 0.4
 """How often the sessions are read from the store, in seconds: signing out ends a session on every
 replica within a second."""
 
+CLOCK_SECONDS = 5.0
+"""How far the store's clock may run ahead of ours since the copy was read: a session that seems
+still younger is from before the clock was set back."""
+
 SEEN = 60.0
 """How often the time at which sessions were last seen is written, in seconds."""
 
@@ -52,6 +56,8 @@ class Sessions:
         self._version = "none yet"
         self._known: tuple[int, frozenset[str]] | None = None
         """When the records were read, in milliseconds of the store's clock, and their names."""
+        self._read_at = 0.0
+        """The same by the monotonic clock, in seconds."""
         self._seen: set[str] = set()
         self._noted_at = time.monotonic()
 
@@ -59,7 +65,8 @@ class Sessions:
         if self._known is None or (found := self._read(request)) is None:
             return None
         (session, created), (read_at, known) = found, self._known
-        if session not in known and created < read_at:
+        age = time.monotonic() - self._read_at + CLOCK_SECONDS
+        if session not in known and not 0 <= created - read_at <= age * 1000:
             return None
         self._seen.add(session)
         return Identity(session=session[:8])
@@ -104,10 +111,12 @@ class Sessions:
             seen: set[str] = set()
             if time.monotonic() - self._noted_at > SEEN:
                 seen, self._seen, self._noted_at = self._seen, seen, time.monotonic()
+            asked_at = time.monotonic()
             read_at, version, names = self._store.sessions(self._version, tuple(seen))
             if names is None:
                 names = self._known[1] if self._known else frozenset()
             self._version, self._known = version, (read_at, names)
+            self._read_at = asked_at
 
     def run(self, stop: threading.Event) -> None:
         """Read the records again and again until stopped."""

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -139,7 +140,8 @@ class StatusStream:
                 if time.monotonic() - seen_at > min(RENEW_PAGE, gpu.idle_timeout / 3):
                     seen_at = time.monotonic()
                     await asyncio.get_running_loop().run_in_executor(
-                        self._threads, self._waiting.seen, name, request, identity
+                        self._threads,
+                        partial(self._waiting.seen, name, request, identity, watched=True),
                     )
             except Exception as error:  # the stream goes on with the next change
                 level = logging.DEBUG if isinstance(error, StoreUnavailable) else logging.WARNING

@@ -240,13 +240,21 @@ class DataPlane:
         self._in_background(lambda: self._store.note(gpu, EventKind.FIRST_BYTE, **fields))
 
     async def _moved_on(self, exchange: Exchange) -> bool:
-        """After a refused connection: whether the GPU turns out not to be ready after all."""
+        """After a refused connection: whether the GPU turns out not to be ready after all.
+
+        As long as the cloud says that the instance is gone, and it is not sure yet, the request
+        waits as if it were held.
+        """
         view = exchange.view
         seq = view.snapshot.start_seq
         self._look(exchange.name, "no connection to the node")
         until = time.monotonic() + RECHECK
         await self._snapshots.refresh(exchange.name)
-        while (left := until - time.monotonic()) > 0 and not view.lost:
+        longest = max(until, exchange.began + self._config.proxy.hold)
+        while not view.lost:
+            left = (longest if view.snapshot.observed.gone else until) - time.monotonic()
+            if left <= 0:
+                break
             if view.snapshot.phase not in (Phase.READY, Phase.DRAINING):
                 return True
             if view.snapshot.start_seq != seq:

@@ -191,9 +191,14 @@ class UsageTracker:
             for name, gpu in self._gpus.items():
                 late = time.monotonic() - gpu.written_at
                 if gpu.in_flight and 2 * RENEW < late < BLOCKED:
-                    with contextlib.suppress(StoreUnavailable), gpu.renewing:
-                        if gpu.in_flight:
-                            self._touch(name, INFLIGHT_TTL, [])
+                    try:
+                        with gpu.renewing:
+                            if gpu.in_flight:
+                                self._touch(name, INFLIGHT_TTL, [])
+                    except (
+                        Exception
+                    ) as error:  # whatever the cause: the next time it is tried again
+                        log.warning("%s: cannot renew the in-flight lease: %s", name, error)
 
     async def _write(self, name: str, gpu: _Gpu) -> None:
         async with gpu.writing:

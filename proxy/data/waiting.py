@@ -29,6 +29,9 @@ RENEW_HELD = 20.0
 RENEW_PAGE = 30.0
 """How often a waiting page's lease is renewed, in seconds, or a third of the idle timeout."""
 
+UNWATCHED_ATTEMPTS = 3
+"""After so many failed attempts in a row only a visible page keeps its lease."""
+
 TAKE_BACKS = 10
 """How many waits of people who need not sign in are taken back in a minute; others run out."""
 
@@ -172,11 +175,14 @@ class WaitingPages:
         if blocked_by:
             raise Problem(423, "blocked", f"the GPU is blocked by {blocked_by}")
 
-    def seen(self, gpu: str, request: Request, identity: Identity) -> None:
+    def seen(
+        self, gpu: str, request: Request, identity: Identity, *, watched: bool = False
+    ) -> None:
         """Renew the lease of a visitor who still has the waiting page open.
 
         A page that has no lease any more (it ran out, or `qwenctl down` ended it) gets none here:
-        looking at a page's address wakes nothing.
+        looking at a page's address wakes nothing. ``watched``: it is visible. Others wait for a few
+        attempts only: a forgotten tab must not start a GPU all night that cannot run.
 
         Raises:
             StoreUnavailable: Redis cannot be reached.
@@ -184,13 +190,17 @@ class WaitingPages:
         settings = self._config.gpu[gpu]
         if not request.same_origin or not may_wake(settings, identity, by_page=True):
             return
+        began = time.monotonic()
         snapshot, name = self._store.snapshot(gpu), self._lease(request, identity)
+        if not watched and snapshot.failure and snapshot.failure.attempts >= UNWATCHED_ATTEMPTS:
+            return
         every = min(RENEW_PAGE, settings.idle_timeout / 3)
         due = snapshot.now + self._lifetime(gpu) - every
         if _on_its_way(snapshot) and any(
             lease.name == name and lease.expiry < due for lease in snapshot.leases
         ):
-            self._demand(gpu, request, identity, PAGE)
+            # A `down` after the snapshot must not be undone.
+            self._demand(gpu, request, identity, PAGE, began=began)
 
     def choose(self, chosen: str, request: Request, identity: Identity) -> None:
         """Let the other GPUs of the host sleep that only this visitor's page has asked for."""
@@ -199,14 +209,26 @@ class WaitingPages:
                 if gpu != chosen:
                     self._take_back(gpu, request, identity)
 
-    def _demand(self, gpu: str, request: Request, identity: Identity, reason: str) -> str:
-        """Write the lease of a page; return the block that forbids it, or an empty text."""
+    def _demand(
+        self,
+        gpu: str,
+        request: Request,
+        identity: Identity,
+        reason: str,
+        *,
+        began: float | None = None,
+    ) -> str:
+        """Write the lease of a page; return the block that forbids it, or an empty text.
+
+        ``began`` (monotonic): a `down` since then ends it.
+        """
         return self._store.demand(
             gpu,
             self._lease(request, identity),
             self._lifetime(gpu),
             reason=reason,
             actor=identity.name,
+            began_ago=0.0 if began is None else time.monotonic() - began,
         ).blocked_by
 
     def _lifetime(self, gpu: str) -> float:

@@ -74,21 +74,29 @@ class Protocol(HttpToolsProtocol):
             self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
 
     def _feed(self, data: bytes) -> None:
+        rest = memoryview(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as end_of_head:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
-            else:
-                self._ignore_upgrade(data[end_of_head.args[0] :])
+            while rest:
+                try:
+                    self.parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as end_of_head:
+                    rest = rest[end_of_head.args[0] :]
+                if self._should_upgrade():
+                    self.handle_websocket_upgrade()
+                    return
+                if self.parser.get_method() == b"CONNECT":
+                    self.send_400_response("this server is no forward proxy")
+                    return
+                self._ignore_upgrade()
         except httptools.HttpParserError:
             self.send_400_response("this is no HTTP request")
 
     def _should_upgrade(self) -> bool:
         return self.parser.get_method() == b"GET" and super()._should_upgrade()
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Read the request anew as if no upgrade were asked for (RFC 9110 §7.8).
+    def _ignore_upgrade(self) -> None:
+        """Read the head anew as if no upgrade were asked for (RFC 9110 §7.8).
 
         httptools ends such a request with its head, and takes its body for another protocol.
         """
@@ -102,7 +110,7 @@ class Protocol(HttpToolsProtocol):
                 head += [name, b": ", value, b"\r\n"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._feed(b"".join([*head, b"\r\n", rest]))
+        self.parser.feed_data(b"".join([*head, b"\r\n"]))
 
     def _is_ignored(self) -> bool:
         """Whether the present head is to be read anew by `_ignore_upgrade`."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import secrets
 import socket
@@ -35,7 +34,6 @@ from qwenctl.clouds.base import (
 )
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.agentless import Prober
-from qwenctl.control.holders import RETRY_SECONDS, Keeper
 from qwenctl.core import failures
 from qwenctl.core.lifecycle import (
     Call,
@@ -89,6 +87,7 @@ def timings_of(gpu: GpuConfig, provider: Provider) -> Timings:
         load=timing.load,
         call_grace=timing.call_grace,
         heartbeat=4 * timing.heartbeat,
+        complaint=1.5 * timing.heartbeat,
         node_lost=timing.node_lost,
         retry=timing.retry,
         retry_max=timing.retry_max,
@@ -117,7 +116,6 @@ class Controller:
         *,
         owner: str | None = None,
         standalone: bool = False,
-        keeper: Keeper | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         observer: Observer = NO_OBSERVER,
     ) -> None:
@@ -126,15 +124,13 @@ class Controller:
             standalone: no proxy runs. So the controller also probes the service itself, since its
                 agent cannot report; and an instance that stopped before this controller led counts
                 as off, not as failed, so that the next start need not wait.
-            keeper: holds leases and blocks by rule in each pass.
         """
         self.name = name
         self._gpu = gpu
         self._store = store
         self._provider = provider
         self._owner = owner or owner_name()
-        self._standalone, self._keeper = standalone, keeper
-        self._hold_at = 0.0
+        self._standalone = standalone
         self._monotonic = monotonic
         self._observer = observer
         self._timings = timings_of(gpu, provider)
@@ -142,7 +138,7 @@ class Controller:
         self._due = threading.Event()
         self._lock: Lock | None = None
         self._lock_until = 0.0
-        self._prober = None if gpu.agent else Prober(name, gpu, store, leads=self._leads)
+        self._prober = None if gpu.agent else Prober(name, gpu, store, leads=self.leads)
         self._forget()
 
     # Running
@@ -197,32 +193,16 @@ class Controller:
         """
         asked_at = self._monotonic()
         lock, taken, left = self._store.acquire(self.name, self._owner, self._ttl)
-        hold_in = self._hold(leads=lock is not None)
         if lock is None:
             self._lock = None
-            return min(hold_in, left + 0.02)
+            return left + 0.02
         if taken or lock != self._lock:
             self._forget()  # another process may have acted since
-        led = self._leads()
+        led = self.leads()
         self._lock, self._lock_until = lock, asked_at + self._ttl
         if self._prober and not led:
             self._prober.wake()
-        return min(hold_in, self._take_steps(lock))
-
-    def _hold(self, *, leads: bool) -> float:
-        """Hold leases and blocks by rule if that is due; return the seconds until the next time."""
-        if self._keeper is None:
-            return math.inf
-        now = self._monotonic()
-        if now >= self._hold_at:
-            try:
-                self._hold_at = now + self._keeper.step(release=leads)
-            except StoreUnavailable:
-                raise
-            except Exception:  # starts and stops go on
-                log.exception("%s: leases cannot be held by rule; trying again", self.name)
-                self._hold_at = now + RETRY_SECONDS
-        return self._hold_at - now
+        return self._take_steps(lock)
 
     def _take_steps(self, lock: Lock) -> float:
         """Take as many steps as can be taken now; return the seconds until the next pass."""
@@ -291,7 +271,7 @@ class Controller:
                 pass  # the lock expires
             self._lock = None
 
-    def _leads(self) -> bool:
+    def leads(self) -> bool:
         """Return whether the lock is certainly ours; from any thread."""
         return self._lock is not None and self._monotonic() < self._lock_until
 
@@ -338,6 +318,7 @@ class Controller:
             observed_at=observed_at,
             observed_reason=self._observation.reason,
             gone_since=self._gone_since,
+            asked_at=snapshot.time("look_at"),
             heard_at=heard_at,
             denied=self._denied,
             called_at=snapshot.time("called_at"),

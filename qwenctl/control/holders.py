@@ -1,8 +1,8 @@
 """Hold leases and blocks by rules: a rule is a `Holder`, and all are listed in `HOLDERS`.
 
 A holder is a pure function of state, history, settings and time. It returns the leases and blocks to
-hold now and soon; it starts and stops nothing. In the controller's loop a `Keeper` writes, renews
-and releases them.
+hold now and soon; it starts and stops nothing. In a thread for each GPU a `Keeper` writes, renews and
+releases them.
 
 Level-triggered: each pass computes what to hold at that time. So a proxy that was down at the
 opening catches up, and any number of proxies and cron jobs may do the same at once (`Store.schedule`
@@ -12,6 +12,7 @@ writes a window once). The time is the store's.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,9 @@ log = logging.getLogger("qwenctl.control.holders")
 
 LOOK_SECONDS = 30.0
 """Most seconds between two passes, and until a changed calendar file, boot time or clock counts."""
+
+STORE_SECONDS = 2.0
+"""When the store is tried again."""
 
 RETRY_SECONDS = 10.0
 """Seconds after which a failed holder is retried."""
@@ -119,6 +123,22 @@ class Keeper:
         self._settings = Settings(config.gpu[gpu], schedules(config, gpu))
         self._read: tuple[float, Sequence[Event]] | None = None
         self._troubles: dict[str, str] = {}
+
+    def run(self, stop: threading.Event, leads: Callable[[], bool]) -> None:
+        """Make passes until ``stop`` is set. ``leads``: whether this process leads now.
+
+        In a thread of its own, because reading a calendar may take for ever.
+        """
+        while not stop.is_set():
+            try:
+                delay = self.step(release=leads())
+            except StoreUnavailable as error:
+                log.debug("%s: %s; its schedules are tried again", self._gpu, error)
+                delay = STORE_SECONDS
+            except Exception:
+                log.exception("%s: leases cannot be held by rule; trying again", self._gpu)
+                delay = RETRY_SECONDS
+            stop.wait(delay)
 
     def step(self, *, release: bool) -> float:
         """Make a pass; return the seconds until the next.

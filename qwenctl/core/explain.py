@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.lifecycle import Phase
 from qwenctl.core.wakes import Outcome, wakes
 from qwenctl.core.words import (
     NOT_ASKED,
@@ -68,12 +68,9 @@ def explain(
         )
     elif cloud := snapshot.state.get("observed_reason"):
         reasons.append(Reason("cloud", f"the cloud says: {one_line(cloud)}"))
-    if snapshot.phase.running and Observed(snapshot.state.get("observed") or "unknown").gone:
-        seen = snapshot.state["observed"]
-        text = (
-            f"the cloud says that the instance is {seen}, which its agent or its work contradicts"
-        )
-        reasons.append(Reason("cloud", f"{text}; it is looked at again"))
+    if snapshot.phase.running and (seen := snapshot.observed).gone:
+        text = f"the cloud says that the instance is {seen.value}, which its agent or its work"
+        reasons.append(Reason("cloud", f"{text} contradicts; it is looked at again"))
     if (ends := snapshot.interruption_ends) is not None:
         action = one_line(snapshot.node.get("interruption", ""))
         when = f"in {duration(ends - now)}" if ends > now else f"since {duration(now - ends)} ago"

@@ -124,6 +124,8 @@ class Timings:
     """A GPU that was ready for less than this counts as a failed attempt when it dies."""
     spot_stable: float = 600.0
     """The same for one that the cloud takes back (spot), from the second in a row on."""
+    complaint: float = 7.5
+    """The same where the cloud says that the instance is gone and a connection to it has failed."""
     gone: float = 60.0
     """How long the cloud must have said that the instance is gone, if only running work speaks
     against it. An agent that reports refutes it for as long as it does."""
@@ -166,6 +168,8 @@ class View:
     observed_reason: str = ""
     gone_since: float | None = None
     """The time of the first of the last looks in a row that saw no running instance."""
+    asked_at: float | None = None
+    """When somebody last asked for a look, as after a failed connection to the node."""
     heard_at: float | None = None
     """The time of the agent's last report."""
     denied: bool = False
@@ -394,10 +398,14 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
 def _refuted(view: View, timings: Timings, now: float) -> bool:
     """Whether the agent reports although the cloud says that its instance is gone.
 
+    It has less time for that if a connection to the node has failed since its last report.
     An answer of the cloud may be stale, partial, or cut down to what we may see
     (https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
     """
-    return view.heard_at is not None and now - view.heard_at <= timings.heartbeat
+    if view.heard_at is None:
+        return False
+    asked = view.asked_at is not None and view.asked_at > view.heard_at
+    return now - view.heard_at <= (timings.complaint if asked else timings.heartbeat)
 
 
 def _in_doubt(view: View, timings: Timings, now: float) -> bool:
@@ -405,8 +413,7 @@ def _in_doubt(view: View, timings: Timings, now: float) -> bool:
     if _refuted(view, timings, now):
         return True
     seen_for = (view.observed_at or 0.0) - (view.gone_since or 0.0)
-    alone = view.working and view.heard_at is None  # nobody but the cloud could know
-    return seen_for < (timings.gone if alone else timings.observe_moving)
+    return seen_for < (timings.gone if view.working else timings.observe_moving)
 
 
 def _lost(view: View, timings: Timings, now: float) -> Step | None:
@@ -525,12 +532,17 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
 
 
 def _stopping(view: View, timings: Timings, now: float) -> Step:
-    gone, heard_at = view.observed.gone, view.heard_at or 0.0
-    accepted = view.called_at is not None and not view.call_error
-    # After a stop that was accepted, only a report from after its end speaks against that end.
-    refuted = gone and _refuted(view, timings, now)
-    refuted = refuted and (not accepted or heard_at > (view.gone_since or 0.0))
-    if gone and not refuted:
+    refuted = False
+    if view.observed.gone:
+        # Only a report from after the stop speaks against its end; where it is not sure that the
+        # cloud accepted the call, such a report has the time to arrive.
+        ended_at = max(view.gone_since or 0.0, view.called_at or 0.0)
+        speaks = _refuted(view, timings, now)
+        refuted = speaks and (view.heard_at or 0.0) > ended_at
+        sure = view.called_at is not None and not view.call_error
+        if speaks and not refuted and not sure and now - ended_at < timings.complaint:
+            return Wait(1.0, "it is not sure that the instance is stopped")
+    if view.observed.gone and not refuted:
         to = _ended(view.failure)
         forgotten = to is Phase.OFF and not view.wanted
         return Move(to, "stopped", failure=None if forgotten else view.failure)
@@ -545,11 +557,13 @@ def _stopping(view: View, timings: Timings, now: float) -> Step:
 
 def _failed(view: View, timings: Timings, now: float) -> Step:
     failure = view.failure
-    if view.observed in (Observed.RUNNING, Observed.STARTING):
+    hidden = view.observed.gone and _refuted(view, timings, now)
+    if hidden or view.observed in (Observed.RUNNING, Observed.STARTING):
         if failure is None or not failure.instance_is_bad:
             if view.observed is Observed.RUNNING:
                 return Move(Phase.BOOTING, "started_after_all", failure=failure)
-            return Wait(timings.observe_moving, "the instance is starting after all")
+            why = "its agent reports" if hidden else "the instance is starting after all"
+            return Wait(timings.observe_moving, why)
         left = view.since + timings.drain - now
         if view.cut:
             return Move(Phase.STOPPING, "down_now", failure=failure)
@@ -558,8 +572,6 @@ def _failed(view: View, timings: Timings, now: float) -> Step:
         return Move(Phase.STOPPING, failure.code, Guard.NO_WORK, failure)
     if view.observed is Observed.STOPPING:
         return Wait(timings.observe_moving, "the instance is stopping")
-    if view.observed.gone and _refuted(view, timings, now):
-        return Wait(timings.observe_moving, "the cloud does not show it, but its agent reports")
     if not view.wanted:
         return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)
     if failure is not None and now < failure.retry_at:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from qwenctl.core import leases
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import NodeView, Phase
+from qwenctl.core.lifecycle import NodeView, Observed, Phase
 from qwenctl.protocol.messages import Report
 
 
@@ -89,6 +89,11 @@ class Snapshot:
     @cached_property
     def phase(self) -> Phase:
         return Phase(self.state.get("phase") or Phase.OFF)
+
+    @property
+    def observed(self) -> Observed:
+        """The instance's state as the cloud reported it last."""
+        return Observed(self.state.get("observed") or Observed.UNKNOWN)
 
     @property
     def since(self) -> float:

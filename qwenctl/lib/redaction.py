@@ -11,8 +11,11 @@ _MASK = "********"
 # Patterns are compiled at their first use: most commands need none.
 _NAME = (
     r"(?i)secret|token|passw|_pass$|^hash$|credential|authorization|cookie|(api|access)[-_]?key"
-    r"|(^|[_-])key"
+    r"|(^|[_-])key|key$"
 )
+
+_NO_SECRETS = ("_file", "-file", "keyfile", "_name", "-name", "monkey")
+"""Ends of names of files, and of names that the cloud gives to keys."""
 
 # Keys and tokens of Hugging Face, OpenAI, qwenctl, GitHub, AWS, Alibaba Cloud; bearer tokens (RFC
 # 6750) and the user part of URLs (RFC 3986, 3.2.1).
@@ -33,7 +36,7 @@ _PARAMETER = (
 
 def is_secret(name: str) -> bool:
     """Return whether a key, variable or option of this name holds a secret, not a file of it."""
-    return bool(re.search(_NAME, name)) and not name.lower().endswith(("_file", "-file", "keyfile"))
+    return bool(re.search(_NAME, name)) and not name.lower().endswith(_NO_SECRETS)
 
 
 def secret_options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:

@@ -22,4 +22,5 @@ def raising_user_errors() -> Iterator[None]:
     try:
         yield
     except ProviderError as error:
-        raise UserError(str(error), _CODES.get(type(error))) from None
+        code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
+        raise UserError(str(error), code) from None

@@ -128,6 +128,21 @@ def test_a_session_that_was_ended_is_unknown_here_at_once_and_elsewhere_at_the_n
     assert all(knows(one, other) for one in (here, there, restarted, replica()))
 
 
+def test_a_session_can_be_ended_although_the_stores_clock_was_set_back(
+    replica: Make, clock: VirtualClock
+) -> None:
+    here, there = replica(), replica()
+    cookie = here.begin()
+    assert knows(here, cookie)
+    clock.now -= 3600.0
+    there.refresh()
+    assert knows(there, cookie), "it goes on"
+    here.end(carrying(cookie))
+    there.refresh()
+    assert not knows(here, cookie)
+    assert not knows(there, cookie)
+
+
 def test_before_the_first_look_nobody_is_known(store: Store, replica: Make) -> None:
     cookie = replica().begin()
     assert not knows(Sessions(store, CONFIG, "s"), cookie)

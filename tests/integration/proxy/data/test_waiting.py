@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from proxy.http.request import Request
 from qwenctl.config.deployment import Config
 from qwenctl.core.identity import Identity
 from qwenctl.core.lifecycle import Phase
+from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
 from tests.simulation.life import IDLE, Life
 from tests.simulation.puppets import GPU
@@ -144,4 +146,44 @@ def test_a_ready_gpu_is_not_kept_on_by_a_page(life: Life, lasts: Callable[[], fl
 def test_another_site_wakes_nothing(life: Life) -> None:
     with pytest.raises(Problem, match="another site"):
         pages(life.store).wake(GPU, page(**{"Sec-Fetch-Site": "cross-site"}), ANYBODY)
+    assert life.leases == []
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_forgotten_tab_does_not_start_all_night_what_cannot_run(
+    life: Life, watched: bool
+) -> None:
+    waiting = pages(life.store)
+    life.node.mood = "broken"
+    waiting.wake(GPU, page(), BROWSER)
+    for second in range(3 * 3600):
+        if second % 5 == 0:
+            waiting.seen(GPU, page(), BROWSER, watched=watched)
+        life.step()
+        life.node.speak()
+        life.clock.advance(1.0)
+    # In front of somebody it goes on trying.
+    assert (len(life.cloud.starts) > 20) is watched
+    assert bool(life.leases) is watched
+
+
+def test_a_down_between_look_and_renewal_is_not_undone(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = pages(life.store)
+    waiting.wake(GPU, page(), BROWSER)
+    life.step()
+    life.clock.advance(60.0)
+    look = life.store.snapshot
+
+    def snapshot(gpu: str) -> Snapshot:
+        found = look(gpu)
+        life.store.release(gpu, actor="eve", reason="down")
+        time.sleep(0.05)  # the time that a request has taken is measured by the real clock
+        life.clock.advance(0.01)
+        return found
+
+    monkeypatch.setattr(life.store, "snapshot", snapshot)
+    waiting.seen(GPU, page(), BROWSER)
+    monkeypatch.undo()
     assert life.leases == []

@@ -195,3 +195,20 @@ def test_a_get_with_an_upgrade_that_is_not_ours_is_served(ready: RunningProxy) -
         for _ in range(2):
             client.send(b"GET /_qwenctl/healthz HTTP/1.1\r\nHost: localhost\r\n" + H2C + b"\r\n")
             assert client.answer()[0] == 200
+
+
+def test_connect_is_refused_at_once(ready: RunningProxy) -> None:
+    """llhttp takes every CONNECT for an upgrade."""
+    logged = len(ready.log)
+    for _ in range(50):
+        content = b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n"
+        assert refusal(ready, content)["status"] == 400
+    assert len(ready.log) - logged < 50 * 500
+
+
+def test_pipelined_requests_with_an_upgrade_are_all_answered(ready: RunningProxy) -> None:
+    number = 1000
+    request = b"GET /_qwenctl/healthz HTTP/1.1\r\nHost: localhost\r\n" + H2C + b"\r\n"
+    with RawClient(ready.port, timeout=30) as client:
+        client.send(request * number)
+        assert {client.answer()[0] for _ in range(number)} == {200}

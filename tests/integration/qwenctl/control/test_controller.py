@@ -141,18 +141,72 @@ def test_a_stop_is_not_believed_while_the_agent_reports(life: Life) -> None:
     life.wake()
     life.store.release(GPU, actor="ada")
     stops: list[float] = []
+    down = [True]
 
     def refuse() -> ProviderError | None:
         stops.append(life.clock())
-        return Transient("accepted, perhaps") if len(stops) < 3 else None
+        return Transient("accepted, perhaps") if down else None
 
     life.cloud.refuse_stop = refuse
     while not stops:
         life.run(1)
     lie(life, Observed.STOPPED, 45)
     assert Phase.OFF not in life.phases, "it runs, and its agent says so"
+    assert len(stops) > 1
+    down.clear()
     life.run(60)
     assert life.phase() is Phase.OFF
+    assert life.cloud.state is Observed.STOPPED
+
+
+def test_a_silent_agent_and_stale_answers_do_not_end_running_work(life: Life) -> None:
+    """A proxy still forwards; the agent cannot reach any proxy for a minute."""
+    gpu = life.gpu.model_copy(update={"found_running": "stop"})
+    life.controller = Controller(GPU, gpu, life.store, life.cloud, monotonic=life.clock)
+    life.wake()
+    life.run(100, wanted=True)
+    life.store.release(GPU, actor="ada")  # `down`: it drains after the work
+    for second in range(180):
+        life.store.touch(GPU, "inflight:p", 30.0, [], actor="p")
+        if 30 <= second < 40:
+            life.cloud.lie = Observed.STOPPED
+            life.store.look(GPU, actor="test", cause="test")
+        life.run(1, speaks=False)
+    assert set(life.phases[-170:]) <= {Phase.READY, Phase.DRAINING}
+    assert life.cloud.stops == []
+
+
+def test_a_failed_connection_to_what_is_gone_shortens_the_doubt(life: Life) -> None:
+    life.wake()
+    life.run(100, wanted=True)
+    life.cloud.die()
+    began = life.clock()
+    while life.cloud.boots == 1 and life.clock() < began + 100:
+        life.store.look(GPU, actor="p", cause="no connection to the node")
+        life.run(1, wanted=True)
+    # One and a half heartbeats, and the pause after a lost instance.
+    assert life.clock() - began < 1.5 * life.gpu.timing.heartbeat + 4 + life.gpu.timing.retry
+
+
+def test_a_successor_right_after_a_stop_believes_its_end(life: Life) -> None:
+    life.wake()
+    life.run(60)
+    life.store.release(GPU, actor="ada")
+    while not life.cloud.stops:
+        life.run(1)
+    life.controller._give_up_lock()
+    life.controller = Controller(GPU, life.gpu, life.store, life.cloud, monotonic=life.clock)
+    life.run(4)
+    assert life.phase() is Phase.OFF
+    assert len(life.cloud.stops) == 1
+
+
+def test_a_bad_instance_that_the_cloud_leaves_out_is_stopped_all_the_same(life: Life) -> None:
+    life.wake()
+    life.run(100)
+    life.node.mood = "broken"
+    lie(life, Observed.ABSENT, 60)
+    assert life.cloud.stops
     assert life.cloud.state is Observed.STOPPED
 
 

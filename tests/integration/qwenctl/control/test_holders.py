@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from qwenctl.config.deployment import Config
+from qwenctl.control import holders
 from qwenctl.control.controller import Controller
 from qwenctl.control.holders import (
     HOLDERS,
@@ -22,6 +25,7 @@ from qwenctl.core.explain import explain
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.schedule import Window
 from qwenctl.core.snapshot import Snapshot
+from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store
 from tests.integration.qwenctl.control.mornings import (
     DAY,
@@ -66,6 +70,19 @@ class Budget:
         return Holder("budget", self.holds, frozenset({"budget"}))
 
 
+class Led(Controller):
+    """A controller whose holders make a pass before each of its own."""
+
+    def __init__(self, keeper: Keeper, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._keeper, self._due_at = keeper, 0.0
+
+    def step(self) -> float:
+        if self._monotonic() >= self._due_at:
+            self._due_at = self._monotonic() + self._keeper.step(release=self.leads())
+        return super().step()
+
+
 class TestASecondHolder:
     """A budget runs through the controller beside the schedules, under virtual time."""
 
@@ -85,9 +102,7 @@ class TestASecondHolder:
         life.controller._give_up_lock()
         holders = [*HOLDERS, *(budget.holder for budget in budgets)]
         keeper = Keeper(settings, GPU, life.store, holders)
-        life.controller = Controller(
-            GPU, life.gpu, life.store, life.cloud, keeper=keeper, monotonic=life.clock
-        )
+        life.controller = Led(keeper, GPU, life.gpu, life.store, life.cloud, monotonic=life.clock)
 
     def test_its_block_drains_waits_for_work_and_is_lifted(
         self, life: Life, store: Store, budget: Budget
@@ -161,21 +176,28 @@ class TestASecondHolder:
     def test_a_pass_ends_before_something_is_to_be_held(
         self, life: Life, store: Store, leads: bool
     ) -> None:
-        self.lead_by(life, config({**MORNING, "lead": "7s"}))
         life.clock.now = NINE - 9
-        if not leads:
-            assert store.acquire(GPU, "another", 60.0)[0]
-        assert life.controller.step() == pytest.approx(2.0, abs=0.01)
+        keeper = Keeper(config({**MORNING, "lead": "7s"}), GPU, store)
+        assert keeper.step(release=leads) == pytest.approx(2.0, abs=0.01)
 
-    def test_a_pass_of_holders_that_fails_stops_no_start(
-        self, life: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    def test_passes_that_fail_are_made_again(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def fail(*_: object, **__: object) -> float:
-            raise OSError("the calendars' disk is gone")
+        errors: list[Exception] = [OSError("the calendars' disk is gone"), StoreUnavailable("away")]
+        stop, leads = threading.Event(), [True, False, True]
+        seen: list[bool] = []
 
-        monkeypatch.setattr(Keeper, "step", fail)
-        life.demand()
-        with caplog.at_level(logging.ERROR, "qwenctl.control.controller"):
-            life.run(15)
-        assert life.phase() is Phase.READY
-        assert caplog.text.count("leases cannot be held by rule") == 2  # not at each pass
+        def step(_: Keeper, *, release: bool) -> float:
+            seen.append(release)
+            if errors:
+                raise errors.pop(0)
+            stop.set()
+            return 0.0
+
+        monkeypatch.setattr(Keeper, "step", step)
+        monkeypatch.setattr(holders, "RETRY_SECONDS", 0.01)
+        monkeypatch.setattr(holders, "STORE_SECONDS", 0.01)
+        with caplog.at_level(logging.ERROR, "qwenctl.control.holders"):
+            Keeper(config(MORNING), GPU, store).run(stop, lambda: leads.pop(0))
+        assert seen == [True, False, True]
+        assert caplog.text.count("leases cannot be held by rule") == 1

@@ -440,19 +440,20 @@ class TestConfiguration:
     ) -> None:
         clock.now = NINE
         stop = threading.Event()
-        controller = Controller(
-            GPU, GpuConfig(), store, Cloud(clock, boot=HOUR), keeper=morning.of[GPU]
-        )
-        thread = threading.Thread(target=controller.run, args=(stop,), daemon=True)
-        thread.start()
+        controller = Controller(GPU, GpuConfig(), store, Cloud(clock, boot=HOUR))
+        runs = ((controller.run, stop), (morning.of[GPU].run, stop, controller.leads))
+        threads = [threading.Thread(target=run, args=args, daemon=True) for run, *args in runs]
+        for thread in threads:
+            thread.start()
         deadline = time.monotonic() + 30
         while store.snapshot(GPU).phase is not Phase.STARTING:
             assert time.monotonic() < deadline
         stop.set()
         controller.wake()
         assert leases(store) == {"prewarm:morning": 3 * HOUR}
-        thread.join(timeout=30)
-        assert not thread.is_alive()
+        for thread in threads:
+            thread.join(timeout=30)
+            assert not thread.is_alive()
 
     @pytest.mark.parametrize(
         ("env", "link", "name"),

@@ -18,6 +18,8 @@ from qwenctl.lib.redaction import is_secret, masked, redacted, secret_options
             "token_profile",
             "OPENAI_API_KEY",
             "AWS_ACCESS_KEY_ID",
+            "sshkey",
+            "licensekey",
             "key",
             "Authorization",
             "Cookie",
@@ -30,7 +32,17 @@ def test_names_of_secrets(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["node_secret_file", "key-file", "ssl-keyfile", "monkey", "PASSIVE", "PYTHONHASHSEED", "model"],
+    [
+        "node_secret_file",
+        "key-file",
+        "ssl-keyfile",
+        "monkey",
+        "key_name",
+        "key_pair_name",
+        "PASSIVE",
+        "PYTHONHASHSEED",
+        "model",
+    ],
 )
 def test_names_of_other_things(name: str) -> None:
     assert not is_secret(name)
