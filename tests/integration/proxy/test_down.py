@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 from websockets.sync.client import connect
@@ -41,3 +44,28 @@ def test_a_request_held_before_a_down_is_given_up(tmp_path: Path) -> None:
         assert leases(proxy) == []
         asked = [e for e in proxy.store.events("main", 1000) if e.kind in ("lease", "down")]
         assert [event.kind for event in asked] == ["lease", "down"]
+
+
+def test_what_is_sent_to_an_instance_that_has_died_is_held_until_it_is_back(tmp_path: Path) -> None:
+    """It is sure only after some seconds that it is gone: its agent may be cut off."""
+    timing = {"drain": 3, "heartbeat": 3, "retry": 0.5}
+    with running(tmp_path, gpu={"main": gpu(preset="generic", timing=timing)}) as proxy:
+        proxy.wake()
+        file = next((tmp_path / "state").glob("instances/*/*/status.json"))
+        machine = psutil.Process(json.loads(file.read_text())["pid"])
+        for process in (*machine.children(recursive=True), machine):
+            process.kill()
+
+        def send(after: float) -> int:
+            time.sleep(after)
+            return requests.post(proxy.url("/echo"), data=b"x", timeout=60).status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            page = pool.submit(
+                requests.get, proxy.url("/"), headers={"Accept": "text/html"}, timeout=60
+            )
+            codes = list(pool.map(send, (0.3, 1.0, 2.0, 3.0, 4.0)))
+        # The first may have been on a connection that the node had open.
+        assert set(codes[1:]) == {200}
+        assert page.result().status_code in (200, 503)
+        assert proxy.snapshot().start_seq == 2
