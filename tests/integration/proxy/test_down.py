@@ -49,7 +49,9 @@ def test_a_request_held_before_a_down_is_given_up(tmp_path: Path) -> None:
 def test_what_is_sent_to_an_instance_that_has_died_is_held_until_it_is_back(tmp_path: Path) -> None:
     """It is sure only after some seconds that it is gone: its agent may be cut off."""
     timing = {"drain": 3, "heartbeat": 3, "retry": 0.5}
-    with running(tmp_path, gpu={"main": gpu(preset="generic", timing=timing)}) as proxy:
+    rules = [{"activity": "wakes", "methods": ["POST"]}]
+    gpus = {"main": gpu(preset="generic", rules=rules, timing=timing)}
+    with running(tmp_path, gpu=gpus) as proxy:
         proxy.wake()
         file = next((tmp_path / "state").glob("instances/*/*/status.json"))
         machine = psutil.Process(json.loads(file.read_text())["pid"])
