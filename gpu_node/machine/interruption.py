@@ -116,7 +116,7 @@ class InterruptionWatch:
             return False
         now = {"boot_id": self._boot_id, "notice": text}
         try:
-            before = json.loads(self._told_file.read_text())
+            before = json.loads(self._told_file.read_text("utf-8"))
             if before["notice"] == text:
                 return bool(before["boot_id"] != self._boot_id)
         except (OSError, ValueError, TypeError, KeyError):

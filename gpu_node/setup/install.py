@@ -273,13 +273,13 @@ class _Host:
         changed = False
         for name, text in files.items():
             path = UNIT_DIR / name
-            if path.is_file() and path.read_text() == text:
+            if path.is_file() and path.read_text("utf-8") == text:
                 continue
             changed = True
             if self._step(f"{path}: {'changed' if path.exists() else 'new'}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fresh = path.with_name(f".{path.name}.new")
-                fresh.write_text(text)
+                fresh.write_text(text, "utf-8")
                 fresh.chmod(0o644)
                 fresh.replace(path)
         return changed
@@ -311,7 +311,7 @@ def _program() -> tuple[str, ...]:
 def _present_user() -> str:
     """Return the user of the installed agent; empty if none is installed."""
     try:
-        unit = (UNIT_DIR / AGENT).read_text()
+        unit = (UNIT_DIR / AGENT).read_text("utf-8")
     except OSError:
         return ""
     found = re.search(r"^User=(\S+)$", unit, re.MULTILINE)

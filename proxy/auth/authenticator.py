@@ -7,13 +7,12 @@ import logging
 import time
 from collections.abc import Iterable
 from functools import lru_cache
-from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeGuard
 
+from qwenctl.config.authenticators import make_authenticator
 from qwenctl.config.deployment import ApiKey, Config
 from qwenctl.core.identity import KEY_PREFIX, USE, WAKE_ALWAYS, Identity
-from qwenctl.errors import ConfigError
-from qwenctl.lib.text import escape_control
+from qwenctl.lib.text import in_words
 from qwenctl.store.store import Store
 
 from ..http.request import Request
@@ -21,10 +20,6 @@ from .password import SharedPassword
 from .sessions import Sessions
 
 log = logging.getLogger("qwenctl.proxy")
-
-ENTRY_POINTS = "qwenctl.authenticators"
-"""The entry point group of third parties: callables that make an `Authenticator` of the table
-``[access.authenticators.NAME]``."""
 
 MAX_NAME = 200
 """Longest name that a third party may give, in characters: leases are named by it."""
@@ -86,15 +81,7 @@ class ThirdParty:
         """
         self._place = f"access.authenticators.{name}"
         self._logged_at = float("-inf")
-        points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-        if name not in points:
-            known = ", ".join(sorted(points)) or "none"
-            raise ConfigError(f"{self._place}: no such authenticator is installed; known: {known}")
-        try:
-            self._authenticator = points[name].load()(settings)
-            self._identify = self._authenticator.identify
-        except Exception as error:  # third-party code may raise anything
-            raise ConfigError(f"{self._place}: {points[name].value}: {_said(error)}") from None
+        self._identify = make_authenticator(name, settings).identify
 
     def identify(self, request: Request) -> Identity | None:
         try:
@@ -103,7 +90,7 @@ class ThirdParty:
                 return identity
             problem = "it returned no valid Identity"
         except Exception as error:  # third-party code may raise anything
-            problem = _said(error)
+            problem = in_words(error)
         if time.monotonic() - self._logged_at > LOG_INTERVAL:
             self._logged_at = time.monotonic()
             log.error("%s has failed and lets nobody in: %s", self._place, problem)
@@ -117,11 +104,6 @@ def _is_valid(identity: Any) -> TypeGuard[Identity]:
     names = (identity.tenant, identity.member, identity.key_id, identity.session, identity.address)
     short = all(isinstance(name, str) and len(name) <= MAX_NAME for name in names)
     return short and bool(identity.name) and "".join(names).isprintable()
-
-
-def _said(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0][:300]
-    return escape_control(f"{type(error).__name__}: {first}")
 
 
 class Authenticators:

@@ -47,7 +47,8 @@ class Protocol(HttpToolsProtocol):
     _beside = 0
     """Bytes received since the last byte of a body."""
     _fields = 0
-    _url_size = 0
+    _size = 0
+    """Bytes of the present request beside its body, as far as they are parsed."""
     _refused: tuple[int, str, str] | None = None
     _late: asyncio.TimerHandle | None = None
 
@@ -117,18 +118,19 @@ class Protocol(HttpToolsProtocol):
         return self.parser.should_upgrade() and not self._should_upgrade()
 
     def on_message_begin(self) -> None:
-        self._fields = self._url_size = 0
+        self._fields = self._size = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._url_size += len(url)
-        if self._url_size > MAX_URL:
+        self._size += len(url)
+        if self._size > MAX_URL:
             self._refuse(_URL_TOO_LONG)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields += 1
-        if self._fields > MAX_FIELDS:
+        self._size += len(name) + len(value) + 4
+        if self._fields > MAX_FIELDS or self._size > MAX_HEAD:
             self._refuse(_HEAD_TOO_LARGE)
         super().on_header(name, value)
 
@@ -170,9 +172,13 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is invalid or too large, and close the connection."""
         self._refused = self._refused or (400, "bad_request", msg)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()  # in the middle of the answer to an earlier request
-            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self.pipeline or cycle.response_started or not cycle.more_body:
+                self.transport.close()  # an answer is under way, or due to an earlier request
+                return
+            cycle.disconnected = True  # it is this request, and we answer it
+            cycle.message_event.set()
         status, code, detail = self._refused
         body = problem_body(status, code, detail)
         head = (

@@ -32,7 +32,11 @@ def config_path(given: str | None = None) -> Path | None:
     named = given or os.environ.get(f"{ENV_PREFIX}CONFIG")
     if named:
         path = Path(named).expanduser()
-        if not path.is_file():
+        try:
+            found = path.is_file()
+        except OSError as error:  # up to Python 3.13 it raises some
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        if not found:
             raise ConfigError(f"no config file at {path}; `qwenctl init` writes one")
         return path
     base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"

@@ -53,6 +53,7 @@ from qwenctl.core.observer import NO_OBSERVER, Observer
 from qwenctl.core.snapshot import Lock, Outcome, Snapshot
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lib import http_probe
+from qwenctl.lib.text import in_words
 from qwenctl.store.store import Store
 
 log = logging.getLogger("qwenctl.control.controller")
@@ -161,7 +162,7 @@ class Controller:
                 except StoreUnavailable as error:
                     log.warning("%s: %s; nothing is started or stopped meanwhile", self.name, error)
                     delay = pause = min(2.0, pause * 2)
-                except Exception:
+                except (Exception, SystemExit):
                     log.exception("%s: a pass of the reconciler failed; trying again", self.name)
                     delay = pause = min(10.0, pause * 2)
                 until = self._monotonic() + delay
@@ -358,6 +359,8 @@ class Controller:
                 self._provider.serving(snapshot.state.get("instance_id", ""))
             with self._timed("describe"):
                 self._observation = self._provider.describe()
+            if not isinstance(self._observation, Observation):
+                raise TypeError("describe() returned no Observation")
         except ProviderError as problem:
             error = str(problem)
             self._denied = isinstance(problem, Denied)
@@ -368,6 +371,10 @@ class Controller:
             fails_wake = self._denied and snapshot.wanted and not_begun
             extra = {"fails_wake": fails_wake}
             log.warning("%s: cannot look at the instance: %s", self.name, error, extra=extra)
+        except (Exception, SystemExit) as broken:  # a third party's provider may raise anything
+            error = f"the provider {self._gpu.provider} broke: {in_words(broken)}"
+            self._observation = Observation(Observed.UNKNOWN, reason=error)
+            log.exception("%s: %s", self.name, error)
         # The snapshot is older than the observation, so its time is safe.
         self._observed_at = snapshot.now
         seen = self._only_serving(self._observation, snapshot)

@@ -251,11 +251,9 @@ def _taken_back(view: View, timings: Timings, now: float) -> Failure | None:
         return None
     before = view.failure.attempts if view.failure and view.failure.is_interruption else 0
     pause = backoff(before, timings) if before else 0.0
-    code, message = (
-        failures.SPOT_INTERRUPTION,
-        "the cloud took the instance back soon after its start",
-    )
-    return Failure(code, message, before + 1, now + pause, instance_is_bad=False)
+    why = "the cloud took the instance back soon after its start"
+    code = failures.SPOT_INTERRUPTION
+    return Failure(code, why, before + 1, now + pause, instance_is_bad=False)
 
 
 def _ended(failure: Failure | None) -> Phase:

@@ -18,6 +18,12 @@ def one_line(text: str) -> str:
     return escape_control(lines[0]) + (" (more in `qwenctl logs`)" if len(lines) > 1 else "")
 
 
+def in_words(error: BaseException) -> str:
+    """Return one line about an exception of somebody else's code."""
+    first = (str(error).splitlines() or [""])[0][:300]
+    return escape_control(f"{type(error).__name__}: {first}")
+
+
 def duration(seconds: float) -> str:
     """Format seconds: ``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
     seconds = max(0.0, seconds)

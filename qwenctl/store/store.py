@@ -58,9 +58,9 @@ class Store:
         self._redis = client
         self._deployment = deployment
         self._now = now
-        prelude = (_LUA / "prelude.lua").read_text()
+        prelude = (_LUA / "prelude.lua").read_text("utf-8")
         self._scripts = {
-            path.stem: f"{prelude}\n{path.read_text()}"
+            path.stem: f"{prelude}\n{path.read_text('utf-8')}"
             for path in _LUA.glob("*.lua")
             if path.stem != "prelude"
         }

@@ -36,7 +36,7 @@ def up(
 ) -> None:
     """Wake the GPU, wait until it is ready, and print its address.
 
-    Without --for it stays on for one idle timeout, and longer while it is used. Ctrl-C stops the
+    Without --for it stays on for at least one idle timeout, longer while it is used. Ctrl-C stops the
     waiting, not the wake.
 
     \b

@@ -10,6 +10,7 @@ import typer
 
 from qwenctl.cli.common import context
 from qwenctl.cli.common.context import load, print_json
+from qwenctl.config.authenticators import make_authenticator
 from qwenctl.config.deployment import Config
 from qwenctl.config.docs import schema as described
 from qwenctl.config.loading import config_path
@@ -86,6 +87,8 @@ def _check(config: Config) -> None:
         checks.append(lambda: read_secret(password, "redis_password_file"))
     if config.node_secret_file:
         checks.append(config.read_node_secret)
+    for name, table in config.access.authenticators.items():
+        checks.append(partial(make_authenticator, name, table))
     for name, gpu in config.gpu.items():
         if not gpu.settings.on_this_machine:  # its provider would write the node secret
             checks.append(partial(make_provider, name, gpu, config))

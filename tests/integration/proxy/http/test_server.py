@@ -197,6 +197,36 @@ def test_a_get_with_an_upgrade_that_is_not_ours_is_served(ready: RunningProxy) -
             assert client.answer()[0] == 200
 
 
+@pytest.mark.parametrize("path", ["/_qwenctl/api/wake", "/x"])
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [
+        ("chunked", b"zz\r\n"),
+        ("chunked", b"3\r\nabc\r\nzz\r\n"),
+        ("gzip", b""),
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_broken_framing_is_answered(
+    ready: RunningProxy, path: str, framing: str, body: bytes, at_once: bool
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: {framing}\r\n\r\n"
+    with RawClient(ready.port) as client:
+        client.send(head.encode() + (body if at_once else b""))
+        if not at_once:
+            time.sleep(0.1)
+            client.send(body)
+        status, _, _ = client.answer()
+        assert status in (400, 502 if path == "/x" else 400)
+        assert client.file.read() == b""
+
+
+@pytest.mark.parametrize("size", [MAX_HEAD, 90_000, 200_000])
+def test_a_head_is_not_larger_because_it_comes_at_once(ready: RunningProxy, size: int) -> None:
+    lines = b"".join(b"X-%d: " % n + b"a" * (size // 64) + b"\r\n" for n in range(64))
+    assert refusal(ready, START + lines + b"\r\n")["status"] == 431
+
+
 def test_connect_is_refused_at_once(ready: RunningProxy) -> None:
     """llhttp takes every CONNECT for an upgrade."""
     logged = len(ready.log)

@@ -210,6 +210,28 @@ def test_a_bad_instance_that_the_cloud_leaves_out_is_stopped_all_the_same(life: 
     assert life.cloud.state is Observed.STOPPED
 
 
+@pytest.mark.parametrize("fault", [ValueError("odd\n\x1b[31m"), SystemExit(3), "a string"])
+def test_a_provider_that_breaks_is_seen_and_stops_nothing_else(life: Life, fault: Any) -> None:
+    """A third party's may do anything."""
+
+    def describe() -> Any:
+        if isinstance(fault, BaseException):
+            raise fault
+        return fault
+
+    broken = type("Broken", (), {"describe": staticmethod(describe)})
+    describes = life.cloud.describe
+    life.cloud.describe = broken.describe  # type: ignore[method-assign]
+    life.demand()
+    life.run(30)
+    why = str([*explain(life.now, [])])
+    assert "the cloud cannot be asked: the provider local broke: " in why
+    assert "\x1b" not in life.now.state["observe_error"]
+    life.cloud.describe = describes  # type: ignore[method-assign]
+    life.run(60, wanted=True)
+    assert life.phase() is Phase.READY
+
+
 def test_a_dead_boots_word_makes_nothing_ready(life: Life) -> None:
     life.wake()
     lose(life)
