@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.errors import StoreUnavailable
-from qwenctl.protocol import messages as wire
-from qwenctl.protocol import signing
+from qwenctl.protocol import messages, signing
 from qwenctl.store.store import Store
 
 from ..http.metrics import Metrics
@@ -40,7 +39,7 @@ class NodeApi:
     the store is called in threads.
     """
 
-    PATHS = frozenset((wire.HELLO_PATH, wire.REPORT_PATH))
+    PATHS = frozenset((messages.HELLO_PATH, messages.REPORT_PATH))
 
     def __init__(
         self,
@@ -98,17 +97,17 @@ class NodeApi:
         """Record a message whose signature is valid; return the answer."""
         return self._signed(headers, *self._record(path, body, headers[signing.NONCE_HEADER]))
 
-    def _signed(self, headers: Mapping[str, str], status: int, answer: wire.Answer) -> Reply:
+    def _signed(self, headers: Mapping[str, str], status: int, answer: messages.Answer) -> Reply:
         content = answer.model_dump_json().encode()
         nonce = headers.get(signing.NONCE_HEADER, "")
         return status, content, signing.sign_answer(self._secret, nonce, status, content)
 
-    def _record(self, path: str, body: bytes, nonce: str) -> tuple[int, wire.Answer]:
+    def _record(self, path: str, body: bytes, nonce: str) -> tuple[int, messages.Answer]:
         try:
             message = (
-                wire.Hello.model_validate_json(body)
-                if path == wire.HELLO_PATH
-                else wire.Report.model_validate_json(body)
+                messages.Hello.model_validate_json(body)
+                if path == messages.HELLO_PATH
+                else messages.Report.model_validate_json(body)
             )
         except ValidationError as error:
             return self._refuse(400, "?", "malformed", f"not a message: {_first(error)}")
@@ -122,17 +121,19 @@ class NodeApi:
             )
             return self._refuse(409, message.gpu, "agentless", why)
         try:
-            if isinstance(message, wire.Hello):
+            if isinstance(message, messages.Hello):
                 return self._hello(message, nonce, gpu)
             return self._report(message, nonce, gpu)
         except StoreUnavailable as error:
             log.warning("%s: a message cannot be recorded: %s", message.gpu, error)
-            if isinstance(message, wire.Report) and self._in_flight(message.gpu):
+            if isinstance(message, messages.Report) and self._in_flight(message.gpu):
                 # Requests are forwarded to this node: answer, so that it does not stop itself.
                 return 200, self._answer(start_seq=message.start_seq)
             return 503, self._answer(refused="the proxy has lost its store")
 
-    def _hello(self, hello: wire.Hello, nonce: str, gpu: GpuConfig) -> tuple[int, wire.Answer]:
+    def _hello(
+        self, hello: messages.Hello, nonce: str, gpu: GpuConfig
+    ) -> tuple[int, messages.Answer]:
         verdict, seq = self._store.hello(hello, nonce, heartbeat=gpu.timing.heartbeat)
         if verdict == "ok":
             self._count(hello.gpu, "hello")
@@ -148,7 +149,9 @@ class NodeApi:
         status, answer = self._refuse(409, hello.gpu, verdict, why)
         return status, answer.model_copy(update={"hello_again": verdict == "unexpected"})
 
-    def _report(self, report: wire.Report, nonce: str, gpu: GpuConfig) -> tuple[int, wire.Answer]:
+    def _report(
+        self, report: messages.Report, nonce: str, gpu: GpuConfig
+    ) -> tuple[int, messages.Answer]:
         verdict, seq, commands = self._store.report(report, nonce, heartbeat=gpu.timing.heartbeat)
         if verdict == "ok":
             self._count(report.gpu, "report")
@@ -168,11 +171,11 @@ class NodeApi:
         self,
         *,
         start_seq: int = 0,
-        spec: wire.Spec | None = None,
-        commands: tuple[wire.Command, ...] = (),
+        spec: messages.Spec | None = None,
+        commands: tuple[messages.Command, ...] = (),
         refused: str = "",
-    ) -> wire.Answer:
-        return wire.Answer(
+    ) -> messages.Answer:
+        return messages.Answer(
             server_time=self._clock(),
             start_seq=start_seq,
             spec=spec,
@@ -180,7 +183,7 @@ class NodeApi:
             refused=refused,
         )
 
-    def _refuse(self, status: int, gpu: str, code: str, why: str) -> tuple[int, wire.Answer]:
+    def _refuse(self, status: int, gpu: str, code: str, why: str) -> tuple[int, messages.Answer]:
         self._count(gpu, code)
         now = time.monotonic()
         last, held_back = self._refusals.get((gpu, code), (float("-inf"), 0))

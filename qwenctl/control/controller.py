@@ -314,7 +314,7 @@ class Controller:
             wanted=snapshot.wanted,
             working=snapshot.working,
             blocked=bool(snapshot.blocks),
-            cut="cut" in snapshot.state,
+            force_stop="cut" in snapshot.state,
             observed=self._observation.state,
             observed_at=observed_at,
             observed_reason=self._observation.reason,

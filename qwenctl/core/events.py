@@ -114,7 +114,7 @@ class Event:
             return None
 
     @property
-    def cut(self) -> bool:
+    def force_stop(self) -> bool:
         """Whether a `down` ended running work too."""
         return self.fields.get("cut") == "1"
 

@@ -161,7 +161,7 @@ class View:
     working: bool
     """Running work: an unexpired `inflight:` or `busy:` lease."""
     blocked: bool
-    cut: bool
+    force_stop: bool
     """Stop even under running work: by `down --now` or `block --now`."""
     observed: Observed
     observed_at: float | None
@@ -365,7 +365,7 @@ def _starting(view: View, timings: Timings, now: float) -> Step:
         return Move(Phase.BOOTING, "running", failure=view.failure)
     if view.observed is Observed.ABSENT:
         return failed(view, timings, now, failures.NOT_FOUND, _absent(view), instance_is_bad=False)
-    if view.cut and view.observed is Observed.STARTING:
+    if view.force_stop and view.observed is Observed.STARTING:
         return Move(Phase.STOPPING, "down_now")
     if view.observed is not Observed.STOPPED:
         if now - (view.called_at or view.since) > timings.start:
@@ -437,7 +437,7 @@ def _up(view: View, timings: Timings, now: float) -> Step | None:
     """Return a step that booting, loading and ready have in common; None: go on."""
     if lost := _lost(view, timings, now):
         return lost
-    if view.cut:
+    if view.force_stop:
         return Move(Phase.STOPPING, "down_now")
     if view.node.interrupted:
         return Move(Phase.DRAINING, failures.SPOT_INTERRUPTION, failure=view.failure)
@@ -512,7 +512,7 @@ def _agent_lost(view: View, timings: Timings, now: float) -> Step:
 def _draining(view: View, timings: Timings, now: float) -> Step:
     if lost := _lost(view, timings, now):
         return lost
-    if view.cut:
+    if view.force_stop:
         return Move(Phase.STOPPING, "down_now")
     interrupted = view.node.interrupted
     if view.wanted and not interrupted:
@@ -563,7 +563,7 @@ def _failed(view: View, timings: Timings, now: float) -> Step:
             why = "its agent reports" if hidden else "the instance is starting after all"
             return Wait(timings.observe_moving, why)
         left = view.since + timings.drain - now
-        if view.cut:
+        if view.force_stop:
             return Move(Phase.STOPPING, "down_now", failure=failure)
         if left > 0 or view.working:
             return Wait(max(left, 1.0), "failed: waiting until nobody can be using it")

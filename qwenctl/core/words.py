@@ -149,5 +149,5 @@ def command_words(event: Event) -> str:
     """Return a `down` or `block` in plain words."""
     if event.kind is EventKind.BLOCK and leases.kind_of(event.name) != leases.MAINTENANCE:
         return name_words(event.name, reason=event.cause)
-    command = f"qwenctl {event.kind}" + (" --now" if event.cut else "")
+    command = f"qwenctl {event.kind}" + (" --now" if event.force_stop else "")
     return _because(f"{event.actor or 'somebody'} ({command})", event.cause)

@@ -260,20 +260,29 @@ class Store:
         return Admission(Phase(phase), 0, block)
 
     def release(
-        self, gpu: str, *, actor: str, reason: str = "", cut: bool = False, only: str = ""
+        self, gpu: str, *, actor: str, reason: str = "", force_stop: bool = False, only: str = ""
     ) -> int:
-        """Drop every lease but running work (``cut``: that too); return their number."""
+        """Drop every lease but running work (``force_stop``: that too); return their number."""
         return int(
-            self._run("release", gpu, escape_control(actor), escape_control(reason), cut, only)
+            self._run(
+                "release", gpu, escape_control(actor), escape_control(reason), force_stop, only
+            )
         )
 
     def block(
-        self, gpu: str, name: str, ttl: float | None, *, reason: str, actor: str, cut: bool = False
+        self,
+        gpu: str,
+        name: str,
+        ttl: float | None,
+        *,
+        reason: str,
+        actor: str,
+        force_stop: bool = False,
     ) -> Phase:
         """Keep the GPU off for ``ttl`` seconds, or until unblocked."""
         milliseconds = -1 if ttl is None else _ms(ttl)
         why = (escape_control(reason), escape_control(actor))
-        return Phase(self._run("block", gpu, name, milliseconds, *why, cut))
+        return Phase(self._run("block", gpu, name, milliseconds, *why, force_stop))
 
     def unblock(self, gpu: str, name: str = "", *, actor: str) -> list[str]:
         """Lift one block, or all; return the names lifted."""

@@ -72,7 +72,7 @@ def test_down_drains_and_down_now_cuts(deploy: Deploy) -> None:
 
     after = deployment.last_event()
     with generation(deployment, 20.0) as rest:
-        store.release("main", actor="ann", reason="down --now", cut=True)
+        store.release("main", actor="ann", reason="down --now", force_stop=True)
         assert rest() == ""
     off = deployment.wait_transition(Phase.OFF, after=after, timeout=5)
     down = next(e for e in store.events("main", after=after) if e.kind == "down")

@@ -124,7 +124,7 @@ def test_a_life_goes_on_in_an_old_store(old_store: tuple[str, Store, VirtualCloc
         store.unblock(GPU, name, actor="ada")
     life = Life(store, clock)
     life.cloud.boots = 100  # each boot has an id of its own
-    store.release(GPU, actor="ada", cut=True)
+    store.release(GPU, actor="ada", force_stop=True)
     life.run(2 * life.gpu.timing.boot, speaks=False)
     assert life.phase() is Phase.OFF
     life.run(60, wanted=True)

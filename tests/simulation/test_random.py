@@ -212,8 +212,10 @@ class Walk:
         store = self.world.store
         cut = self.random.random() < 0.3
         wishes: list[Callable[[], object]] = [
-            lambda: store.release(GPU, actor="ada", cut=cut),
-            lambda: store.block(GPU, "maintenance:ada", 20.0, reason="x", actor="ada", cut=cut),
+            lambda: store.release(GPU, actor="ada", force_stop=cut),
+            lambda: store.block(
+                GPU, "maintenance:ada", 20.0, reason="x", actor="ada", force_stop=cut
+            ),
             lambda: store.unblock(GPU, actor="ada"),
             lambda: store.pin(GPU, "pin:ada", 15.0, reason="up", actor="ada"),
         ]

@@ -200,7 +200,9 @@ class _Demo:
             _clear(self._state)
 
     def _turn_off(self) -> None:
-        self.store.block(GPU, maintenance("demo"), None, reason="end", actor="demo", cut=True)
+        self.store.block(
+            GPU, maintenance("demo"), None, reason="end", actor="demo", force_stop=True
+        )
         with Follower(self.store, GPU) as follower:
             deadline = time.monotonic() + STOP_SECONDS
             for snapshot in follower.snapshots(every=1.0, deadline=deadline):

@@ -38,7 +38,7 @@ def down(
     if dry_run:
         _explain_down(before, json, now)
         return
-    dropped = target.store.release(target.name, actor=user(), reason=because, cut=now)
+    dropped = target.store.release(target.name, actor=user(), reason=because, force_stop=now)
     outcome = _wait_off(target, before, no_wait=no_wait, timeout=timeout, quiet=json)
     text = _WORDS[outcome]
     if outcome == "already_off" and dropped:
@@ -171,7 +171,7 @@ def block(
         return
     who = user()
     target.store.block(
-        target.name, leases.maintenance(who), for_, reason=because, actor=who, cut=now
+        target.name, leases.maintenance(who), for_, reason=because, actor=who, force_stop=now
     )
     if not json:
         print(f"{target.name} is blocked {span}", flush=True)

@@ -355,7 +355,7 @@ def event_words(event: Event) -> str:
     if kind in (EventKind.BLOCK, EventKind.UNBLOCK):
         return f"{kind}ed" + (f" by {actor}" if actor else "") + why
     if kind is EventKind.DOWN:
-        return f"down{' --now' if event.cut else ''} by {actor}{why}"
+        return f"down{' --now' if event.force_stop else ''} by {actor}{why}"
     if kind is EventKind.NODE:
         parts = (event.state, event.progress, one_line(event.error))
         return f"node: {', '.join(part for part in parts if part)}"

@@ -169,7 +169,7 @@ def test_the_gate_itself(proxy: RunningProxy) -> None:
 
 
 def test_the_gate_does_not_wake(proxy: RunningProxy) -> None:
-    proxy.store.block("main", "maintenance:test", None, reason="", actor="test", cut=True)
+    proxy.store.block("main", "maintenance:test", None, reason="", actor="test", force_stop=True)
     proxy.wait_for("off")
     proxy.store.unblock("main", actor="test")
     proxy.store.release("main", actor="test")

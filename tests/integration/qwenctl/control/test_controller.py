@@ -30,7 +30,7 @@ def test_work_reported_while_stopping_does_not_start_it_again(
     life.wake()
     store.touch(GPU, "inflight:p", 30.0, [], actor="p")
     assert sorted(life.leases) == ["busy:main", "inflight:p", "request:ada"]
-    store.release(GPU, actor="ada", cut=True)
+    store.release(GPU, actor="ada", force_stop=True)
     assert life.report(1) == "ok"  # between the order and the stop
     assert life.step() is Phase.STOPPING
     assert life.cloud.stops
@@ -324,7 +324,7 @@ def test_down_now_while_starting_does_not_cut_what_is_asked_for_later(
     life.step()
     assert life.phase() is Phase.STARTING
     assert life.cloud.starts
-    store.release(GPU, actor="ada", cut=True)
+    store.release(GPU, actor="ada", force_stop=True)
     life.demand("bob")
     life.run(60)
     assert life.phase() is Phase.READY

@@ -228,7 +228,7 @@ class TestDown:
     def test_now_cuts(self, store: Store, lock: Lock) -> None:
         bring(store, lock, P.READY)
         demand(store, inflight="inflight:p0")
-        assert store.release(GPU, actor="ada", cut=True) == 2
+        assert store.release(GPU, actor="ada", force_stop=True) == 2
         assert snap(store).state["cut"] == "ada"
         store.touch(GPU, "inflight:p0", 30, [], actor="p0")  # a proxy does not know yet
         demand(store, "late")
@@ -239,7 +239,7 @@ class TestDown:
     @pytest.mark.parametrize("phase", [P.OFF, P.STOPPING])
     def test_nothing_to_cut(self, store: Store, lock: Lock, phase: Phase) -> None:
         bring(store, lock, phase)
-        store.release(GPU, actor="ada", cut=True)
+        store.release(GPU, actor="ada", force_stop=True)
         assert "cut" not in snap(store).state
 
     def test_only_one_lease(self, store: Store) -> None:
@@ -279,5 +279,5 @@ class TestBlocks:
 
     def test_now_cuts(self, store: Store, lock: Lock) -> None:
         bring(store, lock, P.READY)
-        store.block(GPU, "maintenance:ada", 60, reason="x", actor="ada", cut=True)
+        store.block(GPU, "maintenance:ada", 60, reason="x", actor="ada", force_stop=True)
         assert snap(store).state["cut"] == "ada"

@@ -81,8 +81,8 @@ def test_a_lease_and_a_down_are_typed() -> None:
     assert decode("1-0", {"kind": "lease", "expiry": "2500"}).expiry == 2.5
     assert decode("1-0", {"kind": "block", "expiry": "inf"}).expiry == inf
     assert decode("1-0", {"kind": "lease"}).expiry == inf
-    assert decode("1-0", {"kind": "down", "cut": "1"}).cut
-    assert not decode("1-0", {"kind": "down", "cut": "0"}).cut
+    assert decode("1-0", {"kind": "down", "cut": "1"}).force_stop
+    assert not decode("1-0", {"kind": "down", "cut": "0"}).force_stop
 
 
 @pytest.mark.parametrize(

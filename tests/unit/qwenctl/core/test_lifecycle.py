@@ -39,7 +39,7 @@ def seen(phase: Phase, observed: Observed, **fields: Any) -> View:
             "wanted": True,
             "working": False,
             "blocked": False,
-            "cut": False,
+            "force_stop": False,
             "observed": observed,
             "observed_at": NOW,
             **fields,
@@ -111,7 +111,7 @@ TABLE: list[tuple[str, View, Any]] = [
     ),
     (
         "interrupted, the cloud cannot be asked",
-        seen(P.READY, S.UNKNOWN, node=LEAVING, cut=True),
+        seen(P.READY, S.UNKNOWN, node=LEAVING, force_stop=True),
         Move(P.DRAINING, "spot_interruption"),
     ),
     (
@@ -121,7 +121,7 @@ TABLE: list[tuple[str, View, Any]] = [
     ),
     (
         "interrupted, somebody said --now",
-        seen(P.READY, S.RUNNING, node=LEAVING, cut=True),
+        seen(P.READY, S.RUNNING, node=LEAVING, force_stop=True),
         Move(P.STOPPING, "down_now"),
     ),
     (
@@ -225,7 +225,7 @@ TABLE: list[tuple[str, View, Any]] = [
         Move(P.DRAINING, "idle", Guard.UNWANTED),
     ),
     ("booting, lost", seen(P.BOOTING, S.STOPPED), "instance_lost"),
-    ("booting, cut", seen(P.BOOTING, S.RUNNING, cut=True), Move(P.STOPPING, "down_now")),
+    ("booting, cut", seen(P.BOOTING, S.RUNNING, force_stop=True), Move(P.STOPPING, "down_now")),
     # loading
     ("loading", seen(P.LOADING, S.RUNNING, node=HELLO), Wait),
     ("loading, ready", seen(P.LOADING, S.RUNNING, node=READY), Move(P.READY, "ready")),
@@ -281,7 +281,11 @@ TABLE: list[tuple[str, View, Any]] = [
         Move(P.OFF, "stopped_outside"),
     ),
     ("just ready, gone", seen(P.READY, S.STOPPED, node=READY, ready_at=NOW - 59), "instance_lost"),
-    ("ready, cut", seen(P.READY, S.RUNNING, working=True, cut=True), Move(P.STOPPING, "down_now")),
+    (
+        "ready, cut",
+        seen(P.READY, S.RUNNING, working=True, force_stop=True),
+        Move(P.STOPPING, "down_now"),
+    ),
     # draining
     (
         "draining, wanted",

@@ -64,7 +64,7 @@ def views(draw: st.DrawFn, /, **fixed: Any) -> View:
         "wanted": not blocked and draw(st.booleans()),
         "working": draw(st.booleans()),
         "blocked": blocked,
-        "cut": draw(st.booleans()),
+        "force_stop": draw(st.booleans()),
         "observed": draw(st.sampled_from(Observed)),
         "observed_at": draw(st.none() | times),
         "gone_since": draw(st.none() | times),
@@ -108,9 +108,9 @@ def after(view: View, step: Step, now: float) -> View:
     if step.adopt:
         new = dataclasses.replace(new, wanted=True)
     if step.to in (Phase.STARTING, Phase.OFF):
-        new = dataclasses.replace(new, cut=False, ready_at=None, node=NodeView())
+        new = dataclasses.replace(new, force_stop=False, ready_at=None, node=NodeView())
     if step.to is Phase.STOPPING:
-        new = dataclasses.replace(new, cut=False)
+        new = dataclasses.replace(new, force_stop=False)
     if step.to is Phase.READY and view.phase is Phase.LOADING:
         new = dataclasses.replace(new, ready_at=now)
     return new
@@ -168,7 +168,7 @@ class TestWhateverItSees:
         if not isinstance(step, Move) or step.to is not Phase.STOPPING:
             return
         if step.cause == "down_now":
-            assert view.cut
+            assert view.force_stop
         elif view.phase is Phase.FAILED:
             assert step.guard is Guard.NO_WORK
         elif step.cause == "spot_interruption":
@@ -242,7 +242,7 @@ class LongLife(RuleBasedStateMachine):
             wanted=False,
             working=False,
             blocked=False,
-            cut=False,
+            force_stop=False,
             observed=Observed.UNKNOWN,
             observed_at=None,
             found_running=found_running,
@@ -281,7 +281,9 @@ class LongLife(RuleBasedStateMachine):
     @rule(wanted=st.booleans(), blocked=st.booleans(), working=st.booleans(), cut=st.booleans())
     def people(self, wanted: bool, blocked: bool, working: bool, cut: bool) -> None:
         on = self.view.phase not in (Phase.OFF, Phase.STOPPING)
-        self.change(wanted=wanted and not blocked, blocked=blocked, working=working, cut=cut and on)
+        self.change(
+            wanted=wanted and not blocked, blocked=blocked, working=working, force_stop=cut and on
+        )
 
     @rule(node=nodes)
     @precondition(lambda self: self.cloud is Observed.RUNNING)
