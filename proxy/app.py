@@ -4,6 +4,7 @@
 
     request ─► HostCheck ─► Router ─┬─ /_qwenctl/api/events ─► StatusStream     (async, long)
                                     ├─ /_qwenctl/gate       ─► ForwardAuth      (async, quick)
+                                    ├─ /_qwenctl/healthz …  ─► Health           (async, quick)
                                     ├─ /_qwenctl/node/…     ─► NodeApi          (async, store in threads)
                                     ├─ /_qwenctl/…          ─► Flask            (threads, short)
                                     └─ everything else      ─► DataPlane        (async, long)
@@ -30,6 +31,7 @@ from qwenctl.store.watcher import Watcher
 
 from .auth.authenticator import Authenticators
 from .control.flask_app import make_flask
+from .control.health import Health
 from .control.node_api import NodeApi
 from .control.pages import PREFIX, Pages
 from .control.status_stream import StatusStream
@@ -74,12 +76,15 @@ class Proxy:
         self.forwarder = Forwarder()
         self.data = DataPlane(services, self.forwarder, self.pages)
         self.gate = ForwardAuth(services)
+        self.health = Health(store)
         self.nodes = NodeApi(config, store, metrics, usage.in_flight)
         flask = make_flask(services, self.stream, self.pages, waiting)
         threads: ASGIApp = WSGIMiddleware(flask, workers=16)  # type: ignore[arg-type, assignment]
         self._routes: dict[str, ASGIApp] = {
             f"{PREFIX}/api/events": self.stream,
             f"{PREFIX}/gate": self.gate,
+            f"{PREFIX}/healthz": self.health,
+            f"{PREFIX}/readyz": self.health,
             **dict.fromkeys(NodeApi.PATHS, BoundedBody(self.nodes, MAX_MESSAGE_BYTES)),
         }
         self._control = BoundedBody(threads, MAX_MESSAGE_BYTES)
@@ -191,6 +196,7 @@ class Proxy:
             self.stream,
             self.pages,
             self.nodes,
+            self.health,
             self.data,
             self.services.admit,
             self.forwarder,

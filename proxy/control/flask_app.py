@@ -1,4 +1,4 @@
-"""The Flask application under ``/_qwenctl/``: pages, forms, the JSON API, health and metrics.
+"""The Flask application under ``/_qwenctl/``: pages, forms, the JSON API and metrics.
 
 Its requests are short; they may ask Redis, and never a cloud. `status_stream` has the connections
 that stay open, because they would hold Flask's threads.
@@ -14,7 +14,6 @@ from flask import Flask, Response, make_response, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
-from qwenctl import __version__
 from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.identity import Identity
 from qwenctl.core.wakes import wakes
@@ -82,8 +81,6 @@ class _Views:
             ("GET", "/api/tiers", self.api_tiers),
             ("GET", "/api/status", self.api_status),
             ("POST", "/api/wake", self.api_wake),
-            ("GET", "/healthz", self.healthz),
-            ("GET", "/readyz", self.readyz),
             ("GET", "/metrics", self.metrics),
         )
 
@@ -236,16 +233,7 @@ class _Views:
         allowed = may_wake(self._config.gpu[gpu], identity, by_page=True)
         return self._stream.status(gpu, may_wake=allowed, fresh=fresh)
 
-    # For load balancers and Prometheus
-
-    def healthz(self) -> ResponseReturnValue:
-        """Answer while the process lives, whatever the store and the GPUs do."""
-        return {"status": "ok", "version": __version__}
-
-    def readyz(self) -> ResponseReturnValue:
-        """Answer while the store answers."""
-        self._services.store.ping()
-        return {"status": "ok"}
+    # For Prometheus
 
     def metrics(self) -> ResponseReturnValue:
         if self.visitor is None and not self.request.peer_is_loopback:

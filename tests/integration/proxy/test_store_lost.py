@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,28 @@ def test_the_store_is_lost_and_found(server: ValkeyServer, tmp_path: Path) -> No
             "an answer of the woken GPU",
         )
         assert "Traceback" not in proxy.log
+
+
+def test_a_frozen_store_holds_up_no_liveness_probe(server: ValkeyServer, tmp_path: Path) -> None:
+    with running(tmp_path / "proxy", redis_url=server.url) as proxy:
+        server.process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(40) as pool:
+            # More than there are threads for pages.
+            pages = [
+                pool.submit(timed, "GET", proxy.url("/_qwenctl/api/status")) for _ in range(40)
+            ]
+            time.sleep(0.5)
+            for _ in range(5):
+                answer, seconds = timed("GET", proxy.url("/_qwenctl/healthz"))
+                assert answer.json()["status"] == "ok"
+                assert seconds < 2
+            answer, seconds = timed("GET", proxy.url("/_qwenctl/readyz"))
+            assert (answer.status_code, answer.json()["code"]) == (503, "store_lost")
+            assert seconds < 5
+            server.process.send_signal(signal.SIGCONT)
+            for page in pages:
+                assert page.result()[0].status_code in (200, 503)
+        until(lambda: requests.get(proxy.url("/_qwenctl/readyz"), timeout=10).ok, 10)
 
 
 def test_a_proxy_does_not_start_without_its_store(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Answer liveness and readiness probes, apart from everything that may be slow.
+
+A liveness probe that waited for the store, or for a thread that waits for it, would have an
+orchestrator restart the proxy and cut its streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from qwenctl import __version__
+from qwenctl.errors import StoreUnavailable
+from qwenctl.store.store import Store
+
+from ..http.problem import send_problem
+from ..http.request import Receive, Request, Scope, Send, send_answer
+
+READY_SECONDS = 2.0
+"""How long the store may take to answer a readiness probe, in seconds."""
+
+STORE_LOST = "the proxy cannot reach its store; nothing is started or stopped"
+
+
+class Health:
+    """``/healthz``: the process lives. ``/readyz``: its store answers, too."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ready")
+
+    async def stop(self) -> None:
+        self._thread.shutdown(wait=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        request = Request.of(scope, ())
+        if request.method not in ("GET", "HEAD"):
+            detail = "the method is not allowed for the requested URL"
+            await send_problem(request, send, 405, "method_not_allowed", detail)
+        elif request.path.endswith("/healthz"):
+            await _ok(request, send, {"status": "ok", "version": __version__})
+        elif await self._store_answers():
+            await _ok(request, send, {"status": "ok"})
+        else:
+            await send_problem(request, send, 503, "store_lost", STORE_LOST, retry_after=5.0)
+
+    async def _store_answers(self) -> bool:
+        asked = asyncio.get_running_loop().run_in_executor(self._thread, self._store.ping)
+        try:
+            await asyncio.wait_for(asked, READY_SECONDS)
+        except (StoreUnavailable, asyncio.TimeoutError):
+            return False
+        return True
+
+
+async def _ok(request: Request, send: Send, content: Mapping[str, str]) -> None:
+    headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+    await send_answer(request, send, 200, headers, json.dumps(content).encode() + b"\n")
