@@ -18,6 +18,7 @@ from qwenctl.errors import ConfigError, ExitCode, UserError
 from qwenctl.store.store import open_store
 
 from .app import Proxy
+from .http.connections import probe_peer
 from .http.server import Protocol
 
 log = logging.getLogger("qwenctl.proxy")
@@ -120,6 +121,7 @@ def bind(config: Config) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         connection = socket.socket(family, socket.SOCK_STREAM)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe_peer(connection)
         connection.bind(address)
         connection.listen(BACKLOG)  # a second socket can bind to the port, but not listen
     except OSError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import aiohttp
@@ -12,6 +13,7 @@ from aiohttp.connector import Connection
 from multidict import CIMultiDict
 from yarl import URL
 
+from ..http.connections import probe_peer
 from ..http.request import Receive, Request, Send
 from .headers import request_headers, response_headers
 
@@ -116,7 +118,9 @@ class Forwarder:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
+        self._connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=KEEP_ALIVE, socket_factory=_connection
+        )
         # aiohttp has no option against following redirects of a WebSocket handshake, which could
         # lead to any host. A trace may raise.
         trace = aiohttp.TraceConfig()
@@ -249,6 +253,13 @@ class Forwarder:
             if isinstance(error.__cause__, _Hangup) or (body and body.hung_up):
                 raise ClientGone from None
             raise UpstreamDied(str(error) or type(error).__name__, started=started) from None
+
+
+def _connection(address: Sequence[Any]) -> socket.socket:
+    """Make a socket for a connection to a node, from an entry of `socket.getaddrinfo`."""
+    connection = socket.socket(*address[:3])
+    probe_peer(connection)
+    return connection
 
 
 class _Hangup(Exception):
