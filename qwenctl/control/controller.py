@@ -282,7 +282,7 @@ class Controller:
         self._observation = Observation(Observed.UNKNOWN)
         self._observed_at: float | None = None
         self._gone_since: float | None = None
-        self._epochs_first_look = True
+        self._seen_on = False
         self._denied = False
         self._surplus_left = False
         """A surplus instance could not be stopped yet, so the next observation comes sooner."""
@@ -319,6 +319,7 @@ class Controller:
             observed_at=observed_at,
             observed_reason=self._observation.reason,
             gone_since=self._gone_since,
+            seen_on=self._seen_on,
             asked_at=snapshot.time("look_at"),
             heard_at=heard_at,
             denied=self._denied,
@@ -379,12 +380,9 @@ class Controller:
         self._observed_at = snapshot.now
         seen = self._only_serving(self._observation, snapshot)
         if seen.state.gone:
-            # No look of this epoch speaks against the first one.
-            at = 0.0 if self._epochs_first_look and not snapshot.working else snapshot.now
-            self._gone_since = at if self._gone_since is None else self._gone_since
+            self._gone_since = self._gone_since or snapshot.now
         elif seen.state is not Observed.UNKNOWN:
-            self._gone_since = None
-        self._epochs_first_look = False
+            self._gone_since, self._seen_on = None, True
         self._observation = seen
         # Proxies go on forwarding until it is sure that the instance is gone.
         keep = seen.state.gone and snapshot.phase.running

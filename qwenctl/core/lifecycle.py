@@ -168,6 +168,8 @@ class View:
     observed_reason: str = ""
     gone_since: float | None = None
     """The time of the first of the last looks in a row that saw no running instance."""
+    seen_on: bool = True
+    """Whether a look of this epoch has seen it running: only that can contradict another."""
     asked_at: float | None = None
     """When somebody last asked for a look, as after a failed connection to the node."""
     heard_at: float | None = None
@@ -411,7 +413,8 @@ def _in_doubt(view: View, timings: Timings, now: float) -> bool:
     if _refuted(view, timings, now):
         return True
     seen_for = (view.observed_at or 0.0) - (view.gone_since or 0.0)
-    return seen_for < (timings.gone if view.working else timings.observe_moving)
+    agree = timings.observe_moving if view.seen_on else 0.0
+    return seen_for < (timings.gone if view.working else agree)
 
 
 def _lost(view: View, timings: Timings, now: float) -> Step | None:
@@ -530,16 +533,14 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
 
 
 def _stopping(view: View, timings: Timings, now: float) -> Step:
-    refuted = False
-    if view.observed.gone:
-        # Only a report from after the stop speaks against its end; where it is not sure that the
-        # cloud accepted the call, such a report has the time to arrive.
-        ended_at = max(view.gone_since or 0.0, view.called_at or 0.0)
-        speaks = _refuted(view, timings, now)
-        refuted = speaks and (view.heard_at or 0.0) > ended_at
-        sure = view.called_at is not None and not view.call_error
-        if speaks and not refuted and not sure and now - ended_at < timings.complaint:
-            return Wait(1.0, "it is not sure that the instance is stopped")
+    # Only a report from after the stop speaks against its end; where it is not sure that the cloud
+    # accepted the call, such a report has the time to arrive.
+    ended_at = max(view.gone_since or 0.0, view.called_at or 0.0)
+    speaks = view.observed.gone and _refuted(view, timings, now)
+    refuted = speaks and (view.heard_at or 0.0) > ended_at
+    sure = view.called_at is not None and not view.call_error
+    if speaks and not refuted and not sure and now - ended_at < timings.complaint:
+        return Wait(1.0, "it is not sure that the instance is stopped")
     if view.observed.gone and not refuted:
         to = _ended(view.failure)
         forgotten = to is Phase.OFF and not view.wanted

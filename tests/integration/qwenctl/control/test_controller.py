@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwenctl.clouds.base import Conflict, Denied, NoCapacity, ProviderError, Transient
+from qwenctl.clouds.base import Accepted, Conflict, Denied, NoCapacity, ProviderError, Transient
 from qwenctl.control.controller import Controller
 from qwenctl.core.explain import explain
 from qwenctl.core.failures import Failure
@@ -197,6 +197,31 @@ def test_a_successor_right_after_a_stop_believes_its_end(life: Life) -> None:
     life.controller._give_up_lock()
     life.controller = Controller(GPU, life.gpu, life.store, life.cloud, monotonic=life.clock)
     life.run(4)
+    assert life.phase() is Phase.OFF
+    assert len(life.cloud.stops) == 1
+
+
+def test_a_successor_believes_a_stop_whose_call_was_not_recorded(life: Life) -> None:
+    """The leader died between the call and its record; the instance has stopped meanwhile."""
+    life.wake()
+    life.run(60)
+    life.store.release(GPU, actor="ada")
+    while life.phase() is not Phase.DRAINING:
+        life.run(1)
+    stop = life.cloud.stop
+
+    def die() -> Accepted:
+        stop()
+        raise KeyboardInterrupt
+
+    life.cloud.stop = die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        life.run(30)
+    life.cloud.stop = stop  # type: ignore[method-assign]
+    assert life.phase() is Phase.STOPPING
+    life.controller._give_up_lock()
+    life.controller = Controller(GPU, life.gpu, life.store, life.cloud, monotonic=life.clock)
+    life.run(1.5 * life.gpu.timing.heartbeat + 2)
     assert life.phase() is Phase.OFF
     assert len(life.cloud.stops) == 1
 
