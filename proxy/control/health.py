@@ -17,11 +17,10 @@ from qwenctl.store.store import Store
 
 from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send, send_answer
+from .pages import store_lost
 
 READY_SECONDS = 2.0
 """How long the store may take to answer a readiness probe, in seconds."""
-
-STORE_LOST = "the proxy cannot reach its store; nothing is started or stopped"
 
 
 class Health:
@@ -41,18 +40,29 @@ class Health:
             await send_problem(request, send, 405, "method_not_allowed", detail)
         elif request.path.endswith("/healthz"):
             await _ok(request, send, {"status": "ok", "version": __version__})
-        elif await self._store_answers():
-            await _ok(request, send, {"status": "ok"})
         else:
-            await send_problem(request, send, 503, "store_lost", STORE_LOST, retry_after=5.0)
+            await self._ready(request, send)
 
-    async def _store_answers(self) -> bool:
+    async def _ready(self, request: Request, send: Send) -> None:
         asked = asyncio.get_running_loop().run_in_executor(self._thread, self._store.ping)
         try:
             await asyncio.wait_for(asked, READY_SECONDS)
-        except (StoreUnavailable, asyncio.TimeoutError):
-            return False
-        return True
+        except StoreUnavailable as error:
+            problem = store_lost(error)
+        except asyncio.TimeoutError:
+            silent = f"the store has not answered within {READY_SECONDS:g} s"
+            problem = store_lost(StoreUnavailable(silent))
+        else:
+            await _ok(request, send, {"status": "ok"})
+            return
+        await send_problem(
+            request,
+            send,
+            problem.status,
+            problem.code,
+            problem.detail,
+            retry_after=problem.retry_after,
+        )
 
 
 async def _ok(request: Request, send: Send, content: Mapping[str, str]) -> None:

@@ -13,7 +13,6 @@ from qwenctl.core.leases import ADOPTED, LEASES
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.observer import Observer
 from qwenctl.core.snapshot import Snapshot
-from qwenctl.core.words import NODE_PHASES
 from qwenctl.protocol.messages import GpuFigures
 
 
@@ -86,7 +85,7 @@ class Metrics(Observer):
         for kind, count in kinds.items():
             self.leases.labels(snapshot.gpu, kind).set(count)
         self.in_flight.labels(snapshot.gpu).set(in_flight)
-        report = snapshot.report if snapshot.phase in NODE_PHASES else None
+        report = snapshot.report if snapshot.phase.running else None
         self._nodes.gpus[snapshot.gpu] = report.resources.gpus if report else ()
 
     def text(self) -> bytes:

@@ -47,8 +47,6 @@ MISSES = 2
 BOOT = "agentless-"
 """Prefix of the boot ids made here."""
 
-_PHASES = (Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
-
 
 def probe(address: str, port: int, readiness: Readiness) -> tuple[ProbeResult, str]:
     """Probe the WebUI's readiness path once; an unreachable machine counts as silent."""
@@ -104,7 +102,7 @@ class Prober:
         if not self._leads():
             return IDLE
         snapshot = self._store.snapshot(self.name)
-        if snapshot.phase not in _PHASES or not snapshot.address:
+        if not snapshot.phase.running or not snapshot.address:
             self._misses = 0
             return IDLE
         boot = _boot(snapshot)

@@ -457,7 +457,7 @@ class Controller:
         return (
             move.to is Phase.FAILED
             and move.cause in _ENDED
-            and self._observation.state in (Observed.STOPPED, Observed.ABSENT)
+            and self._observation.state.gone
             and begun < (self._leads_since or 0.0)
         )
 

@@ -217,8 +217,7 @@ class Progress(Follower, Observer):
 
     def off(self, snapshot: Snapshot) -> bool:
         """Return whether the GPU is off, also according to the cloud."""
-        gone = snapshot.state.get("observed") in (Observed.STOPPED, Observed.ABSENT)
-        return snapshot.phase is Phase.OFF and (self._trusted or gone)
+        return snapshot.phase is Phase.OFF and (self._trusted or snapshot.observed.gone)
 
     def stuck(self, snapshot: Snapshot) -> str:
         """Return why the GPU cannot go off, or an empty string."""
@@ -226,7 +225,7 @@ class Progress(Follower, Observer):
             return ""
         if error := snapshot.state.get("observe_error"):
             return f"{self.name}: the cloud cannot be asked whether it is on: {one_line(error)}"
-        running = snapshot.state.get("observed") == Observed.RUNNING
+        running = snapshot.observed is Observed.RUNNING
         if running and snapshot.phase is Phase.OFF and self._gpu.found_running == "ignore":
             return (
                 f"{self.name} was found running and is left alone (found_running = ignore): stop "
@@ -285,7 +284,7 @@ class Progress(Follower, Observer):
         if snapshot.wanted:
             return _on(snapshot) and (snapshot.phase.waking or snapshot.phase is Phase.READY)
         if calls:
-            return snapshot.state.get("observed") == Observed.STOPPING
+            return snapshot.observed is Observed.STOPPING
         left_alone = self._gpu.found_running == "ignore" or not _on(snapshot)
         return snapshot.phase is Phase.OFF and left_alone
 
@@ -301,4 +300,4 @@ class Progress(Follower, Observer):
 
 def _on(snapshot: Snapshot) -> bool:
     """Return whether the instance is on according to the cloud."""
-    return snapshot.state.get("observed") in (Observed.STARTING, Observed.RUNNING)
+    return snapshot.observed in (Observed.STARTING, Observed.RUNNING)

@@ -14,7 +14,6 @@ from qwenctl.core.address import NodeAddress
 from qwenctl.core.lifecycle import Phase
 from qwenctl.core.wakes import STEPS, Mark, Outcome, Wake, expected, wakes
 from qwenctl.core.words import (
-    NODE_PHASES,
     as_of_time,
     cause_of,
     is_leaving,
@@ -311,7 +310,7 @@ def full_status(
 
 def _cost(snapshot: Snapshot, gpu_config: GpuSettings) -> float | None:
     report, age = snapshot.report, snapshot.node_view.heartbeat_age
-    told = gpu_config.agent and snapshot.phase in NODE_PHASES
+    told = gpu_config.agent and snapshot.phase.running
     if not gpu_config.price_per_hour or not told or report is None or age is None:
         return None
     return round((report.uptime + age) / 3600 * gpu_config.price_per_hour, 4)

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 NOT_ASKED = "not known: the cloud has not been asked yet"
 """State of a GPU that nobody has looked at: its phase is ``off``, but it may run."""
 
-NODE_PHASES = frozenset({Phase.BOOTING, Phase.LOADING, Phase.READY, Phase.DRAINING})
-"""Phases in which the node's last report still holds."""
-
 
 def is_leaving(snapshot: Snapshot) -> bool:
     """Return whether the cloud takes the instance back, and it is being stopped."""
@@ -44,7 +41,7 @@ def as_of_time(snapshot: Snapshot) -> float | None:
     if snapshot.leader or "observed" not in snapshot.state:
         return None
     heard = snapshot.time("observed_at") or 0.0
-    if snapshot.phase in NODE_PHASES and (age := snapshot.node_view.heartbeat_age) is not None:
+    if snapshot.phase.running and (age := snapshot.node_view.heartbeat_age) is not None:
         heard = max(heard, snapshot.now - age)
     return max(heard, snapshot.since)
 
