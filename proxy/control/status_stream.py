@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 from qwenctl.config.deployment import Config, UnknownTier
 from qwenctl.core.events import Event
 from qwenctl.core.identity import Identity
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.status import page_status
 from qwenctl.errors import StoreUnavailable
 

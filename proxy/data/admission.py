@@ -11,7 +11,7 @@ from enum import Enum
 
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.identity import Identity
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.rules import Activity
 from qwenctl.core.snapshot import Snapshot
 

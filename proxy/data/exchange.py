@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qwenctl.core.identity import Identity
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 
 from ..http.problem import Problem, refuse_websocket, send_problem
 from ..http.request import Receive, Request, Scope, Send

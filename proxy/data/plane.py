@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.address import NodeAddress
 from qwenctl.core.events import EventKind
-from qwenctl.core.lifecycle import Phase
 from qwenctl.core.observer import Observer
+from qwenctl.core.phase import Phase
 from qwenctl.core.rules import Activity
 from qwenctl.errors import StoreUnavailable
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.core import leases
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Touch
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store

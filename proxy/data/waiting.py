@@ -8,7 +8,7 @@ from collections import deque
 from qwenctl.config.deployment import Config
 from qwenctl.core.failures import NEEDS_PERSON
 from qwenctl.core.identity import Identity
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store

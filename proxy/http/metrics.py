@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from qwenctl.core.leases import ADOPTED, LEASES
-from qwenctl.core.lifecycle import Phase
 from qwenctl.core.observer import Observer
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.protocol.messages import GpuFigures
 

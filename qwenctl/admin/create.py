@@ -8,7 +8,7 @@ from typing import Any
 
 from qwenctl.clouds.admin import TOKEN_MISMATCH, Existing, InstanceCreator
 from qwenctl.clouds.base import Conflict, NotFound, ProviderError, Transient
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.errors import UserError
 
 

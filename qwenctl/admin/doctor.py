@@ -23,7 +23,7 @@ from qwenctl.clouds.registry import part
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.providers import context_of, make_provider
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, run_checks, warn

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from qwenctl.clouds import registry
 from qwenctl.clouds.permissions import Document, Instance
 from qwenctl.clouds.plan import Change, Plan
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.errors import ConfigError
 
 

@@ -28,7 +28,7 @@ from qwenctl.clouds.base import (
     ProviderError,
     Transient,
 )
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 
 SETTLE_SECONDS = 30.0
 """How long a cloud may show the old state after it accepted a start."""

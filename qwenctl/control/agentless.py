@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from qwenctl.config.gpu import GpuConfig
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lib import http_probe

@@ -40,8 +40,6 @@ from qwenctl.core.lifecycle import (
     Move,
     NodeView,
     Observe,
-    Observed,
-    Phase,
     Step,
     Timings,
     View,
@@ -50,6 +48,7 @@ from qwenctl.core.lifecycle import (
     failed,
 )
 from qwenctl.core.observer import NO_OBSERVER, Observer
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Lock, Outcome, Snapshot
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lib import http_probe

@@ -28,8 +28,8 @@ from qwenctl.control.controller import Controller, owner_name
 from qwenctl.core import failures
 from qwenctl.core.events import Event
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import Observed, Phase
 from qwenctl.core.observer import Observer
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY
 from qwenctl.errors import ExitCode, UserError

@@ -14,7 +14,7 @@ from enum import Enum
 from math import inf
 
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 
 VERSION = 1
 """Version of the format that is written; ``prelude.lua`` has it too."""

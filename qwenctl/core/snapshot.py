@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from qwenctl.core import leases
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import NodeView, Observed, Phase
+from qwenctl.core.lifecycle import NodeView
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.protocol.messages import Report
 
 

@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qwenctl.core.address import NodeAddress
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.wakes import STEPS, Mark, Outcome, Wake, expected, wakes
 from qwenctl.core.words import (
     as_of_time,

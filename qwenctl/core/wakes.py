@@ -15,7 +15,7 @@ from enum import Enum
 from statistics import median
 
 from qwenctl.core.events import Event, EventKind
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 
 STEPS = ("request", "start", "boot", "load")
 """The steps whose durations add up to a wake, in order."""

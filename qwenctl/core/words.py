@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qwenctl.core import failures, leases
 from qwenctl.core.events import Event, EventKind
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.lib.text import escape_control, one_line
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ import redis
 from qwenctl.config.deployment import Config
 from qwenctl.core import leases
 from qwenctl.core.events import Event, EventKind, decode, encode
-from qwenctl.core.lifecycle import TRANSITIONS, Guard, Move, Phase
+from qwenctl.core.lifecycle import Move
+from qwenctl.core.phase import TRANSITIONS, Guard, Phase
 from qwenctl.core.snapshot import Admission, Lease, Lock, Outcome, Snapshot, Touch
 from qwenctl.lib.text import escape_control
 from qwenctl.protocol.messages import Command, Hello, Report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.chaos.conftest import Deploy
 from tests.support.deployment import Deployment
 from tests.support.program import PROGRAM

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.chaos.conftest import Deploy
 from tests.support.parallel import at_once
 

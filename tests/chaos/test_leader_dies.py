@@ -16,7 +16,7 @@ from contextlib import suppress
 import pytest
 import requests
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.chaos.conftest import Deploy
 from tests.support.deployment import Deployment, ProxyProcess, owner_pid
 from tests.support.parallel import at_once

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from qwenctl.core.events import Event
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.chaos.conftest import Deploy
 from tests.support.deployment import Deployment
 from tests.support.net import Answer, post

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import requests
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.chaos.conftest import Deploy
 from tests.support.deployment import Deployment, processes_of
 from tests.support.valkey_server import ValkeyServer

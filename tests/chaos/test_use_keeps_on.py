@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import requests
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.chaos.conftest import Deploy
 from tests.support.deployment import Deployment
 

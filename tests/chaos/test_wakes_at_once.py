@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.chaos.conftest import Deploy
 from tests.support.net import post_all
 

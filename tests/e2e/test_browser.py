@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.e2e.browsing import ARGUMENTS, QWENCTL, Tab, address, outcomes, qwenctl, sample_webui
 from tests.support.deployment import Deployment
 from tests.support.net import free_ports

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.e2e.browsing import Tab
 from tests.support.deployment import Deployment
 

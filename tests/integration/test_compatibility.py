@@ -23,7 +23,7 @@ import requests
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.loading import load_config
 from qwenctl.core.explain import explain
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.status import full_status, page_status
 from qwenctl.protocol.messages import HELLO_PATH, Answer, Hello, Report
 from qwenctl.protocol.signing import check_answer, check_message

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qwenctl.clouds.base import Observation
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.protocol.messages import Report
 from qwenctl.store.store import Store

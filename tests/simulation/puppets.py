@@ -11,7 +11,7 @@ import redis
 from qwenctl.clouds.base import Accepted, Conflict, Observation, ProviderError, Transient
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store
 from tests.support.virtual_time import VirtualClock

@@ -19,7 +19,7 @@ from proxy.data.snapshot_cache import FRESH
 from proxy.data.usage import WRITE_BACK
 from qwenctl.config.gpu import GpuConfig, TimingConfig
 from qwenctl.control.controller import LOCK_MARGIN, Controller
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Lock
 from tests.simulation.puppets import (
     GPU,

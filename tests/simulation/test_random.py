@@ -17,7 +17,7 @@ import redis
 
 from qwenctl.clouds.base import Conflict, Denied, NoCapacity, ProviderError, Throttled, Transient
 from qwenctl.config.gpu import GpuConfig, TimingConfig
-from qwenctl.core.lifecycle import TRANSITIONS, Observed, Phase
+from qwenctl.core.phase import TRANSITIONS, Observed, Phase
 from tests.simulation.puppets import GPU, PointedController, WithoutLockRule
 from tests.simulation.world import World
 from tests.support.virtual_time import VirtualClock

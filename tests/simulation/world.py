@@ -24,7 +24,7 @@ from proxy.http.request import Request
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
 from qwenctl.core.identity import Identity
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot, Touch
 from qwenctl.protocol.messages import Hello, Interruption, Report
 from qwenctl.store.store import Store

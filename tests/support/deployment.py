@@ -19,7 +19,7 @@ import requests
 from qwenctl.config.deployment import Config
 from qwenctl.config.loading import load_config
 from qwenctl.core.events import Event
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.connect import connect
 from qwenctl.store.store import Store

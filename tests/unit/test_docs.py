@@ -13,7 +13,7 @@ from proxy.http.metrics import Metrics
 from qwenctl.config.loading import load_config
 from qwenctl.core.events import EventKind
 from qwenctl.core.failures import MEANINGS
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.support.paths import ROOT
 
 HTTP = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")

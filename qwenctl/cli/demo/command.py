@@ -28,7 +28,7 @@ from qwenctl.config.toml import to_toml
 from qwenctl.control.standalone import Follower
 from qwenctl.core.events import EventKind
 from qwenctl.core.leases import maintenance
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.wakes import wakes
 from qwenctl.errors import ConfigError, ExitCode, UserError
 from qwenctl.store.embedded import socket_path

@@ -13,7 +13,7 @@ from qwenctl.cli.common.terminal import warn
 from qwenctl.cli.use.follow import follow, say
 from qwenctl.control.standalone import Progress
 from qwenctl.core import leases
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.words import lease_words, name_words
 from qwenctl.errors import ExitCode, UserError

@@ -13,7 +13,7 @@ from typing import Any
 from qwenctl.cli.common.context import Target
 from qwenctl.cli.common.terminal import coloured, live, paint, warn
 from qwenctl.control.standalone import Progress
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.words import cause_words
 from qwenctl.lib.text import duration

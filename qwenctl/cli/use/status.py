@@ -14,7 +14,7 @@ from qwenctl.config.deployment import Config
 from qwenctl.core.events import Event, EventKind
 from qwenctl.core.explain import Reason, explain
 from qwenctl.core.leases import WORK
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY, full_status, own_record
 from qwenctl.core.words import NOT_ASKED, cause_words, event_cause, name_words

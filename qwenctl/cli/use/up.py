@@ -16,7 +16,7 @@ from qwenctl.control.standalone import Progress, wake_error
 from qwenctl.core import failures, leases
 from qwenctl.core.events import EventKind
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY, full_status, node_url, page_status
 from qwenctl.core.wakes import learned, wakes

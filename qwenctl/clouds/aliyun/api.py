@@ -30,7 +30,7 @@ from qwenctl.clouds.aliyun.errors import error_of, network_error
 from qwenctl.clouds.base import Denied, Observation, Transient
 from qwenctl.clouds.batch import MAX_IDS, Batch
 from qwenctl.clouds.deadline import run_by, with_deadline
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 
 if TYPE_CHECKING:
     from qwenctl.clouds.aliyun.settings import AliyunConfig

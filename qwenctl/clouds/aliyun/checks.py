@@ -18,7 +18,7 @@ from qwenctl.clouds.base import (
     ProviderError,
 )
 from qwenctl.clouds.check_steps import clock_with_cloud, explain_settings, ok_configured_address
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.lib.findings import Check, Finding, Level, Stop, fail, ok, refusal, warn
 
 POLICY = (

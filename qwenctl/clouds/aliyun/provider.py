@@ -7,7 +7,7 @@ import time
 from qwenctl.clouds.aliyun.api import Ecs, Instance, arn_of, ecs_of
 from qwenctl.clouds.aliyun.settings import AliyunConfig
 from qwenctl.clouds.base import Accepted, Conflict, Context, Denied, NotFound, Observation
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
 

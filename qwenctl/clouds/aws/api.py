@@ -21,7 +21,7 @@ from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import NoCapacity, Observation, Transient, expect_dry_run
 from qwenctl.clouds.batch import MAX_IDS, Batch
 from qwenctl.clouds.deadline import run_by, with_deadline
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
 

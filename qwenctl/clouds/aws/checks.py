@@ -10,7 +10,7 @@ from qwenctl.clouds.aws.provider import make
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import Context, Observation, ProviderError
 from qwenctl.clouds.check_steps import clock_with_cloud, explain_settings, ok_configured_address
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, warn
 
 POLICY = "Attach what `qwenctl permissions aws` prints to the IAM user or role that the proxy uses."

@@ -32,7 +32,7 @@ from qwenctl.clouds.base import (
 )
 from qwenctl.clouds.local.machine import Record, locked
 from qwenctl.core import failures
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.lib.private_file import write_private
 
 if TYPE_CHECKING:

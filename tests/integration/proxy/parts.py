@@ -27,7 +27,7 @@ from proxy.front.forward_auth import ForwardAuth
 from proxy.http.metrics import Metrics
 from proxy.http.request import Message, Networks
 from qwenctl.config.deployment import Config
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
 from tests.simulation.life import Life

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from qwenctl.core.events import Event
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.support.deployment import Deployment
 from tests.support.valkey_server import ValkeyServer
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from qwenctl.clouds.admin import Found, Importer, ImportOption
 from qwenctl.clouds.base import Accepted, Context, NoCapacity, Observation, ProviderSettings
 from qwenctl.clouds.permissions import Document, Instance, document
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.lib.findings import Check, Finding, ok
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.support.deployment import Deployment
 from tests.support.docker_engine import IMAGE, DockerEngine
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.protocol.messages import HELLO_PATH, MAX_MESSAGE_BYTES, REPORT_PATH
 from qwenctl.protocol.signing import sign_message
 from tests.support.deployment import Deployment

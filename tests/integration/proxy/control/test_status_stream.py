@@ -9,7 +9,7 @@ import pytest
 
 import proxy.control.status_stream
 from proxy.http.request import Message
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from tests.integration.proxy.parts import FaultyStore, into, nothing_more, parts, scope, soon
 from tests.simulation.life import Life

@@ -11,7 +11,7 @@ import pytest
 
 from proxy.data.exchange import Exchange
 from proxy.http.request import Message
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.protocol.messages import Report
 from tests.integration.proxy.parts import (
     FORM,

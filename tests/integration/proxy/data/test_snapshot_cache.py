@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.integration.proxy.parts import FaultyStore, parts
 from tests.simulation.life import Life
 from tests.simulation.puppets import GPU

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from proxy.data import usage
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.integration.proxy.parts import FaultyStore, leaving, parts, soon
 from tests.simulation.life import Life
 from tests.simulation.puppets import GPU

@@ -14,7 +14,7 @@ from proxy.http.problem import Problem
 from proxy.http.request import Request
 from qwenctl.config.deployment import Config
 from qwenctl.core.identity import Identity
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
 from tests.simulation.life import IDLE, Life

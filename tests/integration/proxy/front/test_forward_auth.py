@@ -10,7 +10,7 @@ import pytest
 from proxy.front.forward_auth import ForwardAuth
 from proxy.http.request import Message, networks
 from qwenctl.config.deployment import Config
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.store.store import Store
 from tests.integration.proxy.parts import (
     FORM,

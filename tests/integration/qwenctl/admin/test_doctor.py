@@ -17,7 +17,8 @@ import pytest
 from pytest_httpserver import URI_DEFAULT, HTTPServer
 
 from qwenctl.clouds.check_steps import clock_with_cloud
-from qwenctl.core.lifecycle import Move, Phase
+from qwenctl.core.lifecycle import Move
+from qwenctl.core.phase import Phase
 from qwenctl.protocol.messages import Hello
 from qwenctl.store.store import Store
 from tests.integration.qwenctl.admin.commands import (

@@ -20,7 +20,8 @@ import tomllib
 from qwenctl.clouds.base import Provider
 from qwenctl.config.loading import load_config
 from qwenctl.config.providers import make_provider
-from qwenctl.core.lifecycle import Guard, Move, Observed, Phase
+from qwenctl.core.lifecycle import Move
+from qwenctl.core.phase import Guard, Observed, Phase
 from qwenctl.errors import ExitCode
 from qwenctl.store.store import Store
 from tests.support.program import PROGRAM, inherited

@@ -9,7 +9,8 @@ import pytest
 from qwenctl.cli.use.status import _gpu_lines, event_words
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import Guard, Move, Phase
+from qwenctl.core.lifecycle import Move
+from qwenctl.core.phase import Guard, Phase
 from qwenctl.core.status import full_status
 from qwenctl.lib.text import one_line
 from qwenctl.protocol.messages import Hello, Report

@@ -25,7 +25,8 @@ from qwenctl.config.deployment import Config
 from qwenctl.config.loading import load_config
 from qwenctl.config.providers import make_provider
 from qwenctl.core.events import EventKind
-from qwenctl.core.lifecycle import Guard, Move, Observed, Phase
+from qwenctl.core.lifecycle import Move
+from qwenctl.core.phase import Guard, Observed, Phase
 from qwenctl.errors import ExitCode
 from qwenctl.protocol.messages import Hello, Report
 from qwenctl.store.store import Store

@@ -21,7 +21,7 @@ from qwenctl.clouds.fallback import Fallback
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
 from qwenctl.core.explain import explain
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import page_status
 from qwenctl.errors import StoreUnavailable

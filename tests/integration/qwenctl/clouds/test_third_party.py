@@ -13,7 +13,7 @@ import pytest
 from qwenctl.clouds.base import NoCapacity, Provider
 from qwenctl.config.loading import load_config
 from qwenctl.config.providers import make_provider
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.errors import ConfigError, ExitCode
 from tests.support.program import PROGRAM
 

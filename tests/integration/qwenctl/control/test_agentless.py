@@ -15,7 +15,8 @@ from qwenctl.clouds.base import Accepted, Observation
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.agentless import HURRY, IDLE, Prober, probe
 from qwenctl.control.controller import Controller
-from qwenctl.core.lifecycle import Guard, Move, Observed, Phase
+from qwenctl.core.lifecycle import Move
+from qwenctl.core.phase import Guard, Observed, Phase
 from qwenctl.core.snapshot import Lock
 from qwenctl.lib.http_probe import ProbeResult
 from qwenctl.protocol.messages import Hello, Readiness

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import requests
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.protocol.messages import HELLO_PATH, Hello
 from qwenctl.protocol.signing import sign_message
 from tests.support.deployment import WEBUI, Deployment

@@ -12,7 +12,7 @@ from qwenctl.clouds.base import Accepted, Conflict, Denied, NoCapacity, Provider
 from qwenctl.control.controller import Controller
 from qwenctl.core.explain import explain
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Touch
 from qwenctl.core.status import full_status, page_status
 from qwenctl.protocol.messages import Hello, Report

@@ -22,7 +22,7 @@ from qwenctl.control.holders import (
 )
 from qwenctl.core.events import EventKind
 from qwenctl.core.explain import explain
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.schedule import Window
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import StoreUnavailable

@@ -21,7 +21,8 @@ from qwenctl.control.holders import (
     Keeper,
 )
 from qwenctl.core.explain import explain
-from qwenctl.core.lifecycle import Guard, Move, Phase
+from qwenctl.core.lifecycle import Move
+from qwenctl.core.phase import Guard, Phase
 from qwenctl.core.snapshot import Outcome
 from qwenctl.core.status import page_status
 from qwenctl.errors import ConfigError

@@ -8,7 +8,7 @@ from itertools import pairwise
 from qwenctl.clouds.base import Observation
 from qwenctl.clouds.fallback import Fallback
 from qwenctl.control.controller import Controller
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.store.store import Store
 from tests.simulation.life import Life
 from tests.simulation.puppets import GPU, Cloud

@@ -17,7 +17,7 @@ from qwenctl.config.deployment import Config
 from qwenctl.control import standalone
 from qwenctl.control.controller import Controller
 from qwenctl.control.standalone import Progress
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import ExitCode, UserError
 from qwenctl.store.store import Store

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwenctl.core.lifecycle import Guard, Move, Phase
+from qwenctl.core.lifecycle import Move
+from qwenctl.core.phase import Guard, Phase
 from qwenctl.core.snapshot import Lock, Outcome, Snapshot
 from qwenctl.protocol.messages import Hello, Report
 from qwenctl.store.store import Store

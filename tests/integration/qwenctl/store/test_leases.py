@@ -7,7 +7,7 @@ import time
 import pytest
 import redis
 
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Lock, Outcome, Touch
 from qwenctl.store.store import Store
 from tests.integration.qwenctl.store.store_calls import (

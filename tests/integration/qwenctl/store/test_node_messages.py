@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwenctl.core.lifecycle import Guard, Phase
+from qwenctl.core.phase import Guard, Phase
 from qwenctl.core.snapshot import Lock, Outcome, Touch
 from qwenctl.protocol.messages import Hello, Interruption, Progress, Report
 from qwenctl.store.store import NONCE_SECONDS, Store

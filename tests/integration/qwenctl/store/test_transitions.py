@@ -6,7 +6,8 @@ import pytest
 import redis
 
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import Guard, Move
+from qwenctl.core.lifecycle import Move
+from qwenctl.core.phase import Guard
 from qwenctl.core.snapshot import Lock, Outcome
 from qwenctl.store.store import Store
 from tests.integration.qwenctl.store.store_calls import (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.control.i18n import text
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.unit.proxy.control.page_parts import (
     BLOCK,
     FAILURE,

@@ -9,7 +9,7 @@ import pytest
 from proxy.data.admission import Action, decide, may_wake
 from proxy.http.request import Request
 from qwenctl.core.identity import Identity
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from qwenctl.core.rules import Activity
 from qwenctl.core.snapshot import Lease
 from tests.unit.proxy.made import (

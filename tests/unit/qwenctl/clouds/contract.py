@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from qwenctl.clouds.base import Accepted, Conflict, Observation, Provider
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 
 __all__ = ["ProviderContract", "wait_for"]
 

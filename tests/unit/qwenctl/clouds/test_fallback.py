@@ -17,7 +17,7 @@ from qwenctl.clouds.base import (
     Transient,
 )
 from qwenctl.clouds.fallback import AVOID_SECONDS, SETTLE_SECONDS, Fallback
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from tests.unit.qwenctl.clouds.contract import ProviderContract
 
 _SETTLED = {Observed.STARTING: Observed.RUNNING, Observed.STOPPING: Observed.STOPPED}

@@ -8,7 +8,8 @@ import pytest
 
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.loading import load_config
-from qwenctl.core.lifecycle import Move, NodeView, Observed, Phase, Timings, View, Wait, decide
+from qwenctl.core.lifecycle import Move, NodeView, Timings, View, Wait, decide
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.errors import ConfigError
 
 NOW = 10_000.0

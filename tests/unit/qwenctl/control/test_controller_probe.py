@@ -9,7 +9,8 @@ from pytest_httpserver import URI_DEFAULT, HTTPServer
 
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
-from qwenctl.core.lifecycle import NodeView, Phase
+from qwenctl.core.lifecycle import NodeView
+from qwenctl.core.phase import Phase
 
 
 def test_a_service_that_has_gone_again_is_not_ready() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from qwenctl.core.events import FIELDS, VERSION, EventKind, decode, encode
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.support.paths import ROOT
 
 LUA = ROOT / "qwenctl/store/lua"

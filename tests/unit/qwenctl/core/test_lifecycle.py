@@ -11,20 +11,17 @@ from hypothesis import strategies as st
 
 from qwenctl.core.failures import SPOT_INTERRUPTION, Failure
 from qwenctl.core.lifecycle import (
-    TRANSITIONS,
     Call,
-    Guard,
     Move,
     NodeView,
     Observe,
-    Observed,
-    Phase,
     Timings,
     View,
     Wait,
     backoff,
     decide,
 )
+from qwenctl.core.phase import TRANSITIONS, Guard, Observed, Phase
 
 NOW = 10_000.0
 T = Timings()

@@ -11,20 +11,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from qwenctl.core.failures import Failure
 from qwenctl.core.lifecycle import (
-    TRANSITIONS,
     Call,
-    Guard,
     Move,
     NodeView,
     Observe,
-    Observed,
-    Phase,
     Step,
     Timings,
     View,
     Wait,
     decide,
 )
+from qwenctl.core.phase import TRANSITIONS, Guard, Observed, Phase
 
 NOW = 10_000.0
 T = Timings()

@@ -17,7 +17,7 @@ from qwenctl.clouds.base import ProviderError
 from qwenctl.core import failures, leases
 from qwenctl.core.events import EventKind
 from qwenctl.core.failures import Failure
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 
 ROOT = Path(__file__).parents[4]
 LUA = ROOT / "qwenctl/store/lua"

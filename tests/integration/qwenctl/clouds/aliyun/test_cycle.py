@@ -14,7 +14,7 @@ from qwenctl.clouds.aliyun.provider import AliyunProvider
 from qwenctl.config.loading import load_config
 from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.protocol.messages import Hello, Report
 from qwenctl.store.store import Store
 from tests.support.deployment import ROOT, Deployment

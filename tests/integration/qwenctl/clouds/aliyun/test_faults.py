@@ -28,7 +28,7 @@ from qwenctl.clouds.base import (
 )
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
 from tests.support.fake_ecs import FakeEcs, FakeInstance, Key

@@ -14,7 +14,7 @@ from qwenctl.clouds.aliyun.provider import AliyunProvider
 from qwenctl.clouds.base import Conflict, Denied, NoCapacity, NotFound, Provider
 from qwenctl.config.deployment import Config
 from qwenctl.config.providers import make_provider
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.errors import ConfigError
 from tests.support.fake_ecs import Cloud, FakeEcs
 from tests.support.fake_ecs.client import INSTANCE, provider_for

@@ -18,7 +18,7 @@ from qwenctl.clouds.aws.provider import AwsProvider
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
-from qwenctl.core.lifecycle import Observed, Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.store.store import Store
 from tests.simulation.puppets import GPU

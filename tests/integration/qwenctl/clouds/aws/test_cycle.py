@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qwenctl.config.loading import load_config
-from qwenctl.core.lifecycle import Phase
+from qwenctl.core.phase import Phase
 from tests.support.deployment import Deployment
 from tests.support.faults import FaultProxy
 from tests.support.moto_cloud import CREDENTIALS, REGION, AgentMachine, MotoCloud

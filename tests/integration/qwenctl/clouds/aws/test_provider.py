@@ -30,7 +30,7 @@ from qwenctl.clouds.base import (
     Throttled,
     Transient,
 )
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from tests.support.faults import Fault, FaultProxy, ec2_error
 from tests.support.lookup import HOST, Lookup
 from tests.support.moto_cloud import CREDENTIALS, REGION, MotoCloud

@@ -20,7 +20,7 @@ from qwenctl.clouds.local.provider import LocalProvider
 from qwenctl.clouds.local.settings import LocalConfig
 from qwenctl.config.deployment import Config
 from qwenctl.config.providers import make_provider
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.protocol.messages import Service, Spec
 from tests.support.net import free_port
 from tests.support.stand_in_proxy import SECRET, StandInProxy

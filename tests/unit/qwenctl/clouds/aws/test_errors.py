@@ -27,7 +27,7 @@ from qwenctl.clouds.base import (
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.providers import make_provider
-from qwenctl.core.lifecycle import Observed
+from qwenctl.core.phase import Observed
 from qwenctl.errors import ConfigError
 
 ID = "i-0123456789abcdef0"
