@@ -24,7 +24,7 @@ READY_SECONDS = 2.0
 
 
 class Health:
-    """``/healthz``: the process lives. ``/readyz``: its store answers, too."""
+    """``/healthz``: the process lives. ``/readyz``: its store can be written to, too."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -44,7 +44,7 @@ class Health:
             await self._ready(request, send)
 
     async def _ready(self, request: Request, send: Send) -> None:
-        asked = asyncio.get_running_loop().run_in_executor(self._thread, self._store.ping)
+        asked = asyncio.get_running_loop().run_in_executor(self._thread, self._store.check)
         try:
             await asyncio.wait_for(asked, READY_SECONDS)
         except StoreUnavailable as error:

@@ -94,6 +94,7 @@ class Deployment:
             before = time.time()
             theirs = self._store.snapshot(self.gpus[0]).now if self.gpus else before
             after = time.time()
+            self._store.check()
         except (ConfigError, StoreUnavailable) as error:
             found, _, advice = str(error).partition("; ")
             yield fail("redis", found, _sentence(advice or "Check redis_url."))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,16 +19,38 @@ from qwenctl.errors import ConfigError, StoreAuthError, StoreUnavailable
 from qwenctl.lib.private_file import read_secret
 from qwenctl.store import embedded
 
-_REFUSALS = (redis.exceptions.OutOfMemoryError, redis.exceptions.ClusterError)
-_REFUSAL_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
-"""Codes of a full disk or memory, or an incomplete cluster: it answers, but cannot be used."""
+_REFUSAL = re.compile(
+    r"(?:^|[\s-])(?:READONLY|MASTERDOWN|LOADING|NOREPLICAS|MISCONF|OOM|BUSY|UNBLOCKED|CLUSTERDOWN|"
+    r"TRYAGAIN) "
+)
+"""Codes of a server that answers but cannot be used: a demoted master, a full disk or memory, an
+incomplete cluster. Redis before 7 has the code of a command in a script amid the text."""
+
+_KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}.items()
+    if hasattr(socket, name)  # not every system has all of them
+}
+"""Probe a server that has vanished without a word, for connections that only wait for news."""
+
+_REFUSALS = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ClusterError,
+)
 
 
 @contextlib.contextmanager
 def explained_errors(client: redis.Redis | str) -> Iterator[None]:
-    """Turn Redis's errors into ours, which name the client or its place."""
+    """Turn Redis's errors into ours, which name the client or its place.
+
+    A client whose server cannot be used drops its idle connections: behind the same name or TCP
+    proxy there may be another master by now, which only a new connection reaches.
+    """
     try:
         yield
+    except StoreUnavailable:
+        raise
     except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError) as error:
         raise StoreAuthError(
             f"Redis at {place_of(client)} refuses the password or user: {error}; "
@@ -35,8 +59,6 @@ def explained_errors(client: redis.Redis | str) -> Iterator[None]:
     except (
         redis.exceptions.ConnectionError,
         redis.exceptions.TimeoutError,
-        redis.exceptions.BusyLoadingError,
-        redis.exceptions.ReadOnlyError,
         redis.exceptions.RedisClusterException,  # not a RedisError: no node of the cluster answers
         OSError,
     ) as error:
@@ -46,14 +68,28 @@ def explained_errors(client: redis.Redis | str) -> Iterator[None]:
                 f"Redis at {place_of(client)} wants another password; check redis_url, "
                 "redis_password_file"
             ) from None
+        _drop_connections(client)
         raise StoreUnavailable(
             f"Redis at {place_of(client)} cannot be reached: {text.rstrip('.')}; check redis_url and "
             "that the server runs"
         ) from None
     except redis.exceptions.ResponseError as error:
-        if not isinstance(error, _REFUSALS) and not str(error).startswith(_REFUSAL_CODES):
+        if not isinstance(error, _REFUSALS) and not _REFUSAL.search(str(error)):
             raise  # a mistake in a script of ours
+        _drop_connections(client)
+        if isinstance(error, redis.exceptions.ReadOnlyError) or "READONLY" in str(error):
+            raise StoreUnavailable(
+                f"Redis at {place_of(client)} is a read-only replica; the next try connects anew, and "
+                "if this lasts, redis_url must lead to the master"
+            ) from None
         raise StoreUnavailable(f"Redis at {place_of(client)} refuses to work: {error}") from None
+
+
+def _drop_connections(client: redis.Redis | str) -> None:
+    pool: Any = getattr(client, "connection_pool", None)  # a cluster's client reads its nodes anew
+    if pool is not None:
+        with contextlib.suppress(Exception):  # the server's error is what counts
+            pool.disconnect(inuse_connections=False)
 
 
 def place_of(client: redis.Redis | str) -> str:
@@ -95,6 +131,8 @@ def connect(config: Config) -> redis.Redis:
     if not config.redis_url:
         return redis.Redis.from_pool(embedded.pool(config.state_path, **options))
     scheme = config.redis_url.partition("://")[0].lower()  # `Config` accepts known schemes only
+    if scheme != "unix":
+        options |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
     try:
         url = urlsplit(config.redis_url)
         if scheme == "redis+sentinel":

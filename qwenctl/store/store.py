@@ -9,12 +9,14 @@ Every method raises `StoreUnavailable` when Redis cannot be reached.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
+from weakref import WeakSet
 
 import redis
 
@@ -24,6 +26,7 @@ from qwenctl.core.events import Event, EventKind, decode, encode
 from qwenctl.core.lifecycle import Move
 from qwenctl.core.phase import TRANSITIONS, Guard, Phase
 from qwenctl.core.snapshot import Admission, Lease, Lock, Outcome, Snapshot, Touch
+from qwenctl.errors import StoreUnavailable
 from qwenctl.lib.text import escape_control
 from qwenctl.protocol.messages import Command, Hello, Report
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
@@ -33,7 +36,7 @@ from qwenctl.store.watcher import Watcher
 _LUA = Path(__file__).with_name("lua")
 _KEYS = ["state", "leases", "blocks", "info", "lock", "node", "nonces", "events", "log", "commands"]
 
-_SESSION_KEYS = ("sessions", "session_info")
+_SESSION_KEYS = ("sessions", "session_info", "check")
 
 NONCE_SECONDS = 2 * MAX_SKEW_SECONDS
 """How long a nonce is remembered: longer than a message with it can be fresh."""
@@ -59,6 +62,7 @@ class Store:
         self._redis = client
         self._deployment = deployment
         self._now = now
+        self._watchers: WeakSet[Watcher] = WeakSet()
         prelude = (_LUA / "prelude.lua").read_text("utf-8")
         self._scripts = {
             path.stem: f"{prelude}\n{path.read_text('utf-8')}"
@@ -84,16 +88,31 @@ class Store:
         keys = self.keys(gpu)
         flags = (int(arg) if isinstance(arg, bool) else arg for arg in args)
         argv = [now, self._key(gpu, "changed"), *flags]
-        with explained_errors(self._redis):
+        with self._explained():
             try:
                 return self._redis.evalsha(self._shas[script], len(keys), *keys, *argv)
             except redis.exceptions.NoScriptError:
                 return self._redis.eval(self._scripts[script], len(keys), *keys, *argv)
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Explain Redis's errors; connect anew after them, the watchers too."""
+        try:
+            with explained_errors(self._redis):
+                yield
+        except StoreUnavailable:
+            for watcher in tuple(self._watchers):
+                watcher.reconnect()
+            raise
+
     def ping(self) -> None:
         """Raise `StoreUnavailable` or `StoreAuthError` if the store cannot be used."""
-        with explained_errors(self._redis):
+        with self._explained():
             self._redis.ping()
+
+    def check(self) -> None:
+        """Raise `StoreUnavailable` or `StoreAuthError` if the store cannot be written to."""
+        self._run("check", "")
 
     def close(self) -> None:
         self._redis.close()
@@ -129,7 +148,7 @@ class Store:
     def events(self, gpu: str, count: int = 100, *, after: str = "") -> list[Event]:
         """Return the last events, oldest first; with ``after``, the first after that id."""
         key = self._key(gpu, "events")
-        with explained_errors(self._redis):
+        with self._explained():
             if after:
                 rows = self._redis.xrange(key, min=f"({after}", count=count)
             else:
@@ -138,7 +157,7 @@ class Store:
 
     def follow(self, gpu: str, after: str, wait: float) -> list[Event]:
         """Return the events after an id; wait up to ``wait`` seconds for the first."""
-        with explained_errors(self._redis):
+        with self._explained():
             rows = self._redis.xread(
                 {self._key(gpu, "events"): after or "0"}, block=max(1, _ms(wait)), count=200
             )
@@ -146,7 +165,7 @@ class Store:
 
     def log_lines(self, gpu: str, count: int = 200) -> list[str]:
         """Return the node's last log lines, oldest first."""
-        with explained_errors(self._redis):
+        with self._explained():
             return cast("list[str]", self._redis.lrange(self._key(gpu, "log"), -count, -1))
 
     def watch(self, gpus: Sequence[str], on_change: Callable[[str, str], None]) -> Watcher:
@@ -154,7 +173,10 @@ class Store:
 
         ``what`` is the kind of change, or ``resync`` when anything may have changed.
         """
-        return Watcher(self._redis, {self._key(gpu, "changed"): gpu for gpu in gpus}, on_change)
+        channels = {self._key(gpu, "changed"): gpu for gpu in gpus}
+        watcher = Watcher(self._redis, channels, on_change)
+        self._watchers.add(watcher)
+        return watcher
 
     # Writes of the controller
 

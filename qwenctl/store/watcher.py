@@ -6,12 +6,16 @@ import contextlib
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import redis
 
 log = logging.getLogger("qwenctl.store")
+
+RECONNECT = 1.0
+"""Shortest time between two reconnects that others ask for, in seconds."""
 
 
 class Watcher:
@@ -27,6 +31,7 @@ class Watcher:
         self._channels = dict(channels)
         self._on_change = on_change
         self._stopped = threading.Event()
+        self._reconnect = threading.Event()
         self._end = f"qwenctl:watcher:{secrets.token_hex(8)}"
         """Our own channel; a message on it ends the wait."""
         self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
@@ -38,17 +43,25 @@ class Watcher:
             self._client.publish(self._end, "end")
         self._thread.join(timeout=3)
 
+    def reconnect(self) -> None:
+        """Subscribe anew, since the present connection may lead to a demoted master."""
+        self._reconnect.set()
+
     def _run(self) -> None:
         pause = 0.05
         while not self._stopped.is_set():
             try:
                 pubsub: Any = cast(Any, self._client).pubsub(ignore_subscribe_messages=True)
                 with contextlib.closing(pubsub) as sub:
+                    self._reconnect.clear()
+                    since = time.monotonic()
                     sub.subscribe(self._end, *self._channels)
                     for name in self._channels.values():
                         self._on_change(name, "resync")
                     pause = 0.05
                     while not self._stopped.is_set():
+                        if self._reconnect.is_set() and time.monotonic() - since > RECONNECT:
+                            break
                         message = sub.get_message(timeout=1.0)
                         gpu = self._channels.get(message["channel"]) if message else None
                         if gpu is not None:

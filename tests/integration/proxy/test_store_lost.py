@@ -14,6 +14,7 @@ import requests
 
 from tests.integration.proxy.running import RunningProxy, gpu, running
 from tests.support.net import free_port
+from tests.support.tcp_switch import TcpSwitch
 from tests.support.valkey_server import ValkeyServer
 from tests.support.waiting import until
 
@@ -92,6 +93,31 @@ def test_a_frozen_store_holds_up_no_liveness_probe(server: ValkeyServer, tmp_pat
             for page in pages:
                 assert page.result()[0].status_code in (200, 503)
         until(lambda: requests.get(proxy.url("/_qwenctl/readyz"), timeout=10).ok, 10)
+
+
+def test_a_proxy_follows_a_failover_without_a_restart(server: ValkeyServer, tmp_path: Path) -> None:
+    with (
+        ValkeyServer(port=free_port()) as successor,
+        TcpSwitch(server.port) as front,
+        running(
+            tmp_path / "proxy",
+            redis_url=f"redis://127.0.0.1:{front.port}",
+            gpu={"main": gpu(preset="generic")},
+        ) as proxy,
+    ):
+        ready = proxy.url("/_qwenctl/readyz")
+        assert requests.get(ready, timeout=10).ok
+        server.client().replicaof("127.0.0.1", successor.port)
+        answer, seconds = timed("GET", ready)
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_lost")
+        assert seconds < 3
+        front.upstream = successor.port
+        until(lambda: requests.get(ready, timeout=10).ok, 5)
+        until(
+            lambda: requests.post(proxy.url("/x"), json={}, timeout=30).ok,
+            10,
+            "an answer of the woken GPU",
+        )
 
 
 def test_a_proxy_does_not_start_without_its_store(tmp_path: Path) -> None:
