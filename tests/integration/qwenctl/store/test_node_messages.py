@@ -7,6 +7,7 @@ import pytest
 from qwenctl.core.phase import Guard, Phase
 from qwenctl.core.snapshot import Lock, Outcome, Touch
 from qwenctl.protocol.messages import Hello, Interruption, Progress, Report
+from qwenctl.protocol.signing import MAX_SKEW_SECONDS, check_message, sign_message
 from qwenctl.store.store import NONCE_SECONDS, Store
 from tests.integration.qwenctl.store.store_calls import (
     GPU,
@@ -119,6 +120,22 @@ class TestNode:
         clock.advance(0.001)
         assert store.hello(message, once)[0] == "ok"
 
+    def test_a_message_cannot_be_sent_again_while_it_is_fresh(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        """Signed by a clock that is as far ahead as is allowed, it is fresh for the longest."""
+        bring(store, lock, P.BOOTING)
+        headers = sign_message("s", "POST", "/x", b"", now=clock() + MAX_SKEW_SECONDS)
+
+        def sent() -> str:
+            checked = check_message("s", "POST", "/x", b"", headers, now=clock())
+            return store.hello(Hello(gpu=GPU, boot_id="boot-one"), checked)[0]
+
+        assert sent() == "ok"
+        for _ in range(8):
+            clock.advance(2 * MAX_SKEW_SECONDS / 8 - 0.01)
+            assert sent() == "replay"
+
     def test_a_report_counts_for_its_boot(self, store: Store, lock: Lock) -> None:
         bring(store, lock, P.BOOTING)
         assert report(store, boot="boot-two") == ("other_boot", 1)
@@ -145,6 +162,13 @@ class TestNode:
         report(store, active=1)
         assert leases(store) == {"busy:main": 10}
         report(store, active=0)
+        assert leases(store) == {}
+
+    def test_a_node_that_stops_its_services_reports_no_work(self, store: Store, lock: Lock) -> None:
+        bring(store, lock, P.READY)
+        report(store, active=1)
+        assert leases(store) == {"busy:main": 10}
+        report(store, "stopping", active=1)
         assert leases(store) == {}
 
     def test_what_is_kept(self, store: Store, lock: Lock, clock: VirtualClock) -> None:

@@ -129,6 +129,26 @@ def test_the_threshold_is_the_services(server: Server) -> None:
     assert busy(spec(server.port, both), gpus(6.0)) == "GPU utilisation 6 %"
 
 
+def test_of_several_services_the_lowest_threshold_holds() -> None:
+    services = [
+        Service(name=name, command=("x",), port=80, activity=Activity(gpu_percent=percent))
+        for name, percent in (("webui", 20.0), ("batch", 60.0))
+    ]
+    for ordered in (services, services[::-1]):
+        given = Spec(version="1", services=tuple(ordered))
+        assert busy(given, gpus(30.0)) == "GPU utilisation 30 %"
+        assert busy(given, gpus(19.0)) == ""
+
+
+def test_the_probes_go_through_no_proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    server.answers = ["1"]
+    assert busy(spec(server.port), gpus()) == "webui: 1 running"
+
+
 def test_a_moment_between_two_requests_is_no_rest(server: Server) -> None:
     pauses: list[float] = []
     server.answers = ["0", "0", "1"]

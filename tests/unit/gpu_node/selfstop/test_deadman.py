@@ -93,3 +93,10 @@ def test_a_command_is_tried_again_until_it_works(tmp_path: Path) -> None:
     script = f'echo try >> "{tries}"; test "$(wc -l < "{tries}")" -ge 3'
     power_off(["sh", "-c", script], pauses=(0.0, 0.0, 0.0, 0.0))
     assert tries.read_text().splitlines() == ["try"] * 3
+
+
+def test_a_command_that_hangs_is_ended_and_tried_again(tmp_path: Path, caplog) -> None:  # type: ignore[no-untyped-def]
+    tries = tmp_path / "tries"
+    power_off(["sh", "-c", f'echo try >> "{tries}"; exec sleep 150'], timeout=0.5, pauses=(0.0,))
+    assert tries.read_text().splitlines() == ["try"] * 2
+    assert "timed out" in caplog.text

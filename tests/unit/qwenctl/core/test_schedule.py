@@ -97,7 +97,8 @@ def test_openings_are_those_of_a_clock(
     cron = f"{minute} {hour} * * {day}"
     plan = schedule(cron, zone)
     found, seen = plan.openings(since, until), matching_minutes(cron, zone, since, until)
-    if plan.cron.follows_clock:
+    # Debian's cron(8): "jobs scheduled at intervals" have a * in the hour or minute field.
+    if minute.startswith("*") or hour.startswith("*"):
         assert found == seen
         return
     first_time = [t for t in seen if datetime.fromtimestamp(t, zone).fold == 0]

@@ -140,9 +140,21 @@ class TestMessages:
         with pytest.raises(BadSignature):
             check(signed(now=NOW + 3600), secret="another")
 
-    def test_no_two_lists_of_parts_are_the_same_bytes(self) -> None:
-        one = sign_message(SECRET, "POST", "/a", b"b", now=NOW, nonce="n" * 16)
-        two = sign_message(SECRET, "POST", "/ab", b"", now=NOW, nonce="n" * 16)
+    @pytest.mark.parametrize(
+        ("method", "path", "nonce", "body"),
+        [
+            ("POS", "T/a", "n" * 16, b"nb"),
+            ("POST/", "a", "n" * 16, b"nb"),
+            ("POST", "/a", "n" * 17, b"b"),
+            ("POST", "/a", "n" * 16 + "nb", b""),
+        ],
+    )
+    def test_no_two_lists_of_parts_are_the_same_bytes(
+        self, method: str, path: str, nonce: str, body: bytes
+    ) -> None:
+        """Each list has the same characters in a row."""
+        one = sign_message(SECRET, "POST", "/a", b"nb", now=NOW, nonce="n" * 16)
+        two = sign_message(SECRET, method, path, body, now=NOW, nonce=nonce)
         assert one[SIGNATURE_HEADER] != two[SIGNATURE_HEADER]
 
 
