@@ -72,6 +72,19 @@ class Observation:
     """Another instance of the same GPU is on, too; see `MultiInstanceProvider`."""
 
 
+def checked(seen: object) -> Observation:
+    """Return what ``describe`` of a third party's provider returned, if it is an observation.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(seen, Observation):
+        raise TypeError("describe() returned no Observation")
+    if not isinstance(seen.state, Observed):
+        raise TypeError("describe() returned an Observation whose state is no Observed")
+    return seen
+
+
 @dataclass(frozen=True)
 class Accepted:
     """The result of a call that the cloud accepted, or that had nothing to do."""

@@ -12,6 +12,7 @@ The next candidate is tried when one has no capacity. Two are never on for long:
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,8 +28,12 @@ from qwenctl.clouds.base import (
     Provider,
     ProviderError,
     Transient,
+    checked,
 )
 from qwenctl.core.phase import Observed
+from qwenctl.lib.text import in_words
+
+log = logging.getLogger("qwenctl.clouds.fallback")
 
 SETTLE_SECONDS = 30.0
 """How long a cloud may show the old state after it accepted a start."""
@@ -238,6 +243,9 @@ class Fallback:
                 accepted = provider.stop()
             except ProviderError as error:  # the others are stopped all the same
                 problem = error
+            except (Exception, SystemExit) as broken:
+                log.exception("a candidate's provider broke")
+                problem = ProviderError(f"its provider broke: {in_words(broken)}")
         if problem is not None:
             raise problem
         return accepted
@@ -245,9 +253,13 @@ class Fallback:
     def _look(self) -> list[_Seen]:
         def look(provider: Provider) -> _Seen:
             try:
-                return _Seen(provider.describe())
+                return _Seen(checked(provider.describe()))
             except ProviderError as error:
                 return _Seen(Observation(Observed.UNKNOWN, reason=str(error)), error)
+            except (Exception, SystemExit) as broken:  # a third party's may raise anything
+                log.exception("a candidate's provider broke")
+                problem = ProviderError(f"its provider broke: {in_words(broken)}")
+                return _Seen(Observation(Observed.UNKNOWN, reason=str(problem)), problem)
 
         # In parallel, so that candidates of one account share a call.
         with ThreadPoolExecutor(len(self._providers), thread_name_prefix="look") as pool:

@@ -31,6 +31,7 @@ from qwenctl.clouds.base import (
     Provider,
     ProviderError,
     Transient,
+    checked,
 )
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.agentless import Prober
@@ -358,9 +359,7 @@ class Controller:
             if isinstance(self._provider, MultiInstanceProvider):
                 self._provider.serving(snapshot.state.get("instance_id", ""))
             with self._timed("describe"):
-                self._observation = self._provider.describe()
-            if not isinstance(self._observation, Observation):
-                raise TypeError("describe() returned no Observation")
+                self._observation = checked(self._provider.describe())
         except ProviderError as problem:
             error = str(problem)
             self._denied = isinstance(problem, Denied)

@@ -33,6 +33,7 @@ from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY
 from qwenctl.errors import ExitCode, UserError
+from qwenctl.lib.descriptors import raise_limit
 from qwenctl.lib.text import one_line
 from qwenctl.store.store import Store
 
@@ -169,6 +170,7 @@ class Progress(Follower, Observer):
         gpu = self._gpu
         if not self._keep_found and gpu.found_running == "adopt":
             gpu = gpu.model_copy(update={"found_running": "stop"})
+        raise_limit()
         return Controller(
             self.name,
             gpu,

@@ -15,8 +15,10 @@ simulates it:
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import random
 import threading
 import time
@@ -404,8 +406,13 @@ class Ecs:
             found = self._credentials.get_credentials()
         except ImportError:
             raise
-        except Exception:
+        except Exception as error:
             # The SDK's text may name files and addresses: it is not shown.
+            if _passes(error):
+                raise Transient(
+                    "the Alibaba Cloud credentials cannot be read now (the network, or too many "
+                    "open files)"
+                ) from None
             raise Denied(_NO_CREDENTIALS) from None
         return (
             found.get_access_key_id() or "",
@@ -424,6 +431,14 @@ class Ecs:
                 client.session.mount(scheme, _adapter(self._left))
             self._client = ((key, secret), client)
         return self._client[1]
+
+
+def _passes(error: Exception) -> bool:
+    """Return whether credentials are there and cannot be read only now; requests has OSErrors."""
+    lasting = (FileNotFoundError, PermissionError)
+    if os.strerror(errno.EMFILE) in str(error):  # a chain quotes the errors of its sources
+        return True
+    return isinstance(error, OSError) and not isinstance(error, lasting)
 
 
 def _adapter(check: Callable[[], object]) -> Any:

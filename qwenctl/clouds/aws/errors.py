@@ -214,6 +214,8 @@ def translate(error: Exception, *, instance: str, region: str) -> ProviderError:
         return Transient("something that is not EC2 has answered; check aws.endpoint_url")
     if isinstance(error, boto.BotoCoreError):
         return ProviderError(f"boto3 cannot make the call: {quote(str(error))}")
+    if isinstance(error, OSError):
+        return Transient(f"this machine cannot make the call to EC2 now: {error.strerror}")
     raise error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 EXIT_POWER_OFF = 70
 """The agent's exit code that asks to power the machine off (`gpu_node.selfstop.deadman`)."""
@@ -72,12 +73,21 @@ class Record:
         self._file = directory / "status.json"
 
     def read(self) -> dict[str, Any]:
-        """Return the record; empty if there is none yet."""
+        """Return the record; empty if there is none yet.
+
+        Raises:
+            OSError: it cannot be read, or is damaged. Nothing is known of the instance then.
+        """
         try:
             record = json.loads(self._file.read_bytes())
-        except (OSError, ValueError):
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        return record if isinstance(record, dict) else {}
+        except ValueError:
+            record = None
+        known = isinstance(record, dict) and record.get("state") in get_args(State)
+        if not known or not isinstance(record.get("pid"), int):
+            raise OSError(errno.EINVAL, "the record is damaged", str(self._file))
+        return dict(record)
 
     def write(self, *, boot_id: str, state: State, pid: int, reason: str = "") -> None:
         """Replace the record, under the lock."""
@@ -94,13 +104,21 @@ class Record:
         fresh.replace(self._file)
 
     def alive(self, record: Mapping[str, Any]) -> bool:
-        """Whether the recorded process lives: ids are reused, start times are not."""
+        """Whether the recorded process lives: ids are reused, start times are not.
+
+        Raises:
+            OSError: this machine cannot tell.
+        """
         born = _born(int(record.get("pid", 0)))
         return born != "" and born == record.get("born")
 
 
 def _born(pid: int) -> str:
-    """Return the start of a living process, as unique text; empty if it is dead."""
+    """Return the start of a living process, as unique text; empty if it is dead.
+
+    Raises:
+        OSError: this machine cannot tell, for want of descriptors or rights.
+    """
     if pid <= 0:
         return ""
     if not sys.platform.startswith("linux"):
@@ -109,12 +127,14 @@ def _born(pid: int) -> str:
         try:
             process = psutil.Process(pid)
             return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time()}"
-        except psutil.Error:
+        except psutil.NoSuchProcess:
             return ""
+        except psutil.Error as error:
+            raise OSError(errno.EACCES, str(error)) from None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
     # proc_pid_stat(5): the name, in parentheses, may hold anything; state and start time follow.
     fields = stat.rpartition(b")")[2].split()
@@ -178,10 +198,18 @@ class Machine:
         if self._next(pause) is not None:
             return False
         with locked(self._directory):
-            if self._record.read().get("state") == "stopping":
-                return False
+            with contextlib.suppress(OSError):  # a stop sends a signal as well
+                if self._record.read().get("state") == "stopping":
+                    return False
             self._enter("running")
         return True
+
+    def _is_lost(self) -> bool:
+        """Return whether the record is surely gone, or another machine's."""
+        try:
+            return bool(self._record.read().get("boot_id") != self._options.boot_id)
+        except OSError:  # not now: no reason to end running work
+            return False
 
     def _work(self) -> str:
         """Run the agent until the machine stops; return the reason of an unrequested stop."""
@@ -194,7 +222,7 @@ class Machine:
             if agent_due is not None and now >= agent_due:
                 self._start_program()
                 agent_due = None
-            if self._record.read().get("boot_id") != self._options.boot_id:
+            if self._is_lost():
                 _say("this machine's directory has been removed: nobody could find and stop it")
                 os.killpg(0, signal.SIGKILL)
             times = [now + RECORD_CHECK] if agent_due is None else [agent_due]

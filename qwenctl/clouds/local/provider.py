@@ -33,6 +33,7 @@ from qwenctl.clouds.base import (
 from qwenctl.clouds.local.machine import Record, locked
 from qwenctl.core import failures
 from qwenctl.core.phase import Observed
+from qwenctl.lib.descriptors import limit_for_children
 from qwenctl.lib.private_file import write_private
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ LOCK_SECONDS = 2.0
 """How long a call waits for the lock: well within `LocalProvider.call_timeout`."""
 
 # `sh` starts the machine in the background and ends, so that a proxy that outlives the machine has
-# no zombie.
-_DETACH = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo "$!"'
+# no zombie. It gets the limit of open files that we were started with.
+_DETACH = 'ulimit -S -n "$1"; log=$2; shift 2; "$@" </dev/null >>"$log" 2>&1 & echo "$!"'
 
 
 class LocalProvider:
@@ -95,7 +96,17 @@ class LocalProvider:
         self._record = Record(self.directory)
 
     def describe(self) -> Observation:
-        """Read the instance's record and check its process, without the lock."""
+        """Read the instance's record and check its process, without the lock.
+
+        Raises:
+            Transient: this machine cannot read them; the instance may be running.
+        """
+        try:
+            return self._describe()
+        except OSError as error:
+            raise _failed("look at", error) from None
+
+    def _describe(self) -> Observation:
         record = self._record.read()
         state = record.get("state", "stopped")
         instance_id = f"local-{self._gpu}"
@@ -105,7 +116,7 @@ class LocalProvider:
             # The machine may have written its last record meanwhile.
             again = self._record.read()
             if again != record:
-                return self.describe()
+                return self._describe()
             reason = "" if state == "stopping" else "the instance died"
             return Observation(Observed.STOPPED, instance_id, reason=reason)
         address = ADDRESS if state == "running" else ""
@@ -132,16 +143,16 @@ class LocalProvider:
         Raises:
             Transient: this machine cannot write its state now.
         """
-        if not self.directory.is_dir():
-            return Accepted()
         try:
+            if not self.directory.is_dir():
+                return Accepted()
             with locked(self.directory, LOCK_SECONDS):
                 return Accepted(self._stop())
         except OSError as error:
             raise _failed("stop", error) from None
 
     def _start(self) -> str:
-        state = self.describe().state
+        state = self._describe().state
         if state in (Observed.STARTING, Observed.RUNNING):
             return str(self._record.read().get("boot_id", ""))
         if state is Observed.STOPPING:
@@ -198,8 +209,9 @@ class LocalProvider:
         env = {key: value for key, value in os.environ.items() if not key.startswith("QWENCTL_")}
         if self._secret_file is None:
             env["QWENCTL_NODE__NODE_SECRET"] = self._secret
+        log = str(logs / "machine.log")
         done = subprocess.run(
-            ["/bin/sh", "-c", _DETACH, "sh", str(logs / "machine.log"), *command],
+            ["/bin/sh", "-c", _DETACH, "sh", limit_for_children(), *(log, *command)],
             cwd=work,
             env=env,
             stdin=subprocess.DEVNULL,

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from qwenctl.clouds.base import Accepted, Conflict, Denied, NoCapacity, ProviderError, Transient
+from qwenctl.clouds.base import (
+    Accepted,
+    Conflict,
+    Denied,
+    NoCapacity,
+    Observation,
+    ProviderError,
+    Transient,
+)
 from qwenctl.control.controller import Controller
 from qwenctl.core.explain import explain
 from qwenctl.core.failures import Failure
@@ -235,7 +243,18 @@ def test_a_bad_instance_that_the_cloud_leaves_out_is_stopped_all_the_same(life: 
     assert life.cloud.state is Observed.STOPPED
 
 
-@pytest.mark.parametrize("fault", [ValueError("odd\n\x1b[31m"), SystemExit(3), "a string"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ValueError("odd\n\x1b[31m"),
+        SystemExit(3),
+        "a string",
+        None,
+        OSError(24, "Too many open files"),
+        Observation("stopped"),  # type: ignore[arg-type]
+        Observation(None),  # type: ignore[arg-type]
+    ],
+)
 def test_a_provider_that_breaks_is_seen_and_stops_nothing_else(life: Life, fault: Any) -> None:
     """A third party's may do anything."""
 

@@ -390,3 +390,39 @@ class TestContract(ProviderContract):
 
     def count_stops(self, provider: Fallback) -> int:
         return sum(each.stops for each in self.fleet.machines)
+
+
+@pytest.mark.parametrize("fault", [OSError(24, "Too many open files"), ValueError("no JSON"), None])
+def test_a_candidate_whose_provider_breaks_is_unknown_and_the_serving_one_goes_on(
+    fleet: Fleet, fault: Exception | None
+) -> None:
+    """A third party's provider may raise anything, or return it."""
+    fleet.provider.start()
+    fleet.provider.describe()
+
+    def describe() -> Observation:
+        if fault is not None:
+            raise fault
+        return Observation("stopped")  # type: ignore[arg-type]
+
+    fleet.b.describe = describe  # type: ignore[method-assign]
+    seen = fleet.provider.describe()
+    assert (seen.state, seen.instance_id, seen.surplus) == (Observed.RUNNING, "spot", False)
+    assert "zone-b cannot be looked at: its provider broke" in seen.reason
+    fleet.spot.state = Observed.STOPPED
+    with pytest.raises(ProviderError, match="broke"):
+        fleet.provider.describe()
+    with pytest.raises(ProviderError, match="broke"):
+        fleet.provider.start()  # it may be on
+    assert fleet.starts == [1, 0, 0]
+
+
+def test_a_candidate_whose_stop_breaks_does_not_keep_the_others_on(fleet: Fleet) -> None:
+    def stop() -> Accepted:
+        raise KeyError("id")
+
+    fleet.spot.state = fleet.c.state = Observed.RUNNING
+    fleet.spot.stop = stop  # type: ignore[method-assign]
+    with pytest.raises(ProviderError, match="broke"):
+        fleet.provider.stop()
+    assert fleet.c.stops == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -107,6 +109,14 @@ def test_quoted_words_hold_no_secret() -> None:
     assert "k3Jh" not in text
     assert text.isprintable()
     assert len(text) <= 300
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOEXEC])
+def test_a_fault_of_this_machine_says_nothing_about_the_instance(number: int) -> None:
+    """Such as a credential process that cannot be run, or a file that cannot be opened."""
+    problem = translate(OSError(number, os.strerror(number)), instance=ID, region="")
+    assert isinstance(problem, Transient)
+    assert os.strerror(number) in str(problem)
 
 
 def test_a_mistake_of_our_own_stays_one() -> None:
