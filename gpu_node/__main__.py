@@ -18,9 +18,10 @@ from gpu_node.client import ProxyClient
 from gpu_node.machine.interruption import InterruptionWatch
 from gpu_node.selfstop.deadman import DeadMan, power_off
 from gpu_node.services.docker import DockerRuntime
+from gpu_node.services.docker_ownership import container_key
 from gpu_node.services.orphans import OrphanKiller, kill_orphans, owner_mark
 from gpu_node.services.process import ProcessRuntime
-from gpu_node.settings import NodeSettings, load_settings, save_last_good
+from gpu_node.settings import CONTAINER_KEY, NodeSettings, load_settings, save_last_good
 from gpu_node.setup import COMMANDS
 from gpu_node.status_file import StatusFile
 from qwenctl import __version__
@@ -141,7 +142,7 @@ def _run(settings: NodeSettings, secret: str, config: str | None) -> int:
         client=client,
         runtimes={
             "process": ProcessRuntime(Path(settings.log_dir), orphans, mark, os.environ),
-            "docker": DockerRuntime.of(settings),
+            "docker": DockerRuntime.of(settings, container_key(state_dir / CONTAINER_KEY, secret)),
         },
         dead_man=DeadMan(state_dir / "deadman.json", boot_id, settings.dead_man),
         power_off=lambda: power_off(settings.power_off_command),

@@ -26,7 +26,9 @@ LAST_GOOD = "settings.json"
 OF_THIS_BOOT = ("agent.lock", "deadman.json", "notice.json", "status.json", "watchdog.json")
 """Files in the state directory that are void after a boot."""
 
-STATE_FILES = (*OF_THIS_BOOT, "spec.json", LAST_GOOD)
+CONTAINER_KEY = "container.key"
+
+STATE_FILES = (*OF_THIS_BOOT, "spec.json", LAST_GOOD, CONTAINER_KEY)
 """All files of the agent there."""
 
 

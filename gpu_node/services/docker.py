@@ -1,7 +1,7 @@
 """Run each service as a container of its own, which outlives the agent.
 
 Docker's own state is the record. A service's container has a fixed name, so that there is never a
-second container, and a label with a hash of its options: an agent that starts takes up a container
+second container, and a label with a hash of its options, which `docker_ownership` proves: an agent that starts takes up a container
 that runs, starts a container that does not, and replaces a container with other options.
 """
 
@@ -23,6 +23,14 @@ import requests
 
 from gpu_node.services.docker_errors import NO_COMMAND, error_text, start_error_text
 from gpu_node.services.docker_options import container_options
+from gpu_node.services.docker_ownership import (
+    GPU_LABEL,
+    HASH_LABEL,
+    LOG_OPTIONS,
+    SERVICE_LABEL,
+    Ownership,
+    unless_missing,
+)
 from gpu_node.services.image_pull import API_TIMEOUT, Leaving, pull_image
 from gpu_node.services.log_lines import LineSink, secrets_of
 from gpu_node.services.runtime import Output, StartFailed, base_url_of, service_environment
@@ -34,7 +42,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-GPU_LABEL, SERVICE_LABEL, HASH_LABEL = "qwenctl.gpu", "qwenctl.service", "qwenctl.config-hash"
+__all__ = ["GPU_LABEL", "HASH_LABEL", "SERVICE_LABEL", "DockerRuntime", "unless_missing"]
 
 NETWORK = "qwenctl"
 """The network on which services find each other by name."""
@@ -48,9 +56,6 @@ LOOK_INTERVAL = 5.0
 RECONNECT = 0.5
 """Seconds between two attempts to reach the daemon."""
 
-LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
-"""Bounds what a container's log takes on the disk."""
-
 
 class DockerRuntime:
     """Runs containers.
@@ -61,11 +66,15 @@ class DockerRuntime:
         host: the daemon's address, such as ``unix:///run/docker.sock``; empty: ``DOCKER_HOST``, or
             Docker's default.
         auth_file: a ``config.json`` as ``docker login`` writes it; empty: that of this user.
+        key: proves which containers this node has made.
     """
 
     outlives_agent = True
 
-    def __init__(self, gpu: str, log_dir: Path, *, host: str = "", auth_file: str = "") -> None:
+    def __init__(
+        self, gpu: str, log_dir: Path, *, host: str = "", auth_file: str = "", key: bytes = b""
+    ) -> None:
+        self.ownership = Ownership(gpu, key)
         self._gpu = gpu
         self.log_dir = log_dir
         self._host = host
@@ -74,9 +83,9 @@ class DockerRuntime:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, settings: NodeSettings) -> DockerRuntime:
+    def of(cls, settings: NodeSettings, key: bytes = b"") -> DockerRuntime:
         host, auth_file = settings.docker_host, settings.registry_auth_file
-        return cls(settings.gpu, Path(settings.log_dir), host=host, auth_file=auth_file)
+        return cls(settings.gpu, Path(settings.log_dir), host=host, auth_file=auth_file, key=key)
 
     def settle(self, names: Collection[str]) -> None:
         """Have the containers of other services than these removed."""
@@ -97,7 +106,7 @@ class DockerRuntime:
         except ModuleNotFoundError:
             text = "it needs the Docker SDK: pip install 'qwenctl[node]'"
             raise StartFailed(text, final=True) from None
-        name = f"qwenctl-{self._gpu}-{service.name}"
+        name = self.ownership.name(service.name)
         return ServiceContainer(self, name, service, service_environment(service), output)
 
     def client(self) -> Any:
@@ -111,9 +120,6 @@ class DockerRuntime:
             client.reload_config(str(Path(self._auth_file).expanduser()))
         return client
 
-    def labels(self, service: Service, digest: str) -> dict[str, str]:
-        return {GPU_LABEL: self._gpu, SERVICE_LABEL: service.name, HASH_LABEL: digest}
-
     def sweep(self, client: Any) -> None:
         """Remove the containers of earlier services; they may hold a port or the GPU."""
         with self._lock:
@@ -123,10 +129,18 @@ class DockerRuntime:
             for found in client.containers(all=True, filters=ours):
                 if found["Labels"].get(SERVICE_LABEL) in keep:
                     continue
-                log.info("removing the container %s of an earlier spec", found["Names"][0])
                 details = unless_missing(client.inspect_container, found["Id"])
-                if details is not None:
-                    _remove(client, found["Id"], details["Config"].get("StopTimeout") or 10)
+                if details is None:
+                    continue
+                if not self.ownership.owns(client, details):
+                    log.warning(
+                        "the container %s has qwenctl's labels, but was not made by this node: it is "
+                        "left alone",
+                        found["Names"][0],
+                    )
+                    continue
+                log.info("removing the container %s of an earlier spec", found["Names"][0])
+                _remove(client, found["Id"], details["Config"].get("StopTimeout") or 10)
             self._keep = None
 
     def _sweep_alone(self) -> None:
@@ -219,9 +233,10 @@ class ServiceContainer:
         self._live_restore = bool(self._patiently(self._client.info).get("LiveRestoreEnabled"))
         self._patiently(lambda: self._runtime.sweep(self._client))
         present = self._patiently(self._present)
-        if present is not None and present["Config"]["Labels"].get(HASH_LABEL) is None:
+        if present is not None and not self._patiently(lambda: self._ours(present)):
             raise StartFailed(
-                f"there is a container {self._name} that qwenctl has not made; remove or rename it",
+                f"there is a container {self._name} that this node's qwenctl has not made; remove "
+                f"or rename it: docker rename {self._name} NAME",
                 final=True,
             )
         if present is not None and self._running(present) and self._fits(present, image=""):
@@ -286,7 +301,7 @@ class ServiceContainer:
             if self._client is None:
                 self._client = self._runtime.client()
             present = self._present()
-            if present is None or HASH_LABEL not in present["Config"]["Labels"]:
+            if present is None or not (self._id or self._ours(present)):
                 return "stopped"
             self._id = present["Id"]
             self._client.stop(self._id, timeout=_whole(timeout))
@@ -366,6 +381,9 @@ class ServiceContainer:
         """Return the container as Docker knows it, or None."""
         return unless_missing(self._client.inspect_container, self._id or self._name)
 
+    def _ours(self, present: Mapping[str, Any]) -> bool:
+        return self._runtime.ownership.owns(self._client, present, self._digest())
+
     @staticmethod
     def _running(present: Mapping[str, Any]) -> bool:
         state = present.get("State", {})
@@ -423,7 +441,7 @@ class ServiceContainer:
             image,
             **options["own"],
             name=self._name,
-            labels=self._runtime.labels(service, self._digest()),
+            labels=self._runtime.ownership.labels(service.name, self._digest()),
             stop_timeout=_whole(service.stop_timeout),
             host_config=host_config,
             networking_config=networking,
@@ -530,16 +548,6 @@ class ServiceContainer:
                     "use it (group docker)?"
                 )
             self._leaving.wait(RECONNECT)
-
-
-def unless_missing(inspect: Callable[[str], T], name: str) -> T | None:
-    """Return what Docker knows of a container or an image; None if there is none of that name."""
-    from docker.errors import NotFound
-
-    try:
-        return inspect(name)
-    except NotFound:
-        return None
 
 
 def _remove(client: Any, container: str, stop_timeout: int) -> None:

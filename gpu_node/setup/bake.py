@@ -20,11 +20,12 @@ import psutil
 
 from gpu_node.selfstop.busy import read_spec
 from gpu_node.selfstop.watchdog import agent_runs
-from gpu_node.services.docker import (
+from gpu_node.services.docker import DockerRuntime
+from gpu_node.services.docker_ownership import (
     GPU_LABEL,
     HASH_LABEL,
     SERVICE_LABEL,
-    DockerRuntime,
+    own_labels,
     unless_missing,
 )
 from gpu_node.services.image_pull import PullProgress, pull_events
@@ -146,8 +147,14 @@ def _pull(client: Any, container: Container, say: Say) -> None:
 
 
 def _containers(client: Any, settings: NodeSettings, **options: Any) -> list[Any]:
-    """List this GPU's containers that run."""
-    return list(client.containers(filters={"label": f"{GPU_LABEL}={settings.gpu}"}, **options))
+    """List this GPU's containers that run, without those that have the label of their image."""
+    found = client.containers(filters={"label": f"{GPU_LABEL}={settings.gpu}"}, **options)
+    return [
+        container
+        for container in found
+        if (details := unless_missing(client.inspect_container, container["Id"]))
+        and GPU_LABEL in own_labels(client, details)
+    ]
 
 
 def _starts_at_boot(client: Any, found: Any) -> bool:

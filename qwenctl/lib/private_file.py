@@ -1,13 +1,94 @@
-"""Read small files with explained errors; write them for their owner alone."""
+"""Read small files with explained errors; write them for their owner alone.
+
+In a directory that others can write, a name may be a link to another file, or a pipe that never
+answers: what is opened here is neither (open(2): O_NOFOLLOW, O_NONBLOCK).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from qwenctl.errors import ConfigError
+
+MOST_BYTES = 16 * 1024 * 1024
+"""A longer file is none of ours."""
+
+
+def private_directory(path: Path, names: Iterable[str] = ()) -> None:
+    """Make a directory that only this user can use, or make it so.
+
+    Where others could write until now, what they have put in place of our files is removed.
+
+    Args:
+        names: the names of our files in it.
+
+    Raises:
+        ConfigError: it is another user's, who could replace any file in it.
+        OSError: it cannot be made or changed.
+    """
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for found in (path.lstat(), path.stat()):
+        if found.st_uid not in (os.geteuid(), 0):
+            raise ConfigError(
+                f"the directory {path} belongs to the user {user_name(found.st_uid)}, who could "
+                f"replace every file in it: choose another one, or run chown -R "
+                f"{user_name(os.geteuid())} {path} after a look into it"
+            )
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid != os.geteuid() or not mode & 0o077:
+        return
+    path.chmod(mode & 0o700)
+    for name in names if mode & 0o022 else ():
+        with contextlib.suppress(FileNotFoundError):
+            entry = (path / name).lstat()
+            if not stat.S_ISREG(entry.st_mode) or entry.st_uid not in (os.geteuid(), 0):
+                (path / name).unlink()
+
+
+def user_name(uid: int) -> str:
+    """Return the user's name, else the number."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def open_private(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file of this user or of root; a new file is for this user alone.
+
+    Root may also read the files of others.
+
+    Raises:
+        OSError: it cannot be opened, or is no such file.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    found = os.fstat(descriptor)
+    ours = found.st_uid in (os.geteuid(), 0) or (flags == os.O_RDONLY and os.geteuid() == 0)
+    if stat.S_ISREG(found.st_mode) and ours:
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EPERM, "it is no regular file of this user", str(path))
+
+
+def read_private(path: Path) -> bytes:
+    """Read a small regular file of this user or of root.
+
+    Raises:
+        OSError: it cannot be read, is no such file, or has more than `MOST_BYTES`.
+    """
+    with os.fdopen(open_private(path), "rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return content
 
 
 def write_private(path: Path, text: str) -> None:
@@ -28,6 +109,22 @@ def write_private(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
+
+
+def write_note(path: Path, text: str) -> None:
+    """Replace a small file as `write_private` does, or overwrite it where that fails.
+
+    A full disk has no room for another file, but there is room in the old one.
+
+    Raises:
+        OSError: neither is possible.
+    """
+    try:
+        write_private(path, text)
+    except OSError:
+        with os.fdopen(open_private(path, os.O_RDWR), "r+", encoding="utf-8") as file:
+            file.write(text)
+            file.truncate()
 
 
 def read_secret(path: Path, key: str) -> str:

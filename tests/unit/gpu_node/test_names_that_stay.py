@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from gpu_node.services.docker import GPU_LABEL, HASH_LABEL, SERVICE_LABEL
+from gpu_node.services.docker_ownership import (
+    GPU_LABEL,
+    HASH_LABEL,
+    PROOF_LABEL,
+    SERVICE_LABEL,
+)
 from gpu_node.setup.systemd_units import WATCHDOG, Node, render
 from tests.support.net import free_port
 
@@ -72,8 +77,9 @@ def test_what_we_write_has_the_name_that_every_version_knows(file: str, name: st
 
 
 def test_containers_of_earlier_agents_are_recognised_by_their_labels() -> None:
-    assert (GPU_LABEL, SERVICE_LABEL, HASH_LABEL) == (
+    assert (GPU_LABEL, SERVICE_LABEL, HASH_LABEL, PROOF_LABEL) == (
         "qwenctl.gpu",
         "qwenctl.service",
         "qwenctl.config-hash",
+        "qwenctl.proof",
     )
