@@ -158,6 +158,8 @@ class ProviderError(Exception):
     """
 
     code: ClassVar[str] = failures.PROVIDER_ERROR
+    about_account: bool = False
+    """The same is refused for every instance of the account, as with a wrong key."""
 
     def __init__(self, message: str, *, cloud_code: str = "", request_id: str = "") -> None:
         super().__init__(message)

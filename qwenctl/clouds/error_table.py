@@ -13,8 +13,12 @@ class Meaning:
 
     kind: type[ProviderError]
     sentence: str
+    about_account: bool = False
+    """See `ProviderError.about_account`."""
 
 
-def row(kind: type[ProviderError], sentence: str, codes: str) -> dict[str, Meaning]:
+def row(
+    kind: type[ProviderError], sentence: str, codes: str, *, about_account: bool = False
+) -> dict[str, Meaning]:
     """Return the entries for codes, separated by spaces, that mean the same."""
-    return dict.fromkeys(codes.split(), Meaning(kind, sentence))
+    return dict.fromkeys(codes.split(), Meaning(kind, sentence, about_account))

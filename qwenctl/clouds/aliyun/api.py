@@ -413,7 +413,9 @@ class Ecs:
                     "the Alibaba Cloud credentials cannot be read now (the network, or too many "
                     "open files)"
                 ) from None
-            raise Denied(_NO_CREDENTIALS) from None
+            missing = Denied(_NO_CREDENTIALS)
+            missing.about_account = True
+            raise missing from None
         return (
             found.get_access_key_id() or "",
             found.get_access_key_secret() or "",

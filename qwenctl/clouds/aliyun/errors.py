@@ -60,12 +60,14 @@ _TABLE: dict[str, Meaning] = {
         "the account is not verified or is restricted; see the notices in the console",
         "Forbidden.RiskControl Forbidden.UserVerification RealNameAuthenticationError "
         "InvalidAccountStatus.*",
+        about_account=True,
     ),
     **row(
         Denied,
         "the account has a payment overdue or too little balance; top it up in the console",
         "Account.Arrearage InvalidAccountStatus.NotEnoughBalance InsufficientBalance "
         "InsufficientBalance.*",
+        about_account=True,
     ),
     **row(
         Denied,
@@ -107,11 +109,13 @@ _TABLE: dict[str, Meaning] = {
         Denied,
         "there is no region {region}, or not for this account; check aliyun.region",
         "InvalidRegionId.NotFound",
+        about_account=True,
     ),
     **row(
         Denied,
         "this machine's clock is off by more than 15 minutes; set it by NTP (timedatectl)",
         "InvalidTimeStamp.* IllegalTimestamp",
+        about_account=True,
     ),
     **row(
         Denied,
@@ -119,12 +123,14 @@ _TABLE: dict[str, Meaning] = {
         "ALIBABA_CLOUD_ACCESS_KEY_SECRET, or the profile file, and that the key is enabled",
         "InvalidAccessKeyId InvalidAccessKeyId.* InvalidAccessKeySecret Forbidden.AccessKey "
         "Forbidden.AccessKeyDisabled SignatureDoesNotMatch IncompleteSignature",
+        about_account=True,
     ),
     **row(
         Denied,
         "the STS token is not valid, or no longer; set a fresh ALIBABA_CLOUD_SECURITY_TOKEN with "
         "its AccessKey, or use the RAM role of this machine, which renews itself",
         "InvalidSecurityToken InvalidSecurityToken.* MissingSecurityToken",
+        about_account=True,
     ),
     **row(
         Transient,
@@ -185,7 +191,9 @@ def error_of(
         sentence = meaning.sentence.format(
             service=api.lower(), action=action, region=region, resource=resource
         )
-        return meaning.kind(sentence, cloud_code=code, request_id=request_id)
+        error = meaning.kind(sentence, cloud_code=code, request_id=request_id)
+        error.about_account = meaning.about_account
+        return error
     if status == 429:
         return Throttled(_TABLE["Throttling"].sentence, cloud_code=code, request_id=request_id)
     kind = Transient if status >= 500 else ProviderError

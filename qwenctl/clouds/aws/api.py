@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from qwenctl.clouds.aws.errors import quote, translate
 from qwenctl.clouds.aws.settings import AwsConfig
-from qwenctl.clouds.base import NoCapacity, Observation, Transient, expect_dry_run
+from qwenctl.clouds.base import Denied, NoCapacity, Observation, Transient, expect_dry_run
 from qwenctl.clouds.batch import MAX_IDS, Batch
 from qwenctl.clouds.deadline import run_by, with_deadline
 from qwenctl.core.phase import Observed
@@ -145,6 +145,9 @@ class Account:
                 }
             except Exception as error:
                 problem = translate(error, instance=ids[0], region=self._region())
+                # Describe actions have no permissions on single resources:
+                # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/iam-policy-structure.html.
+                problem.about_account |= isinstance(problem, Denied)
                 attempt += 1
                 pause = random.uniform(0.2, 0.4) * 2**attempt
                 if not isinstance(problem, Transient) or not self._time_for_request(pause):

@@ -98,23 +98,27 @@ TABLE: dict[str, Meaning] = {
         "AuthFailure IncompleteSignature InvalidAccessKeyId InvalidClientTokenId "
         "InvalidSignatureException MissingAuthenticationToken SignatureDoesNotMatch "
         "UnrecognizedClientException",
+        about_account=True,
     ),
     **row(
         Denied,
         "the temporary credentials have expired; get new ones (such as `aws sso login`), or use an "
         "instance profile, which renews itself",
         "ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired",
+        about_account=True,
     ),
     **row(
         Denied,
         "this machine's clock is wrong; set it, best with NTP (chrony, systemd-timesyncd)",
         "RequestTimeTooSkewed",
+        about_account=True,
     ),
     **row(
         Denied,
         "AWS does not let this account use EC2 now; see its billing and verification pages, or ask "
         "AWS Support" + _QUOTED,
         "AccountDisabled Blocked OptInRequired PendingVerification",
+        about_account=True,
     ),
     **row(
         Denied,
@@ -179,6 +183,15 @@ def translate(error: Exception, *, instance: str, region: str) -> ProviderError:
         return own
     if isinstance(error, boto.ClientError):
         return _refused(error, instance, region)
+    problem = _not_answered(error)
+    problem.about_account = True
+    return problem
+
+
+def _not_answered(error: Exception) -> ProviderError:
+    """Return the error for a call that EC2 did not answer; it is the same for any instance."""
+    from botocore import exceptions as boto
+
     if isinstance(error, boto.ProfileNotFound):
         return Denied(f"the AWS configuration files have no such profile; {_SIGN_IN}")
     if isinstance(error, boto.NoCredentialsError):
@@ -238,7 +251,9 @@ def _refused(error: ClientError, instance: str, region: str) -> ProviderError:
         kind, text = ProviderError, f"EC2 refuses: {words}"
     if code in CLOCK_CODES and (wrong := _clock_error(metadata)):
         kind, text = Denied, wrong
-    return kind(text, cloud_code=code, request_id=str(metadata.get("RequestId", "")))
+    problem = kind(text, cloud_code=code, request_id=str(metadata.get("RequestId", "")))
+    problem.about_account = known is not None and known.about_account
+    return problem
 
 
 def _clock_error(metadata: Any) -> str:

@@ -78,6 +78,17 @@ def test_a_code_has_its_class_and_says_what_to_do(
     assert str(found).endswith(f"({code}, request REQ-1)")
 
 
+def test_what_is_wrong_with_the_account_is_not_sought_among_its_instances() -> None:
+    for code in (
+        "InvalidAccessKeyId.Inactive",
+        "SignatureDoesNotMatch",
+        "InvalidTimeStamp.Expired",
+    ):
+        assert error(code).about_account
+    for code in ("Forbidden.RAM", "InvalidInstanceId.NotFound"):  # a policy may name resources
+        assert not error(code).about_account
+
+
 def test_every_row_can_be_said() -> None:
     for code in _TABLE:
         text = str(error(code.replace(".*", ".Member")))

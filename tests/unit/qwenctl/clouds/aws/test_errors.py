@@ -67,6 +67,23 @@ def test_a_documented_code_has_its_class(code: str, kind: type[ProviderError]) -
         assert type(refused(code, status=status)) is kind
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "AuthFailure",
+        "ExpiredToken",
+        "IncompleteSignature",
+        "OptInRequired",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+    ],
+)
+def test_what_is_wrong_with_the_account_is_not_sought_among_its_instances(code: str) -> None:
+    assert refused(code).about_account
+    assert not refused("InvalidInstanceID.NotFound").about_account
+
+
 @pytest.mark.parametrize("code", TABLE)
 def test_every_code_keeps_what_support_asks_for_in_one_line(code: str) -> None:
     error = refused(code, "EC2's own words")
