@@ -129,8 +129,7 @@ class Agent:
         code = self._wait_for_end()
         if code == EXIT_POWER_OFF:
             log.warning(
-                "no proxy heard for %.0f s and nothing is running: this instance stops itself",
-                self._dead_man.limit,
+                "%s, and nothing is running: this instance stops itself", self._dead_man.silence
             )
         if code == EXIT_RELOAD or (self._keep_services and code == 0):
             self._leave_services()
@@ -192,7 +191,7 @@ class Agent:
         step = self._dead_man.limit / 10
         found = busy_for_a_while(spec, self._gpus, lambda pause: time.sleep(min(pause, step)))
         if found:
-            self._trouble.note(f"no proxy heard, but there is work going on: {found}")
+            self._trouble.note(f"{self._dead_man.silence}, but there is work going on: {found}")
         return bool(found)
 
     @property
@@ -234,7 +233,7 @@ class Agent:
         if stopping:
             self._said_stopping.set()
         if reply.accepted:
-            self._dead_man.contact()
+            self._dead_man.contact(reply.answer.unneeded_for)
             if not self._stopping:
                 self._obey(reply.answer)
 

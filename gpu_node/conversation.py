@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from gpu_node.client import Reply
 from qwenctl import __version__
 from qwenctl.protocol.messages import (
+    PROTOCOL,
     Hello,
     Interruption,
     Progress,
@@ -198,7 +199,11 @@ class Conversation:
         if spec is None or not self._greeted:
             self._greeted = False
             return Hello(
-                gpu=self._gpu, boot_id=self._boot_id, agent_version=__version__, uptime=uptime
+                gpu=self._gpu,
+                boot_id=self._boot_id,
+                agent_version=__version__,
+                protocol=PROTOCOL,
+                uptime=uptime,
             )
         with self._lock:
             # First, so that a change while this report is made or sent makes another one due.

@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     NO_CAPACITY = 3  # the cloud has no such machine free
     DENIED = 4  # permission, credentials, wrong password
     TIMEOUT = 5  # it did not happen in the given time
-    FAILED = 6  # the instance or its service failed to come up
+    FAILED = 6  # the instance or its service failed to come up, or the instance to go off
     BLOCKED = 7  # somebody has blocked the GPU
     UNAVAILABLE = 8  # Redis or the proxy cannot be reached
     INTERRUPTED = 130  # Ctrl-C

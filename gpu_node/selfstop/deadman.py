@@ -1,7 +1,7 @@
-"""The dead-man's switch: count the time without contact, and stop the instance.
+"""The dead-man's switch: count the time without contact or need, and stop the instance.
 
-It bounds what an unwanted GPU costs when everything that could stop it is gone: the proxy, its
-store, or the network between.
+It bounds what an unneeded GPU costs when everything that could stop it is gone: the proxy, its
+store, or the network between; and when a proxy is there, but its cloud refuses the stop.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ EXIT_POWER_OFF = 70
 class DeadMan:
     """Counts the seconds since the last contact, over restarts of the agent within one boot.
 
+    A contact with a proxy that does not need the instance counts as of when it was needed last.
+
     Args:
         file: keeps the time of the last contact.
         boot_id: the count of another boot does not matter.
@@ -41,13 +43,19 @@ class DeadMan:
         now = clock()
         recorded = read_contact(file, boot_id, now)
         self._last = now if recorded is None else recorded
+        self._unneeded = False
         self._written: float | None = recorded
         if recorded is None:
             self._write()
 
-    def contact(self) -> None:
-        """Count anew: a proxy has accepted a message."""
-        self._last = self._clock()
+    def contact(self, unneeded_for: float = 0.0) -> None:
+        """Count anew: a proxy has accepted a message.
+
+        If nobody has needed the instance for some seconds, count from then, but from no earlier
+        contact's time: a clock that jumps must not stop it.
+        """
+        self._last = max(self._last, self._clock() - unneeded_for)
+        self._unneeded = unneeded_for > 0
         # Not at every heartbeat, to spare the disk: a late record only shortens the countdown.
         if self._written is None or self._last - self._written >= min(5.0, self.limit / 10):
             self._write()
@@ -56,6 +64,13 @@ class DeadMan:
     def remaining(self) -> float:
         """Seconds until the limit; negative once it has passed."""
         return self._last + self.limit - self._clock()
+
+    @property
+    def silence(self) -> str:
+        """What has lasted for `limit`, for a person."""
+        if self._unneeded:
+            return f"nobody has needed this instance for {self.limit:.0f} s, and no proxy stops it"
+        return f"no proxy heard for {self.limit:.0f} s"
 
     def _write(self) -> None:
         record = json.dumps({"boot_id": self._boot_id, "last": self._last})

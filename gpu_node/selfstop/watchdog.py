@@ -124,14 +124,18 @@ def watch(
         return 0
     spec = read_spec(Path(settings.state_dir, "spec.json"))
     if busyness := busy_for_a_while(spec, gpus or GpuWatch(), sleep):
-        log.warning("no proxy heard for %.0f s, but work goes on: %s", found.silent, busyness)
+        log.warning(
+            "no proxy that needs this instance was heard for %.0f s, but work goes on: %s",
+            found.silent,
+            busyness,
+        )
         return 0
     # Meanwhile the agent may have come back.
     found = _look_and_note(settings, clock())
     if found is None or found.left > 0:
         return 0
     log.warning(
-        "no proxy heard for %.0f s, %s, and nothing is running: this instance stops itself",
+        "no proxy that needs this instance was heard for %.0f s, %s, and nothing is running: this instance stops itself",
         found.silent,
         "the agent hangs" if found.agent else "there is no agent",
     )

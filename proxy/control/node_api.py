@@ -140,7 +140,10 @@ class NodeApi:
             log.info(
                 "%s: hello of boot %s (agent %s)", hello.gpu, hello.boot_id, hello.agent_version
             )
-            return 200, self._answer(start_seq=seq, spec=self._specs[hello.gpu])
+            unneeded_for = self._store.unneeded_for(hello.gpu, hello.boot_id)
+            return 200, self._answer(
+                start_seq=seq, spec=self._specs[hello.gpu], unneeded_for=unneeded_for
+            )
         why = {
             "replay": "this message was received before",
             "earlier_boot": f"boot {hello.boot_id} has ended; the instance must boot anew",
@@ -159,7 +162,10 @@ class NodeApi:
             # The agent delays a change for the work it sees; the proxy sees more.
             changed = report.spec_version != spec.version and not self._in_flight(report.gpu)
             return 200, self._answer(
-                start_seq=seq, spec=spec if changed else None, commands=commands
+                start_seq=seq,
+                spec=spec if changed else None,
+                commands=commands,
+                unneeded_for=self._store.unneeded_for(report.gpu, report.boot_id),
             )
         if verdict == "replay":
             return self._refuse(409, report.gpu, verdict, "this message was received before")
@@ -174,6 +180,7 @@ class NodeApi:
         spec: messages.Spec | None = None,
         commands: tuple[messages.Command, ...] = (),
         refused: str = "",
+        unneeded_for: float = 0.0,
     ) -> messages.Answer:
         return messages.Answer(
             server_time=self._clock(),
@@ -181,6 +188,7 @@ class NodeApi:
             spec=spec,
             commands=commands,
             refused=refused,
+            unneeded_for=unneeded_for,
         )
 
     def _refuse(self, status: int, gpu: str, code: str, why: str) -> tuple[int, messages.Answer]:

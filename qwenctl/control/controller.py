@@ -353,7 +353,7 @@ class Controller:
         return snapshot.now - looked >= self._timings.observe_moving
 
     def _observe(self, lock: Lock, snapshot: Snapshot) -> None:
-        error = ""
+        error = code = ""
         self._denied = self._surplus_left = False
         try:
             if isinstance(self._provider, MultiInstanceProvider):
@@ -361,7 +361,7 @@ class Controller:
             with self._timed("describe"):
                 self._observation = checked(self._provider.describe())
         except ProviderError as problem:
-            error = str(problem)
+            error, code = str(problem), problem.code
             self._denied = isinstance(problem, Denied)
             self._observation = Observation(Observed.UNKNOWN, reason=error)
             # The failure by `lifecycle.decide` has the same message; the command line shows it once.
@@ -372,6 +372,7 @@ class Controller:
             log.warning("%s: cannot look at the instance: %s", self.name, error, extra=extra)
         except (Exception, SystemExit) as broken:  # a third party's provider may raise anything
             error = f"the provider {self._gpu.provider} broke: {in_words(broken)}"
+            code = failures.PROVIDER_ERROR
             self._observation = Observation(Observed.UNKNOWN, reason=error)
             log.exception("%s: %s", self.name, error)
         # The snapshot is older than the observation, so its time is safe.
@@ -393,6 +394,7 @@ class Controller:
             reason=seen.reason,
             error=error,
             machine=self._gpu.machine,
+            code=code,
         )
 
     def _only_serving(self, seen: Observation, snapshot: Snapshot) -> Observation:
@@ -492,7 +494,7 @@ class Controller:
 
     def _call(self, lock: Lock, snapshot: Snapshot, view: View, call: Call) -> float:
         """Make the call; return the seconds until the next step, or 0 to go on at once."""
-        accepted, problem = Accepted(), ""
+        accepted, problem, code = Accepted(), "", ""
         seen_at, self._observed_at = self._observed_at, None  # older observations are void
         try:
             act = self._provider.start if call.verb == "start" else self._provider.stop
@@ -502,9 +504,9 @@ class Controller:
             log.info("%s: %s: %s", self.name, call.verb, error)
             return self._timings.observe_moving
         except Transient as error:
-            problem = str(error)  # perhaps accepted: the next observation decides
+            problem, code = str(error), error.code  # perhaps accepted: the next look decides
         except ProviderError as error:
-            problem = str(error)
+            problem, code = str(error), error.code
             if call.verb == "start":
                 move = failed(
                     view, self._timings, snapshot.now, error.code, problem, instance_is_bad=False
@@ -519,6 +521,7 @@ class Controller:
             request_id=accepted.request_id,
             error=problem,
             note=accepted.note,
+            code=code,
         )
         if not problem:
             self._observed_at = seen_at  # `decide` treats it as void, and gives the cloud its grace

@@ -8,6 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from qwenctl.core.phase import Phase
+from qwenctl.core.stops import self_stop, stop_problem
 from qwenctl.core.wakes import Outcome, wakes
 from qwenctl.core.words import (
     NOT_ASKED,
@@ -46,7 +47,12 @@ class Reason:
 
 
 def explain(
-    snapshot: Snapshot, events: Sequence[Event], now: float | None = None, *, drain: float = 4.0
+    snapshot: Snapshot,
+    events: Sequence[Event],
+    now: float | None = None,
+    *,
+    drain: float = 4.0,
+    dead_man: float = 600.0,
 ) -> list[Reason]:
     """Return who keeps the GPU on or off, since and until when, why, and what is next."""
     now = snapshot.now if now is None else now
@@ -59,7 +65,11 @@ def explain(
         tries = f"attempt {failure.attempts} failed" if failure.attempts > 1 else "it failed"
         text = f"{tries}, {cause_words(failure.code)}: {one_line(failure.message)}"
         reasons.append(Reason("failure", text))
-    if error := snapshot.state.get("observe_error"):
+    problem = stop_problem(snapshot)
+    if problem:
+        lasted = "" if problem.since is None else f", for {duration(now - problem.since)}"
+        reasons.append(Reason("cloud", f"{problem}{lasted}", since=problem.since))
+    elif error := snapshot.state.get("observe_error"):
         reasons.append(
             Reason(
                 "cloud",
@@ -79,8 +89,14 @@ def explain(
     if note := snapshot.state.get("start_note"):
         reasons.append(Reason("cloud", one_line(note)))
     reasons += _last_start(events, now)
-    reasons += _last_stop(events, now)
-    reasons.append(_next(snapshot, now, drain))
+    over = problem is None or snapshot.phase is not Phase.STOPPING
+    reasons += _last_stop(events, now, over=over)
+    if problem:
+        text = "it stays on, and costs, until the cloud stops it"
+        own = self_stop(snapshot, dead_man)
+        reasons.append(Reason("next", f"{text}, or {own}" if own else text))
+    else:
+        reasons.append(_next(snapshot, now, drain))
     return reasons
 
 
@@ -133,13 +149,16 @@ def _last_start(events: Sequence[Event], now: float) -> list[Reason]:
     return []
 
 
-def _last_stop(events: Sequence[Event], now: float) -> list[Reason]:
+def _last_stop(events: Sequence[Event], now: float, *, over: bool) -> list[Reason]:
     """Return the last stop, with the person who caused it, if any."""
     stopped, behind = stopped_by(events, (Phase.STOPPING,))
     if stopped is None:
         return []
     why = command_words(behind) if behind else cause_words(stopped.cause)
-    text = f"last stopped {duration(now - stopped.time)} ago: {why}"
+    ago = duration(now - stopped.time)
+    text = f"last stopped {ago} ago: {why}"
+    if not over:
+        text = f"its stop was decided {ago} ago and is not over: {why}"
     actor = behind.actor if behind else ""
     return [Reason("stopped", text, since=stopped.time, actor=actor)]
 

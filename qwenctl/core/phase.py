@@ -77,6 +77,11 @@ class Observed(str, Enum):
         """Whether nothing runs, and nothing is about to."""
         return self in (Observed.STOPPED, Observed.ABSENT)
 
+    @property
+    def on(self) -> bool:
+        """Whether it runs or is about to."""
+        return self in (Observed.STARTING, Observed.RUNNING)
+
 
 class Guard(str, Enum):
     """Conditions that the store checks in the script that makes a transition."""

@@ -142,6 +142,10 @@ class Snapshot:
         """Return a time of the state, in seconds."""
         return seconds_of(self.state.get(name))
 
+    def node_time(self, name: str) -> float | None:
+        """Return a time of the node's record, in seconds."""
+        return seconds_of(self.node.get(name))
+
     @property
     def node_view(self) -> NodeView:
         seen = seconds_of(self.node.get("seen_at"))

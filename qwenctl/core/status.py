@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qwenctl.core.address import NodeAddress
 from qwenctl.core.phase import Phase
+from qwenctl.core.stops import stop_problem
 from qwenctl.core.wakes import STEPS, Mark, Outcome, Wake, expected, wakes
 from qwenctl.core.words import (
     as_of_time,
@@ -138,6 +139,8 @@ def page_mode(snapshot: Snapshot, *, wanted: bool) -> dict[str, Any]:
     """
     if snapshot.blocks and not snapshot.phase.serves:
         name = "blocked"
+    elif snapshot.phase is Phase.STOPPING and stop_problem(snapshot):
+        return {"name": "stop_refused", "waking": wanted, "idle": False}
     elif is_leaving(snapshot):
         name = "interrupted" if wanted else "stopping"
     else:
@@ -271,6 +274,9 @@ def full_status(
     or working. ``cost_so_far`` is the price of the time since the instance booted; null without a
     price, until an agent reports that time, and from its stop on.
 
+    ``stop_problem`` says why an instance that is to be off still runs; null if none does, or its
+    stop is under way.
+
     ``verified`` is whether a controller looks after it now. If none does, ``as_of`` is the time of
     the last look, and all else may have changed since. ``cloud.other`` names the instance that is
     on record instead of the configured one (see `own_record`).
@@ -302,10 +308,18 @@ def full_status(
         "leases": [_entry(lease, now) for lease in snapshot.leases],
         "blocks": [_entry(block, now) for block in snapshot.blocks],
         "leader": snapshot.leader or None,
+        "stop_problem": _stop_problem(snapshot),
         "cloud": {**_cloud(snapshot), "other": other},
         "node": _node(snapshot),
         "last_wake": _wake(history[-1]) if history else None,
     }
+
+
+def _stop_problem(snapshot: Snapshot) -> dict[str, Any] | None:
+    problem = stop_problem(snapshot)
+    if problem is None:
+        return None
+    return {"text": escape_control(problem.text), "code": problem.code, "since": problem.since}
 
 
 def _cost(snapshot: Snapshot, gpu_config: GpuSettings) -> float | None:
@@ -350,6 +364,7 @@ def _cloud(snapshot: Snapshot) -> dict[str, Any]:
         "reason": snapshot.state.get("observed_reason", ""),
         "note": snapshot.state.get("start_note", ""),
         "error": snapshot.state.get("observe_error", "") or snapshot.state.get("call_error", ""),
+        "refused": snapshot.state.get("call_error", ""),
         "age_seconds": None if at is None else _round(max(0.0, snapshot.now - at)),
     }
 

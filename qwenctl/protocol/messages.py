@@ -19,6 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 HELLO_PATH = "/_qwenctl/node/hello"
 REPORT_PATH = "/_qwenctl/node/report"
 
+PROTOCOL = 2
+"""The version of these messages. 2: the agent heeds `Answer.unneeded_for`."""
+
 MAX_MESSAGE_BYTES = 256 * 1024
 """A longer message is refused unread."""
 
@@ -150,6 +153,7 @@ class Hello(_Message):
     gpu: str
     boot_id: str = Field(min_length=8, max_length=64)
     agent_version: str = ""
+    protocol: Count = Field(1, description="the agent's `PROTOCOL`")
     uptime: Amount = Field(0.0, description="seconds since the instance booted")
 
 
@@ -265,3 +269,8 @@ class Answer(_Message):
     commands: tuple[Command, ...] = ()
     hello_again: bool = Field(False, description="the proxy does not know this boot: say hello")
     refused: str = Field("", description="why the message did not count, one sentence")
+    unneeded_for: Amount = Field(
+        0.0,
+        description="seconds since nobody needs this instance any more; its dead-man's switch "
+        "counts from then, so that it goes off even if no proxy can stop it",
+    )

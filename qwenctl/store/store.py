@@ -219,10 +219,14 @@ class Store:
         request_id: str = "",
         error: str = "",
         note: str = "",
+        code: str = "",
     ) -> Outcome:
-        """Record that the cloud accepted, or may have accepted, the call of this phase."""
+        """Record that the cloud accepted, may have accepted or refused the call of this phase.
+
+        ``code``: the failure code of the error.
+        """
         args = (lock.owner, lock.epoch, phase.value, verb, request_id, error, escape_control(note))
-        return Outcome(self._run("record_call", gpu, *args))
+        return Outcome(self._run("record_call", gpu, *args, code))
 
     def record_observation(
         self,
@@ -235,12 +239,13 @@ class Store:
         reason: str = "",
         error: str = "",
         machine: str = "",
+        code: str = "",
     ) -> Outcome:
         """Record the state that the cloud reports, or why it could not be asked.
 
-        ``machine`` names the instance; see `GpuConfig.machine`.
+        ``machine`` names the instance; see `GpuConfig.machine`. ``code``: the error's failure code.
         """
-        seen = (state, instance_id, address, reason, error, machine)
+        seen = (state, instance_id, address, reason, error, machine, code)
         return Outcome(self._run("record_observation", gpu, lock.owner, lock.epoch, *seen))
 
     # Demand
@@ -362,9 +367,14 @@ class Store:
         ``heartbeat``: the seconds between two reports. Another boot's hello counts once the present
         boot has missed two of them, and no sooner than 10 s after its last.
         """
-        boot = (hello.boot_id, hello.agent_version, _ms(max(ALIVE_SECONDS, 2 * heartbeat)))
+        alive = _ms(max(ALIVE_SECONDS, 2 * heartbeat))
+        boot = (hello.boot_id, hello.agent_version, alive, hello.protocol)
         verdict, seq = self._run("hello", hello.gpu, nonce, _ms(NONCE_SECONDS), *boot)
         return verdict, int(seq)
+
+    def unneeded_for(self, gpu: str, boot_id: str) -> float:
+        """Return for how many seconds nobody has needed this boot, as the node is told."""
+        return int(self._run("unneeded", gpu, boot_id)) / 1000
 
     def command(self, gpu: str, command: Command, *, actor: str) -> bool:
         """Queue a command for the node's next report; return False if there is no node."""

@@ -12,9 +12,10 @@ from qwenctl.cli.common.context import Target, heed_interrupt, print_json, some_
 from qwenctl.cli.common.terminal import warn
 from qwenctl.cli.use.follow import follow, say
 from qwenctl.control.standalone import Progress
-from qwenctl.core import leases
+from qwenctl.core import failures, leases
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
+from qwenctl.core.stops import self_stop, stop_problem
 from qwenctl.core.words import lease_words, name_words
 from qwenctl.errors import ExitCode, UserError
 from qwenctl.lib.text import duration
@@ -112,6 +113,7 @@ def _follow_off(
             return "off" if said or progress.first.phase is not Phase.OFF else "already_off"
         if why := progress.stuck(snapshot):
             raise UserError(why)
+        _raise_refusal(target, progress, snapshot)
         if no_wait and snapshot.phase is not Phase.OFF:
             _tell_alone(progress.alone)
             return "requested"
@@ -137,6 +139,20 @@ def _follow_off(
         f"{target.name} is not off after {timeout:g} s ({said.strip()}); "
         + (again if progress.alone else "it goes on stopping"),
         ExitCode.TIMEOUT,
+    )
+
+
+def _raise_refusal(target: Target, progress: Progress, snapshot: Snapshot) -> None:
+    """Raise an error if the cloud refuses the stop, and waiting does not help."""
+    problem = stop_problem(snapshot)
+    if problem is None or not problem.is_final(snapshot.now):
+        return
+    own = self_stop(snapshot, target.gpu.timing.dead_man)
+    again = "nobody goes on trying" if progress.alone else "the proxy goes on trying"
+    raise UserError(
+        f"{target.name} is still on, and costs: {problem}; {own or again}. Stop it in the cloud's "
+        f"console, or mend this and run {target.command('down')} again",
+        ExitCode.DENIED if problem.code == failures.DENIED else ExitCode.FAILED,
     )
 
 

@@ -149,6 +149,11 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         yield row(
             "failure", text + (f", next in {duration(again)})" if again is not None else ")"), "red"
         )
+    if problem := state["stop_problem"]:
+        lasted = ""
+        if problem["since"] is not None:
+            lasted = f" (for {duration(state['now'] - problem['since'])})"
+        yield row("still on", problem["text"] + lasted, "red")
     if Phase(state["phase"]).waking:
         yield row("steps", _steps_line(state["steps"]))
     if progress := state["progress"]:
@@ -219,6 +224,9 @@ def _cloud_line(state: Mapping[str, Any]) -> str:
     cloud = state["cloud"]
     if cloud["called"] and not cloud["error"]:
         return f"{state['provider']} has accepted the {cloud['called']} call, not asked since"
+    if cloud["refused"] and cloud["refused"] == cloud["error"]:
+        verb = "start" if state["phase"] == Phase.STARTING.value else "stop"
+        return paint(f"has not accepted the {verb} call: {one_line(cloud['refused'])}", "red")
     if cloud["error"]:
         return paint(f"cannot be asked: {one_line(cloud['error'])}", "red")
     if cloud["state"] is None:
@@ -254,8 +262,10 @@ def why(gpu: str | None, json: bool, config: str | None) -> None:
         snapshot = store.snapshot(name)
         events: Sequence[Event] = store.events(name, HISTORY)
         snapshot, events, _ = own_record(snapshot, events, loaded.gpu[name])
-        drain = loaded.gpu[name].timing.drain
-        reasons = explain(snapshot, events, snapshot.now, drain=drain)
+        timing = loaded.gpu[name].timing
+        reasons = explain(
+            snapshot, events, snapshot.now, drain=timing.drain, dead_man=timing.dead_man
+        )
         if json:
             told[name] = {
                 "gpu": name,

@@ -1,6 +1,7 @@
 -- Record the first message of a boot. The signature has been checked; this checks nonce and boot.
 -- ARGV: 3 nonce, 4 how long to remember it (ms), 5 boot id, 6 agent version,
---       7 for how long an agent counts as present after a message (ms).
+--       7 for how long an agent counts as present after a message (ms),
+--       8 version of the protocol that the agent speaks.
 -- Returns {'ok' | 'replay' | 'earlier_boot' | 'unexpected', start_seq}.
 -- 'unexpected': the GPU should be off, or another instance of it is present: a fallback candidate that
 -- somebody else has started, an old clone. The controller is woken to look at the cloud; if the
@@ -34,6 +35,6 @@ if known ~= boot then
 end
 redis.call('HDEL', NODE, 'state')  -- a restarted agent reports its state anew
 redis.call('HSET', NODE, 'boot_id', boot, 'start_seq', num(seq), 'hello_at', num(NOW),
-  'seen_at', num(NOW), 'version', ARGV[6])
+  'seen_at', num(NOW), 'version', ARGV[6], 'protocol', ARGV[8])
 changed('hello')
 return {'ok', seq}

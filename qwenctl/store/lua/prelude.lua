@@ -72,6 +72,11 @@ local function grant(name, ttl, reason, actor, exact)
   redis.call('ZADD', LEASES, num(expiry), name)
   if before <= NOW then
     prune(LEASES)
+    -- It is needed again, unless its stop goes on all the same; see unneeded.lua.
+    local now_phase = phase()
+    if now_phase ~= 'stopping' and now_phase ~= 'failed' then
+      redis.call('HDEL', NODE, 'unneeded_since')
+    end
     redis.call('HSET', INFO, name, cjson.encode({reason = reason, actor = actor, since = NOW}))
     if not is_work(name) then
       event('lease', 'name', name, 'cause', reason, 'actor', actor, 'expiry', num(expiry))

@@ -1,6 +1,6 @@
 -- Record the state that the cloud reports, for proxies (the address) and for people (status).
 -- ARGV: 3 owner, 4 epoch, 5 observed state, 6 instance id, 7 address, 8 reason, 9 error of the look,
---       10 the configured instance.
+--       10 the configured instance, 11 code of the error.
 -- Returns 'ok' or 'epoch'.
 if not holds(ARGV[3], ARGV[4]) then return 'epoch' end
 local id, address = ARGV[6], ARGV[7]
@@ -15,7 +15,13 @@ end
 local now = {ARGV[5], id, address, ARGV[8], ARGV[9]}
 local before = redis.call('HMGET', STATE, 'observed', 'instance_id', 'address', 'observed_reason', 'observe_error')
 redis.call('HSET', STATE, 'observed', ARGV[5], 'instance_id', id, 'address', address,
-  'observed_reason', ARGV[8], 'observe_error', ARGV[9], 'observed_at', num(NOW))
+  'observed_reason', ARGV[8], 'observe_error', ARGV[9], 'observe_code', ARGV[11],
+  'observed_at', num(NOW))
+if ARGV[9] == '' then
+  redis.call('HDEL', STATE, 'unseen_since')
+else
+  redis.call('HSETNX', STATE, 'unseen_since', num(NOW))
+end
 for i = 1, 5 do
   if before[i] ~= now[i] then
     changed('observation')

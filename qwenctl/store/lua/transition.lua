@@ -17,7 +17,7 @@ if guard == 'no_work' and (working() or not drained) then return 'guard' end
 if ARGV[12] == '1' then grant('adopted:' .. owner, idle, cause, owner, false) end
 redis.call('HSET', STATE, 'phase', to, 'since', num(NOW), 'cause', cause, 'actor', owner,
   'epoch', epoch, 'failure', failure)
-redis.call('HDEL', STATE, 'called_at', 'call_error')
+redis.call('HDEL', STATE, 'called_at', 'call_error', 'call_code', 'refused_since')
 
 if to == 'starting' then
   redis.call('HINCRBY', STATE, 'start_seq', 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qwenctl.core.failures import Failure
 from qwenctl.core.phase import Guard, Phase
 from qwenctl.core.snapshot import Lock, Outcome, Touch
 from qwenctl.protocol.messages import Hello, Interruption, Progress, Report
@@ -256,3 +257,73 @@ class TestNode:
         assert leases(store) == {"inflight:p0": 30, "request:ada": 60}
         clock.advance(4)
         assert move(store, lock, P.STOPPING, Guard.NO_WORK) is Outcome.GUARD  # it runs
+
+
+class TestUnneeded:
+    """What the node is told, so that it goes off even if no proxy can stop it."""
+
+    def unneeded(self, store: Store, boot: str = "boot-one") -> float:
+        return store.unneeded_for(GPU, boot)
+
+    @pytest.mark.parametrize("phase", [P.BOOTING, P.LOADING, P.READY, P.DRAINING])
+    def test_it_counts_from_the_first_message_without_demand(
+        self, store: Store, lock: Lock, clock: VirtualClock, phase: Phase
+    ) -> None:
+        bring(store, lock, phase)
+        demand(store, ttl=60)
+        assert self.unneeded(store) == 0
+        clock.advance(61)
+        assert self.unneeded(store) == 0
+        clock.advance(50)
+        assert self.unneeded(store) == 50
+        # Demand that comes and goes between two messages counts, too.
+        demand(store, ttl=1)
+        clock.advance(10)
+        assert self.unneeded(store) == 0
+
+    def test_running_work_and_a_block(self, store: Store, lock: Lock, clock: VirtualClock) -> None:
+        bring(store, lock, P.READY)
+        demand(store, inflight="inflight:p", inflight_ttl=30.0)
+        store.block(GPU, "maintenance:eve", None, reason="", actor="eve")
+        assert self.unneeded(store) == 0
+        clock.advance(20)
+        assert self.unneeded(store) == 0  # the block waits for the request
+        clock.advance(11)
+        assert self.unneeded(store) == 0
+        clock.advance(40)
+        assert self.unneeded(store) == 40  # by the block, in spite of the lease
+
+    def test_a_stop_that_has_begun_is_wanted_whatever_comes(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        bring(store, lock, P.STOPPING)
+        assert self.unneeded(store) == 0
+        clock.advance(30)
+        demand(store)
+        assert self.unneeded(store) == 30
+
+    def test_another_boot_is_not_told_to_go(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        bring(store, lock, P.READY)
+        assert self.unneeded(store) == 0
+        clock.advance(100)
+        assert self.unneeded(store, "boot-two") == 0
+        assert self.unneeded(store) == 100
+        demand(store)
+        assert move(store, lock, P.STOPPING) is Outcome.OK
+        assert move(store, lock, P.OFF) is Outcome.OK
+        assert move(store, lock, P.STARTING) is Outcome.OK
+        assert hello(store, "boot-two")[0] == "ok"
+        assert self.unneeded(store, "boot-two") == 0
+
+    def test_a_bad_instance_is_unneeded_under_demand(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        bring(store, lock, P.READY)
+        demand(store, ttl=1000)
+        bad = Failure("service_failed", "it cannot run", 1, 0.0, instance_is_bad=True)
+        assert move(store, lock, P.FAILED, failure=bad) is Outcome.OK
+        assert self.unneeded(store) == 0
+        clock.advance(25)
+        assert self.unneeded(store) == 25

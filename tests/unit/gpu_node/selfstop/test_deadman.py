@@ -100,3 +100,30 @@ def test_a_command_that_hangs_is_ended_and_tried_again(tmp_path: Path, caplog) -
     power_off(["sh", "-c", f'echo try >> "{tries}"; exec sleep 150'], timeout=0.5, pauses=(0.0,))
     assert tries.read_text().splitlines() == ["try"] * 2
     assert "timed out" in caplog.text
+
+
+def test_a_proxy_that_does_not_need_the_instance_does_not_start_the_count_anew(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    switch = DeadMan(tmp_path / "deadman.json", "boot-one", 60.0, clock)
+    switch.contact()
+    for second in range(1, 62):
+        clock.now += 1
+        switch.contact(unneeded_for=float(second))
+    assert switch.remaining == -1
+    assert "nobody has needed this instance for 60 s" in switch.silence
+    # It is needed again.
+    switch.contact()
+    assert switch.remaining == 60
+    assert switch.silence == "no proxy heard for 60 s"
+
+
+def test_a_proxy_whose_clock_jumps_does_not_stop_the_instance(tmp_path: Path) -> None:
+    clock = Clock()
+    switch = DeadMan(tmp_path / "deadman.json", "boot-one", 60.0, clock)
+    clock.now += 30
+    switch.contact()
+    clock.now += 1
+    switch.contact(unneeded_for=3600.0)
+    assert switch.remaining == 59
