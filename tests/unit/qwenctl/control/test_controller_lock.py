@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,14 +28,19 @@ class Cloud:
         self.started: list[float] = []
         self.looks = 0
         self.look_takes = 0.0
+        self.on_look: Callable[[], None] = lambda: None
+        self.fault: Exception | None = None
 
     def describe(self) -> Observation:
         self.looks += 1
+        self.on_look()
         self.clock.advance(self.look_takes)
         return Observation(Observed.STOPPED, "i-1")
 
     def start(self) -> Accepted:
         self.started.append(self.clock())
+        if self.fault:
+            raise self.fault
         return Accepted()
 
 
@@ -46,6 +52,7 @@ class StartingStore:
         self.acquire_takes = 0.0
         self.epoch, self.taken = 1, True
         self.called = False
+        self.look_at: float | None = None
 
     def acquire(self, _gpu: str, owner: str, ttl: float) -> tuple[Lock, bool, float]:
         self.clock.advance(self.acquire_takes)
@@ -58,6 +65,8 @@ class StartingStore:
         state = {"phase": "starting", "since": f"{(now - 1) * 1000:.0f}"}
         if self.called:
             state["called_at"] = f"{now * 1000:.0f}"
+        if self.look_at is not None:
+            state["look_at"] = f"{self.look_at * 1000:.0f}"
         return Snapshot(gpu, now, state, leases=(lease,))
 
     def record_observation(self, *_: Any, **__: Any) -> None:
@@ -124,3 +133,32 @@ def test_a_lock_of_another_epoch_voids_what_was_seen_in_the_last(
     store.epoch, store.taken = 2, taken
     controller.step()
     assert cloud.looks == 2
+
+
+def test_an_answer_is_as_old_as_its_question(
+    controller: Controller, cloud: Cloud, store: StartingStore, clock: VirtualClock
+) -> None:
+    """Somebody who asks for a look while one is under way gets another."""
+    store.called, cloud.look_takes = True, 3.0
+
+    def asks() -> None:
+        clock.advance(1.0)
+        store.look_at = clock()
+        cloud.on_look = lambda: None
+
+    cloud.on_look = asks
+    controller.step()
+    assert cloud.looks == 2
+
+
+def test_a_start_that_broke_may_have_been_accepted(
+    controller: Controller, cloud: Cloud, store: StartingStore
+) -> None:
+    """So nothing is started again before the cloud has been looked at."""
+    cloud.fault = RuntimeError("a provider's own fault")
+    with pytest.raises(RuntimeError):
+        controller.step()
+    looks = cloud.looks
+    with pytest.raises(RuntimeError):
+        controller.step()
+    assert (cloud.looks, len(cloud.started)) == (looks + 1, 2)
