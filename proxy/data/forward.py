@@ -16,6 +16,7 @@ from yarl import URL
 from ..http.connections import probe_peer
 from ..http.request import Receive, Request, Send
 from .headers import request_headers, response_headers
+from .link import Link, Silence
 
 SWEEP = 0.25
 """How often requests older than this get a task that watches for a disconnect, in seconds. Nearly
@@ -156,19 +157,31 @@ class Forwarder:
             for watch in self._watches:
                 watch.grow_older()
 
-    async def __call__(self, base: str, request: Request, receive: Receive, send: Send) -> int:
+    async def __call__(
+        self,
+        base: str,
+        request: Request,
+        receive: Receive,
+        send: Send,
+        link: Link | None = None,
+    ) -> int:
         """Forward a request to the node at ``base`` (``http://host:port``); return the status.
+
+        ``link`` is told of the bytes that pass.
 
         Raises:
             NotConnected: the request is intact and can be sent elsewhere or later.
             UpstreamDied: the request may have had effects, or its answer has begun.
             ClientGone: the client disconnected.
         """
-        body = _Body(receive) if _has_body(request) else None
+        link = link or Link(Silence())
+        body = _Body(receive, link) if _has_body(request) else None
+        if body is None:
+            link.asked()
         watch = _ClientWatch(body, receive)
         self._watches.add(watch)
         try:
-            return await self._exchange(base, request, body, send)
+            return await self._exchange(base, request, body, send, link)
         except asyncio.CancelledError:
             if not watch.hung_up:
                 raise
@@ -226,11 +239,14 @@ class Forwarder:
                 connection.close()
                 raise
 
-    async def _exchange(self, base: str, request: Request, body: _Body | None, send: Send) -> int:
+    async def _exchange(
+        self, base: str, request: Request, body: _Body | None, send: Send, link: Link
+    ) -> int:
         started = False
         try:
             async with await self._ask(base, request, body) as answer:
                 started = True
+                link.heard()
                 await send(
                     {
                         "type": "http.response.start",
@@ -242,6 +258,7 @@ class Forwarder:
                 more = True
                 while more:
                     chunk = await stream.readany()
+                    link.heard()
                     more = not stream.at_eof()
                     await send({"type": "http.response.body", "body": chunk, "more_body": more})
                 return answer.status
@@ -269,8 +286,9 @@ class _Hangup(Exception):
 class _Body:
     """The request's body as it arrives; it is read no faster than the node takes it."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, link: Link) -> None:
         self._receive = receive
+        self._link = link
         self.done = asyncio.Event()
         self.hung_up = False
 
@@ -282,7 +300,9 @@ class _Body:
                 raise _Hangup
             if chunk := message.get("body"):
                 yield chunk
+                self._link.sent()
             if not message.get("more_body"):
+                self._link.asked()
                 self.done.set()
                 return
 

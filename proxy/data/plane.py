@@ -26,13 +26,15 @@ from ..http.request import Receive, Request, Scope, Send
 from .admission import Action, Decision
 from .exchange import Exchange, Pages
 from .forward import ClientGone, Forwarder, NotConnected, UpstreamDied
+from .link import Link
+from .links import Links
 from .model_finder import Models, TooMuchAhead
 from .request_buffer import ReadAheadBudget, RequestBuffer
 from .response_observer import FirstByte, ObservedSend, ObserverFactory
 from .routing import gpu_of
 from .services import Services
 from .waiting import HeldRequests
-from .websocket import forward_websocket
+from .websocket import ABNORMAL, forward_websocket
 
 log = logging.getLogger("qwenctl.proxy")
 
@@ -64,6 +66,7 @@ class DataPlane:
         self._store = services.store
         self._snapshots = services.snapshots
         self._usage = services.usage
+        self._links = Links(services.usage)
         self._admit = services.admit
         self._forward = forwarder
         self._authenticators = services.authenticators
@@ -175,10 +178,11 @@ class DataPlane:
         try:
             if not address:
                 raise NotConnected("the cloud has not said where the node is")
-            if decision.counts or exchange.scope["type"] == "websocket":
-                await self._counted(exchange, decision, base)
-            else:
-                await self._answer(exchange, base)
+            with self._links.open(exchange) as link:
+                if decision.counts or exchange.scope["type"] == "websocket":
+                    await self._counted(exchange, decision, base, link)
+                else:
+                    await self._answer(exchange, base, link)
         except NotConnected as error:
             log.info("%s: no connection to the node: %s", name, error)
             self._metrics.count(name, "not_connected")
@@ -201,13 +205,14 @@ class DataPlane:
         async with self._admit.finishing(exchange) as in_time:
             return in_time and await self._to_node(exchange, decision)
 
-    async def _counted(self, exchange: Exchange, decision: Decision, base: str) -> None:
+    async def _counted(self, exchange: Exchange, decision: Decision, base: str, link: Link) -> None:
         """Forward a request that counts as use from its first byte to its last, or a WebSocket.
 
         A WebSocket whose messages count is used at each of them. `_finish` counts its request
         itself, before it is forwarded.
         """
         use = self._usage.use(exchange.name, exchange.lease)
+        use.link = link
         counts = decision.counts and decision.action is not Action.FINISH
         with use if counts else contextlib.nullcontext():
             if exchange.scope["type"] == "websocket":
@@ -220,19 +225,22 @@ class DataPlane:
                     exchange.receive,
                     exchange.send,
                     touch,
+                    link,
                 )
             else:
-                await self._answer(exchange, base)
+                await self._answer(exchange, base, link)
 
-    async def _answer(self, exchange: Exchange, base: str) -> None:
+    async def _answer(self, exchange: Exchange, base: str, link: Link) -> None:
         """Forward an HTTP request; observers see its answer pass."""
         began = time.monotonic()
         made = (factory(exchange) for factory in self._response_observers)
         if observers := [observer for observer in made if observer is not None]:
             with ObservedSend(exchange.send, observers) as send:
-                status = await self._forward(base, exchange.request, exchange.receive, send)
+                status = await self._forward(base, exchange.request, exchange.receive, send, link)
         else:
-            status = await self._forward(base, exchange.request, exchange.receive, exchange.send)
+            status = await self._forward(
+                base, exchange.request, exchange.receive, exchange.send, link
+            )
         self._observer.forwarded(exchange.name, status, time.monotonic() - began)
 
     def _note_first_byte(self, gpu: str, seq: int) -> None:
@@ -269,6 +277,10 @@ class DataPlane:
         if error.started:
             # The status is out; ending without the last byte tells the client that it is not whole.
             log.info("%s: the node broke off an answer: %s", exchange.name, error)
+            if exchange.scope["type"] == "websocket":
+                await exchange.send(
+                    {"type": "websocket.close", "code": ABNORMAL, "reason": str(error)}
+                )
             return
         await self._snapshots.refresh(exchange.name)
         phase = exchange.view.snapshot.phase

@@ -23,6 +23,8 @@ from qwenctl.core.snapshot import Touch
 from qwenctl.errors import StoreUnavailable
 from qwenctl.store.store import Store
 
+from .link import Link, Silence
+
 log = logging.getLogger("qwenctl.proxy")
 
 WRITE_BACK = 1.0
@@ -47,7 +49,9 @@ seconds: until the node has reported that work itself."""
 @dataclass
 class _Gpu:
     config: GpuConfig
-    in_flight: int = 0
+    flights: set[InFlight] = field(default_factory=set)
+    """The requests in flight."""
+    silence: Silence = field(default_factory=Silence)
     touched: dict[str, float] = field(default_factory=dict)
     """Lease → when the youngest request of that client began (monotonic)."""
     written_at: float = float("-inf")
@@ -62,9 +66,9 @@ class _Gpu:
     @property
     def due(self) -> float:
         """Return when the next write-back is due (monotonic), or infinity."""
-        if self.touched or self.leased != (self.in_flight > 0):
+        if self.touched or self.leased != bool(self.flights):
             return self.written_at + WRITE_BACK * 0.9
-        return self.written_at + RENEW if self.in_flight else float("inf")
+        return self.written_at + RENEW if self.flights else float("inf")
 
 
 class InFlight:
@@ -73,17 +77,24 @@ class InFlight:
     def __init__(self, usage: UsageTracker, gpu: str, lease: str) -> None:
         self._usage, self._gpu, self._lease = usage, gpu, lease
         self._began = time.monotonic()
+        self.link: Link | None = None
+        """Its connection to the node, if this process forwards it."""
+
+    @property
+    def moved_at(self) -> float:
+        """When it began, or had a byte of the node (monotonic)."""
+        return max(self._began, self.link.moved_at if self.link else 0.0)
 
     def touch(self) -> None:
         """Record activity now, whenever the request began."""
         self._usage.touch(self._gpu, self._lease)
 
     def __enter__(self) -> InFlight:
-        self._usage._enter(self._gpu, self._lease, self._began)
+        self._usage._enter(self._gpu, self._lease, self._began, self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._usage._leave(self._gpu, self._lease, self._began)
+        self._usage._leave(self._gpu, self._lease, self._began, self)
 
 
 class UsageTracker:
@@ -109,14 +120,18 @@ class UsageTracker:
         if self._task:
             self._task.cancel()
         for name, gpu in self._gpus.items():
-            gpu.in_flight = 0
+            gpu.flights.clear()
             if gpu.touched or gpu.leased:
                 await self._write(name, gpu)
         self._threads.shutdown(wait=False)
 
     def in_flight(self, gpu: str) -> int:
         """Return how many requests that count are in flight."""
-        return self._gpus[gpu].in_flight
+        return len(self._gpus[gpu].flights)
+
+    def silence(self, gpu: str) -> Silence:
+        """Return for how long the node has answered nothing that this process asked."""
+        return self._gpus[gpu].silence
 
     def use(self, gpu: str, lease: str) -> InFlight:
         """Return a context manager that counts a request of that client as in flight."""
@@ -130,12 +145,12 @@ class UsageTracker:
         # Two requests of one client in one second: the younger one decides.
         touched[lease] = max(began or time.monotonic(), touched.get(lease, 0.0))
 
-    def _enter(self, gpu: str, lease: str, began: float) -> None:
-        self._gpus[gpu].in_flight += 1
+    def _enter(self, gpu: str, lease: str, began: float, flight: InFlight) -> None:
+        self._gpus[gpu].flights.add(flight)
         self.touch(gpu, lease, began)
 
-    def _leave(self, gpu: str, lease: str, began: float) -> None:
-        self._gpus[gpu].in_flight -= 1
+    def _leave(self, gpu: str, lease: str, began: float, flight: InFlight) -> None:
+        self._gpus[gpu].flights.discard(flight)
         self.touch(gpu, lease, began)
 
     async def recorded(self, gpu: str) -> Phase | None:
@@ -190,11 +205,11 @@ class UsageTracker:
         while not self._stopped.wait(RENEW):
             for name, gpu in self._gpus.items():
                 late = time.monotonic() - gpu.written_at
-                if gpu.in_flight and 2 * RENEW < late < BLOCKED:
+                if gpu.flights and 2 * RENEW < late < BLOCKED:
                     try:
                         with gpu.renewing:
-                            if gpu.in_flight:
-                                self._touch(name, INFLIGHT_TTL, [])
+                            if gpu.flights:
+                                self._touch(name, gpu, INFLIGHT_TTL, [])
                     except (
                         Exception
                     ) as error:  # whatever the cause: the next time it is tried again
@@ -207,7 +222,7 @@ class UsageTracker:
     async def _write_now(self, name: str, gpu: _Gpu) -> None:
         gpu.written_at = time.monotonic()
         touched, gpu.touched = gpu.touched, {}
-        in_flight = gpu.in_flight > 0
+        in_flight = bool(gpu.flights)
 
         def write() -> Phase:
             # Ages are computed at the last moment: too small an age would make a request look
@@ -215,7 +230,7 @@ class UsageTracker:
             with gpu.renewing:
                 now, idle = time.monotonic(), gpu.config.idle_timeout
                 touches = [Touch(lease, idle, now - began) for lease, began in touched.items()]
-                return self._touch(name, INFLIGHT_TTL if in_flight else 0.0, touches)
+                return self._touch(name, gpu, INFLIGHT_TTL if in_flight else 0.0, touches)
 
         try:
             gpu.phase = await asyncio.get_running_loop().run_in_executor(self._threads, write)
@@ -226,5 +241,15 @@ class UsageTracker:
             gpu.phase = None
             gpu.touched = {**touched, **gpu.touched}
 
-    def _touch(self, gpu: str, inflight_ttl: float, touches: list[Touch]) -> Phase:
-        return self._store.touch(gpu, self.inflight_lease, inflight_ttl, touches, actor=self._owner)
+    def _touch(self, name: str, gpu: _Gpu, inflight_ttl: float, touches: list[Touch]) -> Phase:
+        now = time.monotonic()
+        moved_at = max((flight.moved_at for flight in tuple(gpu.flights)), default=now)
+        return self._store.touch(
+            name,
+            self.inflight_lease,
+            inflight_ttl,
+            touches,
+            actor=self._owner,
+            moved_ago=now - moved_at,
+            unanswered=gpu.silence.seconds,
+        )

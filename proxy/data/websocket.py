@@ -10,6 +10,7 @@ import aiohttp
 from ..http.request import Receive, Request, Scope, Send
 from .forward import Forwarder, NotConnected, Redirected, node_url
 from .headers import request_headers
+from .link import Link, Silence
 
 HANDSHAKE = 30.0
 """How long the node may take to answer a handshake, in seconds."""
@@ -27,14 +28,18 @@ async def forward_websocket(
     receive: Receive,
     send: Send,
     on_message: Callable[[], None],
+    link: Link | None = None,
 ) -> None:
     """Connect to the node with the client's subprotocols; accept with the node's choice.
 
-    ``on_message`` is called for each data message in either direction, and not for pings.
+    ``on_message`` is called for each data message in either direction, and not for pings; ``link``
+    is told of the bytes that pass.
 
     Raises:
         NotConnected: the node refuses the connection or the handshake; nothing was accepted.
     """
+    link = link or Link(Silence())
+    link.asked()
     try:
         node = await asyncio.wait_for(
             forwarder.websockets.ws_connect(
@@ -56,12 +61,13 @@ async def forward_websocket(
         return
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
         raise NotConnected(str(error) or "the handshake took too long") from None
+    link.heard()
     async with node:
         await receive()  # websocket.connect
         await send({"type": "websocket.accept", "subprotocol": node.protocol})
         pumps = (
-            asyncio.ensure_future(_from_client(node, receive, on_message)),
-            asyncio.ensure_future(_from_node(node, send, on_message)),
+            asyncio.ensure_future(_from_client(node, receive, on_message, link)),
+            asyncio.ensure_future(_from_node(node, send, on_message, link)),
         )
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -74,7 +80,10 @@ async def forward_websocket(
 
 
 async def _from_client(
-    node: aiohttp.ClientWebSocketResponse[bool], receive: Receive, on_message: Callable[[], None]
+    node: aiohttp.ClientWebSocketResponse[bool],
+    receive: Receive,
+    on_message: Callable[[], None],
+    link: Link,
 ) -> None:
     while True:
         message = await receive()
@@ -84,6 +93,7 @@ async def _from_client(
             await node.close(code=GOING_AWAY if code in (1005, 1006) else code)
             return
         on_message()
+        link.asked()
         if (text := message.get("text")) is not None:
             await node.send_str(text)
         else:
@@ -91,10 +101,14 @@ async def _from_client(
 
 
 async def _from_node(
-    node: aiohttp.ClientWebSocketResponse[bool], send: Send, on_message: Callable[[], None]
+    node: aiohttp.ClientWebSocketResponse[bool],
+    send: Send,
+    on_message: Callable[[], None],
+    link: Link,
 ) -> None:
     while True:
         message = await node.receive()
+        link.heard()
         if message.type is aiohttp.WSMsgType.TEXT:
             on_message()
             await send({"type": "websocket.send", "text": message.data})

@@ -313,6 +313,7 @@ class Controller:
             since=since,
             wanted=snapshot.wanted,
             working=snapshot.working,
+            unanswered=snapshot.unanswered,
             blocked=bool(snapshot.blocks),
             force_stop="cut" in snapshot.state,
             observed=self._observation.state,

@@ -9,7 +9,7 @@ again. Nothing is remembered between two calls, so another replica can continue 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Union
 
 from qwenctl.core import failures
@@ -36,12 +36,15 @@ class Timings:
     heartbeat: float = 20.0
     """A heartbeat older than this makes the controller look at the cloud."""
     node_lost: float = 180.0
-    """A heartbeat older than this means that the agent is gone."""
+    """A heartbeat older than this means that the agent is gone; requests that nobody has answered for
+    as long are then no work any more."""
     retry: float = 10.0
     """The first wait after a failure; doubles with each further one."""
     retry_max: float = 300.0
     stable: float = 60.0
     """A GPU that was ready for less than this counts as a failed attempt when it dies."""
+    patience: float = 5.0
+    """As many times longer without an agent: a WebUI at work may answer no probe."""
     spot_stable: float = 600.0
     """The same for one that the cloud takes back (spot), from the second in a row on."""
     complaint: float = 7.5
@@ -80,6 +83,8 @@ class View:
     """An unexpired lease, and no block."""
     working: bool
     """Running work: an unexpired `inflight:` or `busy:` lease."""
+    unanswered: float = field(default=0.0, kw_only=True)
+    """For how long only requests without any answer have stood for that work."""
     blocked: bool
     force_stop: bool
     """Stop even under running work: by `down --now` or `block --now`."""
@@ -409,10 +414,19 @@ def _loading(view: View, timings: Timings, now: float) -> Step:
     return Wait(_until(view.since + timings.load, now, timings), "waiting for the service")
 
 
+def _deserted(view: View, timings: Timings) -> bool:
+    """Whether nothing vouches any more for the running work, if there is any.
+
+    Any byte of the node does, and a `busy:` lease. A frozen node sends none, and closes nothing.
+    """
+    bound = timings.node_lost * (timings.patience if view.agentless else 1.0)
+    return not view.working or view.unanswered > bound
+
+
 def _ready(view: View, timings: Timings, now: float) -> Step:
     if step := _up(view, timings, now):
         return step
-    if not view.working:
+    if _deserted(view, timings):
         if step := _node_failed(view, timings, now):
             return step
         if (view.node.heartbeat_age or 0.0) > timings.node_lost:
@@ -445,6 +459,9 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
     if left > 0:
         return Wait(left, "draining")
     if view.working:
+        silent = (view.node.heartbeat_age or 0.0) > timings.node_lost
+        if silent and not interrupted and _deserted(view, timings):
+            return _agent_lost(view, timings, now)
         return Wait(1.0, "draining: work is still running")
     if interrupted:
         failure = _taken_back(view, timings, now)

@@ -25,6 +25,8 @@ class Lease:
     reason: str = ""
     actor: str = ""
     since: float | None = None
+    answered_at: float | None = None
+    """When the node last answered what a proxy asked it; None: the lease vouches for itself."""
 
     @property
     def kind(self) -> str:
@@ -107,6 +109,13 @@ class Snapshot:
     @property
     def working(self) -> bool:
         return any(lease.is_work for lease in self.leases)
+
+    @property
+    def unanswered(self) -> float:
+        """For how long, in seconds, nothing but open requests has vouched for the running work."""
+        work = [lease.answered_at for lease in self.leases if lease.is_work]
+        known = [answered for answered in work if answered is not None]
+        return max(0.0, self.now - max(known)) if known and len(known) == len(work) else 0.0
 
     @property
     def start_seq(self) -> int:

@@ -133,7 +133,8 @@ class Store:
             known = about.get(name, {})
             since = known["since"] / 1000 if known else None
             reason, actor = known.get("reason", ""), known.get("actor", "")
-            return Lease(name, float(expiry) / 1000, reason, actor, since)
+            answered = known["answered"] / 1000 if "answered" in known else None
+            return Lease(name, float(expiry) / 1000, reason, actor, since, answered)
 
         return Snapshot(
             gpu,
@@ -270,10 +271,22 @@ class Store:
         return Admission(Phase(phase), int(seq), block, bool(released))
 
     def touch(
-        self, gpu: str, inflight: str, inflight_ttl: float, touches: Sequence[Touch], *, actor: str
+        self,
+        gpu: str,
+        inflight: str,
+        inflight_ttl: float,
+        touches: Sequence[Touch],
+        *,
+        actor: str,
+        moved_ago: float = 0.0,
+        unanswered: float = 0.0,
     ) -> Phase:
-        """Write back a proxy's activity; ``inflight_ttl`` 0: nothing is in flight."""
-        args: list[str | int] = []
+        """Write back a proxy's activity; ``inflight_ttl`` 0: nothing is in flight.
+
+        ``moved_ago``: seconds since the youngest request in flight began or had a byte of the node;
+        ``unanswered``: seconds for which the node has answered nothing that it was asked.
+        """
+        args: list[str | int] = [_ms(moved_ago), _ms(unanswered)]
         for touch in touches:
             args += [touch.lease, _ms(touch.ttl), _ms(touch.began_ago)]
         return Phase(self._run("touch", gpu, inflight, _ms(inflight_ttl), actor, *args))

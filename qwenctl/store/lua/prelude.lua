@@ -1,7 +1,7 @@
 -- Shared code, put in front of every script when it is loaded.
 --
 -- KEYS of every script, all with the hash tag of one GPU, so that they lie in one cluster slot:
---   1 state   hash     phase, since, start_seq, cause, actor, called_at, ready_at, failure, cut, …
+--   1 state   hash     phase, since, start_seq, began_at, cause, called_at, ready_at, failure, cut, …
 --   2 leases  zset     lease name -> expiry
 --   3 blocks  zset     block name -> expiry
 --   4 info    hash     lease or block name -> JSON {reason, actor, since}
@@ -50,6 +50,16 @@ local function working()
     if is_work(name) then return true end
   end
   return false
+end
+
+-- Whether work can be running in this phase. In `failed`, a bad instance may still be answering a
+-- request before its stop; after any other failure there is no instance.
+local function may_work(now_phase)
+  if now_phase == 'failed' then
+    local failure = redis.call('HGET', STATE, 'failure')
+    return not failure or failure == '' or cjson.decode(failure).condemns == true
+  end
+  return now_phase ~= 'off' and now_phase ~= 'starting' and now_phase ~= 'stopping'
 end
 
 -- Running work ends with its instance.

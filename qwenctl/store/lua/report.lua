@@ -16,9 +16,7 @@ redis.call('ZADD', NONCES, num(NOW + tonumber(ARGV[4])), nonce)
 
 redis.call('HSET', NODE, 'state', state, 'error', ARGV[8], 'progress', ARGV[9],
   'report', ARGV[10], 'seen_at', num(NOW))
-local now_phase = phase()
-local may_work = now_phase ~= 'off' and now_phase ~= 'starting' and now_phase ~= 'stopping'
-if busy_ttl > 0 and may_work and state ~= 'stopping' then
+if busy_ttl > 0 and may_work(phase()) and state ~= 'stopping' then
   grant(busy, busy_ttl, 'the node reports running work', 'node', true)
 elseif redis.call('ZREM', LEASES, busy) == 1 then
   redis.call('HDEL', INFO, busy)

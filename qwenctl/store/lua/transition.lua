@@ -21,10 +21,13 @@ redis.call('HDEL', STATE, 'called_at', 'call_error', 'call_code', 'refused_since
 
 if to == 'starting' then
   redis.call('HINCRBY', STATE, 'start_seq', 1)
+  redis.call('HSET', STATE, 'began_at', num(NOW))
   redis.call('HDEL', STATE, 'ready_at', 'cut', 'start_note')
   redis.call('DEL', NODE, COMMANDS)
+  drop_work()
 elseif to == 'booting' and (from == 'off' or from == 'failed') then
   redis.call('HDEL', STATE, 'stranger')  -- found running: this instance counts
+  if from == 'off' then redis.call('HSET', STATE, 'began_at', num(NOW)) end
 elseif to == 'ready' and from == 'loading' and not redis.call('HGET', STATE, 'ready_at') then
   redis.call('HSET', STATE, 'ready_at', num(NOW))
   -- The first time in this boot: each waiting client gets exactly one idle timeout from now on,
@@ -45,6 +48,7 @@ elseif to == 'off' then
   redis.call('DEL', NODE, COMMANDS)
 elseif to == 'failed' and failure ~= '' and not cjson.decode(failure).condemns then
   redis.call('DEL', NODE, COMMANDS)  -- the node's record has no instance any more
+  drop_work()
 end
 if to == 'off' or to == 'failed' then
   prune(LEASES)

@@ -7,6 +7,7 @@ import time
 import pytest
 import redis
 
+from qwenctl.core.failures import Failure
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Lock, Outcome, Touch
 from qwenctl.store.store import Store
@@ -211,6 +212,102 @@ class TestTouch:
         assert leases(store) == {}
         store.touch(GPU, "inflight:p0", 0, [Touch("request:new", 60, 4.9)], actor="p0")
         assert leases(store) == {"request:new": 60}
+
+
+class TestOutlived:
+    """A request that has outlived its instance counts for nothing on the next."""
+
+    def touch(self, store: Store, ago: float, ttl: float = 30.0) -> None:
+        touches = [Touch("request:eve", 60, ago)]
+        store.touch(GPU, "inflight:p0", ttl, touches, actor="p0", moved_ago=ago)
+
+    def restart(self, store: Store, lock: Lock, clock: VirtualClock, first: Phase) -> None:
+        bring(store, lock, P.READY)
+        clock.advance(100)
+        lost = Failure("instance_lost", "gone", 1, clock(), instance_is_bad=False)
+        if first is P.OFF:
+            assert move(store, lock, P.OFF) is Outcome.OK
+            assert move(store, lock, P.BOOTING) is Outcome.OK
+        else:
+            assert move(store, lock, P.FAILED, failure=lost) is Outcome.OK
+            assert move(store, lock, P.STARTING) is Outcome.OK
+            assert move(store, lock, P.BOOTING) is Outcome.OK
+        clock.advance(50)
+
+    @pytest.mark.parametrize("first", [P.OFF, P.FAILED])
+    def test_it_neither_runs_nor_ends_there(
+        self, store: Store, lock: Lock, clock: VirtualClock, first: Phase
+    ) -> None:
+        self.restart(store, lock, clock, first)
+        self.touch(store, 60)
+        assert leases(store) == {}
+        self.touch(store, 60, ttl=0)
+        assert leases(store) == {}
+        self.touch(store, 49)
+        assert leases(store) == {"inflight:p0": 30, "request:eve": 60}
+        self.touch(store, 60)  # the other has ended; this was there all the time
+        assert leases(store) == {"request:eve": 60}
+
+    def test_a_byte_since_the_start_shows_that_it_is_the_same_instance(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        self.restart(store, lock, clock, P.OFF)
+        store.touch(GPU, "inflight:p0", 30, [], actor="p0", moved_ago=1.0)
+        assert leases(store) == {"inflight:p0": 30}
+
+    @pytest.mark.parametrize("bad", [False, True])
+    def test_work_ends_with_an_instance_that_is_gone(
+        self, store: Store, lock: Lock, clock: VirtualClock, bad: bool
+    ) -> None:
+        bring(store, lock, P.READY)
+        self.touch(store, 1.0)
+        report(store, active=1)
+        failure = Failure("agent_lost", "silent", 1, clock(), instance_is_bad=bad)
+        assert move(store, lock, P.FAILED, failure=failure) is Outcome.OK
+        assert snap(store).working == bad
+        self.touch(store, 1.0)
+        assert snap(store).working == bad
+
+    def test_no_work_passes_into_the_next_start(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        bring(store, lock, P.READY)
+        report(store, active=1)
+        bad = Failure("agent_lost", "silent", 1, clock(), instance_is_bad=True)
+        assert move(store, lock, P.FAILED, failure=bad) is Outcome.OK
+        assert move(store, lock, P.STARTING) is Outcome.OK
+        assert not snap(store).working
+
+
+class TestUnanswered:
+    def touch(self, store: Store, name: str, unanswered: float) -> None:
+        store.touch(GPU, name, 30, [], actor="p", unanswered=unanswered)
+
+    def test_work_is_vouched_for_by_who_heard_last(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        bring(store, lock, P.READY)
+        assert snap(store).unanswered == 0.0
+        self.touch(store, "inflight:p0", 200.0)
+        assert snap(store).unanswered == 200.0
+        clock.advance(2)
+        assert snap(store).unanswered == 202.0
+        self.touch(store, "inflight:p1", 7.0)
+        assert snap(store).unanswered == 7.0
+        since = next(lease.since for lease in snap(store).leases if lease.name == "inflight:p0")
+        assert since == clock() - 2
+
+    def test_a_node_that_reports_work_vouches_for_it(self, store: Store, lock: Lock) -> None:
+        bring(store, lock, P.READY)
+        self.touch(store, "inflight:p0", 200.0)
+        report(store, active=1)
+        assert snap(store).unanswered == 0.0
+
+    def test_a_lease_of_an_older_proxy_vouches_for_itself(self, store: Store, lock: Lock) -> None:
+        bring(store, lock, P.READY)
+        self.touch(store, "inflight:p0", 200.0)
+        demand(store, inflight="inflight:old")
+        assert snap(store).unanswered == 0.0
 
 
 class TestDown:

@@ -59,6 +59,7 @@ ONCE = Failure(
 )
 TWICE = dataclasses.replace(ONCE, attempts=2, retry_at=NOW + 10)
 BROKEN = NodeView(hello=True, state="failed", error="CUDA out of memory")
+GONE_SILENT = NodeView(hello=True, state="ready", heartbeat_age=181)
 S, P = Observed, Phase
 
 TABLE: list[tuple[str, View, Any]] = [
@@ -268,6 +269,36 @@ TABLE: list[tuple[str, View, Any]] = [
         Wait,
     ),
     (
+        "ready, agent lost, its work unanswered for as long",
+        seen(P.READY, S.RUNNING, node=GONE_SILENT, working=True, unanswered=181),
+        "agent_lost",
+    ),
+    (
+        "ready, agent lost, its work answered since",
+        seen(P.READY, S.RUNNING, node=GONE_SILENT, working=True, unanswered=179),
+        Wait,
+    ),
+    (
+        "ready, its work unanswered for long, the agent reports",
+        seen(P.READY, S.RUNNING, node=READY, working=True, unanswered=9000),
+        Wait,
+    ),
+    (
+        "ready, broken, its work unanswered",
+        seen(P.READY, S.RUNNING, node=BROKEN, working=True, unanswered=181),
+        "service_failed",
+    ),
+    (
+        "ready, no agent, a WebUI at work answers no probe",
+        seen(P.READY, S.RUNNING, node=GONE_SILENT, working=True, unanswered=700, agentless=True),
+        Wait,
+    ),
+    (
+        "ready, no agent, nothing has answered for five times as long",
+        seen(P.READY, S.RUNNING, node=GONE_SILENT, working=True, unanswered=901, agentless=True),
+        "service_lost",
+    ),
+    (
         "ready, being stopped",
         seen(P.READY, S.STOPPING, node=READY),
         Move(P.STOPPING, "stopped_outside"),
@@ -305,6 +336,23 @@ TABLE: list[tuple[str, View, Any]] = [
         Wait(3.0, "draining"),
     ),
     ("draining, in use", seen(P.DRAINING, S.RUNNING, wanted=False, working=True), Wait),
+    (
+        "draining, agent lost, its work unanswered for as long",
+        seen(
+            P.DRAINING,
+            S.RUNNING,
+            wanted=False,
+            working=True,
+            node=GONE_SILENT,
+            unanswered=181,
+        ),
+        "agent_lost",
+    ),
+    (
+        "draining, agent lost, its work answered since",
+        seen(P.DRAINING, S.RUNNING, wanted=False, working=True, node=GONE_SILENT, unanswered=179),
+        Wait,
+    ),
     (
         "draining, gone",
         seen(P.DRAINING, S.STOPPED, wanted=False),

@@ -1,0 +1,131 @@
+"""Requests that have outlived their instance are ended; all others are left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+
+import pytest
+
+from proxy.data import links
+from proxy.http.request import Message
+from qwenctl.core.failures import Failure
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.store.store import Store
+from tests.integration.proxy.parts import JSON, FaultyStore, Parts, into, nothing_more, parts, scope
+from tests.simulation.life import Life
+
+
+class Mute:
+    """A node that takes requests and says no more than it is told to."""
+
+    def __init__(self) -> None:
+        self.says = asyncio.Queue[bytes]()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            while not reader.at_eof():
+                writer.write(await self.says.get())
+                await writer.drain()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+PIECE = b"3\r\nabc\r\n"
+
+
+@contextlib.asynccontextmanager
+async def asked(
+    store: Store, now: Snapshot, monkeypatch: pytest.MonkeyPatch, *, mute: Mute
+) -> AsyncIterator[tuple[Parts, asyncio.Task[None], list[Message]]]:
+    monkeypatch.setattr(links, "SWEEP", 0.05)
+    monkeypatch.setattr(links, "MOVING", 0.2)
+    async with parts(store, timing={"node_lost": 1}) as made:
+        port = made.config.gpu["main"].port
+        server = await asyncio.start_server(mute, "127.0.0.1", port)
+        made.know(now)
+        sent: list[Message] = []
+        task = asyncio.ensure_future(made.data(scope("POST", JSON), nothing_more, into(sent)))
+        yield made, task, sent
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        server.close()
+
+
+def changed(snapshot: Snapshot, **state: str) -> Snapshot:
+    return dataclasses.replace(snapshot, state={**snapshot.state, **state})
+
+
+LOST = Failure("instance_lost", "gone", 1, 0.0, instance_is_bad=False).encode()
+BAD = Failure("agent_lost", "silent", 1, 0.0, instance_is_bad=True).encode()
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        {"phase": "off"},
+        {"phase": "starting"},
+        {"phase": "failed", "failure": LOST},
+        {"start_seq": "2"},
+        {"phase": "failed", "failure": BAD},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_who_waits_for_an_instance_that_is_gone_is_told(
+    faulty: FaultyStore,
+    life: Life,
+    monkeypatch: pytest.MonkeyPatch,
+    after: dict[str, str],
+    begun: bool,
+) -> None:
+    life.wake()
+    ready = life.now
+
+    async def go() -> list[Message]:
+        mute = Mute()
+        async with asked(faulty, ready, monkeypatch, mute=mute) as (made, task, sent):
+            if begun:
+                mute.says.put_nowait(HEAD + PIECE)
+            done, _ = await asyncio.wait([task], timeout=0.6)
+            assert not done  # nothing is known against its instance
+            assert made.usage.in_flight("main") == 1
+            for _ in range(60):
+                made.know(changed(ready, **after))
+                done, _ = await asyncio.wait([task], timeout=0.1)
+                if done:
+                    break
+            assert made.usage.in_flight("main") == 0
+            await task
+            return sent
+
+    sent = asyncio.run(go())
+    if begun:
+        assert sent[0]["status"] == 200
+        assert all(message.get("more_body", True) for message in sent)  # it is not whole
+    else:
+        assert sent[0]["status"] in (502, 503)
+
+
+@pytest.mark.parametrize("after", [{"phase": "off"}, {"phase": "failed", "failure": BAD}], ids=str)
+def test_an_answer_that_moves_is_left_alone(
+    faulty: FaultyStore, life: Life, monkeypatch: pytest.MonkeyPatch, after: dict[str, str]
+) -> None:
+    """The cloud may be wrong; the bytes are not."""
+    life.wake()
+    ready = life.now
+
+    async def go() -> None:
+        mute = Mute()
+        async with asked(faulty, ready, monkeypatch, mute=mute) as (made, task, sent):
+            mute.says.put_nowait(HEAD)
+            for _ in range(30):
+                made.know(changed(ready, **after))
+                mute.says.put_nowait(PIECE)
+                await asyncio.sleep(0.1)
+            mute.says.put_nowait(b"0\r\n\r\n")
+            await asyncio.wait_for(task, 5)
+            assert b"".join(message.get("body", b"") for message in sent) == b"abc" * 30
+
+    asyncio.run(go())
