@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -16,16 +14,24 @@ from typing import TextIO
 from gpu_node.agent import EXIT_RELOAD, Agent
 from gpu_node.client import ProxyClient
 from gpu_node.machine.interruption import InterruptionWatch
+from gpu_node.selfstop.agent_lock import take_lock
 from gpu_node.selfstop.deadman import DeadMan, power_off
 from gpu_node.services.docker import DockerRuntime
 from gpu_node.services.docker_ownership import container_key
 from gpu_node.services.orphans import OrphanKiller, kill_orphans, owner_mark
 from gpu_node.services.process import ProcessRuntime
-from gpu_node.settings import CONTAINER_KEY, NodeSettings, load_settings, save_last_good
+from gpu_node.settings import (
+    CONTAINER_KEY,
+    STATE_FILES,
+    NodeSettings,
+    load_settings,
+    save_last_good,
+)
 from gpu_node.setup import COMMANDS
 from gpu_node.status_file import StatusFile
 from qwenctl import __version__
 from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import private_directory
 
 log = logging.getLogger("gpu_node")
 
@@ -106,26 +112,16 @@ def _prepare(settings: NodeSettings) -> TextIO:
     """Make the directories and take the lock that keeps a second agent from the same services.
 
     Raises:
-        ConfigError: a directory cannot be written, or another agent runs.
+        ConfigError: a directory cannot be written or is another user's, or another agent runs.
     """
-    for path in (settings.state_dir, settings.log_dir):
-        try:
-            Path(path).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot make the directory {path}: {error.strerror}") from None
-    file = Path(settings.state_dir, "agent.lock")
+    state_dir, log_dir = Path(settings.state_dir), Path(settings.log_dir)
+    path = log_dir
     try:
-        lock = file.open("w")
+        log_dir.mkdir(parents=True, exist_ok=True)
+        private_directory(path := state_dir, STATE_FILES)
     except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error.strerror}") from None
-    for _ in range(20):  # a watchdog that looks whether an agent runs holds it for a moment
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except OSError:
-            time.sleep(0.05)
-    lock.close()
-    raise ConfigError(f"another agent runs with the state directory {settings.state_dir}")
+        raise ConfigError(f"cannot make the directory {path}: {error.strerror}") from None
+    return take_lock(state_dir)
 
 
 def _run(settings: NodeSettings, secret: str, config: str | None) -> int:

@@ -93,6 +93,7 @@ class Agent:
         self._booted_at = booted_at
         self._disk = disk
         self._gpus = GpuWatch()
+        self._who = (gpu, boot_id)
         self._spec_file = spec_file
         self._status_file = status_file
         self._conversation = Conversation(gpu, boot_id, self, booted_at=booted_at)
@@ -121,6 +122,7 @@ class Agent:
 
     def run(self) -> int:
         """Work until stopped or without contact for too long; return the exit code."""
+        self._status_file.begin(*self._who)
         # With no time left nobody wants the services, as after a stop that failed.
         if self._dead_man.remaining > 0:
             self._run_last_spec()

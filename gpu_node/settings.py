@@ -6,6 +6,7 @@ What to run comes from the proxy (`qwenctl.protocol.messages.Spec`).
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from qwenctl.errors import ConfigError
-from qwenctl.lib.private_file import read_secret, write_private
+from qwenctl.lib.private_file import read_private, read_secret, write_private
 from qwenctl.lib.settings_file import SettingsFile
 from qwenctl.lib.settings_types import NAME
 
@@ -143,8 +144,11 @@ def load_last_good(path: str | None, env: Mapping[str, str]) -> NodeSettings | N
 
     Unknown keys, such as those of a newer version, are ignored.
     """
+    file = Path(state_dir_of(path, env), LAST_GOOD)
     try:
-        found = json.loads(Path(state_dir_of(path, env), LAST_GOOD).read_bytes())
+        if file.stat().st_uid not in (os.geteuid(), 0):
+            return None  # it names a command
+        found = json.loads(read_private(file))
         known = {key: found[key] for key in NodeSettings.model_fields if key in found}
         return NodeSettings.model_validate(known)
     except (OSError, ValueError, TypeError):

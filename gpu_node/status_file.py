@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenctl import __version__
-from qwenctl.lib.private_file import write_private
+from qwenctl.lib.private_file import read_private, write_note
 from qwenctl.protocol.messages import Report
 
 log = logging.getLogger(__name__)
@@ -28,25 +28,31 @@ class StatusFile:
         self._last: dict[str, Any] = {}
         self._written = float("-inf")
 
+    def begin(self, gpu: str, boot_id: str) -> None:
+        """Say that this agent runs, before its first report; never raises."""
+        self._keep({"gpu": gpu, "boot_id": boot_id})
+
     def note(self, report: Report) -> None:
         """Keep a report; never raises."""
+        self._keep(
+            {
+                "gpu": report.gpu,
+                "boot_id": report.boot_id,
+                "state": report.state,
+                "error": report.error,
+                "active": report.active,
+                "services": [service.model_dump() for service in report.services],
+            }
+        )
+
+    def _keep(self, said: dict[str, Any]) -> None:
         now = time.monotonic()
-        status = {
-            "version": __version__,
-            "pid": os.getpid(),
-            "started": self._started,
-            "gpu": report.gpu,
-            "boot_id": report.boot_id,
-            "state": report.state,
-            "error": report.error,
-            "active": report.active,
-            "services": [service.model_dump() for service in report.services],
-        }
+        status = {"version": __version__, "pid": os.getpid(), "started": self._started, **said}
         if status == self._last and now - self._written < INTERVAL:
             return
         self._last, self._written = status, now
         try:
-            write_private(self._path, json.dumps({**status, "written": time.time()}))
+            write_note(self._path, json.dumps({**status, "written": time.time()}))
         except OSError as error:  # a full disk must not end the node
             log.warning("cannot write %s: %s", self._path, error.strerror)
 
@@ -54,7 +60,7 @@ class StatusFile:
 def read_status(path: Path) -> dict[str, Any]:
     """Return the file's content; empty if it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_private(path))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from gpu_node.machine.metadata import CloudName, Metadata, NoMetadata, Value
+from qwenctl.lib.private_file import read_private, write_note
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +117,13 @@ class InterruptionWatch:
             return False
         now = {"boot_id": self._boot_id, "notice": text}
         try:
-            before = json.loads(self._told_file.read_text("utf-8"))
+            before = json.loads(read_private(self._told_file))
             if before["notice"] == text:
                 return bool(before["boot_id"] != self._boot_id)
         except (OSError, ValueError, TypeError, KeyError):
             pass  # none yet, or nothing of use
         with contextlib.suppress(OSError):  # a full disk must not hold a notice back
-            self._told_file.write_text(json.dumps(now))
+            write_note(self._told_file, json.dumps(now))
         return False
 
     def _complain(self, reason: str) -> None:

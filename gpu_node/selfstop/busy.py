@@ -14,6 +14,7 @@ import requests
 from gpu_node.machine.nvidia import GpuWatch
 from gpu_node.services.probe import probe_active
 from gpu_node.services.runtime import base_url_of
+from qwenctl.lib.private_file import read_private
 from qwenctl.protocol.messages import Spec
 
 BUSY_PERCENT = 10.0
@@ -29,7 +30,7 @@ SAMPLES, PAUSE = 3, 5.0
 def read_spec(file: Path) -> Spec | None:
     """Return the last spec of the agent; None if there is none, or none that can be read."""
     try:
-        return Spec.model_validate_json(file.read_bytes())
+        return Spec.model_validate_json(read_private(file))
     except (OSError, ValueError):
         return None
 

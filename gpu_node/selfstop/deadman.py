@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qwenctl.lib.private_file import read_private, write_note
+
 log = logging.getLogger(__name__)
 
 EXIT_POWER_OFF = 70
@@ -74,17 +76,9 @@ class DeadMan:
 
     def _write(self) -> None:
         record = json.dumps({"boot_id": self._boot_id, "last": self._last})
-        fresh = self._file.with_suffix(".new")
         try:
-            try:
-                fresh.write_text(record)
-                fresh.replace(self._file)
-            except OSError:
-                # A full disk has no room for another file, but there is room in the old file. With
-                # an old record the watchdog would take the agent for one that hangs.
-                with self._file.open("r+") as file:
-                    file.write(record)
-                    file.truncate()
+            # With an old record the watchdog would take the agent for one that hangs.
+            write_note(self._file, record)
         except OSError as error:  # a full disk must not end the node
             log.warning("cannot write %s: %s", self._file, error.strerror)
         self._written = self._last
@@ -93,7 +87,7 @@ class DeadMan:
 def read_contact(file: Path, boot_id: str, now: float) -> float | None:
     """Return when a proxy was heard last in this boot, on the monotonic clock; None: unknown."""
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(read_private(file))
         last = float(record["last"])
         return last if record["boot_id"] == boot_id and 0 <= last <= now else None
     except (OSError, ValueError, ArithmeticError, KeyError, TypeError):

@@ -21,7 +21,6 @@ whose settings cannot be used does not run; the watchdog reads those of its last
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import logging
 import math
@@ -33,10 +32,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpu_node.machine.nvidia import GpuWatch
+from gpu_node.selfstop.agent_lock import LOCK, agent_runs, lock_holder
 from gpu_node.selfstop.busy import busy_for_a_while, read_spec
 from gpu_node.selfstop.deadman import EXIT_POWER_OFF, power_off, read_contact
 from gpu_node.settings import STATE_FILES, NodeSettings, load_last_good, load_settings, state_dir_of
 from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import open_private, write_note
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,8 @@ def watch(
     if file := unreadable(Path(settings.state_dir)):
         log.error("cannot read %s: run it as root or as the agent's user", file)
         return 2
+    if (holder := lock_holder(Path(settings.state_dir))) and holder.foreign:
+        log.warning("%s holds %s, and is no agent", holder, Path(settings.state_dir, LOCK))
     found = _look_and_note(settings, clock())
     if found is None:
         return 0
@@ -164,24 +167,12 @@ def unreadable(state_dir: Path) -> Path | None:
     """Return the first of the agent's files that this user may not read; None: there is none."""
     for name in STATE_FILES:
         try:
-            (state_dir / name).open().close()
+            os.close(open_private(state_dir / name))
         except PermissionError:
             return state_dir / name
         except OSError:
             continue
     return None
-
-
-def agent_runs(state_dir: Path) -> bool:
-    """Whether an agent holds the lock. True also if this user may not look: then it must not act."""
-    try:
-        with Path(state_dir, "agent.lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _limit(settings: NodeSettings) -> float:
@@ -206,7 +197,7 @@ def _look_and_note(settings: NodeSettings, now: float) -> Overdue | None:
         return found
     file = Path(settings.state_dir, "watchdog.json")
     try:
-        file.write_text(json.dumps({"boot_id": settings.this_boot(), "last": now}))
+        write_note(file, json.dumps({"boot_id": settings.this_boot(), "last": now}))
     except OSError as error:
         log.warning("cannot write %s: %s", file, error.strerror)
         if found is not None:  # else each look would be the first

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from gpu_node.services.progress import parse_progress
 from gpu_node.services.runtime import Output
+from qwenctl.lib.private_file import open_private
 from qwenctl.lib.redaction import is_secret, redacted, secret_options
 from qwenctl.protocol.messages import Service
+
+log = logging.getLogger(__name__)
 
 LOG_BYTES = 5 * 1024 * 1024
 MAX_LINE_BYTES = 8 * 1024
@@ -43,6 +48,14 @@ def secrets_of(service: Service, environment: Mapping[str, str]) -> tuple[str, .
     return tuple(value for value in found if len(value) >= MIN_SECRET)
 
 
+class _LogFile(RotatingFileHandler):
+    """A log file that is never a link or a pipe that somebody else has put there."""
+
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        return open(open_private(Path(self.baseFilename), flags, 0o644), "a", encoding="utf-8")
+
+
 class LineSink:
     """Takes chunks of output and passes on lines. For one thread.
 
@@ -57,10 +70,9 @@ class LineSink:
     def __init__(self, log_file: Path, output: Output, secrets: tuple[str, ...] = ()) -> None:
         self._log: logging.Handler
         try:
-            self._log = RotatingFileHandler(
-                log_file, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
-            )
-        except OSError:  # a full disk does not stop the service
+            self._log = _LogFile(log_file, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+        except OSError as error:  # a full disk does not stop the service
+            log.warning("no log in %s: %s", log_file, error.strerror)
             self._log = logging.NullHandler()
         self._output = output
         self._secrets = secrets

@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
+from gpu_node.selfstop.agent_lock import agent_runs
 from gpu_node.selfstop.busy import read_spec
-from gpu_node.selfstop.watchdog import agent_runs
 from gpu_node.services.docker import DockerRuntime
 from gpu_node.services.docker_ownership import (
     GPU_LABEL,

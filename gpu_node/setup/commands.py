@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_node.selfstop import watchdog
+from gpu_node.selfstop.agent_lock import LOCK, Holder, lock_holder
 from gpu_node.selfstop.deadman import read_contact
 from gpu_node.settings import NodeSettings, load_settings
 from gpu_node.setup import COMMANDS, bake, doctor
@@ -120,15 +121,17 @@ def _status(given: argparse.Namespace) -> int:
     now = time.monotonic()
     boot_id = settings.this_boot()
     known = read_status(state_dir / "status.json")
-    runs = watchdog.agent_runs(state_dir)
-    if known.get("boot_id") != boot_id or not runs:
+    holder = lock_holder(state_dir)
+    if known.get("boot_id") != boot_id or holder is None or not _reports(holder, known):
         known = {}  # of another boot, or of an agent that is gone
+    runs = bool(known)
     contact = read_contact(state_dir / "deadman.json", boot_id, now)
     overdue = watchdog.look(settings, now)
     units = {unit: doctor.unit_state(unit) for unit in (AGENT, TIMER)}
     view: dict[str, Any] = {
         "gpu": settings.gpu,
         "agent_running": runs,
+        "lock_holder": None if holder is None else str(holder),
         "since": known.get("started"),
         "version": known.get("version"),
         "state": known.get("state"),
@@ -148,6 +151,11 @@ def _status(given: argparse.Namespace) -> int:
     return 0 if runs else 1
 
 
+def _reports(holder: Holder, status: dict[str, Any]) -> bool:
+    """Whether what was reported last is of the process that holds the lock, as far as is known."""
+    return not holder.foreign and holder.pid in (None, status.get("pid"))
+
+
 def _print_status(view: dict[str, Any]) -> None:
     if view["agent_running"]:
         since = view["since"]
@@ -156,6 +164,11 @@ def _print_status(view: dict[str, Any]) -> None:
         _say(f"state: {view['state'] or 'no report yet'}")
         if view["error"]:
             _say(f"error: {_first_line(view['error'])}")
+    elif view["lock_holder"]:
+        _say(
+            f"agent of {view['gpu']}: not known to run: {view['lock_holder']} holds {LOCK}, but no "
+            "agent reports in this boot; it may have just begun, or cannot write its state"
+        )
     else:
         _say(f"agent of {view['gpu']}: not running")
     contact = view["seconds_since_contact"]

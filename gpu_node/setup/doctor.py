@@ -27,6 +27,7 @@ from gpu_node.settings import STATE_FILES, NodeSettings
 from gpu_node.setup.systemd_units import AGENT, DROP_IN, TIMER
 from qwenctl.errors import ConfigError
 from qwenctl.lib.findings import Finding, fail, ok, warn
+from qwenctl.lib.private_file import user_name
 from qwenctl.protocol.messages import REPORT_PATH, Report, Spec
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
 
@@ -223,6 +224,10 @@ def _state(node: _Node) -> Iterator[Finding]:
     if not node.user or node.user == "root":
         return
     uid = uid_of(node.user)
+    directory = Path(node.settings.state_dir)
+    if directory.is_dir() and (found := directory.stat()).st_uid != uid:
+        words = f"{directory} is not {node.user}'s, but {user_name(found.st_uid)}'s"
+        yield fail("state", words, "run `qwenctl-node install` again")
     for file in (Path(node.settings.state_dir, name) for name in STATE_FILES):
         if file.exists() and file.stat().st_uid != uid:
             fix = "run `qwenctl-node install` again"

@@ -10,6 +10,7 @@ import grp
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -250,21 +251,22 @@ class _Host:
         """Make the directory, and it and the agent's files in it the user's."""
         uid = uid_of(user)
         # A file may be root's, after a start of the agent by hand.
-        ours = (path, *(path / name for name in STATE_FILES), *path.glob("*.log*"))
-        if path.exists() and all(own.lstat().st_uid == uid for own in ours if own.exists()):
+        files = (*(path / name for name in STATE_FILES), *path.glob("*.log*"))
+        # A link, a pipe or a file of two names is none that an agent has left.
+        left = [file for file in files if _is_plain(file)]
+        if path.exists() and all(own.lstat().st_uid == uid for own in (path, *left)):
             return
         if self._step(f"{path}: belongs to {user}"):
             path.mkdir(parents=True, exist_ok=True, mode=0o755)
-            for own in ours:
-                if own.exists():
-                    os.chown(own, uid, -1, follow_symlinks=False)
+            for own in (path, *left):
+                os.chown(own, uid, -1, follow_symlinks=False)
 
     def settings(self, settings: NodeSettings, user: str) -> None:
         """Keep a copy for a watchdog that cannot use the settings one day."""
         if self._dry_run:
             return
         try:
-            os.chown(save_last_good(settings), uid_of(user), -1)
+            os.chown(save_last_good(settings), uid_of(user), -1, follow_symlinks=False)
         except OSError as error:
             raise UserError(f"{settings.state_dir}: {error.strerror}") from None
 
@@ -300,6 +302,14 @@ class _Host:
         """Say the step; return whether to do it."""
         self._say(f"would: {step}" if self._dry_run else step)
         return not self._dry_run
+
+
+def _is_plain(file: Path) -> bool:
+    try:
+        found = file.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
 def _program() -> tuple[str, ...]:

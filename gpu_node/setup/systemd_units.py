@@ -181,6 +181,7 @@ def _power_off(node: Node) -> str:
 def _directories(node: Node) -> str:
     """Return where it may write; systemd makes the directories below its own."""
     lines = []
+    modes = []
     for setting, parent, path in (
         ("StateDirectory", "/var/lib/", node.state_dir),
         ("LogsDirectory", "/var/log/", node.log_dir),
@@ -192,9 +193,11 @@ def _directories(node: Node) -> str:
             and inside not in (".", "..")
         ):
             lines.append(f"{setting}={inside}")
+            if setting == "StateDirectory":  # whoever may read a file may lock it
+                modes.append("StateDirectoryMode=0700")
         else:
             lines.append(f"ReadWritePaths={_quote(path)}")
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in (*lines, *modes))
 
 
 def _command(words: Sequence[str]) -> str:

@@ -20,13 +20,14 @@ MOST_BYTES = 16 * 1024 * 1024
 """A longer file is none of ours."""
 
 
-def private_directory(path: Path, names: Iterable[str] = ()) -> None:
+def private_directory(path: Path, names: Iterable[str] = (), *, trusting: bool = False) -> None:
     """Make a directory that only this user can use, or make it so.
 
     Where others could write until now, what they have put in place of our files is removed.
 
     Args:
         names: the names of our files in it.
+        trusting: root may use another user's, as with a user's settings or a mounted directory.
 
     Raises:
         ConfigError: it is another user's, who could replace any file in it.
@@ -34,7 +35,7 @@ def private_directory(path: Path, names: Iterable[str] = ()) -> None:
     """
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     for found in (path.lstat(), path.stat()):
-        if found.st_uid not in (os.geteuid(), 0):
+        if found.st_uid not in (os.geteuid(), 0) and not (trusting and os.geteuid() == 0):
             raise ConfigError(
                 f"the directory {path} belongs to the user {user_name(found.st_uid)}, who could "
                 f"replace every file in it: choose another one, or run chown -R "
@@ -47,7 +48,8 @@ def private_directory(path: Path, names: Iterable[str] = ()) -> None:
     for name in names if mode & 0o022 else ():
         with contextlib.suppress(FileNotFoundError):
             entry = (path / name).lstat()
-            if not stat.S_ISREG(entry.st_mode) or entry.st_uid not in (os.geteuid(), 0):
+            planted = stat.S_ISLNK(entry.st_mode) or stat.S_ISFIFO(entry.st_mode)
+            if planted or entry.st_uid not in (os.geteuid(), 0):
                 (path / name).unlink()
 
 
@@ -61,21 +63,21 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def open_private(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file of this user or of root; a new file is for this user alone.
+def open_private(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
+    """Open a regular file of this user or of root, and no link; a new file is this user's alone.
 
-    Root may also read the files of others.
+    Root may also open the files of others.
 
     Raises:
         OSError: it cannot be opened, or is no such file.
     """
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     found = os.fstat(descriptor)
-    ours = found.st_uid in (os.geteuid(), 0) or (flags == os.O_RDONLY and os.geteuid() == 0)
+    ours = os.geteuid() == 0 or found.st_uid in (os.geteuid(), 0)
     if stat.S_ISREG(found.st_mode) and ours:
         return descriptor
     os.close(descriptor)
-    raise OSError(errno.EPERM, "it is no regular file of this user", str(path))
+    raise OSError(errno.EINVAL, "it is no regular file of this user", str(path))
 
 
 def read_private(path: Path) -> bytes:
@@ -98,6 +100,10 @@ def write_private(path: Path, text: str) -> None:
         OSError: the directory cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, text)
+
+
+def _replace(path: Path, text: str) -> None:
     # mkstemp makes a new file with mode 0600 and never opens one that is there.
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".new", dir=path.parent)
     fresh = Path(name)
@@ -112,7 +118,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_note(path: Path, text: str) -> None:
-    """Replace a small file as `write_private` does, or overwrite it where that fails.
+    """Replace a small file in its directory, or overwrite it where that fails.
 
     A full disk has no room for another file, but there is room in the old one.
 
@@ -120,7 +126,7 @@ def write_note(path: Path, text: str) -> None:
         OSError: neither is possible.
     """
     try:
-        write_private(path, text)
+        _replace(path, text)
     except OSError:
         with os.fdopen(open_private(path, os.O_RDWR), "r+", encoding="utf-8") as file:
             file.write(text)

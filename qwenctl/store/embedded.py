@@ -29,11 +29,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from qwenctl.errors import ConfigError, StoreUnavailable
+from qwenctl.lib.private_file import open_private, private_directory
 
 LINGER_SECONDS = 60.0
 """How long the server stays after its last client."""
 
 START_SECONDS = 15.0
+
+_FILES = ("start.lock", "run.lock", "valkey.log", "valkey.sock", "appendonlydir")
 
 _SETTINGS = {
     "port": "0",
@@ -91,6 +94,10 @@ def pool(state: Path, **options: Any) -> Any:
     )
 
 
+def _open(path: Path) -> IO[str]:
+    return os.fdopen(open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a")
+
+
 def ensure(state: Path) -> None:
     """Start the server unless it runs; return once it answers.
 
@@ -100,8 +107,8 @@ def ensure(state: Path) -> None:
     """
     folder = state / "valkey"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = open(folder / "start.lock", "a")  # noqa: SIM115
+        private_directory(folder, _FILES, trusting=True)
+        lock = _open(folder / "start.lock")
     except OSError as error:
         raise ConfigError(
             f"cannot use the state directory {state}: {error.strerror}; set state_dir or "
@@ -113,7 +120,7 @@ def ensure(state: Path) -> None:
         if _answers(path):
             return
         _server_program()  # its error is raised here, not in the keeper's log
-        with open(folder / "valkey.log", "ab") as log:
+        with _open(folder / "valkey.log") as log:
             keeper = subprocess.Popen(
                 [sys.executable, "-m", "qwenctl.store.embedded", str(state)],
                 stdin=subprocess.DEVNULL,
@@ -188,7 +195,7 @@ def _clients(path: Path) -> int:
 
 @contextlib.contextmanager
 def _run_lock(folder: Path) -> Iterator[IO[str] | None]:
-    with open(folder / "run.lock", "a") as lock:
+    with _open(folder / "run.lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -251,7 +258,7 @@ def keep(state: Path, linger: float = LINGER_SECONDS) -> int:
                 continue
             if time.monotonic() - unused_since > linger:
                 # Under the starting lock no process is about to use this server.
-                with open(folder / "start.lock", "a") as starting:
+                with _open(folder / "start.lock") as starting:
                     fcntl.flock(starting, fcntl.LOCK_EX)
                     if server.poll() is None and _clients(path) == 0:
                         path.unlink(missing_ok=True)  # the next client starts a new server

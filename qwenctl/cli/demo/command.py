@@ -31,6 +31,7 @@ from qwenctl.core.leases import maintenance
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.wakes import wakes
 from qwenctl.errors import ConfigError, ExitCode, UserError
+from qwenctl.lib.private_file import open_private, private_directory
 from qwenctl.store.embedded import socket_path
 from qwenctl.store.store import Store
 
@@ -62,8 +63,8 @@ def demo(once: bool, port: int, keep: bool) -> None:
 def _only_one(base: Path) -> Iterator[None]:
     """Refuse a second demo of this user, which would remove the state of the first."""
     try:
-        base.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = open(base / ".demo.lock", "w")  # noqa: SIM115
+        private_directory(base, (".demo.lock",), trusting=True)
+        lock = os.fdopen(open_private(base / ".demo.lock", os.O_WRONLY | os.O_CREAT), "w")
     except OSError as error:
         raise ConfigError(
             f"cannot use the state directory {base}: {error.strerror}; set XDG_STATE_HOME to a "

@@ -23,6 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from qwenctl.lib.private_file import open_private, read_private, write_private
+
 EXIT_POWER_OFF = 70
 """The agent's exit code that asks to power the machine off (`gpu_node.selfstop.deadman`)."""
 
@@ -43,6 +45,9 @@ read -r word && exit
 kill -s KILL -- "-$1"
 """
 
+FILES = ("lock", "status.json", "starts.log", "stops.log", "logs", "work", "agent")
+"""The names in an instance's directory."""
+
 State = Literal["starting", "running", "stopping", "stopped"]
 
 
@@ -53,7 +58,8 @@ def locked(directory: Path, patience: float = math.inf) -> Iterator[None]:
     Raises:
         BlockingIOError: another process held it for ``patience`` seconds.
     """
-    with (directory / "lock").open("a") as file:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    with os.fdopen(open_private(directory / "lock", flags), "a") as file:
         give_up = time.monotonic() + patience
         while True:
             try:
@@ -79,7 +85,7 @@ class Record:
             OSError: it cannot be read, or is damaged. Nothing is known of the instance then.
         """
         try:
-            record = json.loads(self._file.read_bytes())
+            record = json.loads(read_private(self._file))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except ValueError:
@@ -99,9 +105,7 @@ class Record:
             "since": time.time(),
             "reason": reason,
         }
-        fresh = self._file.with_suffix(".new")
-        fresh.write_text(json.dumps(record))
-        fresh.replace(self._file)
+        write_private(self._file, json.dumps(record))
 
     def alive(self, record: Mapping[str, Any]) -> bool:
         """Whether the recorded process lives: ids are reused, start times are not.
@@ -296,7 +300,8 @@ class Machine:
         self._start(command, {**os.environ, **env}, self._directory / "logs" / "agent.log")
 
     def _start(self, command: Sequence[str], env: Mapping[str, str], log_file: Path) -> None:
-        with log_file.open("a") as log:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with os.fdopen(open_private(log_file, flags), "a") as log:
             agent = self._agent = subprocess.Popen(
                 command,
                 env=env,

@@ -30,11 +30,12 @@ from qwenctl.clouds.base import (
     ProviderError,
     Transient,
 )
-from qwenctl.clouds.local.machine import Record, locked
+from qwenctl.clouds.local.machine import FILES, Record, locked
 from qwenctl.core import failures
 from qwenctl.core.phase import Observed
+from qwenctl.errors import ConfigError
 from qwenctl.lib.descriptors import limit_for_children
-from qwenctl.lib.private_file import write_private
+from qwenctl.lib.private_file import open_private, private_directory, write_private
 
 if TYPE_CHECKING:
     from qwenctl.clouds.local.settings import LocalConfig
@@ -131,9 +132,11 @@ class LocalProvider:
             Transient: this machine cannot start processes or write its state now.
         """
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            private_directory(self.directory, FILES, trusting=True)
             with locked(self.directory, LOCK_SECONDS):
                 return Accepted(self._start())
+        except ConfigError as error:
+            raise Denied(str(error)) from None
         except OSError as error:
             raise _failed("start", error) from None
 
@@ -225,7 +228,8 @@ class LocalProvider:
             raise Transient("the machine's process could not be started") from None
 
     def _log(self, name: str, boot_id: str) -> None:
-        with (self.directory / name).open("a") as file:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with os.fdopen(open_private(self.directory / name, flags), "a") as file:
             file.write(f"{time.time():.3f} {os.getpid()} {boot_id}\n")
 
 

@@ -21,7 +21,7 @@ from qwenctl.config.deployment import Config
 from qwenctl.errors import ConfigError, ExitCode, StoreUnavailable
 from qwenctl.store import embedded
 from qwenctl.store.store import Store, open_store
-from tests.support.other_user import nobody
+from tests.support.other_user import needs_root, nobody
 from tests.support.paths import ROOT
 from tests.support.waiting import until
 
@@ -299,3 +299,18 @@ def test_the_keeper_passes_on_being_asked_to_stop(state: Path) -> None:
     until(lambda: gone(state), 15.0)
     assert store.snapshot(GPU).wanted  # a call starts it again
     store.close()
+
+
+@needs_root
+def test_a_directory_that_others_prepared_is_not_trusted(state: Path) -> None:
+    folder = state / "valkey"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with nobody(state):
+        os.mkfifo(folder / "start.lock")
+        (folder / "valkey.log").symlink_to("/etc/hostname")
+    before = Path("/etc/hostname").read_bytes()
+    embedded.ensure(state)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert not (folder / "valkey.log").is_symlink()
+    assert Path("/etc/hostname").read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,21 @@ def test_what_has_the_form_of_a_secret_is_masked(text: str) -> None:
 )
 def test_other_text_stays(text: str) -> None:
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_others_have_put_in_the_logs_place_is_not_written_to(
+    tmp_path: Path, kind: str
+) -> None:
+    log_file, victim = tmp_path / "x.log", tmp_path / "victim"
+    victim.write_text("precious")
+    if kind == "pipe":
+        os.mkfifo(log_file)  # open(2) would wait for a reader
+    else:
+        log_file.symlink_to(victim)
+    listener = Listener()
+    sink = LineSink(log_file, listener)
+    sink.feed(b"line\n")
+    sink.close()
+    assert listener.lines == ["line"]
+    assert victim.read_text() == "precious"

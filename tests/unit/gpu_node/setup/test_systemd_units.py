@@ -126,6 +126,7 @@ def test_the_exit_code_of_the_dead_mans_switch_powers_off(status: str, expected:
 def test_places_of_its_own_are_made_by_systemd_and_others_opened() -> None:
     text = render(NODE)[AGENT]
     assert "StateDirectory=qwenctl-node\nLogsDirectory=qwenctl-node\n" in text
+    assert "StateDirectoryMode=0700\n" in text
     text = render(replace(NODE, state_dir="/data/node", log_dir="/var/log/../x"))[AGENT]
     assert "ReadWritePaths=/data/node\nReadWritePaths=/var/log/../x\n" in text
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from qwenctl.lib.private_file import write_private
+from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import (
+    open_private,
+    private_directory,
+    read_private,
+    write_note,
+    write_private,
+)
+from tests.support.other_user import needs_root
 
 
 def mode(path: Path) -> int:
@@ -50,3 +58,44 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_private(tmp_path / "other", "\ud800")
     assert os.listdir(tmp_path) == ["secret"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
+def test_nothing_but_a_regular_file_is_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "file"
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    if kind == "pipe":
+        os.mkfifo(path)  # open(2) would wait for a writer
+    elif kind == "link":
+        path.symlink_to(victim)
+    else:
+        path.mkdir()
+    for use in (read_private, lambda p: open_private(p, os.O_WRONLY | os.O_APPEND | os.O_CREAT)):
+        with pytest.raises(OSError) as refused:
+            use(path)
+        assert not isinstance(refused.value, PermissionError)
+    if kind != "directory":
+        write_note(path, "note")
+        assert (path.read_text(), path.is_symlink()) == ("note", False)
+    assert victim.read_text() == "precious"
+
+
+def test_a_file_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(10 * 2**30)
+    with pytest.raises(OSError, match="too large"):
+        read_private(tmp_path / "file")
+
+
+@needs_root
+def test_a_directory_of_somebody_else_is_refused_unless_root_may_use_it(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    with pytest.raises(ConfigError, match="belongs to the user nobody"):
+        private_directory(theirs)
+    private_directory(theirs, trusting=True)
+    (tmp_path / "link").symlink_to(theirs)
+    with pytest.raises(ConfigError, match="belongs to the user nobody"):
+        private_directory(tmp_path / "link")
