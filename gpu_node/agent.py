@@ -191,7 +191,10 @@ class Agent:
         just been started have not asked yet."""
         spec = self._spec or read_spec(self._spec_file)
         step = self._dead_man.limit / 10
-        found = busy_for_a_while(spec, self._gpus, lambda pause: time.sleep(min(pause, step)))
+        doubted = {running.service.name for running in self._everything() if running.doubted}
+        found = busy_for_a_while(
+            spec, self._gpus, lambda pause: time.sleep(min(pause, step)), doubted=doubted
+        )
         if found:
             self._trouble.note(f"{self._dead_man.silence}, but there is work going on: {found}")
         return bool(found)

@@ -6,7 +6,7 @@ For the watchdog and an agent that has just been started, before they stop the i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import requests
@@ -36,19 +36,25 @@ def read_spec(file: Path) -> Spec | None:
 
 
 def busy_for_a_while(
-    spec: Spec | None, gpus: GpuWatch, sleep: Callable[[float], None] = time.sleep
+    spec: Spec | None,
+    gpus: GpuWatch,
+    sleep: Callable[[float], None] = time.sleep,
+    *,
+    doubted: Container[str] = (),
 ) -> str:
     """Return what generates in one of several looks, for a person; empty: nothing."""
     for look in range(SAMPLES):
         if look:
             sleep(PAUSE)
-        if found := busy(spec, gpus):
+        if found := busy(spec, gpus, doubted):
             return found
     return ""
 
 
-def busy(spec: Spec | None, gpus: GpuWatch) -> str:
+def busy(spec: Spec | None, gpus: GpuWatch, doubted: Container[str] = ()) -> str:
     """Return what generates now, for a person; empty: nothing.
+
+    What services in ``doubted`` claim does not count (`gpu_node.services.evidence`).
 
     Services are probed by their spec. The GPUs count, too, by a service's own threshold, and by
     `BUSY_PERCENT` if a service does not report: that errs on the side of going on. Old figures, of
@@ -58,6 +64,8 @@ def busy(spec: Spec | None, gpus: GpuWatch) -> str:
     with requests.Session() as http:
         http.trust_env = False  # a proxy variable is not meant for loopback
         for service in spec.services if spec is not None else ():
+            if service.name in doubted:
+                continue
             activity = service.activity
             active = None
             if activity.path:

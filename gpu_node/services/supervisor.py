@@ -6,15 +6,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import requests
 
-from gpu_node.machine.nvidia import GpuWatch
+from gpu_node.machine.nvidia import GpuView, GpuWatch
+from gpu_node.services.evidence import Evidence
 from gpu_node.services.inference import InferenceFailed, infer_once
 from gpu_node.services.log_lines import secrets_of
-from gpu_node.services.probe import GpuLoad, probe_active, probe_ready
+from gpu_node.services.probe import GpuLoad, Work, probe_active, probe_ready, probe_work
 from gpu_node.services.progress import Tracker
 from gpu_node.services.runtime import Runtime, ServiceRun, StartFailed, service_environment
 from gpu_node.services.weights import WeightsWatch
@@ -84,6 +85,7 @@ class Supervisor:
         heartbeat: seconds between two activity probes.
         after: supervisors whose services must be gone first (they hold the name or the port).
         gpus: figures of the GPUs.
+        clock: the monotonic clock by which claims of work are doubted.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Supervisor:
         heartbeat: float,
         after: Sequence[Supervisor] = (),
         gpus: GpuWatch | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.service = service
         self._runtime = runtime
@@ -101,6 +104,7 @@ class Supervisor:
         self._heartbeat = heartbeat
         self._after = after
         self._gpus = gpus or GpuWatch()
+        self._clock = clock
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._left = False
@@ -109,6 +113,7 @@ class Supervisor:
         self._error = ""
         self._restarts = 0
         self._active = 0
+        self._doubt = ""
         self._last_lines: deque[str] = deque(maxlen=12)
         self._tracker = Tracker()
         self._weights = WeightsWatch(service.weights, self._weights_read)
@@ -126,12 +131,18 @@ class Supervisor:
                 restarts=self._restarts,
                 error=self._error[:2000],
                 detail=self._current.detail[:300] if self._current else "",
+                doubt=self._doubt[:300],
             )
 
     @property
     def active(self) -> int:
         """Generations running at the last look."""
         return self._active
+
+    @property
+    def doubted(self) -> bool:
+        """Whether it claims work that is not believed."""
+        return bool(self._doubt)
 
     @property
     def over(self) -> bool:
@@ -256,7 +267,7 @@ class Supervisor:
             prober.join()
             with self._lock:
                 self._current = None
-                self._active = 0
+                self._active, self._doubt = 0, ""
         return how, ready_at[0] if ready_at else None
 
     def _probe(self, run: ServiceRun, ended: threading.Event, ready_at: list[float]) -> None:
@@ -298,19 +309,22 @@ class Supervisor:
         container = self.service.container
         names = container.gpus if container else ("all",)
         load = GpuLoad(self.service.activity, names)
-        running, silent, unready = 0, 0, 0
+        evidence = Evidence(self._clock)
+        work, silent, unready = Work(known=False), 0, 0
         while not ended.wait(self._heartbeat):
             activity = self.service.activity
             if activity != load.activity:
                 load = GpuLoad(activity, names)
             readiness = self.service.readiness
             if activity.path:
-                count = probe_active(http, run.base_url, activity, readiness.timeout)
-                silent = silent + 1 if count is None else 0
-                if count is not None or silent >= SILENT_PROBES:
-                    running = count or 0
-            by_load = load.look(self._gpus.look()) if activity.gpu_percent else 0
-            self._count(max(running, by_load))
+                told = probe_work(http, run.base_url, activity, readiness.timeout)
+                silent = 0 if told else silent + 1
+                if told or silent >= SILENT_PROBES:
+                    work = told or Work(known=False)
+            asked = activity.gpu_percent or evidence.needs_gpus
+            view = self._gpus.look() if asked else GpuView((), "", None)
+            by_load = load.look(view) if activity.gpu_percent else 0
+            self._count(evidence.judge(work, by_load, view, names), evidence.doubt)
             # A service that is slow to answer may be at work; a service that refuses is not.
             found = probe_ready(run.base_url, readiness)
             away = found is ProbeResult.ERROR or found in ABSENT
@@ -360,9 +374,11 @@ class Supervisor:
         ended.wait(pause)
         return False
 
-    def _count(self, active: int) -> None:
+    def _count(self, active: int, doubt: str) -> None:
         """Note the number of generations; report the first and the last."""
-        before, self._active = self._active, active
+        if doubt and not self._doubt:
+            log.warning("%s: %s", self.service.name, doubt)
+        before, self._active, self._doubt = self._active, active, doubt
         if (before == 0) != (active == 0):
             self._listener.changed()
 

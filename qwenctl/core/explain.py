@@ -86,6 +86,10 @@ def explain(
         when = f"in {duration(ends - now)}" if ends > now else f"since {duration(now - ends)} ago"
         text = f"the cloud takes this instance back {when} (spot interruption: {action})"
         reasons.append(Reason("cloud", text, since=snapshot.interrupted_at, until=ends))
+    if snapshot.phase.running and snapshot.report:
+        told = [service for service in snapshot.report.services if service.doubt]
+        texts = [f"{one_line(service.name)}: {one_line(service.doubt)}" for service in told]
+        reasons += [Reason("node", text) for text in texts]
     if note := snapshot.state.get("start_note"):
         reasons.append(Reason("cloud", one_line(note)))
     reasons += _last_start(events, now)

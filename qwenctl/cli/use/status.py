@@ -215,8 +215,9 @@ def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
         error = new(service["error"])
         error = f": {shorten(error)}" if error else ""
         yield f"{service['name']} {service['state']} on port {service['port']}{restarts}{error}"
-        if service["detail"]:
-            yield f"  {one_line(service['detail'])}"
+        for text in (service["detail"], service["doubt"]):
+            if text:
+                yield f"  {one_line(text)}"
     yield from figure_lines(node["resources"] or {})
 
 

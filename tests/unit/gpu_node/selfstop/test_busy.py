@@ -56,6 +56,13 @@ def test_a_service_that_tells_is_believed(server: Server) -> None:
     assert busy(spec(server.port), gpus(0.0)) == "webui: 2 running"
 
 
+def test_a_claim_that_its_supervisor_doubts_is_none(server: Server) -> None:
+    server.answers = ["2"]
+    assert busy(spec(server.port), gpus(99.0), doubted={"webui"}) == ""
+    assert busy(spec(server.port), gpus(99.0), doubted={"other"}) == "webui: 2 running"
+    assert busy_for_a_while(spec(server.port), gpus(99.0), lambda _: None, doubted={"webui"}) == ""
+
+
 def test_a_container_is_asked_where_it_is_bound(server: Server) -> None:
     server.answers = ["1"]
     for bind in ("0.0.0.0", "127.0.0.1"):

@@ -13,6 +13,7 @@ import pytest
 
 from gpu_node.machine import nvidia
 from gpu_node.machine.nvidia import GpuWatch, Nvml
+from gpu_node.services import evidence
 from gpu_node.services.orphans import OrphanKiller
 from gpu_node.services.process import ProcessRuntime
 from gpu_node.services.supervisor import Supervisor
@@ -151,3 +152,25 @@ def wait_for_readings(library: NvmlLibrary, count: int) -> None:
     """Wait for so many heartbeats: each takes a reading of its own."""
     first = library.calls.count("nvmlDeviceGetCount_v2")
     until(lambda: library.calls.count("nvmlDeviceGetCount_v2") >= first + count, 30.0)
+
+
+def test_a_claim_that_leaves_no_trace_is_doubted_and_said(
+    start: Start, library: NvmlLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "STUCK", 0.6)
+    monkeypatch.setattr(evidence, "CURIOUS", 0.2)
+    claim = tmp_path / "active"
+    claim.write_text("1")
+    activity = Activity(path="/active")
+    container = Container(image="x", gpus=("1",))  # idle
+    described = service(activity, "--active", str(claim)).model_copy(
+        update={"container": container}
+    )
+    running, listener = start(described)
+    listener.wait(lambda: running.active == 1)
+    listener.wait(lambda: running.active == 0)
+    assert "no GPU has worked" in running.view.doubt
+    assert running.doubted
+    claim.write_text("2")
+    listener.wait(lambda: running.active == 2)
+    assert running.view.doubt == ""

@@ -17,6 +17,7 @@ from qwenctl.core.snapshot import Lease, Snapshot
 from qwenctl.core.status import full_status, page_status
 from qwenctl.core.words import cause_words, lease_words
 from qwenctl.lib.text import duration, one_line
+from qwenctl.protocol.messages import Report, ServiceState
 
 GPU = GpuConfig(boot_estimate=40.0)
 NOW = 10_000.0
@@ -148,7 +149,7 @@ def test_eta_never_goes_below_the_steps_that_follow() -> None:
 
 
 def test_progress_comes_from_the_report() -> None:
-    from qwenctl.protocol.messages import Progress, Report
+    from qwenctl.protocol.messages import Progress
 
     report = Report(
         gpu="main", boot_id="b" * 8, start_seq=1, state="loading",
@@ -234,6 +235,17 @@ def test_why_names_who_keeps_it_on_and_what_happens_next() -> None:
     assert "needed by a visitor (anna)" in said
     assert "stopped in 5 min 4 s unless somebody uses it" in said
     assert "qwenctl serve" in said  # no controller holds the lock
+
+
+def test_a_doubted_claim_of_work_is_told() -> None:
+    doubt = "the server says that 1 request runs, but no token has come for 15 min: not counted"
+    service = ServiceState(name="vllm", state="ready", port=8000, doubt=doubt)
+    report = Report(
+        gpu="main", boot_id="boot-0001", start_seq=1, state="ready", services=(service,)
+    )
+    ready = replace(snap("ready"), node={"state": "ready", "report": report.model_dump_json()})
+    assert f"vllm: {doubt}" in texts(ready, LOADING)
+    assert full_status(ready, LOADING, GPU)["node"]["services"][0]["doubt"] == doubt
 
 
 def test_what_nobody_verifies_is_told_as_of_the_last_look() -> None:
