@@ -10,12 +10,12 @@ from qwenctl.clouds.fallback import Fallback
 from qwenctl.control.controller import Controller
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.store.store import Store
-from tests.simulation.life import Life
-from tests.simulation.puppets import GPU, Cloud
+from tests.simulation.life import Life, LyingCloud
+from tests.simulation.puppets import GPU
 from tests.support.virtual_time import VirtualClock
 
 
-class Named(Cloud):
+class Named(LyingCloud):
     """One of several instances."""
 
     name = ""
@@ -46,6 +46,31 @@ def test_a_surplus_instance_that_starts_is_stopped_soon_after_it_runs(
     assert ran_at <= other.stops[0] <= ran_at + 16.0
     assert life.phase() is Phase.READY
     assert serving.stops == []
+
+
+def test_the_serving_instance_is_never_surplus_because_the_cloud_left_it_out_once(
+    store: Store, clock: VirtualClock
+) -> None:
+    """Its agent reports, and a generation runs on it."""
+    life = Life(store, clock)
+    serving, other = Named(clock), Named(clock)
+    serving.name, other.name = "i-1", "i-2"
+    life.node.cloud = serving
+    provider = Fallback([("one", serving), ("two", other)], monotonic=clock)
+    life.controller = Controller(GPU, life.gpu, store, provider, monotonic=clock)
+    store.pin(GPU, "pin:ada", 86400.0, reason="", actor="ada")
+    life.run(90.0)
+    assert life.phase() is Phase.READY
+    address = life.now.address
+    other.start_outside()
+    for _ in range(3):
+        serving.lie = Observed.ABSENT
+        assert life.look() is Phase.READY
+        assert (life.now.state["instance_id"], life.now.address) == ("i-1", address)
+    life.run(80.0)
+    assert serving.stops == []
+    assert len(other.stops) == 1
+    assert life.phase() is Phase.READY
 
 
 def test_a_market_that_takes_each_boot_back_soon_is_asked_less_and_less(

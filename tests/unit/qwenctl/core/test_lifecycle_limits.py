@@ -131,3 +131,9 @@ def test_for_how_long_the_looks_must_agree(working: bool, seen_on: bool, limit: 
 def test_a_successors_first_look_needs_no_second() -> None:
     view = seen(P.READY, S.STOPPED, gone_since=NOW, seen_on=False, ready_at=NOW - 1000)
     to(P.OFF)(decide(view, T, NOW))
+
+
+def test_an_agent_that_started_anew_has_to_say_that_the_service_is_ready() -> None:
+    for node, phase in ((HELLO, P.LOADING), (READY, None)):
+        step = decide(seen(P.READY, S.RUNNING, node=node), T, NOW)
+        assert (step.to if isinstance(step, Move) else None) is phase
