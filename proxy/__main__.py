@@ -15,16 +15,23 @@ from qwenctl.cli import missing
 from qwenctl.config.deployment import Config
 from qwenctl.config.loading import load_config
 from qwenctl.errors import ConfigError, ExitCode, UserError
+from qwenctl.lib.descriptors import raise_limit
 from qwenctl.store.store import open_store
 
 from .app import Proxy
+from .http.capacity import Capacity, bearable
 from .http.connections import probe_peer
-from .http.server import Protocol
+from .http.request import networks
+from .http.server import protocols
+from .http.websocket_server import MAX_MESSAGE, WebSocket
 
 log = logging.getLogger("qwenctl.proxy")
 
 BACKLOG = 4096
 """How many connections may wait to be accepted."""
+
+FEW = 1000
+"""Fewer connections than this are worth a warning."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,6 +80,15 @@ def serve(config: Config, listen: str | None) -> int:
         config = config.model_copy(update={"proxy": proxy})
     if not config.gpu:
         raise ConfigError("no GPU is configured: add a [gpu.NAME] table, or run `qwenctl init`")
+    capacity = Capacity(
+        bearable(raise_limit(), len(config.gpu)), networks(config.proxy.trusted_proxies)
+    )
+    if capacity.most < FEW:
+        log.warning(
+            "the limit of open files bears only %d connections of clients: raise it (ulimit -Hn, or "
+            "LimitNOFILE of systemd)",
+            capacity.most,
+        )
     connection = bind(config)
     store = open_store(config)
     application = Proxy(
@@ -88,9 +104,9 @@ def serve(config: Config, listen: str | None) -> int:
         uvicorn.Config(
             application,
             loop="uvloop",
-            http=Protocol,
-            ws="websockets-sansio",
-            ws_max_size=1 << 30,
+            http=protocols(capacity),  # type: ignore[arg-type]
+            ws=WebSocket,
+            ws_max_size=MAX_MESSAGE,
             ws_per_message_deflate=False,
             lifespan="on",
             log_config=None,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import aiohttp
 
 from ..http.request import Receive, Request, Scope, Send
+from ..http.websocket_server import MAX_MESSAGE
 from .forward import Forwarder, NotConnected, Redirected, node_url
 from .headers import request_headers
 from .link import Link, Silence
@@ -47,7 +48,7 @@ async def forward_websocket(
                 protocols=tuple(scope.get("subprotocols") or ()),
                 headers=request_headers(request),
                 autoclose=False,
-                max_msg_size=0,
+                max_msg_size=MAX_MESSAGE,
                 compress=0,
             ),
             HANDSHAKE,
@@ -120,6 +121,10 @@ async def _from_node(
             await send(
                 {"type": "websocket.close", "code": code, "reason": str(message.extra or "")}
             )
+            return
+        elif isinstance(message.data, aiohttp.WebSocketError):  # such as a message too large
+            code = int(message.data.code)
+            await send({"type": "websocket.close", "code": code, "reason": "the node's message"})
             return
         else:  # CLOSED, CLOSING, ERROR: it broke off
             await send({"type": "websocket.close", "code": ABNORMAL, "reason": "upstream lost"})

@@ -7,13 +7,20 @@ tenth of all the time for small answers, and most answers are small.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from qwenctl.protocol.messages import HELLO_PATH, REPORT_PATH
+
+from .capacity import RETRY_AFTER, Capacity, Refusal
+from .pace import AHEAD, Pace, Reader
 from .problem import PROBLEM_TYPE, problem_body
+from .websocket_server import WebSocket
 
 LARGE = 16 * 1024
 """A piece of so many bytes is written at once; joining it would only copy it."""
@@ -35,8 +42,26 @@ LINGER = 1.0
 connection before it has read the answer (RFC 9112 §9.6)."""
 
 
+URGENT = frozenset(
+    path.encode() for path in (HELLO_PATH, REPORT_PATH, "/_qwenctl/healthz", "/_qwenctl/readyz")
+)
+"""Requests that are served also beyond the bound of connections."""
+
+
+def protocols(capacity: Capacity) -> Callable[..., Reader]:
+    """Return uvicorn's factory of protocols, for connections counted by ``capacity``."""
+
+    def make(**parts: Any) -> Reader:
+        protocol = Protocol(**parts)
+        protocol.capacity = capacity
+        protocol.reader = Reader(protocol)
+        return protocol.reader
+
+    return make
+
+
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with bounded heads, on a transport that joins small writes.
+    """uvicorn's protocol with bounds, on a transport that joins small writes.
 
     The only upgrade is to WebSocket, by GET; others are ignored, and the request is served.
 
@@ -44,23 +69,60 @@ class Protocol(HttpToolsProtocol):
     header lines would block the event loop, before anybody has signed in.
     """
 
+    capacity = Capacity()
+    """All connections of this process."""
+    reader: Reader | None = None
+    """Who reads for this protocol, if not the transport itself."""
+    flow: Pace
+
     _beside = 0
     """Bytes received since the last byte of a body."""
     _fields = 0
     _size = 0
     """Bytes of the present request beside its body, as far as they are parsed."""
-    _refused: tuple[int, str, str] | None = None
+    _refused: Refusal | None = None
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Joining(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(_Joining(transport, self.loop, self))  # type: ignore[arg-type]
+        self.flow = Pace(self.transport)
         self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+        refusal = self.capacity.add(self, self.client[0] if self.client else "")
+        if refusal is not None:
+            self._refused = refusal
+            self.send_400_response("")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.capacity.remove(self)
         self._head_arrived()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def hand_over(self, successor: WebSocket, transport: asyncio.Transport) -> None:
+        """Let another protocol have the connection."""
+        self.capacity.replace(self, successor)
+        successor.capacity = self.capacity
+        if self.reader is not None:
+            self.reader.inner = successor
+        else:
+            transport.set_protocol(successor)
+
+    def drop(self) -> None:
+        self.transport.close()
+
+    def check(self, now: float) -> None:
+        """Close a connection whose body or reader stands still."""
+        cycle = self.cycle
+        if cycle is None or self.transport.is_closing():
+            return
+        reads = cycle.more_body and not cycle.waiting_for_100_continue and not self.flow.read_paused
+        if self.flow.reader_stalls(now):
+            self.transport.abort()
+        elif reads and not self.pipeline and self.flow.body_stalls(now) and not self._refused:
+            self._refused = _BODY_TOO_SLOW
+            self.send_400_response("")
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        self.flow.moved_at = time.monotonic()
         self._beside += len(data)
         if self._refused is not None:
             if self._beside > 16 * MAX_HEAD:
@@ -74,7 +136,7 @@ class Protocol(HttpToolsProtocol):
         elif self._beside and self._late is None:
             self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         try:
             while rest:
@@ -136,12 +198,25 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_arrived()
-        if not self._is_ignored():
-            super().on_headers_complete()
+        if self._is_ignored():
+            return
+        urgent = self.url.partition(b"?")[0] in URGENT
+        if (refusal := self.capacity.begin(self, urgent=urgent)) is not None:
+            self._refuse(refusal)
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        if not self.pipeline:
+            self.capacity.end(self)
+        super().on_response_complete()
+        self.flow.ended()
 
     def on_body(self, body: bytes) -> None:
         self._beside = 0
         super().on_body(body)
+        self.flow.arrived()
+        if len(self.cycle.body) > AHEAD:
+            self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         self._head_arrived()
@@ -181,9 +256,10 @@ class Protocol(HttpToolsProtocol):
             cycle.message_event.set()
         status, code, detail = self._refused
         body = problem_body(status, code, detail)
+        later = f"retry-after: {RETRY_AFTER}\r\n" if status in (429, 503) else ""
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
-            f"content-type: {PROBLEM_TYPE}\r\n"
+            f"content-type: {PROBLEM_TYPE}\r\n{later}"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
@@ -195,15 +271,19 @@ _UPGRADE = (b"upgrade", b"http2-settings")
 """Header fields, and options of Connection, that ask for another protocol."""
 
 _HEAD_TOO_LARGE = (431, "head_too_large", "the request's headers are too large")
+_BODY_TOO_SLOW = (408, "too_slow", "the request's body stopped arriving")
 _URL_TOO_LONG = (414, "url_too_long", "the request's address is too long")
 
 
 class _Joining:
     """A transport that joins small writes of the same step of the event loop."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, owner: Protocol
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._owner = owner
         self._pieces: list[bytes] = []
 
     def write(self, data: bytes) -> None:
@@ -233,6 +313,13 @@ class _Joining:
     def close(self) -> None:
         self._flush()
         self._transport.close()
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._owner.hand_over(protocol, self._transport)
+
+    def abort(self) -> None:
+        self._pieces.clear()
+        self._transport.abort()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

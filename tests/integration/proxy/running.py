@@ -72,13 +72,14 @@ class RunningProxy:
         directory: Path,
         source: Path = ROOT,
         env: Mapping[str, str] | None = None,
+        limit: str = "",
         **settings: Any,
     ) -> None:
         """``settings`` are those of the config file; ``gpu`` maps names to `gpu` tables.
 
-        The proxy's code is that in ``source``.
+        The proxy's code is that in ``source``; ``limit`` are options of ``ulimit`` for it.
         """
-        self.directory, self.source = directory, source
+        self.directory, self.source, self.limit = directory, source, limit
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         proxy = {"listen": f"127.0.0.1:{self.port}", **settings.pop("proxy", {})}
@@ -102,9 +103,10 @@ class RunningProxy:
         self.config_file.write_text(toml(self.settings))
 
     def start(self, **env: str) -> None:
+        limited = ["/bin/sh", "-c", f'ulimit {self.limit} && exec "$@"', "sh"] if self.limit else []
         with self.log_file.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "proxy", "--config", str(self.config_file)],
+                [*limited, sys.executable, "-m", "proxy", "--config", str(self.config_file)],
                 stdout=log,
                 stderr=log,
                 env={**_clean_environment(), "QWENCTL_EMBEDDED_LINGER": "1", **env},

@@ -176,6 +176,31 @@ async def raw(
     raise AssertionError
 
 
+ENDLESS = {
+    "lines": (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+    "a line": (b"HTTP/1.1 200 OK\r\nX-A: ", b"a"),
+    "a status": (b"HTTP/1.1 200 ", b"a"),
+    "trailers": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n",
+        b"X-A: b\r\n",
+    ),
+    "an extension": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;", b"a"),
+}
+"""The beginnings of answers, and what follows without end."""
+
+
+async def endless(request: web.BaseRequest) -> web.StreamResponse:
+    start, piece = ENDLESS[request.query["part"]]
+    transport = request.transport
+    assert isinstance(transport, asyncio.WriteTransport)
+    transport.write(start)
+    while not transport.is_closing():
+        if transport.get_write_buffer_size() < 1 << 20:
+            transport.write(piece * (65536 // len(piece)))
+        await asyncio.sleep(0)
+    raise ConnectionResetError
+
+
 async def stop_listening(request: web.BaseRequest) -> web.StreamResponse:
     """Close the port, and this connection; the program goes on."""
     server = SITES[0]._server
@@ -194,6 +219,8 @@ async def websocket(request: web.BaseRequest) -> web.StreamResponse:
     async for message in socket:
         if message.type is WSMsgType.TEXT and message.data.startswith("close "):
             await socket.close(code=int(message.data.split()[1]), message=b"as asked")
+        elif message.type is WSMsgType.TEXT and message.data.startswith("send "):
+            await socket.send_bytes(bytes(int(message.data.split()[1])))
         elif message.type is WSMsgType.TEXT and message.data == "abort":
             assert request.transport is not None
             request.transport.abort()
@@ -224,6 +251,7 @@ PAGES: dict[str, Page] = {
     "/too-large": too_large,
     "/redirect": redirect,
     "/die": die,
+    "/endless": endless,
     "/stop-listening": stop_listening,
     "/ws": websocket,
     "/ws-refused": refuse_websocket,
