@@ -248,11 +248,18 @@ def rules_page() -> str:
         "",
     ]
     for name, rules in PRESETS.items():
-        lines += [f"## `{name}`", "", "| class | methods | path | headers |", "|---|---|---|---|"]
+        lines += [
+            f"## `{name}`",
+            "",
+            "| class | methods | path | headers | kept on by |",
+            "|---|---|---|---|---|",
+        ]
         for rule in rules:
             conditions = "<br>".join(f"`{key}: {value}`" for key, value in rule.headers.items())
             path = f"`{rule.path}`" if rule.path else "any"
-            row = (f"`{rule.activity}`", ", ".join(rule.methods) or "any", path, conditions)
+            answers = f"`{rule.kept_on_by}`" if rule.kept_on_by else ""
+            methods = ", ".join(rule.methods) or "any"
+            row = (f"`{rule.activity}`", methods, path, conditions, answers)
             lines.append("| " + " | ".join(part.replace("|", "\\|") for part in row) + " |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

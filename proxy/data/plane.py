@@ -28,6 +28,7 @@ from .exchange import Exchange, Pages
 from .forward import ClientGone, Forwarder, NotConnected, UpstreamDied
 from .link import Link
 from .links import Links
+from .listening import Listener, ask_plainly, listener_of
 from .model_finder import Models, TooMuchAhead
 from .request_buffer import ReadAheadBudget, RequestBuffer
 from .response_observer import FirstByte, ObservedSend, ObserverFactory
@@ -216,6 +217,7 @@ class DataPlane:
         counts = decision.counts and decision.action is not Action.FINISH
         with use if counts else contextlib.nullcontext():
             if exchange.scope["type"] == "websocket":
+                listener = self._listener(exchange)
                 touch = use.touch if decision.activity is Activity.MESSAGES else _nothing
                 await forward_websocket(
                     self._forward,
@@ -226,6 +228,7 @@ class DataPlane:
                     exchange.send,
                     touch,
                     link,
+                    listener.message if listener else None,
                 )
             else:
                 await self._answer(exchange, base, link)
@@ -233,7 +236,10 @@ class DataPlane:
     async def _answer(self, exchange: Exchange, base: str, link: Link) -> None:
         """Forward an HTTP request; observers see its answer pass."""
         began = time.monotonic()
-        made = (factory(exchange) for factory in self._response_observers)
+        made = [factory(exchange) for factory in self._response_observers]
+        if listener := self._listener(exchange):
+            ask_plainly(exchange)
+            made.append(listener)
         if observers := [observer for observer in made if observer is not None]:
             with ObservedSend(exchange.send, observers) as send:
                 status = await self._forward(base, exchange.request, exchange.receive, send, link)
@@ -242,6 +248,9 @@ class DataPlane:
                 base, exchange.request, exchange.receive, exchange.send, link
             )
         self._observer.forwarded(exchange.name, status, time.monotonic() - began)
+
+    def _listener(self, exchange: Exchange) -> Listener | None:
+        return listener_of(exchange, lambda: self._usage.flows(exchange.name, exchange.lease))
 
     def _note_first_byte(self, gpu: str, seq: int) -> None:
         fields = {"actor": self._owner, "start_seq": str(seq)}

@@ -46,6 +46,10 @@ UNSEEN = 30.0
 seconds: until the node has reported that work itself."""
 
 
+QUIET = 30.0
+"""How long work that shows in messages counts as in flight after the last of them, in seconds."""
+
+
 @dataclass
 class _Gpu:
     config: GpuConfig
@@ -97,6 +101,14 @@ class InFlight:
         self._usage._leave(self._gpu, self._lease, self._began, self)
 
 
+@dataclass
+class _Flow:
+    """Work whose answer comes in messages."""
+
+    use: InFlight
+    moved_at: float = 0.0
+
+
 class UsageTracker:
     """Collect the use that this process writes back. Used on the event loop only."""
 
@@ -106,6 +118,7 @@ class UsageTracker:
         self.inflight_lease = leases.inflight(owner)
         self._gpus = {name: _Gpu(config) for name, config in gpus.items()}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="activity")
+        self._flows: dict[tuple[str, str], _Flow] = {}
         self._dirty = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopped = threading.Event()
@@ -136,6 +149,27 @@ class UsageTracker:
     def use(self, gpu: str, lease: str) -> InFlight:
         """Return a context manager that counts a request of that client as in flight."""
         return InFlight(self, gpu, lease)
+
+    def flows(self, gpu: str, lease: str) -> None:
+        """Count work whose answer comes in messages as in flight, until none has come for `QUIET`.
+
+        As a request in flight it is not cut by a `down` or a block, and extends nothing after one.
+        """
+        flow = self._flows.get((gpu, lease))
+        if flow is None:
+            flow = self._flows[gpu, lease] = _Flow(self.use(gpu, lease))
+            asyncio.get_running_loop().call_later(QUIET, self._end_flow, gpu, lease)
+            flow.use.__enter__()
+        flow.moved_at = time.monotonic()
+
+    def _end_flow(self, gpu: str, lease: str) -> None:
+        flow = self._flows[gpu, lease]
+        left = flow.moved_at + QUIET - time.monotonic()
+        if left > 0:
+            asyncio.get_running_loop().call_later(left, self._end_flow, gpu, lease)
+        else:
+            del self._flows[gpu, lease]
+            flow.use.__exit__()
 
     def touch(self, gpu: str, lease: str, began: float | None = None) -> None:
         """Extend a client's lease by one idle timeout from now."""

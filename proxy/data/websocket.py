@@ -30,11 +30,12 @@ async def forward_websocket(
     send: Send,
     on_message: Callable[[], None],
     link: Link | None = None,
+    on_answer: Callable[[str | bytes], None] | None = None,
 ) -> None:
     """Connect to the node with the client's subprotocols; accept with the node's choice.
 
     ``on_message`` is called for each data message in either direction, and not for pings; ``link``
-    is told of the bytes that pass.
+    is told of the bytes that pass, and ``on_answer`` of each data message of the node.
 
     Raises:
         NotConnected: the node refuses the connection or the handshake; nothing was accepted.
@@ -68,7 +69,7 @@ async def forward_websocket(
         await send({"type": "websocket.accept", "subprotocol": node.protocol})
         pumps = (
             asyncio.ensure_future(_from_client(node, receive, on_message, link)),
-            asyncio.ensure_future(_from_node(node, send, on_message, link)),
+            asyncio.ensure_future(_from_node(node, send, on_message, link, on_answer or _nothing)),
         )
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -106,10 +107,13 @@ async def _from_node(
     send: Send,
     on_message: Callable[[], None],
     link: Link,
+    on_answer: Callable[[str | bytes], None],
 ) -> None:
     while True:
         message = await node.receive()
         link.heard()
+        if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+            on_answer(message.data)
         if message.type is aiohttp.WSMsgType.TEXT:
             on_message()
             await send({"type": "websocket.send", "text": message.data})
@@ -129,6 +133,10 @@ async def _from_node(
         else:  # CLOSED, CLOSING, ERROR: it broke off
             await send({"type": "websocket.close", "code": ABNORMAL, "reason": "upstream lost"})
             return
+
+
+def _nothing(_: str | bytes) -> None:
+    pass
 
 
 async def _refuse(scope: Scope, send: Send, status: int) -> None:

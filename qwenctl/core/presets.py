@@ -49,7 +49,24 @@ _GRADIO = (
     *_LAST,
 )
 
+_ANSWERS = (
+    # A packet of engine.io (4) and of socket.io: an event, 2, or one with attachments, 5-.
+    r"(^|\x1e)4(2|5\d+-)\d*\["
+    r'("(chat-)?events"|"(events:channel|channel-events)".*"type": ?"message)'
+)
+"""The events of Open WebUI's socket with which an answer arrives (``backend/open_webui/socket/main.py``
+of 0.5 to 0.6: ``chat-events``, later ``events``; in channels each new or changed message). An idle
+tab gets ``2`` (ping), ``usage``, ``user-list``, ``typing`` and the like.
+https://socket.io/docs/v4/engine-io-protocol/, https://socket.io/docs/v4/socket-io-protocol/"""
+
 _OPEN_WEBUI = (
+    # The answer to a question comes here, over WebSocket or long polling; so does all chatter.
+    Rule(
+        activity="passive",
+        methods=("GET", "WEBSOCKET"),
+        path=r"^/ws/socket\.io",
+        kept_on_by=_ANSWERS,
+    ),
     Rule(activity="passive", path=r"^/ws/socket\.io"),
     Rule(activity="passive", path=r"^/(health|api/(config|version|usage))(/|$)"),
     Rule(

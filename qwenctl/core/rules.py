@@ -49,7 +49,11 @@ class Rule(BaseModel):
     headers: dict[str, str] = Field(default_factory=dict)
     """Header name → regular expression searched in its value; a missing header is empty."""
 
-    @field_validator("path")
+    kept_on_by: str = ""
+    """A regular expression searched in what the node sends in answer (WebSocket messages, pieces of
+    a body): each match keeps the GPU on, whatever the class. For answers among keep-alives."""
+
+    @field_validator("path", "kept_on_by")
     @classmethod
     def _compiles(cls, value: str) -> str:
         try:
@@ -91,9 +95,24 @@ class RuleTable:
         self._by_method: dict[str, tuple[tuple[Rule, Activity], ...]] = {}
         self.refuses = any(rule.activity == "refused" for rule in rules)
         """Whether any rule refuses requests."""
+        self.listens = any(rule.kept_on_by for rule in rules)
+        """Whether any rule looks into answers."""
 
     def classify(self, method: str, path: str, headers: Mapping[str, str]) -> Activity:
         """Return the class of a request; passive if no rule matches."""
+        found = self._match(method, path, headers)
+        return found[1] if found else Activity.PASSIVE
+
+    def kept_on_by(
+        self, method: str, path: str, headers: Mapping[str, str]
+    ) -> re.Pattern[str] | None:
+        """Return the pattern to search in the answer to a request; None: there is none."""
+        found = self._match(method, path, headers)
+        return _compiled(found[0].kept_on_by) if found and found[0].kept_on_by else None
+
+    def _match(
+        self, method: str, path: str, headers: Mapping[str, str]
+    ) -> tuple[Rule, Activity] | None:
         rules = self._by_method.get(method)
         if rules is None:
             rules = tuple(
@@ -103,7 +122,7 @@ class RuleTable:
             )
             if len(self._by_method) < 64:  # clients may invent methods
                 self._by_method[method] = rules
-        for rule, activity in rules:
-            if rule.matches(path, headers):
-                return activity
-        return Activity.PASSIVE
+        for row in rules:
+            if row[0].matches(path, headers):
+                return row
+        return None

@@ -134,6 +134,69 @@ def test_no_get_or_head_wakes(preset: str) -> None:
                 assert RuleTable(PRESETS[preset]).classify(method, path, headers) is not W
 
 
+TOKEN = '42["events",{"chat_id":"c","message_id":"m","data":{"type":"chat:completion","data":{}}}]'
+TYPING = '42["events:channel",{"channel_id":"c","data":{"type":"typing","data":{"typing":true}}}]'
+ANSWER = '42["events:channel",{"channel_id":"c","data":{"type":"message:update","data":{}}}]'
+USAGE = '42["usage",{"models":["qwen"]}]'
+
+
+class TestOpenWebUIsSocket:
+    """What the server sends over socket.io: the text of answers, and the chatter of idle tabs."""
+
+    def found(self, said: str, method: str = "WEBSOCKET") -> bool:
+        pattern = RuleTable(PRESETS["open-webui"]).kept_on_by(method, "/ws/socket.io/", FETCH)
+        assert pattern is not None
+        return pattern.search(said) is not None
+
+    @pytest.mark.parametrize("method", ["WEBSOCKET", "GET"])
+    @pytest.mark.parametrize(
+        "said",
+        [
+            TOKEN,
+            TOKEN.replace("events", "chat-events"),  # before 0.6
+            TOKEN.replace("42", "4213"),  # it asks for a confirmation of receipt
+            TOKEN.replace("42", "451-"),  # with an attachment
+            ANSWER,
+            ANSWER.replace("events:channel", "channel-events"),
+            f"2\x1e{USAGE}\x1e{TOKEN}",  # long polling: several in an answer
+        ],
+    )
+    def test_an_answer_keeps_it_on(self, method: str, said: str) -> None:
+        assert self.found(said, method)
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "2",
+            "3",
+            "6",
+            "2probe",
+            '0{"sid":"x","upgrades":["websocket"],"pingTimeout":20000,"pingInterval":25000}',
+            '40{"sid":"x"}',
+            USAGE,
+            '42["user-list",{"user_ids":["events"]}]',
+            '42["user-count",{"count":3}]',
+            '43["events"]',
+            TYPING,
+            '42["events:channel",{"data":{"type":"channel:created"}}]',
+            '42["group-membership-update",{"action":"added"}]',
+            '42["ydoc:awareness:update",{"update":[1]}]',
+            f"2\x1e{USAGE}\x1e{TYPING}",
+        ],
+    )
+    def test_an_idle_tab_does_not(self, said: str) -> None:
+        assert not self.found(said)
+        assert not self.found(said, "GET")
+
+    def test_nothing_else_is_searched(self) -> None:
+        table = RuleTable(PRESETS["open-webui"])
+        assert table.listens
+        assert table.kept_on_by("POST", "/ws/socket.io/", FETCH) is None
+        assert table.kept_on_by("GET", "/api/config", FETCH) is None
+        others = (RuleTable(rules) for name, rules in PRESETS.items() if name != "open-webui")
+        assert not any(table.listens for table in others)
+
+
 class TestTable:
     def test_the_first_match_wins_and_own_rules_come_first(self) -> None:
         own = Rule(activity="refused", path="^/gradio_api/upload")
@@ -172,6 +235,7 @@ class TestTable:
             {"activity": "wake"},
             {"activity": "wakes", "path": "("},
             {"activity": "wakes", "headers": {"x": "["}},
+            {"activity": "passive", "kept_on_by": "("},
             {"activity": "wakes", "pathh": "x"},
         ],
     )
