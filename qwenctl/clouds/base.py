@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from qwenctl.core import failures
+from qwenctl.core.address import check_host
 from qwenctl.core.phase import Observed
+from qwenctl.lib.redaction import redacted
 from qwenctl.lib.settings_types import Table
+from qwenctl.lib.text import escape_control
 from qwenctl.protocol.messages import Spec
 
 
@@ -83,6 +86,14 @@ def checked(seen: object) -> Observation:
     if not isinstance(seen.state, Observed):
         raise TypeError("describe() returned an Observation whose state is no Observed")
     return seen
+
+
+def usable_address(text: object) -> str:
+    """Return an address of a cloud's answer if it is a host name or an IP address, else nothing."""
+    try:
+        return check_host(text) if isinstance(text, str) and text else ""
+    except ValueError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -163,8 +174,8 @@ class ProviderError(Exception):
 
     def __init__(self, message: str, *, cloud_code: str = "", request_id: str = "") -> None:
         super().__init__(message)
-        self.cloud_code = cloud_code
-        self.request_id = request_id
+        self.cloud_code = _word(cloud_code)
+        self.request_id = _word(request_id)
 
     def __str__(self) -> str:
         extra = ", ".join(
@@ -174,6 +185,11 @@ class ProviderError(Exception):
         )
         text = super().__str__()
         return f"{text} ({extra})" if extra else text
+
+
+def _word(text: str) -> str:
+    """Return a cloud's code or id on one line, without possible secrets."""
+    return " ".join(redacted(escape_control(text, " "), mask="…").split())[:100]
 
 
 class NoCapacity(ProviderError):

@@ -23,13 +23,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qwenctl.clouds.aliyun.errors import error_of, network_error
-from qwenctl.clouds.base import Denied, Observation, Transient
+from qwenctl.clouds.base import Denied, Observation, Transient, usable_address
 from qwenctl.clouds.batch import MAX_IDS, Batch
 from qwenctl.clouds.deadline import run_by, with_deadline
 from qwenctl.core.phase import Observed
@@ -116,20 +116,22 @@ class Instance:
     @classmethod
     def from_api(cls, data: Mapping[str, Any]) -> Instance:
         """Raise KeyError, TypeError or AttributeError if it is not an instance of the API."""
+        if not isinstance(data["InstanceId"], str) or not isinstance(data["Status"], str):
+            raise TypeError("id and status are no texts")
         inside = _first(data.get("VpcAttributes"), "PrivateIpAddress", "IpAddress")
         locks = (data.get("OperationLocks") or {}).get("LockReason") or ()
         return cls(
             id=data["InstanceId"],
             status=data["Status"],
-            type=data.get("InstanceType") or "",
-            charge_type=data.get("InstanceChargeType") or "PostPaid",
-            stopped_mode=data.get("StoppedMode") or "",
+            type=str(data.get("InstanceType") or ""),
+            charge_type=str(data.get("InstanceChargeType") or "PostPaid"),
+            stopped_mode=str(data.get("StoppedMode") or ""),
             vpc=(data.get("InstanceNetworkType") or "vpc") == "vpc",
             local_disks=data.get("LocalStorageAmount") or 0,
             private_ip=inside or _first(data.get("InnerIpAddress"), "IpAddress"),
             public_ip=_first(data.get("PublicIpAddress"), "IpAddress"),
-            eip=(data.get("EipAddress") or {}).get("IpAddress") or "",
-            locks=tuple(lock.get("LockReason") or "" for lock in locks),
+            eip=usable_address((data.get("EipAddress") or {}).get("IpAddress")),
+            locks=tuple(str(lock.get("LockReason") or "") for lock in locks),
         )
 
     @property
@@ -183,13 +185,38 @@ class Instance:
 
 
 def _first(data: Any, *path: str) -> str:
-    """Return the first entry of the list at that path, or an empty text."""
+    """Return the first address of the list at that path, or an empty text."""
     for key in path:
         data = (data or {}).get(key)
-    return data[0] if data else ""
+    return usable_address(data[0]) if isinstance(data, list) and data else ""
+
+
+def _instances(answer: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Instance]:
+    """Return the instances of a DescribeInstances answer, by id.
+
+    An answer that lacks some of those it counts, or has others than were asked for, proves the
+    absence of none. One that shows an instance in two states says nothing about it.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: it is not an answer of the API.
+    """
+    entries = answer["Instances"]["Instance"]
+    if not isinstance(entries, list) or len(entries) < int(answer.get("TotalCount") or 0):
+        raise ValueError("a partial answer")
+    found: dict[str, Instance] = {}
+    for seen in map(Instance.from_api, entries):
+        if seen.id not in ids:
+            raise ValueError("another instance")
+        other = found.setdefault(seen.id, seen)
+        if other.status != seen.status:
+            found[seen.id] = replace(seen, status=f"{other.status} and {seen.status}")
+    return found
 
 
 # The API
+
+_NO_CODE = "SDK.UnknownServerError"
+"""The SDK's code for an error without one, which no answer of the API is."""
 
 
 class Ecs:
@@ -235,10 +262,9 @@ class Ecs:
                 PageSize=MAX_IDS,
             )
             try:
-                seen = [Instance.from_api(data) for data in answer["Instances"]["Instance"]]
-            except (KeyError, TypeError, AttributeError):
+                found.update(_instances(answer, some))
+            except (KeyError, TypeError, AttributeError, ValueError):
                 raise self.garbage("DescribeInstances") from None
-            found.update({instance.id: instance for instance in seen})
         return found
 
     def _look(self, ids: Sequence[str]) -> dict[str, Instance]:
@@ -356,6 +382,8 @@ class Ecs:
             body = client.do_action_with_exception(request)
             answer = json.loads(body)
         except ServerException as error:
+            if error.get_error_code() == _NO_CODE:
+                raise self.garbage(action, error.get_http_status() or 0) from None
             raise error_of(
                 str(error.get_error_code()),
                 message=str(error.get_error_msg()),
@@ -373,6 +401,7 @@ class Ecs:
             ValueError,
             LookupError,
             AttributeError,
+            RecursionError,
             TypeError,
         ):  # raised by the SDK on unexpected answers
             raise self.garbage(action) from None
@@ -383,9 +412,11 @@ class Ecs:
     def _no_answer(self, text: str) -> Transient:
         return network_error(text, self.host, self.api)
 
-    def garbage(self, action: str) -> Transient:
+    def garbage(self, action: str, status: int = 0) -> Transient:
+        with_status = f" (HTTP status {status})" if status else ""
         return Transient(
-            f"the answer to {action} is not one of the {self.api} API; is a proxy in between?"
+            f"the answer to {action} is not one of the {self.api} API{with_status}; is a proxy in "
+            "between?"
         )
 
     def _left(self) -> float:

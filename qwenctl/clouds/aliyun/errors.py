@@ -21,6 +21,7 @@ from qwenctl.clouds.base import (
 )
 from qwenctl.clouds.error_table import Meaning, row
 from qwenctl.lib.redaction import redacted
+from qwenctl.lib.text import escape_control
 
 _TABLE: dict[str, Meaning] = {
     **row(
@@ -214,4 +215,4 @@ def network_error(text: str, host: str, api: str = "ECS") -> Transient:
 
 def scrub(text: str, secrets: tuple[str, ...] = ()) -> str:
     """Return one line of at most 300 characters, without credentials and signatures."""
-    return " ".join(redacted(text, secrets, "…").split())[:300]
+    return " ".join(escape_control(redacted(text, secrets, "…"), " ").split())[:300]

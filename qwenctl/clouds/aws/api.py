@@ -11,14 +11,21 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from qwenctl.clouds.aws.errors import quote, translate
+from qwenctl.clouds.aws.errors import not_ec2, quote, translate
 from qwenctl.clouds.aws.settings import AwsConfig
-from qwenctl.clouds.base import Denied, NoCapacity, Observation, Transient, expect_dry_run
+from qwenctl.clouds.base import (
+    Denied,
+    NoCapacity,
+    Observation,
+    Transient,
+    expect_dry_run,
+    usable_address,
+)
 from qwenctl.clouds.batch import MAX_IDS, Batch
 from qwenctl.clouds.deadline import run_by, with_deadline
 from qwenctl.core.phase import Observed
@@ -104,7 +111,7 @@ class Account:
             InstanceId=instance_id,
             Attribute="instanceInitiatedShutdownBehavior",
         )
-        return str(answer["InstanceInitiatedShutdownBehavior"]["Value"])
+        return str(_expect(answer, "InstanceInitiatedShutdownBehavior").get("Value", ""))
 
     def call(self, instance_id: str, work: Callable[[Any], T]) -> T:
         """Return ``work(client)`` with boto3's client, bounded and with translated errors.
@@ -137,12 +144,7 @@ class Account:
         while True:
             try:
                 answers = pages.paginate(Filters=[{"Name": "instance-id", "Values": ids}])
-                return {
-                    instance["InstanceId"]: instance
-                    for answer in answers
-                    for reservation in _expect(answer, "Reservations")
-                    for instance in reservation.get("Instances", ())
-                }
+                return _instances(answers, ids)
             except Exception as error:
                 problem = translate(error, instance=ids[0], region=self._region())
                 # Describe actions have no permissions on single resources:
@@ -174,7 +176,9 @@ class Account:
 
     def _change(self, verb: Verb, instance_id: str, **more: Any) -> str:
         answer = getattr(self._client(), f"{verb}_instances")(InstanceIds=[instance_id], **more)
-        _expect(answer, "StartingInstances" if verb == "start" else "StoppingInstances")
+        changed = _expect(answer, "StartingInstances" if verb == "start" else "StoppingInstances")
+        if instance_id not in (one.get("InstanceId") for one in changed):
+            raise not_ec2()
         return str(answer.get("ResponseMetadata", {}).get("RequestId", ""))
 
     def _client(self) -> Any:
@@ -254,14 +258,40 @@ def _not_sent() -> Transient:
 
 
 def _expect(answer: Mapping[str, Any], key: str) -> Any:
-    """Return a part of EC2's answer.
+    """Return a part of EC2's answer, which has a request id.
 
     boto3 takes any XML for an answer: a captive portal's page must not mean that the instance is
     gone, or was started.
     """
-    if key not in answer:
-        raise Transient("something that is not EC2 has answered; check aws.endpoint_url")
+    if key not in answer or not answer.get("ResponseMetadata", {}).get("RequestId"):
+        raise not_ec2()
     return answer[key]
+
+
+def _instances(answers: Iterable[Mapping[str, Any]], ids: Sequence[str]) -> dict[str, Any]:
+    """Return the entries of DescribeInstances, by id.
+
+    An answer with anything but these instances proves the absence of none. One that shows an
+    instance in two states says nothing about it.
+    """
+    found: dict[str, Any] = {}
+    for answer in answers:
+        for reservation in _expect(answer, "Reservations"):
+            if not reservation.get("Instances"):
+                raise not_ec2()
+            for instance in reservation["Instances"]:
+                id_ = instance.get("InstanceId")
+                if id_ not in ids:
+                    raise not_ec2()
+                other, state = found.setdefault(id_, instance), _state(instance)
+                if _state(other) != state:
+                    both = f"{_state(other)} and {state}"
+                    found[id_] = {"InstanceId": id_, "State": {"Name": both}}
+    return found
+
+
+def _state(instance: Mapping[str, Any]) -> str:
+    return str(instance.get("State", {}).get("Name", ""))
 
 
 def account_of(settings: AwsConfig, table: str = "aws") -> Account:
@@ -346,7 +376,7 @@ def observation(
             reason=f"EC2 knows no instance {instance_id} in this region and account; check "
             "aws.instance_id and aws.region",
         )
-    name = str(instance.get("State", {}).get("Name", ""))
+    name = _state(instance)
     state = _STATES.get(name, Observed.UNKNOWN)
     reason = f"EC2 calls its state {quote(name)!r}" if state is Observed.UNKNOWN else ""
     if state in (Observed.STOPPED, Observed.STOPPING, Observed.ABSENT):
@@ -358,8 +388,8 @@ def observation(
 
 
 def _choose(instance: Mapping[str, Any], address: str) -> str:
-    private = str(instance.get("PrivateIpAddress") or "")
-    public = str(instance.get("PublicIpAddress") or "")
+    private = usable_address(instance.get("PrivateIpAddress"))
+    public = usable_address(instance.get("PublicIpAddress"))
     return {"private": private, "public": public}.get(address, private or public)
 
 

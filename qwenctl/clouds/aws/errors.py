@@ -223,13 +223,24 @@ def _not_answered(error: Exception) -> ProviderError:
         return Transient(f"EC2{_host(error)} did not answer in time")
     if isinstance(error, (boto.HTTPClientError, boto.IncompleteReadError)):
         return Transient("the connection to EC2 was cut before it answered")
-    if type(error).__name__ == "ResponseParserError":
-        return Transient("something that is not EC2 has answered; check aws.endpoint_url")
+    if type(error).__name__ == "ResponseParserError" or isinstance(error, boto.PaginationError):
+        return not_ec2()
     if isinstance(error, boto.BotoCoreError):
         return ProviderError(f"boto3 cannot make the call: {quote(str(error))}")
     if isinstance(error, OSError):
         return Transient(f"this machine cannot make the call to EC2 now: {error.strerror}")
+    if isinstance(error, (AttributeError, LookupError, RecursionError, TypeError, ValueError)):
+        return not_ec2()  # raised by boto3's parser on unexpected answers
     raise error
+
+
+def not_ec2(status: int = 0) -> Transient:
+    """Return the error for an answer that is not one of the EC2 API."""
+    with_status = f" with HTTP status {status}" if status else ""
+    return Transient(
+        f"something that is not EC2 has answered{with_status}; check aws.endpoint_url, and whether "
+        "a web proxy is in between"
+    )
 
 
 def _refused(error: ClientError, instance: str, region: str) -> ProviderError:
@@ -243,10 +254,12 @@ def _refused(error: ClientError, instance: str, region: str) -> ProviderError:
         kind, text = known.kind, known.sentence
         text = text.replace(_QUOTED, f"; EC2 says: {words}" if words else "")
         text = text.replace("{instance}", instance).replace("{region}", region or "this region")
-    elif status >= 500:
-        kind, text = Transient, f"EC2 has a fault of its own; it says: {words}"
     elif status == 429:
         kind, text = Throttled, TABLE["RequestLimitExceeded"].sentence
+    elif not code or code.isdigit():  # boto3 makes a code of the HTTP status
+        return not_ec2(status)
+    elif status >= 500:
+        kind, text = Transient, f"EC2 has a fault of its own; it says: {words}"
     else:
         kind, text = ProviderError, f"EC2 refuses: {words}"
     if code in CLOCK_CODES and (wrong := _clock_error(metadata)):
