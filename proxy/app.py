@@ -17,7 +17,6 @@ import gc
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 from a2wsgi import WSGIMiddleware
 
@@ -88,9 +87,7 @@ class Proxy:
             **dict.fromkeys(NodeApi.PATHS, BoundedBody(self.nodes, MAX_MESSAGE_BYTES)),
         }
         self._control = BoundedBody(threads, MAX_MESSAGE_BYTES)
-        self._asgi: ASGIApp = self._route
-        if config.access.mode == "none" and not config.proxy.allow_anonymous:
-            self._asgi = HostCheck(self._route, _host_names(config), services.trusted)
+        self._asgi: ASGIApp = HostCheck(self._route, config, services.trusted)
         self._stop = threading.Event()
         self._controllers = {
             name: Controller(
@@ -203,10 +200,3 @@ class Proxy:
         ):
             await part.stop()
         self.services.store.close()
-
-
-def _host_names(config: Config) -> list[str]:
-    """Return the host names that the configuration gives this proxy."""
-    hosts = [host for gpu in config.gpu.values() for host in gpu.hosts]
-    urls = [urlsplit(url).hostname or "" for url in (config.url, *config.node_urls)]
-    return [*hosts, *urls, config.proxy.listen.rpartition(":")[0].strip("[]")]

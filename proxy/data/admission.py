@@ -5,14 +5,13 @@ Pure: `admit` calls it with what the store says; the data planes perform the dec
 
 from __future__ import annotations
 
-import posixpath
 from dataclasses import dataclass
 from enum import Enum
 
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.identity import Identity
 from qwenctl.core.phase import Phase
-from qwenctl.core.rules import Activity
+from qwenctl.core.rules import Activity, Ambiguous
 from qwenctl.core.snapshot import Snapshot
 
 from ..http.request import Request
@@ -30,6 +29,7 @@ class Action(str, Enum):
     UNREADY = "unready"  # 503 with Retry-After, without waking
     SIGN_IN = "sign_in"
     REFUSE = "refuse"
+    AMBIGUOUS = "ambiguous"  # 400: what serves the path may take it for another one
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,10 @@ def decide(
         return Decision(Action.SIGN_IN)
     if not identity.may_use:
         return Decision(Action.REFUSE, why="this visitor may only see the status")
-    rules = gpu.rule_table
-    activity = rules.classify(request.method, request.path, request.headers)
-    if rules.refuses and ("//" in request.path or "/." in request.path):
-        # A path written differently must not evade a rule that refuses it.
-        plain = posixpath.normpath(
-            "/" + request.path.lstrip("/")
-        )  # normpath would keep two slashes
-        if request.path.endswith(("/", "/.", "/..")):
-            plain = plain.rstrip("/") + "/"
-        if rules.classify(request.method, plain, request.headers) is Activity.REFUSED:
-            activity = Activity.REFUSED
+    try:
+        activity = gpu.rule_table.classify_sent(request.method, request.sent_path, request.headers)
+    except Ambiguous as error:
+        return Decision(Action.AMBIGUOUS, why=str(error))
     if activity is Activity.REFUSED:
         return Decision(Action.REFUSE, activity, "a rule of this GPU refuses such requests")
     phase = snapshot.phase

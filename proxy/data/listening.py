@@ -44,7 +44,7 @@ def listener_of(exchange: Exchange, on_work: Callable[[], None]) -> Listener | N
     rules, request = exchange.gpu.rule_table, exchange.request
     if not rules.listens:
         return None
-    pattern = rules.kept_on_by(request.method, request.path, request.headers)
+    pattern = rules.kept_on_by(request.method, request.sent_path, request.headers)
     return Listener(pattern, on_work) if pattern else None
 
 

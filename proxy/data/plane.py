@@ -153,6 +153,8 @@ class DataPlane:
                 await exchange.sign_in()
             case Action.REFUSE:
                 await exchange.problem(403, "refused", decision.why)
+            case Action.AMBIGUOUS:
+                await exchange.problem(400, "ambiguous_path", decision.why)
             case Action.PAGE:
                 await exchange.waiting_page()
             case Action.UNREADY:

@@ -45,6 +45,17 @@ class ForwardAuth:
                 asked, send, 403, "not_trusted", "name this proxy in proxy.trusted_proxies"
             )
             return
+        if f"{self._prefix}-uri" not in asked.headers and not asked.peer_is_loopback:
+            # A visitor's own request, which a proxy in front has passed on: the node's address is
+            # not for visitors.
+            await send_problem(
+                asked, send, 404, "not_for_visitors", "there is nothing here for visitors"
+            )
+            return
+        if "," in asked.headers.get(f"{self._prefix}-method", ""):
+            detail = "the method is told more than once; the proxy in front must replace a client's"
+            await send_problem(asked, send, 403, "bad_target", detail)
+            return
         try:
             # Not by ?gpu=: Caddy sends the visitor's query here too.
             name = gpu_of(self._config, asked)
@@ -67,8 +78,10 @@ class ForwardAuth:
                 self._usage.touch(name, inbound.lease)
             await self._allow(inbound, send)
         else:
+            # 403 whatever the reason: nginx knows no other refusal (ngx_http_auth_request_module).
+            code = "ambiguous_path" if decision.action is Action.AMBIGUOUS else "not_ready"
             detail = f"the GPU is {inbound.view.snapshot.phase.value}"
-            await send_problem(asked, send, 403, "not_ready", decision.why or detail)
+            await send_problem(asked, send, 403, code, decision.why or detail)
 
     async def _allow(self, inbound: Inbound, send: Send) -> None:
         """Answer 204 with the node's address."""

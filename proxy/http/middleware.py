@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable
+from urllib.parse import urlsplit
 
+from qwenctl.config.deployment import Config
 from qwenctl.lib.settings_types import is_loopback
 
-from .problem import refuse_websocket, send_problem
-from .request import ASGIApp, Message, Networks, Receive, Request, Scope, Send
+from .problem import refuse, send_problem
+from .request import (
+    ASGIApp,
+    Message,
+    Networks,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    hostname_of,
+    is_address,
+)
 
 BODY_SECONDS = 20.0
 """How long a request to the control plane may take to arrive."""
@@ -62,22 +75,58 @@ async def _read(receive: Receive, limit: int) -> bytes | None:
 
 
 class HostCheck:
-    """Refuses host names that are not ours.
+    """Refuses host names that are not ours, and those that contradict each other.
 
-    A site whose name points at this machine (DNS rebinding) could otherwise act as the user.
+    Without access control a site whose name points at this machine (DNS rebinding) could otherwise
+    act as the user. Where the proxy is reached from other machines (``anonymous``) that concerns
+    browsers alone, and an address is no name that a site could have.
     """
 
-    def __init__(self, app: ASGIApp, names: Iterable[str], trusted: Networks) -> None:
+    def __init__(self, app: ASGIApp, config: Config, trusted: Networks) -> None:
         self._app = app
+        self._config = config
         self._trusted = trusted
+        self._open = config.access.mode == "none"
+        self._anonymous = config.proxy.allow_anonymous
+        names = (*_host_names(config), *((socket.gethostname(),) if self._anonymous else ()))
         self._names = {"localhost", *(name.lower() for name in names if name)}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         request = Request.of(scope, self._trusted)
-        name = request.hostname
-        if name and name not in self._names and not is_loopback(name):
-            detail = f"unknown host name {name!r}; set proxy.public_url or gpu.NAME.hosts"
-            if scope["type"] == "websocket":
-                return refuse_websocket(scope, send, 421, "unknown_host", detail)
-            return send_problem(request, send, 421, "unknown_host", detail)
+        if self._open and not self._is_ours(request):
+            detail = (
+                f"unknown host name {request.hostname!r}; set proxy.public_url or gpu.NAME.hosts"
+            )
+            return refuse(request, scope, send, 421, "unknown_host", detail)
+        if self._contradicts(request):
+            detail = (
+                "Host and X-Forwarded-Host name different GPUs; have the proxy in front set both"
+            )
+            return refuse(request, scope, send, 400, "bad_host", detail)
         return self._app(scope, receive, send)
+
+    def _is_ours(self, request: Request) -> bool:
+        name = request.hostname
+        if not name or name in self._names or is_loopback(name):
+            return True
+        if not self._anonymous:
+            return False
+        by_browser = request.from_browser or request.is_navigation or "origin" in request.headers
+        return not by_browser or "." not in name or is_address(name)
+
+    def _contradicts(self, request: Request) -> bool:
+        """Return whether X-Forwarded-Host, which a client may have sent, names another GPU.
+
+        Many a proxy in front sets Host alone and passes the client's X-Forwarded-Host on.
+        """
+        if not request.trusted_peer or "x-forwarded-host" not in request.headers:
+            return False
+        named = self._config.gpus_named(hostname_of(request.headers.get("host", "")))
+        return bool(named) and named != self._config.gpus_at(request.hostname)
+
+
+def _host_names(config: Config) -> list[str]:
+    """Return the host names that the configuration gives this proxy."""
+    hosts = [host for gpu in config.gpu.values() for host in gpu.hosts]
+    urls = [urlsplit(url).hostname or "" for url in (config.url, *config.node_urls)]
+    return [*hosts, *urls, config.proxy.listen.rpartition(":")[0].strip("[]")]

@@ -67,6 +67,16 @@ async def refuse_websocket(scope: Scope, send: Send, status: int, code: str, det
     await send({"type": "websocket.http.response.body", "body": body})
 
 
+async def refuse(
+    request: Request, scope: Scope, send: Send, status: int, code: str, detail: str
+) -> None:
+    """Refuse a request or a WebSocket handshake."""
+    if scope["type"] == "websocket":
+        await refuse_websocket(scope, send, status, code, detail)
+    else:
+        await send_problem(request, send, status, code, detail)
+
+
 class Problem(Exception):
     """An error to answer with: as HTML to a browser's navigation, else as problem+json."""
 

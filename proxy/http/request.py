@@ -78,6 +78,11 @@ class Request:
         )
 
     @property
+    def sent_path(self) -> str:
+        """The path as it was sent, percent-encoded."""
+        return self.target.partition("?")[0]
+
+    @property
     def client(self) -> str:
         """The client's address: the peer's, or that given by a trusted proxy in front."""
         if self.trusted_peer and (forwarded := self.headers.get("x-forwarded-for")):
@@ -104,7 +109,7 @@ class Request:
     @property
     def hostname(self) -> str:
         """The host without port, lower case; an invalid host as it was sent."""
-        return _hostname(self.host)
+        return hostname_of(self.host)
 
     @property
     def proto(self) -> str:
@@ -149,9 +154,15 @@ class Request:
         if origin is None:
             return True
         try:
-            return urlsplit(origin).netloc.lower() == self.host.lower()
+            parts = urlsplit(origin.lower())
         except ValueError:
             return False
+        host = self.host.lower().removesuffix(
+            {"https": ":443", "http": ":80"}.get(parts.scheme, "")
+        )
+        if self.trusted_peer and host == hostname_of(host):
+            return bool(host) and parts.hostname == host  # it leaves the port out, as nginx's $host
+        return bool(host) and parts.netloc == host
 
 
 async def send_answer(
@@ -165,8 +176,18 @@ async def send_answer(
     await send({"type": "http.response.body", "body": content})
 
 
+def is_address(host: str) -> bool:
+    """Return whether a host without port is an IP address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 @lru_cache(maxsize=256)
-def _hostname(host: str) -> str:
+def hostname_of(host: str) -> str:
+    """Return a host without its port, lower case; an invalid host as it was sent."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

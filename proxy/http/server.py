@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from qwenctl.protocol.messages import HELLO_PATH, REPORT_PATH
 
+from .authority import host_problem
 from .capacity import RETRY_AFTER, Capacity, Refusal
 from .pace import AHEAD, Pace, Reader
 from .problem import PROBLEM_TYPE, problem_body
@@ -200,6 +201,8 @@ class Protocol(HttpToolsProtocol):
         self._head_arrived()
         if self._is_ignored():
             return
+        if why := host_problem(self.url, self.headers, self.parser.get_http_version()):
+            self._refuse((400, "bad_host", why))
         urgent = self.url.partition(b"?")[0] in URGENT
         if (refusal := self.capacity.begin(self, urgent=urgent)) is not None:
             self._refuse(refusal)

@@ -267,6 +267,10 @@ class Config(Table):
         first = next(iter(self.gpu.values()), None)
         return self._gpus_by_host[first.hosts[0].lower()] if first else ()
 
+    def gpus_named(self, host: str) -> tuple[str, ...]:
+        """Return the GPUs that name this host (lower case) in their settings."""
+        return self._gpus_by_host.get(host, ())
+
     def gpus_at(self, host: str) -> tuple[str, ...]:
         """Return the GPUs for requests to this host name (lower case), the default first.
 

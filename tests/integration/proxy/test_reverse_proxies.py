@@ -3,11 +3,13 @@ configurations that docs/reverse-proxies.md gives."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -15,6 +17,7 @@ import requests
 from tests.integration.proxy.running import (
     KEY,
     PASSWORD,
+    RawClient,
     RunningProxy,
     gpu,
     password_access,
@@ -55,20 +58,27 @@ def example(server: str, port: int, proxy: int) -> str:
     found = re.search(rf"```{server}\n(.*?)```", DOC.read_text(), re.DOTALL)
     assert found, f"{DOC} has no example for {server}"
     text = found[1].replace("127.0.0.1:8080", f"127.0.0.1:{proxy}")
+    # Caddy: any host, as for nginx.
+    text = re.sub(r"^(http://127.0.0.1:80|gpu.example.com) {", f"http://:{port} {{", text)
+    if text.startswith("location"):
+        return f"server {{ listen 127.0.0.1:{port};\n{text}}}"
     return text.replace("127.0.0.1:80", f"127.0.0.1:{port}")
 
 
-def fronted(name: str, folder: Path, **settings: object) -> Iterator[tuple[str, RunningProxy]]:
+def fronted(
+    name: str, folder: Path, gpus: dict[str, Any] | None = None, **settings: object
+) -> Iterator[tuple[str, RunningProxy]]:
     """A proxy of ours, and that server in front of it."""
-    program = shutil.which(name, path=PATH)
+    program_name = name.partition("-")[0]
+    program = shutil.which(program_name, path=PATH)
     if not program:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"{program_name} is not installed")
     port = free_port()
     frame, arguments = {
         "nginx": (NGINX, ["-e", str(folder / "error.log"), "-c"]),
         "caddy": (CADDY, ["run", "--adapter", "caddyfile", "--config"]),
-    }[name]
-    gpus = {"main": gpu(preset="generic")}
+    }[program_name]
+    gpus = gpus or {"main": gpu(preset="generic")}
     with running(folder / "proxy", gpu=gpus, access=password_access(), **settings) as proxy:
         file, log = folder / "config", folder / "log"
         file.write_text(frame.format(folder=folder, server=example(name, port, proxy.port)))
@@ -150,6 +160,183 @@ def test_what_passes_the_gate_keeps_the_gpu_on(nginx: tuple[str, RunningProxy]) 
     requests.get(f"{front}/quiet", headers=key, timeout=5)  # passive: no use
     requests.post(f"{front}/use", headers=key, timeout=5)
     until(leased, 3, "the lease")
+
+
+TWO = ("mine", "theirs")
+"""Two GPUs, each with a host of its own."""
+
+
+def behind(name: str, folder: Path) -> Iterator[tuple[str, RunningProxy]]:
+    """Two GPUs of two hosts, both on, behind a server that is trusted."""
+    gpus = {name: gpu(preset="gradio", hosts=[f"{name}.localhost"]) for name in TWO}
+    options = {
+        "gate_headers": "x-forwarded" if name == "caddy" else "x-original",
+        "trusted_proxies": ["127.0.0.1"],
+    }
+    for front, proxy in fronted(name, folder, gpus, proxy=options):
+        for one in TWO:
+            proxy.wake(one)
+        yield front, proxy
+
+
+@pytest.fixture(scope="module", params=["nginx", "caddy"])
+def two(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, RunningProxy]]:
+    yield from behind(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=["nginx-tls", "caddy-tls"])
+def passed_on(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, RunningProxy]]:
+    yield from behind(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def ask(front: str, target: str, more: str = "", method: str = "POST") -> tuple[int, bytes, str]:
+    """A request of bytes that no library would send; status, body and headers of the answer."""
+    length = "Content-Length: 0\r\n" if method == "POST" else ""
+    with RawClient(int(front.rpartition(":")[2])) as client:
+        head = f"{method} {target} HTTP/1.1\r\nHost: mine.localhost\r\nX-API-Key: {KEY}\r\n"
+        client.send(f"{head}{length}{more}\r\n".encode())
+        status, headers, body = client.answer()
+    return status, body, str(headers)
+
+
+def requests_at(proxy: RunningProxy, name: str) -> list[str]:
+    """The targets that a node has been asked for, but for probes."""
+    return [entry["target"] for entry in proxy.journal(name) if entry["target"] != "/ready"]
+
+
+def lease_of(proxy: RunningProxy, name: str) -> bool:
+    return "request:key:ci" in {lease.name for lease in proxy.snapshot(name).leases}
+
+
+ODD = [
+    "//gradio_api/queue/join",
+    "/gradio_api//queue/join",
+    "/x/../gradio_api/queue/join",
+    "/./gradio_api/queue/join",
+    "/_qwenctl/../gradio_api/queue/join",
+    "/_qwenctl/%2e%2e/gradio_api/queue/join",
+    "/_qwenctl%2f../gradio_api/queue/join",
+    "/x/%2E%2E/gradio_api/queue/join",
+    "/gradio_api/queue/join;x",
+    "/gradio_api;x/queue/join",
+    "/gradio_api\\queue/join",
+    "/gradio_api%5cqueue/join",
+    "/gradio_api/queue/join%00",
+    "/gradio_api/queue/join%zz",
+]
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_no_other_spelling_reaches_the_node(two: tuple[str, RunningProxy], path: str) -> None:
+    front, proxy = two
+    before = requests_at(proxy, "mine")
+    status, _, _ = ask(front, path)
+    assert 400 <= status < 500
+    assert requests_at(proxy, "mine") == before
+
+
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/queue/join", "/GRADIO_API/queue/join", "/gradio_api%2Fqueue/join"]
+)
+def test_use_counts_however_it_is_written(two: tuple[str, RunningProxy], path: str) -> None:
+    front, proxy = two
+    proxy.store.release("mine", actor="test", only="request:key:ci")
+    status, body, _ = ask(front, path)
+    assert (status, json.loads(body)["target"]) == (200, path)
+    until(lambda: lease_of(proxy, "mine"), 3, "the lease")
+
+
+@pytest.mark.parametrize(
+    "target", ["/gradio_api/file=%2Ftmp%2Fa%20b.png?x=//..;", "/gradio_api/file=https://x/a.png"]
+)
+def test_paths_of_files_pass(two: tuple[str, RunningProxy], target: str) -> None:
+    status, body, _ = ask(two[0], target, method="GET")
+    assert (status, json.loads(body)["target"]) == (200, target)
+
+
+FORGED = "".join(
+    f"{name}: {value}\r\n"
+    for name, value in {
+        "X-Forwarded-Host": "theirs.localhost",
+        "X-Forwarded-Uri": "/gradio_api/heartbeat/x",
+        "X-Forwarded-Method": "GET",
+        "X-Forwarded-For": "192.0.2.66",
+        "X-Original-URI": "/gradio_api/heartbeat/x",
+        "X-Original-Method": "GET",
+        "X-Original-Host": "theirs.localhost",
+        "X-Host": "theirs.localhost",
+        "Forwarded": "host=theirs.localhost;for=192.0.2.66",
+        "X-Real-IP": "192.0.2.66",
+        "X-Qwenctl-Node": "127.0.0.1:1",
+    }.items()
+)
+
+
+def test_forged_headers_change_nothing(two: tuple[str, RunningProxy]) -> None:
+    forged_headers_change_nothing(*two)
+
+
+def test_forged_headers_are_not_passed_on(passed_on: tuple[str, RunningProxy]) -> None:
+    forged_headers_change_nothing(*passed_on)
+
+
+def forged_headers_change_nothing(front: str, proxy: RunningProxy) -> None:
+    for name in TWO:
+        proxy.store.release(name, actor="test", only="request:key:ci")
+    before = requests_at(proxy, "theirs")
+    status, body, _ = ask(front, "/gradio_api/queue/join", FORGED)
+    assert (status, json.loads(body)["target"]) == (200, "/gradio_api/queue/join")
+    unread = {"x-qwenctl-node", "x-host", "x-original-host"}
+    told = [pair for pair in json.loads(body)["headers"] if pair[0].lower() not in unread]
+    assert "192.0.2.66" not in str(told)
+    assert "theirs" not in str(told)
+    until(lambda: lease_of(proxy, "mine"), 3, "the lease")
+    assert not lease_of(proxy, "theirs")
+    assert requests_at(proxy, "theirs") == before
+    _, body, _ = ask(front, "/_qwenctl/api/status", FORGED, method="GET")
+    assert json.loads(body)["gpu"] == "mine"
+
+
+def test_forged_headers_of_a_refused_visitor(two: tuple[str, RunningProxy]) -> None:
+    front, _ = two
+    with RawClient(int(front.rpartition(":")[2])) as client:
+        client.send(f"GET /x HTTP/1.1\r\nHost: mine.localhost\r\n{FORGED}\r\n".encode())
+        assert client.answer()[0] == 401
+
+
+@pytest.mark.parametrize("more", ["", FORGED], ids=["plain", "forged"])
+@pytest.mark.parametrize(
+    "path",
+    ["/_qwenctl/gate", "/_qwenctl//gate", "/_qwenctl%2fgate", "/x/../_qwenctl/gate", "/gate"],
+)
+def test_the_gate_is_not_for_visitors(two: tuple[str, RunningProxy], path: str, more: str) -> None:
+    the_gate_is_not_for_visitors(*two, path, more)
+
+
+@pytest.mark.parametrize("more", ["", FORGED], ids=["plain", "forged"])
+def test_the_gate_is_not_passed_on(passed_on: tuple[str, RunningProxy], more: str) -> None:
+    the_gate_is_not_for_visitors(*passed_on, "/_qwenctl/gate", more)
+
+
+def the_gate_is_not_for_visitors(front: str, proxy: RunningProxy, path: str, more: str) -> None:
+    """It would tell them the node's address."""
+    status, body, headers = ask(front, path, more.replace("127.0.0.1:1", "x"), method="GET")
+    assert "x-qwenctl-node" not in headers.lower()
+    assert str(proxy.node_port("mine")) not in headers
+    assert status in (200, 400, 404)
+    if status == 200:
+        assert path == "/gate"  # a path like any other
+        assert json.loads(body)["target"] == path
+
+
+def test_answers_do_not_tell_the_nodes_address(two: tuple[str, RunningProxy]) -> None:
+    front, proxy = two
+    _, _, headers = ask(front, "/x", method="GET")
+    assert str(proxy.node_port("mine")) not in headers
 
 
 def gate(proxy: RunningProxy, **headers: str) -> requests.Response:

@@ -58,6 +58,33 @@ def test_options_of_the_server_itself(on: RunningProxy) -> None:
     assert "Traceback" not in on.log
 
 
+@pytest.mark.parametrize("more", ["", UPGRADE], ids=["http", "websocket"])
+@pytest.mark.parametrize(
+    ("target", "hosts"),
+    [
+        ("http://other/x", "Host: localhost\n"),
+        ("http://localhost@other/x", "Host: localhost\n"),
+        ("/x", ""),
+        ("/x", "Host: localhost\nHost: localhost\n"),
+        ("/x", "Host: localhost\nX-A: b\nhost: other\n"),
+        ("/x", "Host: localhost, other\n"),
+        ("/x", "Host: localhost@other\n"),
+    ],
+)
+def test_a_request_names_its_host_once(
+    on: RunningProxy, target: str, hosts: str, more: str
+) -> None:
+    before = len(on.journal_of("/x"))
+    status, _, body = raw(on, f"GET {target} HTTP/1.1\n{hosts}{more}\n")
+    assert (status, json.loads(body)["code"]) == (400, "bad_host")
+    assert len(on.journal_of("/x")) == before
+
+
+def test_a_target_in_absolute_form(on: RunningProxy) -> None:
+    status, _, body = raw(on, "GET http://localhost/x?y HTTP/1.1\nHost: localhost\n\n")
+    assert (status, json.loads(body)["target"]) == (200, "/x?y")
+
+
 def handshake(proxy: RunningProxy, path: str) -> int:
     """The status of a handshake that is refused."""
     with pytest.raises(InvalidStatus) as caught:
@@ -79,6 +106,22 @@ def test_a_plain_answer_is_no_handshake(on: RunningProxy) -> None:
 def test_a_refusal_however_the_path_is_written(on: RunningProxy, path: str) -> None:
     assert raw(on, f"GET {path} HTTP/1.1\nHost: localhost\n\n")[0] == 403
     assert not [entry for entry in on.journal() if "admin" in entry["target"]]
+
+
+@pytest.mark.parametrize("path", ["/odd%00", "/odd%0d%0a", "/odd%zz", "/%/odd"])
+@pytest.mark.parametrize("more", ["", UPGRADE], ids=["http", "websocket"])
+def test_what_is_no_path(on: RunningProxy, path: str, more: str) -> None:
+    status, _, body = raw(on, f"GET {path} HTTP/1.1\nHost: localhost\n{more}\n")
+    assert (status, json.loads(body)["code"]) == (400, "ambiguous_path")
+    assert not [entry for entry in on.journal() if "odd" in entry["target"]]
+
+
+@pytest.mark.parametrize(
+    "target", ["/a//b;c?x=//../%2e%2e%zz;", "/file=%2Ftmp%5Cx%25.png", "/file=https://x/y", "/FILE"]
+)
+def test_what_applications_use_is_forwarded_as_it_is(on: RunningProxy, target: str) -> None:
+    status, _, body = raw(on, f"GET {target} HTTP/1.1\nHost: localhost\n\n")
+    assert (status, json.loads(body)["target"]) == (200, target)
 
 
 def test_what_reaches_the_node(on: RunningProxy) -> None:

@@ -23,10 +23,12 @@ def talk(
     path: str = "/ws",
     *subprotocols: str,
     headers: dict[str, str] | None = None,
+    host: str = "127.0.0.1",
 ) -> None:
     async def go() -> None:
         async with connect(
-            f"ws://127.0.0.1:{proxy.port}{path}",
+            f"ws://{host}:{proxy.port}{path}",
+            host="127.0.0.1",
             subprotocols=[Subprotocol(name) for name in subprotocols] or None,
             additional_headers=headers,
             max_size=None,
@@ -153,7 +155,7 @@ def test_a_websocket_does_not_wake(tmp_path: Path) -> None:
     with running(tmp_path, gpu=gpus) as proxy:
         for name in presets:
             with pytest.raises(InvalidStatus) as refused:
-                talk(proxy, conversation, "/ws", headers={"Host": f"{name}.localhost"})
+                talk(proxy, conversation, "/ws", host=f"{name}.localhost")
             assert refused.value.response.status_code == 503
             assert b'"code": "not_ready"' in (refused.value.response.body or b"")
             assert proxy.untouched(name)

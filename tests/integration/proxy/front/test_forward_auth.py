@@ -79,6 +79,27 @@ def test_the_gate_tells_nothing_to_strangers(store: Store) -> None:
     assert asyncio.run(ask("127.0.0.1")) == "unknown_tier"
 
 
+def test_what_a_proxy_passes_on_is_not_asked_by_it(faulty: FaultyStore, life: Life) -> None:
+    """A visitor's own request for the gate, which would tell the node's address."""
+    life.wake()
+
+    async def go() -> None:
+        async with parts(faulty, networks(["192.0.2.7"])) as made:
+            visitor = {"x-forwarded-for": "198.51.100.9"}
+            assert await gate(made, **visitor) == 404
+            assert await gate(made, "192.0.2.7") == 404
+            assert await gate(made, "192.0.2.7", **visitor) == 404
+            asked = {**visitor, "x-original-uri": "/x"}
+            assert await gate(made, **asked) == 204
+            assert await gate(made, "192.0.2.7", **asked) == 204
+            twice = {**asked, "x-original-method": "GET, POST"}
+            assert await gate(made, **twice) == 403
+            odd = {**asked, "x-original-uri": "/x%00"}
+            assert await gate(made, **odd) == 403
+
+    asyncio.run(go())
+
+
 def test_the_gate_without_any_gpu(store: Store) -> None:
     config = Config.model_validate({"node_secret": SECRET})
 

@@ -32,6 +32,32 @@ def test_same_origin(headers: dict[str, str], same: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "origin", "same"),
+    [
+        ("me:80", "http://me", True),
+        ("me:443", "https://me", True),
+        ("me:443", "http://me", False),
+        ("me:8080", "http://me:8080", True),
+        ("me:8080", "http://me:3000", False),
+        ("[::1]:80", "http://[::1]", True),
+        ("", "null", False),
+        ("", "http://", False),
+    ],
+)
+def test_ports_of_origins(host: str, origin: str, same: bool) -> None:
+    headers = {"Host": host, "Origin": origin}
+    assert request("POST", "/", headers).same_origin is same
+    assert request("POST", "/", headers, trusted=("203.0.113.9",)).same_origin is same
+
+
+def test_a_trusted_proxy_may_leave_the_port_out() -> None:
+    headers = {"Host": "me", "Origin": "http://me:8081"}
+    assert request("POST", "/", headers, trusted=("203.0.113.9",)).same_origin
+    other = {"Host": "me", "Origin": "http://you:8081"}
+    assert not request("POST", "/", other, trusted=("203.0.113.9",)).same_origin
+
+
+@pytest.mark.parametrize(
     ("method", "headers", "page"),
     [
         ("GET", {"Accept": "text/html,*/*"}, True),
