@@ -333,7 +333,9 @@ class Agent:
         with self._lock:
             self._progress.pop(service.name, None)
         runtime = self._runtimes[service.runtime]
-        return Supervisor(service, runtime, self, spec.heartbeat, after, self._gpus)
+        return Supervisor(
+            service, runtime, self, spec.heartbeat, after, self._gpus, patience=spec.load
+        )
 
     def _let_go(self, supervisor: Supervisor) -> None:
         supervisor.stop()

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import requests
 
+from gpu_node.services.awaited import lack_of
 from gpu_node.services.docker_errors import NO_COMMAND, error_text, start_error_text
 from gpu_node.services.docker_options import container_options
 from gpu_node.services.docker_ownership import (
@@ -455,7 +456,7 @@ class ServiceContainer:
             self._client.start(self._id)
         except APIError as error:
             text = start_error_text(error, self._service)
-            raise StartFailed(text, final=NO_COMMAND in text) from None
+            raise StartFailed(text, final=NO_COMMAND in text and not lack_of(text)) from None
 
     def _forget_image(self, image: str) -> None:
         """Remove the earlier container's image if nothing uses it and it has no name: a newer image

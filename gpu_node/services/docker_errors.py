@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpu_node.services.awaited import lack_of
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Service
 
@@ -30,11 +31,10 @@ def is_hopeless(name: str, problem: str) -> str:
 
 def start_error_text(error: Exception, service: Service) -> str:
     text = error_text(error)
-    if "could not select device driver" in text or "nvidia" in text.lower():
-        return (
-            f"Docker cannot give it a GPU: {text}; install nvidia-container-toolkit, run "
-            "`nvidia-ctk runtime configure --runtime=docker` and restart Docker"
-        )
+    if lack := lack_of(text):
+        return f"Docker cannot give it a GPU for want of {lack.name}: {text}; {lack.advice}"
+    if "nvidia" in text.lower():
+        return f"Docker cannot give it a GPU: {text}"
     if "port is already allocated" in text or "address already in use" in text:
         return f"port {service.port} of the node is in use by another program: {text}"
     return text

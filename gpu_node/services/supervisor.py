@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import requests
 
 from gpu_node.machine.nvidia import GpuView, GpuWatch
+from gpu_node.services.awaited import Lack, lack_in_output, lack_of
 from gpu_node.services.evidence import Evidence
 from gpu_node.services.inference import InferenceFailed, infer_once
 from gpu_node.services.log_lines import secrets_of
@@ -38,6 +39,9 @@ with each further one."""
 
 STEADY = 60.0
 """Seconds ready after which a crash counts as the first in a row again."""
+
+LONGEST_WAIT = 5.0
+"""Seconds between two starts while the machine lacks what the service needs."""
 
 SILENT_PROBES = 3
 """Activity probes without an answer until a service counts as doing nothing."""
@@ -70,7 +74,8 @@ class Supervisor:
     ========  ===========================================================================
     state     what the supervisor does
     ========  ===========================================================================
-    starting  runs it and probes until it is ready, a first inference included
+    starting  runs it and probes until it is ready, a first inference included; waits for what
+              the machine still lacks, such as the GPU's driver
     ready     asks it for running generations each heartbeat
     crashed   waits a little, then starts it again
     failed    nothing more: it crashed more often in a row than ``max_restarts``, or cannot be
@@ -86,6 +91,7 @@ class Supervisor:
         after: supervisors whose services must be gone first (they hold the name or the port).
         gpus: figures of the GPUs.
         clock: the monotonic clock by which claims of work are doubted.
+        patience: seconds to wait for what the machine lacks.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class Supervisor:
         after: Sequence[Supervisor] = (),
         gpus: GpuWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
+        patience: float = 1200.0,
     ) -> None:
         self.service = service
         self._runtime = runtime
@@ -105,6 +112,7 @@ class Supervisor:
         self._after = after
         self._gpus = gpus or GpuWatch()
         self._clock = clock
+        self._patience = patience
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._left = False
@@ -213,14 +221,18 @@ class Supervisor:
             earlier.join()
         self._after = ()
         crashes = 0
+        waiting = _Waiting(self._patience)
         while not self._stop.is_set():
             self._last_lines.clear()
             ready_at: float | None = None
             final = False
+            lack = None
             try:
                 how, ready_at = self._run_once()
+                lack = lack_in_output("\n".join(self._last_lines)) if ready_at is None else None
             except StartFailed as reason:
                 how, final = str(reason), reason.final
+                lack = None if final else lack_of(how)
             except Exception as fault:  # of the agent, or of the runtime
                 log.exception("%s: the agent's own fault", self.service.name)
                 how = f"{type(fault).__name__}: {fault}"
@@ -228,10 +240,13 @@ class Supervisor:
                 break
             if ready_at is not None and time.monotonic() - ready_at >= STEADY:
                 crashes = 0
-            crashes += 1
             error = f"{self.service.name}: {how}"
             if last := "\n".join(self._last_lines):
                 error += "\n" + last[-1500:]
+            if pause := waiting.pause(lack, self.service.max_restarts):
+                self._await(waiting.text, error, pause)
+                continue
+            crashes += 1
             if final or crashes > self.service.max_restarts:
                 self._become("failed", error)
                 return
@@ -242,6 +257,13 @@ class Supervisor:
                 self._restarts += 1
             self._become("starting", error)
         self._become("stopped", "")
+
+    def _await(self, text: str, error: str, pause: float) -> None:
+        """Say what the machine lacks, and wait a moment. That is no crash of the service."""
+        self._become("starting", error)
+        self._tracker = Tracker()
+        self.progress(Progress(phase="start", text=f"{self.service.name}: {text}"[:400]))
+        self._stop.wait(pause)
 
     def _run_once(self) -> tuple[str, float | None]:
         """Run the service until it ends; return how it ended, and when it became ready, if it did."""
@@ -386,6 +408,38 @@ class Supervisor:
         with self._lock:
             self._state, self._error = state, error
         self._listener.changed()
+
+
+class _Waiting:
+    """Decides how long a service waits for what the machine lacks.
+
+    Args:
+        patience: seconds, from the first thing on.
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.text = ""
+        self._clock = clock
+        self._patience = patience
+        self._lack: Lack | None = None
+        self._since = 0.0
+        self._tries = 0
+
+    def pause(self, lack: Lack | None, max_restarts: int) -> float:
+        """Return seconds until the next attempt; 0: do not wait, but count the failure."""
+        now = self._clock()
+        if lack is None or self._lack is None:
+            self._since, self._tries = now, 0
+        self._lack = lack
+        if lack is None or not lack.comes or (lack.optional and not max_restarts):
+            return 0.0
+        waited = now - self._since
+        if waited >= min(self._patience, lack.longest):
+            return 0.0
+        self._tries += 1
+        self.text = f"waiting for {lack.name}" + (f", for {waited:.0f} s now" if waited > 5 else "")
+        return float(min(FIRST_RESTART * 2 ** min(self._tries - 1, 10), LONGEST_WAIT))
 
 
 def _what_runs(service: Service) -> dict[str, Any]:

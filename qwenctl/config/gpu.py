@@ -146,8 +146,11 @@ class GpuConfig(Table):
             ),
             heartbeat=self.timing.heartbeat,
             dead_man=self.timing.dead_man,
+            load=self.timing.load,
         )
-        digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
+        # Proxies of an earlier version know no `load`: the usual one makes no other version.
+        usual = {"load"} if spec.load == Spec.model_fields["load"].default else None
+        digest = hashlib.sha256(spec.model_dump_json(exclude=usual).encode()).hexdigest()[:16]
         return spec.model_copy(update={"version": digest})
 
     @property

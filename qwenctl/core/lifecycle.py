@@ -406,8 +406,8 @@ def _loading(view: View, timings: Timings, now: float) -> Step:
         return Move(Phase.READY, "ready", failure=view.failure)
     if now - view.since > timings.load:
         message = f"the service is not ready after {timings.load:.0f} s"
-        if view.agentless and view.node.error:
-            message += f" ({view.node.error})"
+        if view.node.error:
+            message += f" ({view.node.error.splitlines()[0]})"
         return failed(view, timings, now, failures.LOAD_TIMEOUT, message, instance_is_bad=True)
     if (view.node.heartbeat_age or 0.0) > timings.node_lost:
         return _agent_lost(view, timings, now)

@@ -145,6 +145,8 @@ class Spec(_Message):
     heartbeat: float = 5.0
     dead_man: float = 600.0
     """Seconds without contact to any proxy, with nothing running, until the node stops itself."""
+    load: float = Field(1200.0, gt=0)
+    """Seconds that a service may take until it is ready, and wait for a driver that is late."""
 
 
 class Hello(_Message):
