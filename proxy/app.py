@@ -23,6 +23,7 @@ from a2wsgi import WSGIMiddleware
 from qwenctl.config.deployment import Config
 from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller, owner_name
+from qwenctl.control.former import ConfiguredController, RemovedGpus
 from qwenctl.control.holders import Keeper
 from qwenctl.protocol.messages import MAX_MESSAGE_BYTES
 from qwenctl.store.store import Store
@@ -76,7 +77,8 @@ class Proxy:
         self.data = DataPlane(services, self.forwarder, self.pages)
         self.gate = ForwardAuth(services)
         self.health = Health(store)
-        self.nodes = NodeApi(config, store, metrics, usage.in_flight)
+        self._removed = RemovedGpus(config, store, owner=owner, observer=metrics)
+        self.nodes = NodeApi(config, store, metrics, usage.in_flight, removed=self._removed.gpus)
         flask = make_flask(services, self.stream, self.pages, waiting)
         threads: ASGIApp = WSGIMiddleware(flask, workers=16)  # type: ignore[arg-type, assignment]
         self._routes: dict[str, ASGIApp] = {
@@ -89,12 +91,13 @@ class Proxy:
         self._control = BoundedBody(threads, MAX_MESSAGE_BYTES)
         self._asgi: ASGIApp = HostCheck(self._route, config, services.trusted)
         self._stop = threading.Event()
-        self._controllers = {
-            name: Controller(
+        self._controllers: dict[str, Controller] = {
+            name: ConfiguredController(
                 name,
                 gpu,
                 store,
                 make_provider(name, gpu, config),
+                config=config,
                 owner=owner,
                 observer=metrics,
             )
@@ -168,6 +171,7 @@ class Proxy:
         for name, controller in self._controllers.items():
             self._run(f"controller-{name}", controller.run, self._stop, watch=False)
             self._run(f"holders-{name}", self._keepers[name].run, self._stop, controller.leads)
+        self._run("removed-gpus", self._removed.run, self._stop)
 
     def _run(self, name: str, target: Callable[..., None], *args: object, **options: bool) -> None:
         thread = threading.Thread(target=target, args=args, kwargs=options, name=name, daemon=True)

@@ -6,8 +6,11 @@ import asyncio
 import json
 import logging
 import time
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -48,9 +51,13 @@ class NodeApi:
         metrics: Metrics,
         in_flight: Callable[[str], int] = lambda _: 0,
         clock: Callable[[], float] = time.time,
+        *,
+        removed: Mapping[str, GpuConfig] = MappingProxyType({}),
     ) -> None:
+        """``removed``: GPUs that the settings no longer have, while their instances are stopped."""
         self._secret = config.read_node_secret()
-        self._gpus = config.gpu
+        self._gpus: Mapping[str, GpuConfig] = ChainMap(config.gpu, cast(Any, removed))
+        """The configuration's first, as a `ChainMap` looks."""
         self._store = store
         self._metrics = metrics
         self._in_flight = in_flight
@@ -142,7 +149,7 @@ class NodeApi:
             )
             unneeded_for = self._store.unneeded_for(hello.gpu, hello.boot_id)
             return 200, self._answer(
-                start_seq=seq, spec=self._specs[hello.gpu], unneeded_for=unneeded_for
+                start_seq=seq, spec=self._specs.get(hello.gpu), unneeded_for=unneeded_for
             )
         why = {
             "replay": "this message was received before",
@@ -158,12 +165,13 @@ class NodeApi:
         verdict, seq, commands = self._store.report(report, nonce, heartbeat=gpu.timing.heartbeat)
         if verdict == "ok":
             self._count(report.gpu, "report")
-            spec = self._specs[report.gpu]
+            spec = self._specs.get(report.gpu)  # None: removed, so it runs on until its stop
             # The agent delays a change for the work it sees; the proxy sees more.
-            changed = report.spec_version != spec.version and not self._in_flight(report.gpu)
+            if spec and (report.spec_version == spec.version or self._in_flight(report.gpu)):
+                spec = None
             return 200, self._answer(
                 start_seq=seq,
-                spec=spec if changed else None,
+                spec=spec,
                 commands=commands,
                 unneeded_for=self._store.unneeded_for(report.gpu, report.boot_id),
             )

@@ -140,7 +140,8 @@ class UsageTracker:
 
     def in_flight(self, gpu: str) -> int:
         """Return how many requests that count are in flight."""
-        return len(self._gpus[gpu].flights)
+        known = self._gpus.get(gpu)
+        return len(known.flights) if known else 0
 
     def silence(self, gpu: str) -> Silence:
         """Return for how long the node has answered nothing that this process asked."""

@@ -23,6 +23,7 @@ from qwenctl.clouds.registry import part
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.providers import context_of, make_provider
+from qwenctl.control import left_on
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import ConfigError, StoreUnavailable
@@ -67,7 +68,7 @@ class Deployment:
         self._store: Store | None = None
 
     def checks(self) -> list[Check]:
-        common = [self.configuration, self.redis, self.listening]
+        common = [self.configuration, self.redis, self.former, self.listening]
         agents = any(self.config.gpu[name].agent for name in self.gpus)
         return [*common, self.node_secret, self.node_urls] if agents else common
 
@@ -111,6 +112,11 @@ class Deployment:
                 f"{rough_duration(apart)} apart from ours",
                 "qwenctl counts by Redis' clock, but times are shown by ours: set both by NTP.",
             )
+
+    def former(self) -> Iterable[Finding]:
+        """Check that nothing is on that was started by settings of before."""
+        if self._store is not None:
+            yield from left_on.findings(self.config, self._store)
 
     def node_secret(self) -> Iterable[Finding]:
         config = self.config

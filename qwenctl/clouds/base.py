@@ -33,6 +33,15 @@ class ProviderSettings(Table):
         """The instance that the settings name; empty if they name none."""
         return str(getattr(self, "instance_id", ""))
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What tells the instance from any other: equal identities name one instance."""
+        return self.instance, *(str(getattr(self, key, "")) for key in _PLACE)
+
+
+_PLACE = ("region", "profile", "endpoint", "endpoint_url")
+"""Settings that say where, and in which account, an instance is looked for."""
+
 
 @dataclass(frozen=True)
 class Context:

@@ -119,9 +119,11 @@ class Controller:
         standalone: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
         observer: Observer = NO_OBSERVER,
+        started: str = "",
     ) -> None:
         """
         Args:
+            started: the settings to remember while the instance is on (`qwenctl.config.started`).
             standalone: no proxy runs. So the controller also probes the service itself, since its
                 agent cannot report; and an instance that stopped before this controller led counts
                 as off, not as failed, so that the next start need not wait.
@@ -134,6 +136,7 @@ class Controller:
         self._standalone = standalone
         self._monotonic = monotonic
         self._observer = observer
+        self._started = started
         self._timings = timings_of(gpu, provider)
         self._ttl = provider.call_timeout + LOCK_MARGIN
         self._due = threading.Event()
@@ -396,6 +399,7 @@ class Controller:
             error=error,
             machine=self._gpu.machine,
             code=code,
+            started=self._started,
         )
 
     def _only_serving(self, seen: Observation, snapshot: Snapshot) -> Observation:
@@ -472,6 +476,7 @@ class Controller:
             move,
             drain=self._timings.drain,
             idle_timeout=self._gpu.idle_timeout,
+            started=self._started,
         )
         if outcome is Outcome.OK:
             again = (

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from qwenctl.config.deployment import Config
 from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller, owner_name
+from qwenctl.control.former import ConfiguredController
 from qwenctl.core import failures
 from qwenctl.core.events import Event
 from qwenctl.core.failures import Failure
@@ -171,11 +172,12 @@ class Progress(Follower, Observer):
         if not self._keep_found and gpu.found_running == "adopt":
             gpu = gpu.model_copy(update={"found_running": "stop"})
         raise_limit()
-        return Controller(
+        return ConfiguredController(
             self.name,
             gpu,
             self._store,
             make_provider(self.name, gpu, self._config),
+            config=self._config,
             owner=self.owner,
             standalone=True,
             monotonic=self._monotonic,

@@ -1,7 +1,7 @@
 """Kinds and names of leases and blocks: ``kind:rest``, such as ``pin:anna``.
 
 A lease keeps a GPU on, a block keeps it off. Names are stored; a kind never changes. Lua scripts
-spell out the kinds of `WORK`, `REQUEST` and `ADOPTED`; a test compares.
+spell out the kinds of `WORK`, `REQUEST`, `ADOPTED` and `FORMER`; a test compares.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ MAINTENANCE: Final = "maintenance"
 """``qwenctl block``."""
 OFF_HOURS: Final = "off-hours"
 """A schedule that keeps the GPU off."""
+FORMER: Final = "former"
+"""An instance that the settings no longer name is on: it is stopped before anything is started."""
 BUDGET: Final = "budget"
 """The budget of a period is spent. No holder writes it yet; its name has no rest."""
 
 LEASES = frozenset({REQUEST, INFLIGHT, BUSY, PIN, PREWARM, ADOPTED})
-BLOCKS = frozenset({MAINTENANCE, OFF_HOURS, BUDGET})
+BLOCKS = frozenset({MAINTENANCE, OFF_HOURS, FORMER, BUDGET})
 WORK = frozenset({INFLIGHT, BUSY})
 """Running work, which only ``--now`` may end."""
 
@@ -73,3 +75,8 @@ def pin(user: str) -> str:
 def maintenance(user: str) -> str:
     """Return the name of a user's block by ``qwenctl block``."""
     return f"{MAINTENANCE}:{user}"
+
+
+def former(instance: str) -> str:
+    """Return the name of the block while an instance of earlier settings is wound down."""
+    return f"{FORMER}:{instance}"

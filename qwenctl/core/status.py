@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qwenctl.core import leases
 from qwenctl.core.address import NodeAddress
 from qwenctl.core.phase import Phase
 from qwenctl.core.stops import stop_problem
@@ -250,6 +251,8 @@ def own_record(
     another directory.
     """
     recorded = snapshot.state.get("machine", "")
+    if any(block.kind == leases.FORMER for block in snapshot.blocks):
+        return snapshot, events, ""  # the other is being stopped
     if recorded and recorded != gpu_config.machine:
         return replace(snapshot, state={}, node={}), [], recorded
     if (since := snapshot.time("machine_since")) is None:

@@ -77,6 +77,7 @@ def name_words(name: str, actor: str = "", reason: str = "") -> str:
         leases.PREWARM: f"the schedule {rest}",
         leases.MAINTENANCE: f"{who} (qwenctl block)",
         leases.OFF_HOURS: f"the off-hours {rest}",
+        leases.FORMER: "a change of the settings",
         leases.BUDGET: "the budget",
     }
     return _because(named.get(kind, name), reason)

@@ -145,6 +145,11 @@ def ensure(state: Path) -> None:
     )
 
 
+def runs(state: Path) -> bool:
+    """Return whether the server of this state directory answers; start nothing."""
+    return _answers(socket_path(state))
+
+
 def _answers(path: Path) -> bool:
     """Return whether a server answers there, with its data loaded."""
     try:

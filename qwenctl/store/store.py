@@ -194,9 +194,20 @@ class Store:
         self._run("release_lock", gpu, lock.owner, lock.epoch)
 
     def transition(
-        self, gpu: str, lock: Lock, source: Phase, move: Move, *, drain: float, idle_timeout: float
+        self,
+        gpu: str,
+        lock: Lock,
+        source: Phase,
+        move: Move,
+        *,
+        drain: float,
+        idle_timeout: float,
+        started: str = "",
     ) -> Outcome:
         """Make a transition if the lock, the phase and the guard still hold.
+
+        ``started`` are the settings to remember until the instance is off; see
+        `qwenctl.config.started`.
 
         Raises:
             ValueError: the lifecycle knows no such transition; a mistake in the code.
@@ -207,7 +218,7 @@ class Store:
         # Guards about use also require that the drain time has passed.
         wait = drain if move.guard in (Guard.IDLE, Guard.NO_WORK) else 0.0
         held = (lock.owner, lock.epoch, source.value, move.to.value, move.guard.value, _ms(wait))
-        written = (move.cause, failure, _ms(idle_timeout), move.adopt)
+        written = (move.cause, failure, _ms(idle_timeout), move.adopt, started)
         return Outcome(self._run("transition", gpu, *held, *written))
 
     def record_call(
@@ -241,12 +252,14 @@ class Store:
         error: str = "",
         machine: str = "",
         code: str = "",
+        started: str = "",
     ) -> Outcome:
         """Record the state that the cloud reports, or why it could not be asked.
 
         ``machine`` names the instance; see `GpuConfig.machine`. ``code``: the error's failure code.
+        ``started``: see `transition`.
         """
-        seen = (state, instance_id, address, reason, error, machine, code)
+        seen = (state, instance_id, address, reason, error, machine, code, started)
         return Outcome(self._run("record_observation", gpu, lock.owner, lock.epoch, *seen))
 
     # Demand
@@ -325,9 +338,13 @@ class Store:
         why = (escape_control(reason), escape_control(actor))
         return Phase(self._run("block", gpu, name, milliseconds, *why, force_stop))
 
-    def unblock(self, gpu: str, name: str = "", *, actor: str) -> list[str]:
-        """Lift one block, or all; return the names lifted."""
-        return cast("list[str]", self._run("unblock", gpu, name, actor))
+    def unblock(self, gpu: str, name: str = "", *, actor: str, forget: bool = False) -> list[str]:
+        """Lift one block, or all; return the names lifted.
+
+        ``forget``: also forget the instance that the settings no longer name. Without it the block
+        on its account is lifted by its name only.
+        """
+        return cast("list[str]", self._run("unblock", gpu, name, actor, forget))
 
     def schedule(
         self, gpu: str, name: str, opens: float, ends: float, *, reason: str, actor: str
@@ -350,6 +367,23 @@ class Store:
         """Append an event that is no transition."""
         stored = encode(kind, **fields)
         self._run("note", gpu, *(part for pair in stored.items() for part in pair))
+
+    # Names of GPUs, also of those that the settings no longer have
+
+    def gpus(self) -> list[str]:
+        """Return the GPUs that a controller has looked after and nobody has forgotten."""
+        with explained_errors(self._redis):
+            return sorted(cast("set[str]", self._redis.smembers(self._key("", "gpus"))))
+
+    def remember_gpu(self, gpu: str) -> None:
+        """Add a GPU to `gpus`."""
+        with explained_errors(self._redis):
+            self._redis.sadd(self._key("", "gpus"), gpu)
+
+    def forget_gpu(self, gpu: str) -> None:
+        """Remove a GPU from `gpus`."""
+        with explained_errors(self._redis):
+            self._redis.srem(self._key("", "gpus"), gpu)
 
     # Browser sessions, which belong to no GPU
 

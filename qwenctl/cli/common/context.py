@@ -73,9 +73,17 @@ class Target:
         self.config, self.name, self.store = config, name, store
 
     @classmethod
-    def find(cls, gpu: str | None, config_file: str | None = None) -> Target:
-        """Return the GPU that the options name."""
+    def find(
+        cls, gpu: str | None, config_file: str | None = None, *, removed: bool = False
+    ) -> Target:
+        """Return the GPU that the options name; ``removed``: the settings may no longer have it."""
         config = load(config_file)
+        if removed and gpu and gpu not in config.gpu:
+            from qwenctl.control.left_on import with_removed
+
+            store = open_store(config)
+            config = with_removed(config, store)
+            return cls(config, config.gpu_name(gpu), store)
         name = config.gpu_name(gpu)
         return cls(config, name, open_store(config))
 

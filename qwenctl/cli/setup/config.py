@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,12 @@ from qwenctl.config.loading import config_path
 from qwenctl.config.providers import make_provider
 from qwenctl.config.read_schedules import schedules
 from qwenctl.config.toml import to_toml
-from qwenctl.errors import ConfigError
+from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.lib.private_file import read_secret
 from qwenctl.lib.redaction import masked
+
+STORE_SECONDS = 2.0
+"""How long `validate` waits for the store, without which the settings may be valid all the same."""
 
 
 def show(config: str | None, json: bool) -> None:
@@ -58,6 +62,7 @@ def validate(file: str | None, config: str | None, json: bool) -> None:
             f"visitors reach gpu.{first} only, not {others}: none of them has hosts or a tier; give "
             "each a tier, or hosts (docs/tiers.md)"
         )
+    warnings += _left_on(loaded)
     if json:
         source = loaded.source or None
         print_json(
@@ -68,6 +73,31 @@ def validate(file: str | None, config: str | None, json: bool) -> None:
         print(f"warning: {text}", file=sys.stderr)
     gpus = f"{len(names)} GPU{'s' if len(names) != 1 else ''}"
     print(f"{loaded.source or 'no file'}: ok, {gpus}{': ' if names else ''}{', '.join(names)}")
+
+
+def _left_on(config: Config) -> list[str]:
+    """Return what is on by settings of before, if the store answers soon."""
+    from qwenctl.control import left_on
+    from qwenctl.store import embedded
+    from qwenctl.store.store import open_store
+
+    found: list[str] = []
+
+    def look() -> None:
+        try:
+            store = open_store(config)
+            told = [
+                f"{finding.found}: {finding.fix}" for finding in left_on.findings(config, store)
+            ]
+        except (ConfigError, StoreUnavailable):
+            return
+        found.extend(told)
+
+    if config.redis_url or embedded.runs(config.state_path):
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(STORE_SECONDS)
+    return found
 
 
 def _check(config: Config) -> None:

@@ -34,7 +34,7 @@ def down(
     config: str | None,
 ) -> None:
     heed_interrupt()
-    target = Target.find(gpu, config)
+    target = Target.find(gpu, config, removed=True)
     before = target.store.snapshot(target.name)
     if dry_run:
         _explain_down(before, json, now)
@@ -198,13 +198,18 @@ def block(
         _say_result(target, json, "blocked", "")
 
 
-def unblock(gpu: str | None, json: bool, config: str | None) -> None:
-    target = Target.find(gpu, config)
-    lifted = target.store.unblock(target.name, actor=user())
+def unblock(gpu: str | None, forget: bool, json: bool, config: str | None) -> None:
+    target = Target.find(gpu, config, removed=True)
+    lifted = target.store.unblock(target.name, actor=user(), forget=forget)
     if json:
         print_json({"gpu": target.name, "lifted": lifted})
     elif lifted:
         words = "; ".join(name_words(name) for name in lifted)
         print(f"{target.name} is no longer blocked by {words}")
-    else:
+    left = target.store.snapshot(target.name).blocks
+    if json:
+        return
+    for block in left:
+        print(f"{target.name} stays blocked by {lease_words(block)}")
+    if not lifted and not left:
         print(f"{target.name} was not blocked")

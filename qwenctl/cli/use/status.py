@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qwenctl.cli.common.context import Target, heed_interrupt, load, open_store, print_json
 from qwenctl.cli.common.terminal import clock, live, paint, phase_style, shorten, stamp
 from qwenctl.cli.use.gpu_stats import figure_lines
 from qwenctl.config.deployment import Config
+from qwenctl.control.left_on import with_removed
 from qwenctl.core.events import Event, EventKind
 from qwenctl.core.explain import Reason, explain
 from qwenctl.core.leases import WORK
@@ -26,11 +27,9 @@ FOLLOW_SECONDS = 2.0
 
 
 def status(gpu: str | None, watch: bool, json: bool, config: str | None) -> None:
-    loaded = load(config)
-    names = _names(loaded, gpu)
-    store = open_store(loaded)
+    loaded, store, names, removed = _opened(gpu, config)
     if not watch:
-        data = _read(loaded, store, names)
+        data = _read(loaded, store, names, removed)
         if json:
             print_json(data)
         else:
@@ -40,34 +39,41 @@ def status(gpu: str | None, watch: bool, json: bool, config: str | None) -> None
     changed = threading.Event()
     changed.set()
     watcher = store.watch(names, lambda *_: changed.set())
+
+    def read() -> dict[str, Any]:
+        return _read(loaded, store, names, removed)
+
     try:
         if json or not live(sys.stdout):
-            _watch_lines(loaded, store, names, changed, json=json)
+            _watch_lines(read, changed, json=json)
         else:
-            _watch_live(loaded, store, names, changed)
+            _watch_live(read, changed)
     finally:
         watcher.stop()
 
 
-def _read(config: Config, store: Store, names: list[str]) -> dict[str, Any]:
+def _read(config: Config, store: Store, names: list[str], removed: set[str]) -> dict[str, Any]:
     gpus = {
-        name: full_status(
-            store.snapshot(name), store.events(name, HISTORY), config.gpu[name], url=config.url
-        )
+        name: {
+            **full_status(
+                store.snapshot(name), store.events(name, HISTORY), config.gpu[name], url=config.url
+            ),
+            "removed": name in removed,
+        }
         for name in names
     }
     return {"deployment": config.deployment, "url": config.url, "gpus": gpus}
 
 
 def _watch_lines(
-    config: Config, store: Store, names: list[str], changed: threading.Event, *, json: bool
+    read: Callable[[], dict[str, Any]], changed: threading.Event, *, json: bool
 ) -> None:
     """Print a line for each change: JSON, or the first line of the status."""
     last = ""
     while True:
         changed.wait()
         changed.clear()
-        data = _read(config, store, names)
+        data = read()
         key = repr(
             [
                 (
@@ -91,13 +97,13 @@ def _watch_lines(
                 print(f"{stamp(state['now'])}  {_headline(state)}", flush=True)
 
 
-def _watch_live(config: Config, store: Store, names: list[str], changed: threading.Event) -> None:
+def _watch_live(read: Callable[[], dict[str, Any]], changed: threading.Event) -> None:
     from rich.live import Live
     from rich.text import Text
 
     with Live(auto_refresh=False, screen=False) as screen:
         while True:
-            text = _status_text(_read(config, store, names))
+            text = _status_text(read())
             screen.update(Text.from_ansi(text), refresh=True)
             changed.wait(timeout=1.0)  # the seconds on the screen pass without a change
             changed.clear()
@@ -135,6 +141,8 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         return f"  {paint(f'{label:<11}', dim=True)}{paint(text, colour) if colour else text}"
 
     yield _headline(state)
+    if state.get("removed"):
+        yield row("removed", f"{REMOVED}; {_who_stops(state['gpu'])}", "red")
     if Phase(state["phase"]).serves:
         alone = f"{state['node_url']} (the node's own address: no proxy runs)"
         yield row("open", state["url"] if state["leader"] else alone)
@@ -177,6 +185,13 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         if state["cost_so_far"] is not None:
             price += f", {state['cost_so_far']:.2f} since it booted"
         yield row("price", price)
+
+
+REMOVED = "the settings no longer have this GPU, and its instance may be on"
+
+
+def _who_stops(gpu: str) -> str:
+    return f"`qwenctl serve` stops it, and so does `qwenctl down --gpu {gpu}`"
 
 
 def _steps_line(steps: list[dict[str, Any]]) -> str:
@@ -255,9 +270,7 @@ def _wake_line(wake: Mapping[str, Any]) -> str:
 
 
 def why(gpu: str | None, json: bool, config: str | None) -> None:
-    loaded = load(config)
-    names = _names(loaded, gpu)
-    store = open_store(loaded)
+    loaded, store, names, removed = _opened(gpu, config)
     told = {}
     for index, name in enumerate(names):
         snapshot = store.snapshot(name)
@@ -267,6 +280,9 @@ def why(gpu: str | None, json: bool, config: str | None) -> None:
         reasons = explain(
             snapshot, events, snapshot.now, drain=timing.drain, dead_man=timing.dead_man
         )
+        if name in removed:
+            text = f"{REMOVED}; {_who_stops(name)}"
+            reasons.insert(-1, Reason("off", text))
         if json:
             told[name] = {
                 "gpu": name,
@@ -281,9 +297,15 @@ def why(gpu: str | None, json: bool, config: str | None) -> None:
         print_json(told[names[0]] if len(names) == 1 else {"gpus": told})
 
 
-def _names(config: Config, gpu: str | None) -> list[str]:
-    """Return the named GPU, or all."""
-    return [config.gpu_name(gpu)] if gpu or not config.gpu else list(config.gpu)
+def _opened(gpu: str | None, given: str | None) -> tuple[Config, Store, list[str], set[str]]:
+    """Return configuration, store, the named GPU or all, and those that the settings no longer have."""
+    config = load(given)
+    if not config.gpu:
+        config.gpu_name(gpu)  # raises
+    store = open_store(config)
+    known = with_removed(config, store)
+    names = [known.gpu_name(gpu)] if gpu else list(known.gpu)
+    return known, store, names, set(known.gpu) - set(config.gpu)
 
 
 def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
@@ -317,9 +339,7 @@ def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
 def events(gpu: str | None, count: int, follow: bool, json: bool, config: str | None) -> None:
     if follow:
         heed_interrupt()
-    loaded = load(config)
-    names = _names(loaded, gpu)
-    store = open_store(loaded)
+    _, store, names, _ = _opened(gpu, config)
     width = max(map(len, names)) if len(names) > 1 else 0
 
     def show(found: dict[str, list[Event]], most: int | None = None) -> None:
@@ -383,7 +403,7 @@ def event_words(event: Event) -> str:
 def logs(gpu: str | None, count: int, follow: bool, json: bool, config: str | None) -> None:
     if follow:
         heed_interrupt()
-    target = Target.find(gpu, config)
+    target = Target.find(gpu, config, removed=True)
 
     def show(lines: list[str]) -> None:
         for line in lines:

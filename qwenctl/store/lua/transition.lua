@@ -1,6 +1,7 @@
 -- Move one GPU from one phase to the next, if the controller leads and the guard holds.
 -- ARGV: 3 owner, 4 epoch, 5 from, 6 to, 7 guard, 8 drain (ms), 9 cause, 10 failure (JSON or ''),
---       11 idle timeout (ms), 12 '1' to adopt: grant one idle timeout too.
+--       11 idle timeout (ms), 12 '1' to adopt: grant one idle timeout too,
+--       13 by which settings (config/started.py; '' if that is not known).
 -- Returns 'ok', or why not: 'epoch' (no longer the leader), 'phase' (it has changed since), 'guard'
 -- (it no longer holds).
 local owner, epoch, from, to, guard = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
@@ -17,7 +18,17 @@ if guard == 'no_work' and (working() or not drained) then return 'guard' end
 if ARGV[12] == '1' then grant('adopted:' .. owner, idle, cause, owner, false) end
 redis.call('HSET', STATE, 'phase', to, 'since', num(NOW), 'cause', cause, 'actor', owner,
   'epoch', epoch, 'failure', failure)
+local called = redis.call('HGET', STATE, 'called_at')
 redis.call('HDEL', STATE, 'called_at', 'call_error', 'call_code', 'refused_since')
+
+-- What is or may be on can be stopped later only by the settings that it was started by.
+local bad = to == 'failed' and failure ~= '' and cjson.decode(failure).condemns and from ~= 'stopping'
+local over = to == 'failed' and not bad and not (from == 'starting' and called)
+if to == 'off' or over then
+  redis.call('HDEL', STATE, 'started')
+elseif to ~= 'failed' and ARGV[13] ~= '' then
+  redis.call('HSET', STATE, 'started', ARGV[13])
+end
 
 if to == 'starting' then
   redis.call('HINCRBY', STATE, 'start_seq', 1)

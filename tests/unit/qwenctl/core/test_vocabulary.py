@@ -171,7 +171,7 @@ def test_words_of_other_meaning_are_not_found() -> None:
 
 def test_every_lease_that_lua_names_is_known() -> None:
     named = set(re.findall(r"'([a-z-]+):'", lua())) - {"window"}
-    assert named == {leases.REQUEST, leases.INFLIGHT, leases.BUSY, leases.ADOPTED}
+    assert named == {leases.REQUEST, leases.INFLIGHT, leases.BUSY, leases.ADOPTED, leases.FORMER}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +182,7 @@ def test_every_lease_that_lua_names_is_known() -> None:
         (leases.busy("main"), leases.BUSY, "main"),
         (leases.pin("anna"), leases.PIN, "anna"),
         (leases.maintenance("ops"), leases.MAINTENANCE, "ops"),
+        (leases.former("i-1"), leases.FORMER, "i-1"),
         ("budget", leases.BUDGET, ""),
     ],
 )

@@ -1,0 +1,70 @@
+"""Find what was started by settings that the config file no longer has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from qwenctl.config.deployment import Config
+from qwenctl.config.gpu import GpuConfig
+from qwenctl.config.started import Started, of_others
+from qwenctl.core.phase import Phase
+from qwenctl.core.snapshot import Snapshot
+from qwenctl.errors import ConfigError
+from qwenctl.lib.findings import Finding, warn
+from qwenctl.store.store import Store
+
+
+def removed(config: Config, store: Store) -> dict[str, tuple[Snapshot, Started]]:
+    """Return the GPUs that the settings no longer have and whose instance may be on."""
+    found = {}
+    for name in store.gpus():
+        if name in config.gpu:
+            continue
+        snapshot = store.snapshot(name)
+        text = snapshot.state.get("started")
+        if text and (former := Started.read(text).without(of_others(config))):
+            found[name] = snapshot, former
+    return found
+
+
+def with_removed(config: Config, store: Store) -> Config:
+    """Return the configuration with the removed GPUs too, as far as they are known."""
+    gpus: dict[str, GpuConfig] = {}
+    for name, (_, former) in removed(config, store).items():
+        try:
+            gpus[name] = former.gpu()
+        except ConfigError:
+            gpus[name] = GpuConfig()
+    return config.model_copy(update={"gpu": {**config.gpu, **gpus}}) if gpus else config
+
+
+def findings(config: Config, store: Store) -> Iterator[Finding]:
+    """Yield a finding for each GPU with an instance on that its settings do not name."""
+    for name, (_, former) in removed(config, store).items():
+        found = f"{former.words}, which was started for it, may be on"
+        yield replace(
+            warn(
+                "former settings",
+                f"the settings no longer have gpu.{name}, and {found}",
+                f"`qwenctl serve` stops it; `qwenctl down --gpu {name}` does so without a proxy.",
+            ),
+            gpu=name,
+        )
+    for name, gpu in config.gpu.items():
+        snapshot = store.snapshot(name)
+        text = snapshot.state.get("started")
+        if not text or snapshot.phase is Phase.OFF:
+            continue
+        former, own = Started.read(text), Started.of(gpu, config)
+        if not former.identities <= own.identities:
+            found = f"{former.words}, which was started before, may be on"
+            yield replace(
+                warn(
+                    "former settings",
+                    f"gpu.{name} is {own.words} now, and {found}",
+                    "`qwenctl serve` reads the settings when it starts, and stops it before it starts "
+                    "the other.",
+                ),
+                gpu=name,
+            )
