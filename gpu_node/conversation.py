@@ -261,6 +261,8 @@ class Conversation:
             self._start_seq, self._greeted = answer.start_seq, True
             self.bring_forward()
         if answer.hello_again:
+            if self._greeted:  # a proxy that has lost its store asks: it needs to know soon
+                self._retry = FIRST_RETRY
             self._greeted = False
             self.bring_forward()
         if reply.accepted and not no_spec:

@@ -89,6 +89,7 @@ def timings_of(gpu: GpuConfig, provider: Provider) -> Timings:
         call_grace=timing.call_grace,
         heartbeat=4 * timing.heartbeat,
         complaint=1.5 * timing.heartbeat,
+        vouch=2 * timing.heartbeat + 2.0,
         node_lost=timing.node_lost,
         retry=timing.retry,
         retry_max=timing.retry_max,
@@ -291,6 +292,8 @@ class Controller:
         """A surplus instance could not be stopped yet, so the next observation comes sooner."""
         self._probed_seq: int | None = None
         self._leads_since: float | None = None
+        self._known_since: float | None = None
+        self._connected = self._store.connected
 
     def _view(self, snapshot: Snapshot) -> View:
         observed_at = self._observed_at
@@ -299,6 +302,8 @@ class Controller:
         node, heard_at = snapshot.node_view, self._heard_at(snapshot)
         if self._leads_since is None:
             self._leads_since = snapshot.now
+        if self._known_since is None or self._connected != self._store.connected:
+            self._known_since, self._connected = snapshot.now, self._store.connected
         if node.heartbeat_age is not None:
             # Before we led, perhaps no process received the agent's reports.
             heard = min(node.heartbeat_age, snapshot.now - self._leads_since)
@@ -323,6 +328,9 @@ class Controller:
             observed_at=observed_at,
             observed_reason=self._observation.reason,
             gone_since=self._gone_since,
+            known_since=self._known_since,
+            found_at=snapshot.time("found_at"),
+            unheard=self._unheard(snapshot),
             seen_on=self._seen_on,
             asked_at=snapshot.time("look_at"),
             heard_at=heard_at,
@@ -335,6 +343,14 @@ class Controller:
             found_running=self._gpu.found_running,
             agentless=self._prober is not None,
         )
+
+    def _unheard(self, snapshot: Snapshot) -> bool:
+        """Return whether no process receives the agent's reports; a proxy listens for changes.
+
+        The one that listens is the command that this controller works for.
+        """
+        asks = self._standalone and snapshot.phase in (Phase.DRAINING, Phase.FAILED)
+        return asks and self._store.listeners(self.name) <= 1
 
     def _heard_at(self, snapshot: Snapshot) -> float | None:
         """Return when the instance itself was heard of last, by its agent or an answer."""

@@ -35,6 +35,9 @@ class Timings:
     """How long the cloud may go on showing the old state after it accepted a call."""
     heartbeat: float = 20.0
     """A heartbeat older than this makes the controller look at the cloud."""
+    vouch: float = 12.0
+    """How long an agent is given to report running work to a store that may have forgotten it: more
+    than a heartbeat, a hello and the agent's longest pause between two tries."""
     node_lost: float = 180.0
     """A heartbeat older than this means that the agent is gone; requests that nobody has answered for
     as long are then no work any more."""
@@ -93,6 +96,13 @@ class View:
     observed_reason: str = ""
     gone_since: float | None = None
     """The time of the first of the last looks in a row that saw no running instance."""
+    known_since: float = 0.0
+    """When this epoch began, or its connection to the store: what was written before may be lost or
+    stale, leases of running work too."""
+    found_at: float | None = None
+    """When the instance was found running that nobody had started; None if a start call began it."""
+    unheard: bool = False
+    """Nobody can receive an agent's report: no proxy is connected to the store."""
     seen_on: bool = True
     """Whether a look of this epoch has seen it running: only that can contradict another."""
     asked_at: float | None = None
@@ -264,7 +274,7 @@ def _off(view: View, timings: Timings, now: float) -> Step:
     if view.observed is Observed.STOPPING:
         return Wait(timings.observe_moving, "the instance is being stopped by somebody else")
     if view.observed in (Observed.RUNNING, Observed.STARTING):
-        return _found_running(view, timings, now)
+        return _found_running(view, timings)
     if not view.wanted:
         return Wait(timings.observe_settled, "nobody needs it")
     if view.observed is Observed.ABSENT:
@@ -272,19 +282,16 @@ def _off(view: View, timings: Timings, now: float) -> Step:
     return Move(Phase.STARTING, "demand", Guard.WANTED, failure=view.failure)
 
 
-def _found_running(view: View, timings: Timings, now: float) -> Step:
+def _found_running(view: View, timings: Timings) -> Step:
     if view.observed is Observed.STARTING:
         return Wait(timings.observe_moving, "the instance is being started by somebody else")
     if view.wanted:
         return Move(Phase.BOOTING, "found_running", Guard.WANTED)
     if view.found_running == "ignore":
         return Wait(timings.observe_settled, "found running, left alone (found_running = ignore)")
-    if view.blocked or view.found_running == "stop":
-        left = view.since + timings.drain - now
-        if left > 0 or view.working:
-            return Wait(max(left, 1.0), "found running: waiting until nobody can be using it")
-        return Move(Phase.STOPPING, "found_running", Guard.IDLE)
-    return Move(Phase.BOOTING, "found_running", adopt=True)
+    # Taken over even to be stopped: proxies and the agent can vouch for running work by the drain.
+    keep = view.found_running == "adopt" and not view.blocked
+    return Move(Phase.BOOTING, "found_running", adopt=keep)
 
 
 def _starting(view: View, timings: Timings, now: float) -> Step:
@@ -446,6 +453,20 @@ def _agent_lost(view: View, timings: Timings, now: float) -> Step:
     return failed(view, timings, now, failures.AGENT_LOST, message, instance_is_bad=True)
 
 
+def _vouched_at(view: View, timings: Timings) -> float:
+    """Return when everybody who could vouch for running work has had the time for it.
+
+    The store may have lost their leases: emptied, restarted without its last second, replaced by a
+    stale replica. Proxies renew theirs within each drain; an agent reports, or says hello first.
+    """
+    drained = max(view.since, view.known_since) + timings.drain
+    doubted = max(view.known_since, view.found_at or 0.0)
+    reported = view.node.state and view.heard_at is not None and view.heard_at > doubted
+    if view.agentless or view.unheard or reported:
+        return drained
+    return max(drained, doubted + timings.vouch)
+
+
 def _draining(view: View, timings: Timings, now: float) -> Step:
     if lost := _lost(view, timings, now):
         return lost
@@ -455,7 +476,7 @@ def _draining(view: View, timings: Timings, now: float) -> Step:
     if view.wanted and not interrupted:
         back = Phase.READY if view.node.state == "ready" else Phase.BOOTING
         return Move(back, "demand", Guard.WANTED, view.failure)
-    left = view.since + timings.drain - now
+    left = _vouched_at(view, timings) - now
     if left > 0:
         return Wait(left, "draining")
     if view.working:
@@ -500,7 +521,7 @@ def _failed(view: View, timings: Timings, now: float) -> Step:
                 return Move(Phase.BOOTING, "started_after_all", failure=failure)
             why = "its agent reports" if hidden else "the instance is starting after all"
             return Wait(timings.observe_moving, why)
-        left = view.since + timings.drain - now
+        left = _vouched_at(view, timings) - now
         if view.force_stop:
             return Move(Phase.STOPPING, "down_now", failure=failure)
         if left > 0 or view.working:

@@ -92,6 +92,27 @@ def _drop_connections(client: redis.Redis | str) -> None:
             pool.disconnect(inuse_connections=False)
 
 
+def connections_made(client: redis.Redis) -> int:
+    """Return how many connections `connect`'s client has made so far."""
+    pool: Any = getattr(client, "connection_pool", None)
+    made = getattr(pool, "connection_kwargs", {}).get("redis_connect_func")
+    return made.count if isinstance(made, _Connected) else 0
+
+
+class _Connected:
+    """Counts the connections of a client; redis-py calls it for each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, connection: Any) -> None:
+        if hasattr(connection, "on_connect_check_health"):  # redis-py 6 and later
+            connection.on_connect_check_health(check_health=False)
+        else:
+            connection.on_connect()
+        self.count += 1
+
+
 def place_of(client: redis.Redis | str) -> str:
     """Return where the server is, without password."""
     if isinstance(client, str):
@@ -123,6 +144,7 @@ def connect(config: Config) -> redis.Redis:
         "socket_connect_timeout": 3.0,
         "health_check_interval": 30,
         "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+        "redis_connect_func": _Connected(),
     }
     if config.redis_password_file:
         options["password"] = read_secret(
@@ -138,7 +160,7 @@ def connect(config: Config) -> redis.Redis:
         if scheme == "redis+sentinel":
             return _sentinel(url.netloc, url.path, options)
         if scheme == "redis+cluster":
-            options.pop("retry")
+            del options["retry"], options["redis_connect_func"]  # it has its own
             plain = urlunsplit(url._replace(scheme="redis"))
             with explained_errors(f"{url.hostname}:{url.port}"):  # it reads the nodes at once
                 return cast(redis.Redis, redis.RedisCluster.from_url(plain, **options))

@@ -30,7 +30,7 @@ from qwenctl.errors import StoreUnavailable
 from qwenctl.lib.text import escape_control
 from qwenctl.protocol.messages import Command, Hello, Report
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
-from qwenctl.store.connect import connect, explained_errors, place_of
+from qwenctl.store.connect import connect, connections_made, explained_errors, place_of
 from qwenctl.store.watcher import Watcher
 
 _LUA = Path(__file__).with_name("lua")
@@ -116,6 +116,17 @@ class Store:
 
     def close(self) -> None:
         self._redis.close()
+
+    @property
+    def connected(self) -> int:
+        """How often a connection was made: it may be to a restarted server, or to another."""
+        return connections_made(self._redis)
+
+    def listeners(self, gpu: str) -> int:
+        """Return how many connections listen for the changes of a GPU."""
+        with self._explained():
+            [(_, count)] = cast(Any, self._redis.pubsub_numsub(self._key(gpu, "changed")))
+        return int(count)
 
     @property
     def place(self) -> str:

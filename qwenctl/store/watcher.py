@@ -51,13 +51,11 @@ class Watcher:
         pause = 0.05
         while not self._stopped.is_set():
             try:
-                pubsub: Any = cast(Any, self._client).pubsub(ignore_subscribe_messages=True)
+                pubsub: Any = cast(Any, self._client).pubsub()
                 with contextlib.closing(pubsub) as sub:
                     self._reconnect.clear()
                     since = time.monotonic()
                     sub.subscribe(self._end, *self._channels)
-                    for name in self._channels.values():
-                        self._on_change(name, "resync")
                     pause = 0.05
                     while not self._stopped.is_set():
                         if self._reconnect.is_set() and time.monotonic() - since > RECONNECT:
@@ -65,7 +63,9 @@ class Watcher:
                         message = sub.get_message(timeout=1.0)
                         gpu = self._channels.get(message["channel"]) if message else None
                         if gpu is not None:
-                            self._on_change(gpu, message["data"])
+                            # redis-py may have connected anew, and lost news by that.
+                            begins = message["type"] == "subscribe"
+                            self._on_change(gpu, "resync" if begins else message["data"])
             except Exception as error:  # any error: without this thread nothing is woken
                 log.debug("waiting for changes was interrupted: %s", error)
                 self._stopped.wait(pause)

@@ -57,7 +57,7 @@ class Walk:
         seed: int,
         kind: type[PointedController] = PointedController,
     ) -> None:
-        self.random = random.Random(seed)
+        self.random, self.client = random.Random(seed), client
         self.clock = VirtualClock()
         self.world = World(
             client,
@@ -105,6 +105,7 @@ class Walk:
             (2, self._omission),
             (1, self._spot),
             (1, self._person),
+            (1, self._emptied),
         ]
 
     def _refusal(self, *kinds: type[ProviderError]) -> ProviderError | None:
@@ -195,6 +196,15 @@ class Walk:
         self.random.choice([cloud.die, cloud.start_outside, cloud.stop_outside])()
         if self.random.random() < 0.5:
             self.world.store.look(GPU, actor="p0", cause="the connection broke")
+
+    def _emptied(self) -> None:
+        """FLUSHALL, or a failover to an empty server.
+
+        Not amid a call: a successor cannot wait out a lock that is lost.
+        """
+        busy = any(puppet.at.startswith(("call", "check")) for puppet in self.world.puppets)
+        if not busy:
+            self.client.delete(*self.world.store.keys(GPU))
 
     def _omission(self) -> None:
         self.left_out_until = self.clock() + self.random.choice([0.1, 5.0, 90.0])

@@ -1,6 +1,6 @@
 """Explicit-state check of the drain/forward/fencing protocol of docs/architecture.md (2 proxies, 2 controllers, ticks of 1 s).
 
-Finds a run in which the cloud stops the GPU under a request in flight, or none. Usage: drain_protocol.py DRAIN_TICKS [nolockrule] [noepoch] [stale] [intr [noask]] [lie [believed]] [block [owned]]
+Finds a run in which the cloud stops the GPU under a request in flight, or none. Usage: drain_protocol.py DRAIN_TICKS [nolockrule] [noepoch] [stale] [intr [noask]] [lie [believed]] [block [owned]] [lost [unvouched] [olddrain]]
 
 intr: the cloud takes the instance back: no way back to ready, only work keeps it from stopping, and a part of running work is
 forwarded in `draining` with an in-flight lease in the same breath (noask: without it, by the snapshot alone: a violation).
@@ -8,11 +8,15 @@ lie: an answer of the cloud leaves the running instance out; its agent reports, 
 and drops the leases of the work; what is then found running is stopped: a violation).
 block: a proxy's event loop stands still for as long as it likes; a thread renews its in-flight lease (owned: only the loop does: a
 violation).
+lost: the store is emptied under work, or a stale replica takes its place that shows a drain begun long ago; proxies renew what they
+hold, which counts once the instance is taken over. It is taken over into a drain, and a drain begins anew with what is known of it
+(unvouched: what is found running is stopped at once; olddrain: the drain counts from when it began: violations).
 """
 import sys
 from collections import deque
 D = int(sys.argv[1]); LOCKRULE = "nolockrule" not in sys.argv; STALE = "stale" in sys.argv; INTR = "intr" in sys.argv; ASK = "noask" not in sys.argv; EPOCH = "noepoch" not in sys.argv
 LIE = "lie" in sys.argv; BELIEVED = "believed" in sys.argv; BLOCK = "block" in sys.argv; OWNED = "owned" in sys.argv
+LOST = "lost" in sys.argv; UNVOUCHED = "unvouched" in sys.argv; OLDDRAIN = "olddrain" in sys.argv
 S = W = 1; I = 1; IL = 2; LOCK = 2
 # state: phase, tdrain, owner, ttl, cloud, L, (IL0,IL1), ((ph,age),)*2, (infl,)*2, (dirty,)*2, (held,)*2, (pc0,pc1)
 init = ("off", 0, None, 0, "stopped", 0, (0, 0), (("off", 0),) * 2, (0, 0), (-1, -1), (0, 0), (None, None))
@@ -44,8 +48,14 @@ def succ(s):
         if he[p]:
             if ph == "ready": yield f"release{p}", (ph, td, own, ttl, cl, I, rep(il, p, IL), rep(sn, p, (ph, 0)), rep(fl, p, 1), di, rep(he, p, 0), pc)
             elif L < I: yield f"hold{p}", (ph, td, own, ttl, cl, I, il, sn, fl, di, he, pc)
-        if di[p] >= 0: yield f"write{p}", (ph, td, own, ttl, cl, I, rep(il, p, IL if fl[p] else 0), sn, fl, rep(di, p, -1), he, pc)
+        if LOST and fl[p] and ph in ("off", "stopping"):
+            if di[p] == W: yield f"in vain{p}", (ph, td, own, ttl, cl, L, il, sn, fl, rep(di, p, 0), he, pc)
+        elif di[p] >= 0: yield f"write{p}", (ph, td, own, ttl, cl, I, rep(il, p, IL if fl[p] else 0), sn, fl, rep(di, p, -1), he, pc)
         if fl[p]: yield f"end{p}", (ph, td, own, ttl, cl, L, il, sn, rep(fl, p, 0), rep(di, p, 0) if di[p] < 0 else di, he, pc)
+    if LOST and cl == "running" and ph in ("ready", "draining") and any(fl):
+        again = tuple(0 if f and d < 0 else d for f, d in zip(fl, di))  # their next renewal
+        yield "emptied", ("off", 0, None, 0, cl, 0, (0, 0), sn, fl, again, he, (None, None))
+        yield "stale replica", ("draining", D if OLDDRAIN else 0, None, 0, cl, 0, (0, 0), sn, fl, again, he, (None, None))
     for c in (0, 1):
         if own is None: yield f"lock{c}", (ph, td, c, LOCK, cl, L, il, sn, fl, di, he, rep(pc, c, None) if EPOCH else pc)
         if own == c and ttl < LOCK: yield f"renew{c}", (ph, td, c, LOCK, cl, L, il, sn, fl, di, he, pc)
@@ -56,6 +66,8 @@ def succ(s):
         if own == c and pc[c] is None:
             if ph == "off" and want: yield f"starting{c}", ("starting", 0, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "start"))
             if LIE and ph == "off" and cl == "running" and not want and td >= D: yield f"found{c}", ("stopping", 0, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "stop"))
+            if LOST and ph == "off" and cl == "running" and not want:
+                yield f"found{c}", ("stopping" if UNVOUCHED else "draining", 0, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "stop") if UNVOUCHED else pc)
             if ph == "starting" and cl == "stopped": yield f"restart{c}", (ph, td, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "start"))
             if ph == "starting" and cl == "running": yield f"ready{c}", ("ready", 0, own, ttl, cl, L, il, sn, fl, di, he, pc)
             if ph == "ready" and (INTR or not want): yield f"drain{c}", ("draining", 0, own, ttl, cl, L, il, sn, fl, di, he, pc)

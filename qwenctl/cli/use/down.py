@@ -114,7 +114,9 @@ def _follow_off(
         if why := progress.stuck(snapshot):
             raise UserError(why)
         _raise_refusal(target, progress, snapshot)
-        if no_wait and snapshot.phase is not Phase.OFF:
+        # Where no process leads, the drain of what was found ends with this one.
+        drains = progress.alone and snapshot.phase.running and not snapshot.working
+        if no_wait and snapshot.phase is not Phase.OFF and not drains:
             _tell_alone(progress.alone)
             return "requested"
         wanted = [lease for lease in snapshot.leases if not lease.is_work]

@@ -1,7 +1,7 @@
 -- Shared code, put in front of every script when it is loaded.
 --
 -- KEYS of every script, all with the hash tag of one GPU, so that they lie in one cluster slot:
---   1 state   hash     phase, since, start_seq, began_at, cause, called_at, ready_at, failure, cut, …
+--   1 state   hash     phase, since, start_seq, began_at, found_at, cause, called_at, ready_at, failure, cut, …
 --   2 leases  zset     lease name -> expiry
 --   3 blocks  zset     block name -> expiry
 --   4 info    hash     lease or block name -> JSON {reason, actor, since}

@@ -9,7 +9,8 @@ local drain, cause, failure, idle = tonumber(ARGV[8]), ARGV[9], ARGV[10], tonumb
 if not holds(owner, epoch) then return 'epoch' end
 if phase() ~= from then return 'phase' end
 
-local drained = NOW - tonumber(redis.call('HGET', STATE, 'since') or 0) >= drain
+local since = tonumber(redis.call('HGET', STATE, 'since') or 0)
+local drained = NOW - since >= drain
 if guard == 'wanted' and not wanted() then return 'guard' end
 if guard == 'unwanted' and wanted() then return 'guard' end
 if guard == 'idle' and (wanted() or working() or not drained) then return 'guard' end
@@ -33,12 +34,14 @@ end
 if to == 'starting' then
   redis.call('HINCRBY', STATE, 'start_seq', 1)
   redis.call('HSET', STATE, 'began_at', num(NOW))
-  redis.call('HDEL', STATE, 'ready_at', 'cut', 'start_note')
+  redis.call('HDEL', STATE, 'ready_at', 'cut', 'start_note', 'found_at')
   redis.call('DEL', NODE, COMMANDS)
   drop_work()
 elseif to == 'booting' and (from == 'off' or from == 'failed') then
   redis.call('HDEL', STATE, 'stranger')  -- found running: this instance counts
-  if from == 'off' then redis.call('HSET', STATE, 'began_at', num(NOW)) end
+  -- Since then, not now: an emptied or stale store finds the instance of requests that still run.
+  if from == 'off' then redis.call('HSET', STATE, 'began_at', num(since)) end
+  redis.call('HSET', STATE, 'found_at', num(NOW))
 elseif to == 'ready' and from == 'loading' and not redis.call('HGET', STATE, 'ready_at') then
   redis.call('HSET', STATE, 'ready_at', num(NOW))
   -- The first time in this boot: each waiting client gets exactly one idle timeout from now on,
@@ -52,7 +55,7 @@ elseif to == 'stopping' then
   redis.call('HDEL', STATE, 'cut')
 elseif to == 'off' then
   drop_work()
-  redis.call('HDEL', STATE, 'cut', 'ready_at', 'start_note')
+  redis.call('HDEL', STATE, 'cut', 'ready_at', 'start_note', 'found_at')
   -- A boot that we stopped has ended for good; a boot that stopped outside may come back.
   local boot = redis.call('HGET', NODE, 'boot_id')
   if boot and from == 'stopping' then redis.call('HSET', STATE, 'ended_boot', boot) end

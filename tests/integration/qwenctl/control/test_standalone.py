@@ -292,6 +292,17 @@ class TestOff:
             progress.until(progress.off)
         assert (life.cloud.state, len(life.cloud.stops)) == (Observed.STOPPED, 1)
 
+    def test_what_runs_unseen_is_stopped_soon_where_no_agent_can_be_heard(
+        self, begin: Any, life: Life, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for listeners, seconds in ((1, 4.0), (2, 12.0)):
+            monkeypatch.setattr(store, "listeners", lambda _, count=listeners: count)
+            life.cloud.start_outside()
+            began = life.clock()
+            with begin(keep_found=False, speaks=False) as progress:
+                progress.until(progress.off)
+            assert seconds <= life.cloud.stops[-1] - began <= seconds + 4.0
+
     def test_what_is_off_is_off_when_the_cloud_says_so(self, begin: Any) -> None:
         with begin(keep_found=False) as progress:
             assert progress.off(progress.until(lambda _: True))

@@ -126,6 +126,18 @@ def test_a_replica_without_its_master(pair: Pair) -> None:
     pair.write()
 
 
+def test_another_server_is_seen_by_its_connection(pair: Pair) -> None:
+    """A controller trusts what it reads no further back than this."""
+    pair.write()
+    before = pair.store.connected
+    pair.write()
+    assert pair.store.connected == before > 0
+    pair.old.kill()
+    pair.front.upstream = pair.new.port
+    pair.write()
+    assert pair.store.connected > before
+
+
 def test_a_check_writes(pair: Pair) -> None:
     pair.store.check()
     pair.demote()

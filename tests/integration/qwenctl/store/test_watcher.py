@@ -96,6 +96,15 @@ class TestWatch:
         assert changes.empty()
 
 
+def test_who_listens_is_counted(store: Store) -> None:
+    assert store.listeners(GPU) == 0
+    told: queue.Queue[str] = queue.Queue()
+    watcher = store.watch([GPU], lambda _, what: told.put(what))
+    assert told.get(timeout=5) == "resync"
+    assert (store.listeners(GPU), store.listeners("other")) == (1, 0)
+    watcher.stop()
+
+
 def test_a_connection_that_breaks_is_taken_up_again() -> None:
     with ValkeyServer() as server:
         store = Store(server.client(), "x")

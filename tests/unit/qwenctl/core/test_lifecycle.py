@@ -76,17 +76,12 @@ TABLE: list[tuple[str, View, Any]] = [
     (
         "off, found, to be stopped",
         seen(P.OFF, S.RUNNING, wanted=False, found_running="stop"),
-        Move(P.STOPPING, "found_running", Guard.IDLE),
-    ),
-    (
-        "off, found, just off",
-        seen(P.OFF, S.RUNNING, wanted=False, found_running="stop", since=NOW - 1),
-        Wait(3.0, "found running: waiting until nobody can be using it"),
+        Move(P.BOOTING, "found_running"),
     ),
     (
         "off, found, blocked",
         seen(P.OFF, S.RUNNING, wanted=False, blocked=True),
-        Move(P.STOPPING, "found_running", Guard.IDLE),
+        Move(P.BOOTING, "found_running"),
     ),
     ("off, ignored", seen(P.OFF, S.RUNNING, wanted=False, found_running="ignore"), Wait),
     ("off, being stopped", seen(P.OFF, S.STOPPING), Wait),
@@ -334,6 +329,33 @@ TABLE: list[tuple[str, View, Any]] = [
         "draining, not long enough",
         seen(P.DRAINING, S.RUNNING, wanted=False, since=NOW - 1),
         Wait(3.0, "draining"),
+    ),
+    (
+        "draining, known to this leader for a second",
+        seen(P.DRAINING, S.RUNNING, wanted=False, known_since=NOW - 1, agentless=True),
+        Wait(3.0, "draining"),
+    ),
+    (
+        "draining, and the agent has reported to this leader",
+        seen(P.DRAINING, S.RUNNING, wanted=False, known_since=NOW - 5, node=READY, heard_at=NOW),
+        Move(P.STOPPING, "idle", Guard.IDLE),
+    ),
+    (
+        "draining, and the agent has not reported to this leader",
+        seen(
+            P.DRAINING, S.RUNNING, wanted=False, known_since=NOW - 5, node=READY, heard_at=NOW - 6
+        ),
+        Wait(7.0, "draining"),
+    ),
+    (
+        "draining, and the agent has said no more than hello",
+        seen(P.DRAINING, S.RUNNING, wanted=False, found_at=NOW - 6, node=HELLO, heard_at=NOW),
+        Wait(6.0, "draining"),
+    ),
+    (
+        "draining, found, and nobody is there to hear an agent",
+        seen(P.DRAINING, S.RUNNING, wanted=False, found_at=NOW - 6, unheard=True),
+        Move(P.STOPPING, "idle", Guard.IDLE),
     ),
     ("draining, in use", seen(P.DRAINING, S.RUNNING, wanted=False, working=True), Wait),
     (
