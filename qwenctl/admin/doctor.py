@@ -23,6 +23,7 @@ from qwenctl.clouds.registry import part
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.providers import context_of, make_provider
+from qwenctl.config.read_schedules import schedules
 from qwenctl.control import left_on
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
@@ -241,7 +242,18 @@ def gpu_checks(deployment: Deployment, name: str) -> list[Check]:
                 f"Remove them from [[gpu.{name}.service]], or remove agent = false.",
             )
 
-    return [services] if gpu.agent else [agentless]
+    def followed() -> Iterable[Finding]:
+        try:
+            names = ", ".join(one.name for one in schedules(deployment.config, name))
+        except ConfigError as error:
+            yield fail(
+                "schedules", str(error), "Until then what was read before counts, if any was."
+            )
+            return
+        yield ok("schedules", names)
+
+    planned = [followed] if gpu.prewarm or gpu.off_hours else []
+    return [services if gpu.agent else agentless, *planned]
 
 
 def _alarm(gpu: GpuConfig) -> str:

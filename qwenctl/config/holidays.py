@@ -2,7 +2,7 @@
 
 No library is used: `icalendar` and its dependencies are larger than the rest of the schedules
 together, and it does not expand repetitions. A line that is not understood is an error that names
-it, never a holiday that is silently missing.
+it, never a holiday that is silently missing. A file costs a bounded time, whatever it holds.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from qwenctl.errors import ConfigError
-from qwenctl.lib.private_file import read_text
+from qwenctl.lib.bounded_file import BoundedFile, Unanswered
 
-LAST_YEAR = 2100
-"""Events that repeat every year for ever are followed as far as this."""
+FIRST_YEAR, LAST_YEAR = 2000, 2100
+"""Days before and after are not followed: schedules ask about days to come."""
 
-MAX_BYTES = 10_000_000
+MAX_BYTES = 2_000_000
 """More than any list of holidays."""
+
+MAX_DAYS = 200_000
+"""Days and repetitions of a file: more than any list of holidays, and a fraction of a second."""
+
+READ_SECONDS = 3.0
+"""How long to wait for a file's disk."""
 
 _LINE = re.compile(r'([A-Za-z0-9-]+)(;(?:[^":]|"[^"]*")*)?:(.*)')
 _DATE = re.compile(r"(\d{4})(\d{2})(\d{2})")
@@ -29,20 +35,54 @@ _Property = tuple[int, str, str, str]
 """Line number, name, parameters, value."""
 
 
+class CalendarUnanswered(ConfigError):
+    """The disk of a calendar file does not answer: nothing is known about the file."""
+
+
+_files: dict[Path, BoundedFile[frozenset[date]]] = {}
+
+
 def read_calendar(path: Path) -> frozenset[date]:
-    """Read the days of a file.
+    """Read the days of a file, again only once it has changed.
 
     Raises:
+        CalendarUnanswered: its disk does not answer.
         ConfigError: it cannot be read, or something in it is not understood.
     """
+    file = _files.setdefault(
+        path.absolute(), BoundedFile(path, _parse, most=MAX_BYTES, seconds=READ_SECONDS)
+    )
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} is too large for a calendar of holidays")
-        return all_day_dates(read_text(path, encoding="utf-8-sig"))
+        return file.read()
+    except Unanswered as error:
+        raise CalendarUnanswered(f"cannot read {path}: {error.strerror}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _parse(content: bytes) -> frozenset[date]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
+    return all_day_dates(text)
+
+
+class _Budget:
+    """Bounds the work for one file."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def spend(self, number: int, count: int = 1) -> None:
+        """Raises:
+        ValueError: the file has too many days.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(f"line {number}: more than {MAX_DAYS} days are too many for holidays")
 
 
 def all_day_dates(text: str) -> frozenset[date]:
@@ -57,22 +97,44 @@ def all_day_dates(text: str) -> frozenset[date]:
     if lines[-1][1:] != ("END", "", "VCALENDAR"):
         raise ValueError("it is cut off: it does not end with END:VCALENDAR")
     days: set[date] = set()
-    event: list[_Property] | None = None
-    inner = 0  # components within an event, such as alarms, have a DURATION, too
-    for line in lines:
-        _, name, _, value = line
-        if (name, value) == ("BEGIN", "VEVENT"):
-            event = []
-        elif event is None:
-            continue
-        elif (name, value) == ("END", "VEVENT"):
-            days |= _days(event)
-            event = None
-        elif name in ("BEGIN", "END"):
-            inner += 1 if name == "BEGIN" else -1
-        elif not inner:
-            event.append(line)
+    budget = _Budget(MAX_DAYS)
+    for event in _events(lines):
+        days |= _days(event, budget)
     return frozenset(days)
+
+
+def _events(lines: list[_Property]) -> Iterator[list[_Property]]:
+    """Yield the properties of each event, without those of its alarms.
+
+    Raises:
+        ValueError: a component is not closed, or another is.
+    """
+    open_: list[tuple[int, str]] = []
+    event: list[_Property] = []
+    for line in lines:
+        number, name, _, value = line
+        if name == "BEGIN":
+            if value == "VEVENT":
+                if any(inner == value for _, inner in open_):
+                    raise ValueError(f"line {number}: an event in an event; {_NOT_CLOSED}")
+                event = []
+            open_.append((number, value))
+        elif name == "END":
+            if not open_ or open_[-1][1] != value:
+                raise ValueError(f"line {number}: END:{value[:40]} closes nothing; {_NOT_CLOSED}")
+            open_.pop()
+            if value == "VEVENT":
+                yield event
+        elif open_ and open_[-1][1] == "VEVENT":
+            event.append(line)
+    if open_:
+        raise ValueError(f"line {open_[-1][0]}: BEGIN:{open_[-1][1][:40]} is never closed")
+
+
+_NOT_CLOSED = "is an END missing before it?"
+
+_ONCE = ("DTSTART", "DTEND", "DURATION", "RRULE", "STATUS")
+"""Properties that an event has once (RFC 5545, 3.6.1)."""
 
 
 def _properties(text: str) -> Iterator[_Property]:
@@ -92,12 +154,21 @@ def _properties(text: str) -> Iterator[_Property]:
         yield number, name.upper(), (parameters or "").upper(), plain
 
 
-def _days(event: list[_Property]) -> set[date]:
-    found = {name: (number, parameters, value) for number, name, parameters, value in event}
-    if "DTSTART" not in found or found.get("STATUS", (0, "", ""))[2] == "CANCELLED":
+def _days(event: list[_Property], budget: _Budget) -> set[date]:
+    found: dict[str, tuple[int, str, str]] = {}
+    for number, name, parameters, value in event:
+        if name in _ONCE and name in found:
+            raise ValueError(f"line {number}: a second {name} in the same event")
+        found[name] = (number, parameters, value)
+    if found.get("STATUS", (0, "", ""))[2] == "CANCELLED" or not found:
         return set()
+    if "DTSTART" not in found:
+        raise ValueError(f"line {event[0][0]}: this event has no DTSTART")
     number, parameters, value = found["DTSTART"]
-    if "VALUE=DATE" not in parameters.split(";") and not _DATE.fullmatch(value):
+    kinds = parameters.replace('"', "").split(";")
+    if "VALUE=DATE" not in kinds and not _DATE.fullmatch(value.strip()):
+        if not re.fullmatch(r"\d{8}T\d{6}Z?", value.strip()):
+            raise ValueError(f"line {number}: {value[:40]!r} is neither a date nor a time")
         return set()  # it has a time of day
     first = _date(number, value)
     for name in ("RDATE", "RECURRENCE-ID"):
@@ -110,19 +181,22 @@ def _days(event: list[_Property]) -> set[date]:
         for part in value.split(",")
     }
     length = _length(found, first)
-    try:
-        return {
-            start + timedelta(days=offset)
-            for start in _starts(found, first)
-            if start not in skipped
-            for offset in range(length)
-        }
-    except OverflowError:
-        raise ValueError(f"line {number}: the event ends after the year 9999") from None
+    days: set[date] = set()
+    for start in _starts(found, first, budget):
+        if start in skipped or start.year < FIRST_YEAR - 11:  # no event is longer
+            continue
+        budget.spend(number, length)
+        try:
+            days.update(start + timedelta(days=offset) for offset in range(length))
+        except OverflowError:
+            raise ValueError(f"line {number}: the event ends after the year 9999") from None
+    return days
 
 
 def _length(found: dict[str, tuple[int, str, str]], first: date) -> int:
     """Return the days of an event: DTEND is exclusive, the default is 1 (RFC 5545, 3.6.1)."""
+    if "DTEND" in found and "DURATION" in found:
+        raise ValueError(f"line {found['DURATION'][0]}: DTEND and DURATION in the same event")
     if "DTEND" in found:
         number, _, value = found["DTEND"]
         days = (_date(number, value) - first).days
@@ -139,7 +213,7 @@ def _length(found: dict[str, tuple[int, str, str]], first: date) -> int:
     return max(1, days)
 
 
-def _starts(found: dict[str, tuple[int, str, str]], first: date) -> Iterator[date]:
+def _starts(found: dict[str, tuple[int, str, str]], first: date, budget: _Budget) -> Iterator[date]:
     """Return the first day of each repetition; only FREQ=YEARLY is understood."""
     if "RRULE" not in found:
         yield first
@@ -150,13 +224,16 @@ def _starts(found: dict[str, tuple[int, str, str]], first: date) -> Iterator[dat
     same = {"BYMONTH": str(first.month), "BYMONTHDAY": str(first.day), "WKST": rule.get("WKST")}
     rest = {key: said for key, said in rule.items() if key not in same or said != same[key]}
     if rest.pop("FREQ", "") != "YEARLY" or rest.keys() - {"INTERVAL", "COUNT", "UNTIL"}:
-        raise ValueError(f"line {number}: RRULE:{value} is not understood; {_WRITE_OUT}")
-    try:
-        step, count = int(rest.get("INTERVAL", "1")), int(rest.get("COUNT", "1000"))
-    except ValueError:
-        raise ValueError(f"line {number}: RRULE:{value} is not understood") from None
+        raise ValueError(f"line {number}: RRULE:{value[:60]} is not understood; {_WRITE_OUT}")
+    step, count = _whole(number, rest, "INTERVAL", 1), _whole(number, rest, "COUNT", 1000)
     until = _date(number, rest["UNTIL"][:8]) if "UNTIL" in rest else date(LAST_YEAR, 12, 31)
-    for year in range(first.year, min(until.year, LAST_YEAR) + 1, max(1, step)):
+    if until < first and "UNTIL" in rest:
+        raise ValueError(f"line {number}: UNTIL is before the event's first day")
+    begin = first.year
+    if "COUNT" not in rest and begin < FIRST_YEAR - 11:  # nobody asks about the years between
+        begin += (FIRST_YEAR - 11 - begin) // step * step
+    for year in range(begin, min(until.year, LAST_YEAR) + 1, step):
+        budget.spend(number)
         try:
             day = first.replace(year=year)
         except ValueError:
@@ -165,6 +242,15 @@ def _starts(found: dict[str, tuple[int, str, str]], first: date) -> Iterator[dat
         if day > until or count < 0:
             return
         yield day
+
+
+def _whole(number: int, rule: dict[str, str], name: str, default: int) -> int:
+    """Return a positive number of a rule."""
+    if name not in rule:
+        return default
+    if not re.fullmatch(r"[0-9]{1,6}", rule[name]) or not int(rule[name]):
+        raise ValueError(f"line {number}: {name}={rule[name][:20]} is no positive number")
+    return int(rule[name])
 
 
 def _date(number: int, text: str) -> date:

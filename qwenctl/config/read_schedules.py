@@ -23,10 +23,11 @@ def schedules(config: Config, gpu: str) -> tuple[Schedule, ...]:
         ConfigError: a calendar file cannot be used, or the machine's time zone cannot be told.
     """
     table = config.gpu[gpu]
-    return tuple(_schedule(config, gpu, entry) for entry in (*table.prewarm, *table.off_hours))
+    return tuple(schedule_of(config, gpu, entry) for entry in (*table.prewarm, *table.off_hours))
 
 
-def _schedule(config: Config, gpu: str, entry: OffHoursConfig) -> Schedule:
+def schedule_of(config: Config, gpu: str, entry: OffHoursConfig) -> Schedule:
+    """Make one schedule of a GPU; raises as `schedules` does."""
     prewarm = isinstance(entry, PrewarmConfig)
     lead = entry.lead if isinstance(entry, PrewarmConfig) else 0.0
     key = f"gpu.{gpu}.{'prewarm' if prewarm else 'off_hours'}: {entry.name}"
@@ -35,7 +36,7 @@ def _schedule(config: Config, gpu: str, entry: OffHoursConfig) -> Schedule:
             *(_exception(text, config.source) for text in entry.exceptions)
         )
     except ConfigError as error:
-        raise ConfigError(f"{key}: exceptions: {error}") from None
+        raise type(error)(f"{key}: exceptions: {error}") from None
     return Schedule(
         entry.name,
         PREWARM if prewarm else OFF_HOURS,

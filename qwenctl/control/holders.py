@@ -18,13 +18,15 @@ from dataclasses import dataclass, replace
 
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
-from qwenctl.config.read_schedules import calendar_files, schedules
+from qwenctl.config.holidays import CalendarUnanswered
+from qwenctl.config.read_schedules import calendar_files, schedule_of
 from qwenctl.core.events import Event
 from qwenctl.core.schedule import Schedule, Window
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY
 from qwenctl.core.wakes import expected, wakes
 from qwenctl.errors import ConfigError, StoreUnavailable
+from qwenctl.lib.text import escape_control
 from qwenctl.store.store import Store
 
 log = logging.getLogger("qwenctl.control.holders")
@@ -34,6 +36,8 @@ LOOK_SECONDS = 30.0
 
 STORE_SECONDS = 2.0
 """When the store is tried again."""
+
+_AS_BEFORE = "going on with what was read before"
 
 RETRY_SECONDS = 10.0
 """Seconds after which a failed holder is retried."""
@@ -117,18 +121,18 @@ class Keeper:
         self, config: Config, gpu: str, store: Store, holders: Sequence[Holder] = HOLDERS
     ) -> None:
         """Raises:
-        ConfigError: see `schedules`.
+        ConfigError: see `qwenctl.config.read_schedules.schedules`. A disk that does not answer is
+            waited for, without the schedules whose files are on it.
         """
         self._config, self._gpu, self._store, self._holders = config, gpu, store, holders
-        self._settings = Settings(config.gpu[gpu], schedules(config, gpu))
+        self._settings = Settings(config.gpu[gpu], ())
+        self._known: dict[str, Schedule] = {}
         self._read: tuple[float, Sequence[Event]] | None = None
         self._troubles: dict[str, str] = {}
+        self._read_schedules(first=True)
 
     def run(self, stop: threading.Event, leads: Callable[[], bool]) -> None:
-        """Make passes until ``stop`` is set. ``leads``: whether this process leads now.
-
-        In a thread of its own, because reading a calendar may take for ever.
-        """
+        """Make passes until ``stop`` is set. ``leads``: whether this process leads now."""
         while not stop.is_set():
             try:
                 delay = self.step(release=leads())
@@ -151,8 +155,10 @@ class Keeper:
         Raises:
             StoreUnavailable: Redis cannot be reached.
         """
-        self._read_calendars()
+        trouble = self._read_schedules()
         snapshot = self._store.snapshot(self._gpu)
+        if release and trouble != snapshot.state.get("schedule_trouble", ""):
+            self._store.schedule_trouble(self._gpu, trouble)
         delay = LOOK_SECONDS
         for holder in self._holders:
             try:
@@ -197,18 +203,35 @@ class Keeper:
             self._read = snapshot.since, self._store.events(self._gpu, HISTORY)
         return self._read[1]
 
-    def _read_calendars(self) -> None:
-        """Read the schedules' calendar files again; on failure keep the old schedules."""
-        gpu = self._settings.gpu
-        if not any(calendar_files(entry) for entry in (*gpu.prewarm, *gpu.off_hours)):
-            return
-        try:
-            read = schedules(self._config, self._gpu)
-            self._settings = replace(self._settings, schedules=read)
-            self._troubles.pop("calendars", None)
-        except ConfigError as error:
-            if self._is_new("calendars", str(error)):
-                log.warning("%s; going on with what was read before", error)
+    def _read_schedules(self, *, first: bool = False) -> str:
+        """Read the calendar files again; return which schedules cannot be known.
+
+        What was read before goes on to count.
+
+        Raises:
+            ConfigError: at the ``first`` time a file cannot be used.
+        """
+        gpu, troubles = self._settings.gpu, []
+        entries = (*gpu.prewarm, *gpu.off_hours)
+        again = [entry for entry in entries if first or calendar_files(entry)]
+        if not again:
+            return ""
+        for entry in again:
+            try:
+                self._known[entry.name] = schedule_of(self._config, self._gpu, entry)
+                self._troubles.pop(entry.name, None)
+            except ConfigError as error:
+                if first and not isinstance(error, CalendarUnanswered):
+                    raise
+                known = entry.name in self._known
+                meanwhile = _AS_BEFORE if known else "it is not followed until then"
+                trouble = escape_control(f"{error}; {meanwhile}")
+                troubles.append(trouble)
+                if self._is_new(entry.name, trouble):
+                    log.warning("%s", trouble)
+        found = [self._known[entry.name] for entry in entries if entry.name in self._known]
+        self._settings = replace(self._settings, schedules=tuple(found))
+        return "; ".join(troubles)
 
     def _is_new(self, what: str, error: str) -> bool:
         """Remember an error; return whether it differs from the last."""

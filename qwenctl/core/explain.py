@@ -35,7 +35,8 @@ class Reason:
     """One sentence of an explanation; ``str()`` returns it."""
 
     topic: str
-    """``state``, ``on``, ``off``, ``failure``, ``started``, ``stopped``, ``cloud`` or ``next``."""
+    """``state``, ``on``, ``off``, ``failure``, ``started``, ``stopped``, ``schedule``, ``cloud`` or
+    ``next``."""
     text: str
     since: float | None = None
     until: float | None = None
@@ -61,6 +62,8 @@ def explain(
     reasons += [_holds(block, now, "off") for block in _by_weight(snapshot.blocks)]
     if not snapshot.leases and not snapshot.blocks:
         reasons.append(Reason("off", "nobody needs it, and nobody has blocked it"))
+    if trouble := snapshot.state.get("schedule_trouble"):
+        reasons.append(Reason("schedule", f"a schedule is not known: {trouble}"))
     if failure := present_failure(snapshot):
         tries = f"attempt {failure.attempts} failed" if failure.attempts > 1 else "it failed"
         text = f"{tries}, {cause_words(failure.code)}: {one_line(failure.message)}"

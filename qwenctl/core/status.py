@@ -312,6 +312,7 @@ def full_status(
         "blocks": [_entry(block, now) for block in snapshot.blocks],
         "leader": snapshot.leader or None,
         "stop_problem": _stop_problem(snapshot),
+        "schedule_trouble": snapshot.state.get("schedule_trouble", ""),
         "cloud": {**_cloud(snapshot), "other": other},
         "node": _node(snapshot),
         "last_wake": _wake(history[-1]) if history else None,

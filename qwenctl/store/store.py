@@ -370,6 +370,10 @@ class Store:
         said = self._run("schedule", gpu, name, _ms(opens), _ms(ends), *why, kind.value)
         return cast(Literal["new", "held", "given_up", "over"], said)
 
+    def schedule_trouble(self, gpu: str, text: str) -> None:
+        """Record which schedules cannot be known, and what is done meanwhile; empty: all are."""
+        self._run("schedule_trouble", gpu, escape_control(text))
+
     def look(self, gpu: str, *, actor: str, cause: str) -> None:
         """Ask the controller to read the cloud again."""
         self._run("look", gpu, actor, cause)

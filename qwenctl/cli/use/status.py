@@ -150,6 +150,8 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         left = block["seconds_left"]
         until = "until unblocked" if left is None else f"for another {duration(left)}"
         yield row("blocked", f"by {block['text']}, {until}", "red")
+    if state["schedule_trouble"]:
+        yield row("schedule", f"not known: {state['schedule_trouble']}", "red")
     if failure := state["failure"]:
         again = failure["retry_in_seconds"]
         text = f"{cause_words(failure['code'])}: {failure['message']}"
@@ -332,7 +334,11 @@ def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
             )
         suffix = paint(f"  ({', '.join(times)})", dim=True) if times else ""
         mark = paint("→" if reason.topic == "next" else "•", dim=True)
-        body = paint(reason.text, "red") if reason.topic in ("failure", "cloud") else reason.text
+        body = (
+            paint(reason.text, "red")
+            if reason.topic in ("failure", "cloud", "schedule")
+            else reason.text
+        )
         yield f"  {mark} {body}{suffix}"
 
 

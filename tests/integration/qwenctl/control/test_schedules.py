@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import TZPATH
 
 import pytest
 
+from qwenctl.config import holidays
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.read_schedules import machine_zone, schedules
@@ -411,6 +414,56 @@ class TestConfiguration:
         clock.now = NINE + DAY
         plan.step()
         assert "prewarm:morning" in leases(store)
+
+    def test_a_calendar_that_cannot_be_known_is_said_and_holds_up_nothing(
+        self, store: Store, clock: VirtualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "days.ics"
+        file.write_text("BEGIN:VCALENDAR\nEND:VCALENDAR\n")
+        gpu = config({**MORNING, "exceptions": [str(file)]})
+        plan = Keeper(gpu, GPU, store)
+        file.unlink()
+        os.mkfifo(file)
+        clock.now = NINE
+        began = time.monotonic()
+        plan.step(release=True)
+        assert time.monotonic() - began < 2.0
+        assert "prewarm:morning" in leases(store)  # by what was read before
+        said = "a schedule is not known: gpu.main.prewarm: morning: exceptions: cannot read"
+        texts = [str(reason) for reason in explain(store.snapshot(GPU), [])]
+        assert any(text.startswith(said) and "it is a pipe" in text for text in texts)
+        file.unlink()
+        file.write_text("BEGIN:VCALENDAR\nEND:VCALENDAR\n")
+        plan.step(release=True)
+        assert not store.snapshot(GPU).state["schedule_trouble"]
+
+    def test_a_disk_that_does_not_answer_holds_up_no_start(
+        self, store: Store, clock: VirtualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "days.ics"
+        file.write_text("BEGIN:VCALENDAR\nEND:VCALENDAR\n")
+        answers = threading.Event()
+        monkeypatch.setattr(holidays, "READ_SECONDS", 0.2)
+        original = os.stat
+
+        def hang(path: Any, **options: Any) -> os.stat_result:
+            if str(path) == str(file):
+                answers.wait(30)
+            return original(path, **options)
+
+        monkeypatch.setattr(os, "stat", hang)
+        two = config({**MORNING, "exceptions": [str(file)]}, {**MORNING, "name": "other"})
+        plan = Keeper(two, GPU, store)
+        clock.now = NINE
+        plan.step(release=True)
+        assert list(leases(store)) == ["prewarm:other"]
+        trouble = store.snapshot(GPU).state["schedule_trouble"]
+        assert "no answer within 0.2 s; it is not followed until then" in trouble
+        answers.set()
+        deadline = time.monotonic() + 10
+        while "prewarm:morning" not in leases(store):
+            assert time.monotonic() < deadline
+            plan.step(release=True)
 
     def test_a_missing_calendar_file_is_an_error_at_the_start(self, store: Store) -> None:
         with pytest.raises(ConfigError, match=r"morning: exceptions: cannot read .*no\.ics"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -311,7 +312,6 @@ class TestCalendar:
             (["DTSTART;VALUE=DATE:20261225", "DURATION:P3D"], ["12-25", "12-26", "12-27"]),
             (["DTSTART;VALUE=DATE:20261225", "STATUS:cancelled"], []),
             (["DTSTART;TZID=Europe/Berlin:20261225T090000"], []),
-            (["SUMMARY:no date"], []),
             # Folded, with a colon in a quoted parameter and an alarm with a duration of its own.
             (
                 [
@@ -366,11 +366,46 @@ class TestCalendar:
             (calendar("DTSTART;VALUE=DATE:20261225", "DTEND;VALUE=DATE:20251225"), "-365 days"),
             (calendar("DTSTART;VALUE=DATE:99991230", "DURATION:P5D"), "line 4: .* year 9999"),
             (calendar("DTSTART;VALUE=DATE:20261225", f"DURATION:P{5000 * '9'}D"), "line 5: "),
+            (calendar("SUMMARY:no date"), "line 4: .* no DTSTART"),
+            (calendar("DTSTART:2026-12-25"), "line 4: '2026-12-25' is neither"),
+            (
+                calendar("DTSTART:20261225", "BEGIN:VEVENT", "DTSTART:20270101"),
+                "line 5: an event in",
+            ),
+            (calendar("BEGIN:VALARM", "DTSTART:20261225"), "line 6: END:VEVENT closes nothing"),
+            (calendar("DTSTART:20261225", "END:VALARM"), "line 5: END:VALARM closes nothing"),
+            (
+                calendar().replace("VERSION:2.0", "BEGIN:VEVENT\nDTSTART:20261225"),
+                "line 4: END:VCAL",
+            ),
+            (calendar("DTSTART:20261225", "DTSTART:20261226"), "line 5: a second DTSTART"),
+            (calendar("DTSTART:20261225", *2 * ["RRULE:FREQ=YEARLY"]), "line 6: a second RRULE"),
+            (calendar("DTSTART:20261225", "RRULE:FREQ=YEARLY;COUNT=0"), "line 5: COUNT=0"),
+            (calendar("DTSTART:20261225", "RRULE:FREQ=YEARLY;INTERVAL=-1"), "line 5: INTERVAL=-1"),
+            (calendar("DTSTART:20261225", "RRULE:FREQ=YEARLY;UNTIL=20250101"), "line 5: UNTIL is"),
+            (calendar("DTSTART:20261225", "DURATION:P1D", "DTEND:20261226"), "DTEND and DURATION"),
         ],
     )
     def test_what_is_not_understood_is_an_error(self, text: str, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             all_day_dates(text)
+
+    def test_a_file_of_repetitions_costs_little(self) -> None:
+        """The same, read every 30 s, has taken all of a processor."""
+        event = "BEGIN:VEVENT\nDTSTART:00010101\nDURATION:P3660D\nRRULE:FREQ=YEARLY\nEND:VEVENT\n"
+        text = f"BEGIN:VCALENDAR\n{event * 160}END:VCALENDAR\n"
+        assert 12_000 < len(text) < 14_000
+        began = time.process_time()
+        with pytest.raises(ValueError, match=r"line [0-9]+: more than 200000 days"):
+            all_day_dates(text)
+        assert time.process_time() - began < 1.0
+
+    def test_a_repetition_that_began_long_ago_is_followed(self) -> None:
+        text = calendar("DTSTART:00010101", "RRULE:FREQ=YEARLY;INTERVAL=2")
+        days = all_day_dates(text)
+        assert date(2027, 1, 1) in days
+        assert date(2026, 1, 1) not in days
+        assert all_day_dates(calendar("DTSTART:00010101", "RRULE:FREQ=YEARLY;COUNT=5")) == set()
 
     def test_files(self, tmp_path: Path) -> None:
         path = tmp_path / "holidays.ics"
