@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.harness import HERE, on_interrupt, text
 
-NAMES = ("cli", "footprint", "wake", "cloud", "forwarder", "node", "warmup")
+NAMES = ("cli", "footprint", "wake", "cloud", "forwarder", "floods", "node", "warmup")
 BEGIN, END = "<!-- figures: written by python -m benchmarks -->\n", "<!-- end of figures -->\n"
 
 

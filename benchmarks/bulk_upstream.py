@@ -1,14 +1,17 @@
 """The upstream of the transfer measurement: takes and sends bodies as fast as it can.
 
 `GET /BYTES` sends so many zero bytes; a `PUT` or `POST` is drained and answered with 204; `GET /`
-says that it is ready. One exchange a connection. Bodies must come with a Content-Length.
+says that it is ready. One exchange a connection. Bodies must come with a Content-Length. What a
+WebSocket brings is drained.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
+import hashlib
 import sys
 from typing import cast
 
@@ -45,6 +48,10 @@ class Upstream(asyncio.BufferedProtocol):
                 name.lower(): value.strip()
                 for name, _, value in (line.partition(":") for line in lines[1:])
             }
+            if key := headers.get("sec-websocket-key"):
+                self.left = sys.maxsize
+                self.transport.write(accepted(key))
+                return
             if "transfer-encoding" in headers:
                 self.answer("411 Length Required")
                 return
@@ -82,6 +89,16 @@ class Upstream(asyncio.BufferedProtocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self.writable.set()
+
+
+def accepted(key: str) -> bytes:
+    """The answer to a WebSocket handshake (RFC 6455 §4.2.2)."""
+    digest = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
+    accept = base64.b64encode(digest).decode()
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    ).encode()
 
 
 async def serve(port: int) -> None:

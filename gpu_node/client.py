@@ -12,6 +12,7 @@ import requests
 from pydantic import BaseModel, ValidationError
 from urllib3.exceptions import HTTPError, ProtocolError
 
+from qwenctl.lib.http_probe import read_bounded
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Answer
 from qwenctl.protocol.signing import (
@@ -28,7 +29,12 @@ log = logging.getLogger(__name__)
 TIMEOUT = (3.0, 10.0)
 """Seconds to connect, and between two bytes of the answer."""
 
+ANSWER_SECONDS = 20.0
+"""Seconds for the body of an answer, however it comes."""
+
 MAX_ANSWER_BYTES = 1024 * 1024
+
+_JSON = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
 class NoContact(Exception):
@@ -116,13 +122,13 @@ class ProxyClient:
                 self._http.post(
                     url + path,
                     data=body,
-                    headers={**headers, "Content-Type": "application/json"},
+                    headers={**headers, **_JSON},
                     timeout=TIMEOUT,
                     allow_redirects=False,
                     stream=True,
                 )
             ) as response:
-                content = response.raw.read(MAX_ANSWER_BYTES, decode_content=True)
+                content = read_bounded(response, MAX_ANSWER_BYTES, ANSWER_SECONDS)
         except (requests.RequestException, HTTPError, OSError) as error:
             raise NoContact(_reason(error)) from error
         if response.status_code >= 500:

@@ -14,6 +14,8 @@ from typing import Literal
 import requests
 from urllib3.exceptions import HTTPError
 
+from qwenctl.lib.http_probe import read_bounded
+
 CloudName = Literal["aliyun", "aws"]
 
 _URLS: dict[CloudName, str] = {
@@ -105,13 +107,13 @@ class Metadata:
                 self._http.request(
                     method,
                     f"{self._url}/latest/{path}",
-                    headers=headers,
+                    headers={**headers, "Accept-Encoding": "identity"},
                     timeout=self._timeout,
                     allow_redirects=False,
                     stream=True,
                 )
             ) as response:
-                content = response.raw.read(MAX_BYTES, decode_content=True)
+                content = read_bounded(response, MAX_BYTES, 3 * self._timeout)
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
             raise NoMetadata(type(error).__name__) from None
         now = _unix(response.headers.get("Date", ""))

@@ -14,7 +14,7 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from gpu_node.machine.nvidia import GpuView
-from qwenctl.lib.http_probe import ProbeResult, probe
+from qwenctl.lib.http_probe import ProbeResult, probe, read_bounded
 from qwenctl.protocol.messages import Activity, GpuFigures, Readiness
 
 AGENT = "qwenctl-node"
@@ -73,12 +73,16 @@ def probe_work(
             allow_redirects=False,
             stream=True,
             # Many servers log every request; the agent's name says where it comes from.
-            headers={"User-Agent": AGENT, "Connection": "close"},
+            headers={
+                "User-Agent": AGENT,
+                "Connection": "close",
+                "Accept-Encoding": "identity",
+            },
         )
         with contextlib.closing(response):
             if response.status_code >= 400:
                 return None
-            body = response.raw.read(MAX_BODY_BYTES, decode_content=True)
+            body = read_bounded(response, MAX_BODY_BYTES, 3 * timeout)
         if activity.metrics:
             text = body.decode("utf-8", "replace")
             count = sum_samples(text, activity.metrics)

@@ -38,7 +38,9 @@ TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
 MAX_LINE = 64 * 1024
 """The longest header that a node may send, in bytes."""
 
-READ_BUFFER = 256 * 1024
+READ_BUFFER = 64 * 1024
+"""How much of an answer is read before the client has taken it, in bytes: half of what aiohttp
+holds, beside one read of up to 256 KiB."""
 
 
 class NotConnected(Exception):

@@ -5,6 +5,7 @@ Each check looks at one thing and changes nothing. The checks of a cloud are in 
 
 from __future__ import annotations
 
+import json
 import shlex
 import socket
 import stat
@@ -15,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
+from urllib3.exceptions import HTTPError
 
 from qwenctl.clouds.admin import admin_of
 from qwenctl.clouds.base import Observation, ProviderError
@@ -29,10 +31,15 @@ from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, run_checks, warn
-from qwenctl.lib.http_probe import PATIENCE, brief_reason
+from qwenctl.lib.http_probe import PATIENCE, brief_reason, read_bounded
 from qwenctl.lib.settings_file import tomllib
 from qwenctl.lib.settings_types import is_loopback
 from qwenctl.store.store import Store, open_store
+
+MAX_HEALTH = 4096
+"""The longest answer to a health check, in bytes."""
+
+_IDENTITY = {"Accept-Encoding": "identity"}
 
 
 def examine(config: Config, gpus: Iterable[str]) -> Iterator[Finding]:
@@ -179,8 +186,12 @@ class Deployment:
                 # Without this user's web proxy: nodes have none.
                 with requests.Session() as session:
                     session.trust_env = False
-                    answer = session.get(f"{url}/_qwenctl/healthz", timeout=PATIENCE)
-            except requests.RequestException as error:
+                    health = f"{url}/_qwenctl/healthz"
+                    with session.get(
+                        health, timeout=PATIENCE, stream=True, headers=_IDENTITY
+                    ) as answer:
+                        body = read_bounded(answer, MAX_HEALTH, 2 * PATIENCE)
+            except (requests.RequestException, HTTPError) as error:
                 if self.in_cloud and url.startswith("http://") and self._loopback_only:
                     yield warn(
                         "node url",
@@ -198,7 +209,7 @@ class Deployment:
                     "proxy.node_urls.",
                 )
                 continue
-            if answer.ok and _is_ours(answer):
+            if answer.ok and _is_ours(body):
                 yield ok("node url", f"the proxy answers at {url}")
             else:
                 yield fail(
@@ -410,9 +421,9 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _is_ours(answer: requests.Response) -> bool:
+def _is_ours(body: bytes) -> bool:
     try:
-        return "version" in answer.json()
+        return "version" in json.loads(body)
     except (ValueError, TypeError):
         return False
 
