@@ -140,6 +140,17 @@ class TestTransition:
         move(store, lock, P.STARTING)
         assert snap(store).start_seq == 2
 
+    def test_a_retry_forgets_the_boot_of_a_bad_instance(self, store: Store, lock: Lock) -> None:
+        """Or its old report of a failure would condemn the new boot at once."""
+        bring(store, lock, P.READY)
+        report(store, "failed", error="CUDA out of memory")
+        bad = Failure("service_failed", "CUDA out of memory", 1, 0.0, instance_is_bad=True)
+        assert move(store, lock, P.FAILED, failure=bad) is Outcome.OK
+        assert snap(store).node_view.state == "failed"
+        assert move(store, lock, P.STARTING, failure=bad) is Outcome.OK
+        assert not snap(store).node
+        assert report(store, "failed", seq=1)[0] == "other_boot"
+
     def test_ready_gives_who_waited_one_idle_timeout(self, store: Store, lock: Lock) -> None:
         bring(store, lock, P.LOADING)
         demand(store, "short", ttl=5)
