@@ -20,7 +20,9 @@ def explored(*rules: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rules", [("3",), ("3", "intr"), ("3", "lie"), ("3", "lost")])
+@pytest.mark.parametrize(
+    "rules", [("3",), ("3", "intr"), ("3", "lie"), ("3", "lost"), ("3", "frozen"), ("3", "vanish")]
+)
 def test_no_run_cuts_a_request(rules: tuple[str, ...]) -> None:
     assert explored(*rules).startswith("no violation in ")
 
@@ -38,6 +40,8 @@ def test_no_run_cuts_a_request(rules: tuple[str, ...]) -> None:
         ("3", "block", "owned"),
         ("3", "lost", "unvouched"),
         ("3", "lost", "olddrain"),
+        ("3", "frozen", "doubted"),
+        ("3", "vanish", "ghosts"),
     ],
 )
 def test_without_one_of_its_rules_there_is_such_a_run(rules: tuple[str, ...]) -> None:
