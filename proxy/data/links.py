@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qwenctl.core.phase import Phase
+from qwenctl.core.snapshot import Snapshot
 
 from .admit import Inbound
 from .forward import UpstreamDied
@@ -33,7 +34,8 @@ instance answers."""
 class _Open:
     inbound: Inbound
     link: Link
-    seq: int
+    since: float
+    """When it was opened, by the store's clock."""
     task: asyncio.Task[object] | None
     why: str = ""
 
@@ -54,8 +56,8 @@ class Links:
             UpstreamDied: its instance is gone, or was given up.
         """
         link = Link(self._usage.silence(inbound.name))
-        seq = inbound.view.snapshot.start_seq
-        entry = _Open(inbound, link, seq, asyncio.current_task())
+        since = inbound.view.snapshot.now + inbound.view.age
+        entry = _Open(inbound, link, since, asyncio.current_task())
         self._open.add(entry)
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep())
@@ -88,5 +90,15 @@ class Links:
             silence = self._usage.silence(entry.inbound.name).seconds
             lost = silence > entry.inbound.gpu.timing.node_lost
             return "the node does not answer any more" if lost else ""
-        gone = snapshot.phase in (Phase.OFF, Phase.STARTING, Phase.FAILED)
-        return "its instance is gone" if gone or snapshot.start_seq != entry.seq else ""
+        return "its instance is gone" if _gone_since(snapshot, entry.since) else ""
+
+
+def _gone_since(snapshot: Snapshot, opened: float) -> bool:
+    """Whether an instance that ran at that time is known to run no more.
+
+    An empty store shows "off" too, and a stale one what was long ago: neither knows of a look, or
+    of a start, since then.
+    """
+    ended = snapshot.phase in (Phase.OFF, Phase.STARTING, Phase.FAILED) and snapshot.observed.gone
+    seen_at, began_at = snapshot.time("observed_at") or 0.0, snapshot.time("began_at") or 0.0
+    return (ended and seen_at > opened) or began_at > opened

@@ -58,16 +58,19 @@ def changed(snapshot: Snapshot, **state: str) -> Snapshot:
 
 
 LOST = Failure("instance_lost", "gone", 1, 0.0, instance_is_bad=False).encode()
+LATER = str(4_000_000_000_000)
+"""ms on the store's clock, after any request of this test."""
+GONE = {"observed": "stopped", "observed_at": LATER}
 BAD = Failure("agent_lost", "silent", 1, 0.0, instance_is_bad=True).encode()
 
 
 @pytest.mark.parametrize(
     "after",
     [
-        {"phase": "off"},
-        {"phase": "starting"},
-        {"phase": "failed", "failure": LOST},
-        {"start_seq": "2"},
+        {"phase": "off", **GONE},
+        {"phase": "starting", **GONE},
+        {"phase": "failed", "failure": LOST, **GONE},
+        {"began_at": LATER, "start_seq": "2"},
         {"phase": "failed", "failure": BAD},
     ],
     ids=str,
@@ -108,7 +111,9 @@ def test_who_waits_for_an_instance_that_is_gone_is_told(
         assert sent[0]["status"] in (502, 503)
 
 
-@pytest.mark.parametrize("after", [{"phase": "off"}, {"phase": "failed", "failure": BAD}], ids=str)
+@pytest.mark.parametrize(
+    "after", [{"phase": "off", **GONE}, {"phase": "failed", "failure": BAD}], ids=str
+)
 def test_an_answer_that_moves_is_left_alone(
     faulty: FaultyStore, life: Life, monkeypatch: pytest.MonkeyPatch, after: dict[str, str]
 ) -> None:
@@ -127,5 +132,41 @@ def test_an_answer_that_moves_is_left_alone(
             mute.says.put_nowait(b"0\r\n\r\n")
             await asyncio.wait_for(task, 5)
             assert b"".join(message.get("body", b"") for message in sent) == b"abc" * 30
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        None,
+        {"phase": "off"},
+        {"phase": "off", "observed": "stopped", "observed_at": "1000", "began_at": "900"},
+        {"phase": "off", "observed": "unknown", "observed_at": LATER},
+        {"phase": "stopping", "observed": "running", "observed_at": LATER},
+    ],
+    ids=str,
+)
+def test_an_empty_or_a_stale_store_is_no_proof(
+    faulty: FaultyStore,
+    life: Life,
+    monkeypatch: pytest.MonkeyPatch,
+    after: dict[str, str] | None,
+) -> None:
+    """FLUSHALL, or a failover to what was long ago, says nothing of the work of the node."""
+    life.wake()
+    ready = life.now
+
+    async def go() -> None:
+        mute = Mute()
+        async with asked(faulty, ready, monkeypatch, mute=mute) as (made, task, sent):
+            lost = dataclasses.replace(ready, state={}, leases=())
+            for _ in range(10):
+                made.know(lost if after is None else changed(ready, **after))
+                await asyncio.sleep(0.1)
+            assert not task.done()
+            mute.says.put_nowait(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            await asyncio.wait_for(task, 5)
+            assert sent[0]["status"] == 200
 
     asyncio.run(go())
