@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from qwenctl.errors import ConfigError
-from qwenctl.lib.private_file import read_private, read_secret, write_private
+from qwenctl.lib.private_file import read_private, read_regular, read_secret, write_private
 from qwenctl.lib.settings_file import SettingsFile
 from qwenctl.lib.settings_types import NAME
 
@@ -161,7 +161,7 @@ def state_dir_of(path: str | None, env: Mapping[str, str]) -> str:
         return given
     found = None
     try:
-        text = Path(path).expanduser().read_text("utf-8", "replace") if path else ""
+        text = read_regular(Path(path).expanduser()).decode("utf-8", "replace") if path else ""
         found = re.search(r"""^\s*state_dir\s*=\s*(["'])(.+?)\1""", text, re.MULTILINE)
     except OSError:
         pass

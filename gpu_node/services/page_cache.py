@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from qwenctl.lib.private_file import read_regular
+
 log = logging.getLogger(__name__)
 
 THREADS = 4
@@ -127,7 +129,7 @@ def _snapshots(model: Path) -> list[Path]:
     """Return the snapshot in use of a model in the Hugging Face cache, or all of them."""
     snapshots = model / "snapshots"
     try:
-        main = snapshots / (model / "refs" / "main").read_text().strip()
+        main = snapshots / read_regular(model / "refs" / "main").decode().strip()
         if main.parent == snapshots and main.is_dir():
             return [main]
     except (OSError, ValueError):
@@ -144,8 +146,8 @@ def _shards(directory: Path, names: list[str]) -> list[str]:
     for name in names:
         if name.endswith(".safetensors.index.json"):
             try:
-                found.update(json.loads((directory / name).read_bytes())["weight_map"].values())
-            except (OSError, ValueError, LookupError, AttributeError, TypeError):
+                found.update(json.loads(read_regular(directory / name))["weight_map"].values())
+            except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
                 continue
     return sorted(found.intersection(names))
 

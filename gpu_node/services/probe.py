@@ -90,8 +90,10 @@ def probe_work(
         told = json.loads(body)
         count = _count(float(told["active"] if "active" in told else told["queue_size"]))
         return None if count is None else Work(count)
-    except (requests.RequestException, HTTPError, OSError, ValueError, KeyError, TypeError):
+    except (requests.RequestException, HTTPError, OSError):
         return None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None  # whatever a service has written there
 
 
 def sum_samples(text: str, names: tuple[str, ...]) -> int | None:

@@ -93,7 +93,7 @@ def _ours(text: str) -> Progress | None:
         found = json.loads(text)
         phase, words = str(found.get("phase") or "")[:40], str(found.get("text") or "")[:400]
         return Progress.model_validate({**found, "phase": phase, "text": words})
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 

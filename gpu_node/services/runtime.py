@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
+from qwenctl.lib.private_file import read_regular
 from qwenctl.protocol.messages import Progress, Service
 
 
@@ -106,7 +107,7 @@ def service_environment(service: Service) -> dict[str, str]:
     found: dict[str, str] = {}
     if service.env_file:
         try:
-            lines = Path(service.env_file).read_text(encoding="utf-8").splitlines()
+            lines = read_regular(Path(service.env_file)).decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise StartFailed(f"env_file: cannot read {service.env_file}: {reason}") from None

@@ -81,12 +81,29 @@ def open_private(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int
 
 
 def read_private(path: Path) -> bytes:
-    """Read a small regular file of this user or of root.
+    """Read a small regular file of this user or of root, and no link.
 
     Raises:
         OSError: it cannot be read, is no such file, or has more than `MOST_BYTES`.
     """
-    with os.fdopen(open_private(path), "rb") as file:
+    return _read_small(open_private(path), path)
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a small regular file, or a link to one, whosever it is; wait for no pipe.
+
+    Raises:
+        OSError: it cannot be read, is no such file, or has more than `MOST_BYTES`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return _read_small(descriptor, path)
+
+
+def _read_small(descriptor: int, path: Path) -> bytes:
+    with os.fdopen(descriptor, "rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))

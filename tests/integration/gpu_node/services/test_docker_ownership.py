@@ -28,6 +28,11 @@ def client(engine: DockerEngine) -> Iterator[Any]:
         yield client
 
 
+def no_network(client: Any, **options: Any) -> Any:
+    """The bridge of this daemon may be gone: another one of these tests has none."""
+    return client.create_host_config(network_mode="none", **options)
+
+
 def labelled(engine: DockerEngine, **labels: str) -> str:
     """An image that carries the agent's labels, and data in an anonymous volume."""
     lines = [f'LABEL "{key}"="{value}"' for key, value in labels.items()]
@@ -41,7 +46,7 @@ def test_a_container_whose_image_has_the_labels_is_not_removed(
     start: Start, proxy: StandInProxy, engine: DockerEngine, client: Any, name: str
 ) -> None:
     image = labelled(engine, **{GPU_LABEL: "main", SERVICE_LABEL: "old", HASH_LABEL: "0" * 16})
-    made = client.create_container(image, ["8000"], name=name)
+    made = client.create_container(image, ["8000"], name=name, host_config=no_network(client))
     client.start(made["Id"])
     proxy.spec = spec(containerised())
     agent = start()
@@ -56,7 +61,7 @@ def test_a_container_of_our_name_from_an_image_with_the_labels_is_not_taken(
     start: Start, proxy: StandInProxy, engine: DockerEngine, client: Any
 ) -> None:
     image = labelled(engine, **{GPU_LABEL: "main", SERVICE_LABEL: "webui", HASH_LABEL: "0" * 16})
-    made = client.create_container(image, ["8000"], name=NAME)
+    made = client.create_container(image, ["8000"], name=NAME, host_config=no_network(client))
     client.start(made["Id"])
     proxy.spec = spec(containerised(max_restarts=9))
     agent = start()
@@ -96,7 +101,7 @@ def test_a_container_of_an_earlier_version_is_known_by_how_it_was_made(
         ["8000"],
         name="qwenctl-main-old",
         labels={GPU_LABEL: "main", SERVICE_LABEL: "old", HASH_LABEL: "0" * 16},
-        host_config=client.create_host_config(log_config=logs),
+        host_config=no_network(client, log_config=logs),
     )
     client.start(made["Id"])
     proxy.spec = spec(containerised())

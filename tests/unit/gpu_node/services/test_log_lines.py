@@ -124,3 +124,14 @@ def test_what_others_have_put_in_the_logs_place_is_not_written_to(
     sink.close()
     assert listener.lines == ["line"]
     assert victim.read_text() == "precious"
+
+
+def test_progress_that_is_no_progress_ends_nothing(tmp_path: Path) -> None:
+    """Whoever reads the output must go on, or the service stands still at a full pipe."""
+    listener = Listener()
+    sink = LineSink(tmp_path / "x.log", listener)
+    for words in (b"[" * 8000, b'{"percent": 1' + b"0" * 400 + b"}", b'{"percent": NaN}', b"1"):
+        sink.feed(b"QWENCTL_PROGRESS " + words + b"\n")
+    sink.feed(b"after\n")
+    sink.close()
+    assert listener.lines[-1] == "after"

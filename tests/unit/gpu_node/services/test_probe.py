@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import gzip
+import time
+
 import pytest
 import requests
 from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 from gpu_node.machine.nvidia import GpuView
 from gpu_node.services.probe import GpuLoad, probe_active, sum_samples
@@ -81,6 +85,10 @@ def test_a_gpu_busy_for_long_enough_is_a_generation(
         (200, b'{"msg":"estimation","queue_size":0,"rank_eta":null}', 0),
         (200, b'{"msg":"estimation"}', None),
         (200, b"[]", None),
+        (200, b"[" * 100_000, None),
+        (200, b'{"active": 1' + b"0" * 400 + b"}", None),
+        (200, b'{"active": 1e999}', None),
+        (200, b"\xff\xfe", None),
         (401, b'{"active": 2}', None),
     ],
 )
@@ -91,3 +99,26 @@ def test_what_an_activity_path_says(
     with requests.Session() as http:
         found = probe_active(http, httpserver.url_for(""), Activity(path="/active"), 10.0)
     assert found == active
+
+
+@pytest.mark.parametrize("activity", [Activity(path="/m"), Activity(path="/m", metrics=("x",))])
+def test_a_packed_page_is_not_unpacked(httpserver: HTTPServer, activity: Activity) -> None:
+    """A few kilobytes may be gigabytes."""
+    page = gzip.compress(b'{"active": 1}' if not activity.metrics else b"x 1\n")
+    headers = {"Content-Encoding": "gzip"}
+    httpserver.expect_request("/m").respond_with_data(page, headers=headers)
+    with requests.Session() as http:
+        assert probe_active(http, httpserver.url_for(""), activity, 10.0) is None
+
+
+def test_a_page_that_drips_is_given_up(httpserver: HTTPServer) -> None:
+    """Each byte comes in time, the page never."""
+
+    def drip(_: Request) -> Response:
+        return Response((time.sleep(0.05) or b" " for _ in range(100)), mimetype="text/plain")
+
+    httpserver.expect_request("/m").respond_with_handler(drip)
+    began = time.monotonic()
+    with requests.Session() as http:
+        assert probe_active(http, httpserver.url_for(""), Activity(path="/m"), 0.3) is None
+    assert time.monotonic() - began < 3.0
