@@ -29,6 +29,7 @@ class Action(str, Enum):
     UNREADY = "unready"  # 503 with Retry-After, without waking
     SIGN_IN = "sign_in"
     REFUSE = "refuse"
+    CROSS_SITE = "cross_site"  # 403: another site made the visitor's browser send it
     AMBIGUOUS = "ambiguous"  # 400: what serves the path may take it for another one
 
 
@@ -47,6 +48,9 @@ class Decision:
         """Return whether the request keeps the GPU on while it is in flight."""
         return self.activity in (Activity.WAKES, Activity.KEEPS_ON)
 
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing (RFC 9110 §9.2.1)."""
 
 _FORWARD = {activity: Decision(Action.FORWARD, activity) for activity in Activity}
 
@@ -84,10 +88,12 @@ def decide(
     if activity is Activity.REFUSED:
         return Decision(Action.REFUSE, activity, "a rule of this GPU refuses such requests")
     phase = snapshot.phase
+    drains = phase is Phase.DRAINING and not snapshot.blocks
+    if (phase.serves or drains) and _is_forged(request, identity, activity):
+        return Decision(Action.CROSS_SITE, activity, "a page of another site must not use the GPU")
     if phase.serves:
         return _FORWARD[activity]
     no = _no_wake(gpu, request, identity, activity)
-    drains = phase is Phase.DRAINING and not snapshot.blocks
     if drains and snapshot.interrupted_at is not None:
         # The cloud reclaims the instance: new work waits for the next start, and requests that show
         # the running work pass. A request that belongs to that work (the stream of an answer whose
@@ -105,6 +111,21 @@ def decide(
         return Decision(Action.UNREADY, activity, no)
     hold = gpu.api == "hold" or request.from_browser
     return Decision(Action.HOLD if hold else Action.WAKE, activity, wakes=True)
+
+
+def _is_forged(request: Request, identity: Identity, activity: Activity) -> bool:
+    """Return whether a page of another site made the visitor's browser use the GPU (CSRF).
+
+    Links to the WebUI work, and so do its images in other pages. Forms, scripts and WebSockets do
+    not: browsers let any page open those to any address, this machine's included.
+    """
+    if not identity.needs_same_origin or request.same_origin:
+        return False
+    if request.is_navigation and "origin" not in request.headers:
+        return False
+    # A server in front may have taken the Upgrade out of a WebSocket's handshake.
+    safe = request.method in _SAFE and "sec-websocket-key" not in request.headers
+    return not safe or activity is not Activity.PASSIVE
 
 
 def _no_wake(gpu: GpuConfig, request: Request, identity: Identity, activity: Activity) -> str:

@@ -153,6 +153,8 @@ class DataPlane:
                 await exchange.sign_in()
             case Action.REFUSE:
                 await exchange.problem(403, "refused", decision.why)
+            case Action.CROSS_SITE:
+                await exchange.problem(403, "cross_site", decision.why)
             case Action.AMBIGUOUS:
                 await exchange.problem(400, "ambiguous_path", decision.why)
             case Action.PAGE:

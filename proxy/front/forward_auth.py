@@ -19,6 +19,8 @@ from ..data.services import Services
 from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send
 
+_CODES = {Action.AMBIGUOUS: "ambiguous_path", Action.CROSS_SITE: "cross_site"}
+
 
 class ForwardAuth:
     """Answers 204 to forward to the node in ``X-Qwenctl-Node``, 401 to sign in, 403 to refuse.
@@ -79,7 +81,7 @@ class ForwardAuth:
             await self._allow(inbound, send)
         else:
             # 403 whatever the reason: nginx knows no other refusal (ngx_http_auth_request_module).
-            code = "ambiguous_path" if decision.action is Action.AMBIGUOUS else "not_ready"
+            code = _CODES.get(decision.action, "not_ready")
             detail = f"the GPU is {inbound.view.snapshot.phase.value}"
             await send_problem(asked, send, 403, code, decision.why or detail)
 
@@ -95,10 +97,14 @@ class ForwardAuth:
         """Return the request that the other data plane asks about."""
         uri = asked.headers.get(f"{self._prefix}-uri", "/")
         path, _, query = uri.partition("?")
+        method = asked.headers.get(f"{self._prefix}-method", "GET")
+        # The handshake's Upgrade is not passed on (RFC 9110 §7.6.1), its key is (RFC 6455 §4.1).
+        websocket = method == "GET" and "sec-websocket-key" in asked.headers
         return Request.from_scope(
             {
                 **scope,
-                "method": asked.headers.get(f"{self._prefix}-method", "GET"),
+                "type": "websocket" if websocket else "http",
+                "method": method,
                 "path": unquote(path),
                 "raw_path": path.encode(),
                 "query_string": query.encode(),

@@ -258,6 +258,43 @@ def test_paths_of_files_pass(two: tuple[str, RunningProxy], target: str) -> None
     assert (status, json.loads(body)["target"]) == (200, target)
 
 
+UPGRADE = (
+    "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+def test_other_sites_do_not_use_the_gpu(two: tuple[str, RunningProxy]) -> None:
+    other_sites_do_not_use_the_gpu(*two)
+
+
+def test_requests_of_other_sites_are_not_passed_on(passed_on: tuple[str, RunningProxy]) -> None:
+    other_sites_do_not_use_the_gpu(*passed_on)
+
+
+def other_sites_do_not_use_the_gpu(front: str, proxy: RunningProxy) -> None:
+    port = int(front.rpartition(":")[2])
+    with requests.Session() as browser:
+        login = f"{front}/_qwenctl/login"
+        host = f"mine.localhost:{port}"
+        browser.post(login, {"password": PASSWORD}, headers={"Host": host}, allow_redirects=False)
+        cookie = f"Cookie: qwenctl_session={browser.cookies['qwenctl_session']}\r\n"
+
+    def status(method: str, path: str, origin: str, more: str) -> int:
+        head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n{cookie}{more}\r\n"
+        with RawClient(port) as client:
+            client.send(head.encode())
+            return client.head()[0]
+
+    empty = "Content-Length: 0\r\n"
+    assert status("POST", "/own", f"http://{host}", empty) == 200
+    assert status("GET", "/ws", f"http://{host}", UPGRADE) == 101
+    for origin in ("http://evil.example", "null", "http://theirs.localhost"):
+        assert status("POST", "/forged", origin, empty) == 403
+        assert status("GET", "/ws?forged", origin, UPGRADE) == 403
+    assert not [target for target in requests_at(proxy, "mine") if "forged" in target]
+
+
 FORGED = "".join(
     f"{name}: {value}\r\n"
     for name, value in {

@@ -85,6 +85,46 @@ def test_a_target_in_absolute_form(on: RunningProxy) -> None:
     assert (status, json.loads(body)["target"]) == (200, "/x?y")
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:1"},
+        {"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+    ids=str,
+)
+def test_a_page_of_another_site_does_not_use_the_gpu(
+    on: RunningProxy, headers: dict[str, str]
+) -> None:
+    head = "Host: localhost\n" + "".join(f"{name}: {value}\n" for name, value in headers.items())
+    for forged in (
+        f"POST /forged HTTP/1.1\n{head}Content-Length: 0\n\n",
+        f"GET /forged HTTP/1.1\n{head}{UPGRADE}\n",
+    ):
+        status, _, body = raw(on, forged)
+        assert (status, json.loads(body)["code"]) == (403, "cross_site")
+    assert not on.journal_of("/forged")
+    assert raw(on, f"GET /image HTTP/1.1\n{head}\n")[0] == 200
+
+
+def test_pages_of_this_site_and_programs_use_the_gpu(on: RunningProxy) -> None:
+    port = on.port
+    for head in (
+        "Host: localhost\n",
+        "Host: localhost\nOrigin: http://localhost\n",
+        f"Host: 127.0.0.1:{port}\nOrigin: http://127.0.0.1:{port}\n",
+        "Host: localhost\nOrigin: null\nSec-Fetch-Site: same-origin\n",
+        "Host: localhost\nOrigin: https://localhost\n",  # behind a server that ends TLS
+    ):
+        assert raw(on, f"POST /own HTTP/1.1\n{head}Content-Length: 0\n\n")[0] == 200
+        with RawClient(on.port) as client:
+            client.send(f"GET /ws HTTP/1.1\n{head}{UPGRADE}\n".replace("\n", "\r\n").encode())
+            assert client.head()[0] == 101
+
+
 def handshake(proxy: RunningProxy, path: str) -> int:
     """The status of a handshake that is refused."""
     with pytest.raises(InvalidStatus) as caught:

@@ -36,7 +36,7 @@ from tests.simulation.puppets import GPU
     [
         ("never", JSON),
         ("never", {**JSON, **SAME}),
-        ("visit", {**JSON, "Sec-Fetch-Site": "cross-site"}),
+        ("click", {**JSON, **SAME}),
     ],
 )
 def test_what_may_not_wake_does_not_by_an_old_snapshot_either(

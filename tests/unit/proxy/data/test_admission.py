@@ -64,9 +64,44 @@ def test_nobody_gets_anything_without_access(phase: str, what: Request) -> None:
 
 
 @pytest.mark.parametrize("who", [ANYBODY, BROWSER, KEY])
-@pytest.mark.parametrize("what", [CLICK, CROSS, CLIENT, PAGE, CURL, BOT, HEARTBEAT, SOCKET])
+@pytest.mark.parametrize("what", [CLICK, CLIENT, PAGE, CURL, BOT, HEARTBEAT, SOCKET])
 def test_a_ready_gpu_gets_everything(what: Request, who: Identity) -> None:
     assert decision("ready", what, who) is Action.FORWARD
+
+
+EVIL = {"Origin": "http://evil"}
+LINK = {**NAVIGATION, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-User": "?1"}
+
+
+@pytest.mark.parametrize(
+    ("what", "forged"),
+    [
+        (CROSS, True),
+        (CROSS_OLD, True),
+        (request("POST", "/x", {"Origin": "null"}), True),
+        (request("POST", "/x", {"Sec-Fetch-Site": "same-site"}), True),
+        (
+            request("POST", "/x", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}),
+            True,
+        ),
+        (request("DELETE", "/x", EVIL), True),
+        (request("WEBSOCKET", "/ws", EVIL), True),
+        (request("WEBSOCKET", "/ws", {"Sec-Fetch-Site": "cross-site"}), True),
+        (request("WEBSOCKET", "/ws", {"Origin": "http://me"}), False),
+        (request("GET", "/gradio_api/queue/data", EVIL), True),  # it would keep the GPU on
+        (request("GET", "/gradio_api/queue/data", {**EVIL, "Accept": "text/html"}), True),
+        (request("GET", "/image.png", {"Sec-Fetch-Site": "cross-site"}), False),
+        (request("OPTIONS", "/gradio_api/queue/join", EVIL), False),
+        (request("GET", "/", LINK), False),
+    ],
+)
+@pytest.mark.parametrize("phase", ["ready", "draining"])
+def test_other_sites_do_not_use_it(what: Request, forged: bool, phase: str) -> None:
+    settings = {"preset": "gradio"}
+    for who in (ANYBODY, BROWSER):
+        assert (decision(phase, what, who, **settings) is Action.CROSS_SITE) is forged
+    # A page that has an API key may use it from anywhere.
+    assert decision(phase, what, KEY, **settings) in (Action.FORWARD, Action.LEASE)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +137,8 @@ def test_a_drain_that_a_block_began_cannot_be_taken_back() -> None:
         (CURL, Action.FORWARD),
         (HEARTBEAT, Action.FORWARD),
         (request("GET", "/gradio_api/queue/data?session_hash=x"), Action.FINISH),
-        (request("POST", "/gradio_api/stream/x", {"Origin": "http://evil"}), Action.FINISH),
+        (request("POST", "/gradio_api/stream/x"), Action.FINISH),
+        (request("POST", "/gradio_api/stream/x", {"Origin": "http://evil"}), Action.CROSS_SITE),
     ],
 )
 def test_nothing_new_goes_to_an_instance_that_the_cloud_takes_back(
