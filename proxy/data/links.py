@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
+from qwenctl.lib.text import duration
 
 from .admit import Inbound
 from .forward import UpstreamDied
@@ -29,6 +31,16 @@ MOVING = 5.0
 """A request with a byte in the last so many seconds is not ended: whatever the cloud says, its
 instance answers."""
 
+HOLLOW = 3600.0
+"""How long a request may keep the GPU on without a byte while each report of the agent says that
+nothing runs and that no GPU works, in seconds: a service that hangs, and a client that waits."""
+
+REPORTED = 60.0
+"""A report older than this says nothing of the present, in seconds."""
+
+IDLE_PERCENT = 10.0
+"""GPU utilisation below which no work is going on."""
+
 
 @dataclass(eq=False, slots=True)
 class _Open:
@@ -37,6 +49,9 @@ class _Open:
     since: float
     """When it was opened, by the store's clock."""
     task: asyncio.Task[object] | None
+    counts: bool
+    worked_at: float = field(default_factory=time.monotonic)
+    """When the node, as far as is known, may have been at work (monotonic)."""
     why: str = ""
 
 
@@ -49,15 +64,15 @@ class Links:
         self._sweeper: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def open(self, inbound: Inbound) -> Iterator[Link]:
-        """Watch a request while it is forwarded.
+    def open(self, inbound: Inbound, *, counts: bool = False) -> Iterator[Link]:
+        """Watch a request while it is forwarded; ``counts``: it keeps the GPU on.
 
         Raises:
             UpstreamDied: its instance is gone, or was given up.
         """
         link = Link(self._usage.silence(inbound.name))
         since = inbound.view.snapshot.now + inbound.view.age
-        entry = _Open(inbound, link, since, asyncio.current_task())
+        entry = _Open(inbound, link, since, asyncio.current_task(), counts)
         self._open.add(entry)
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep())
@@ -82,15 +97,29 @@ class Links:
     def _over(self, entry: _Open) -> str:
         """Return why nothing can come of this request any more, or an empty text."""
         view, idle = entry.inbound.view, entry.link.idle
+        snapshot, now = view.snapshot, time.monotonic()
+        if view.lost or view.age > REPORTED or not _reports_rest(snapshot):
+            entry.worked_at = now
         if view.lost or idle < MOVING:
             return ""
-        snapshot = view.snapshot
+        if entry.counts and min(idle, now - entry.worked_at) > HOLLOW:
+            return f"the node has worked on nothing for {duration(HOLLOW)}"
         failure = snapshot.failure if snapshot.phase is Phase.FAILED else None
         if failure and failure.instance_is_bad:  # it may still do the work that it was given
             silence = self._usage.silence(entry.inbound.name).seconds
             lost = silence > entry.inbound.gpu.timing.node_lost
             return "the node does not answer any more" if lost else ""
         return "its instance is gone" if _gone_since(snapshot, entry.since) else ""
+
+
+def _reports_rest(snapshot: Snapshot) -> bool:
+    """Whether the agent reports that nothing runs, and has seen that no GPU works."""
+    report, age = snapshot.report, snapshot.node_view.heartbeat_age
+    if report is None or age is None or age > REPORTED or report.active:
+        return False
+    loads = [gpu.utilisation_percent for gpu in report.resources.gpus]
+    fresh = report.resources.gpus_age is not None and report.resources.gpus_age <= REPORTED
+    return bool(loads) and fresh and all(x is not None and x < IDLE_PERCENT for x in loads)
 
 
 def _gone_since(snapshot: Snapshot, opened: float) -> bool:

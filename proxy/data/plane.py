@@ -183,7 +183,7 @@ class DataPlane:
         try:
             if not address:
                 raise NotConnected("the cloud has not said where the node is")
-            with self._links.open(exchange) as link:
+            with self._links.open(exchange, counts=decision.counts) as link:
                 if decision.counts or exchange.scope["type"] == "websocket":
                     await self._counted(exchange, decision, base, link)
                 else:

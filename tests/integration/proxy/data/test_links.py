@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from proxy.data import links
 from proxy.http.request import Message
 from qwenctl.core.failures import Failure
 from qwenctl.core.snapshot import Snapshot
+from qwenctl.protocol.messages import GpuFigures, Report, Resources
 from qwenctl.store.store import Store
 from tests.integration.proxy.parts import JSON, FaultyStore, Parts, into, nothing_more, parts, scope
 from tests.simulation.life import Life
@@ -168,5 +170,56 @@ def test_an_empty_or_a_stale_store_is_no_proof(
             mute.says.put_nowait(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
             await asyncio.wait_for(task, 5)
             assert sent[0]["status"] == 200
+
+    asyncio.run(go())
+
+
+def resting(life: Life, **fields: Any) -> Snapshot:
+    """What a proxy knows after such a report of the agent."""
+    gpus = (GpuFigures(index="0", utilisation_percent=fields.pop("percent", 0.0)),)
+    resources = Resources(gpus=gpus, gpus_age=fields.pop("gpus_age", 0.5))
+    report = Report(
+        gpu="main",
+        boot_id="boot-0001",
+        start_seq=1,
+        state="ready",
+        resources=fields.pop("resources", resources),
+        **fields,
+    )
+    node = {**life.now.node, "report": report.model_dump_json()}
+    return dataclasses.replace(life.now, node=node)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ends"),
+    [
+        ({}, True),
+        ({"active": 1}, False),
+        ({"percent": 11.0}, False),
+        ({"percent": None}, False),
+        ({"gpus_age": 90.0}, False),
+        ({"resources": Resources()}, False),
+    ],
+    ids=str,
+)
+def test_a_service_that_hangs_does_not_hold_its_client_for_ever(
+    faulty: FaultyStore,
+    life: Life,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    ends: bool,
+) -> None:
+    """It is ended only if the agent has said all the time that nothing works."""
+    monkeypatch.setattr(links, "HOLLOW", 1.0)
+    life.wake()
+    at_rest, known = resting(life), resting(life, **fields)
+
+    async def go() -> None:
+        async with asked(faulty, at_rest, monkeypatch, mute=Mute()) as (made, task, sent):
+            for step in range(30):
+                made.know(known if step == 5 else at_rest if ends else known)
+                await asyncio.sleep(0.1)
+            assert task.done() == ends
+            assert not ends or sent[0]["status"] == 502
 
     asyncio.run(go())
