@@ -38,7 +38,7 @@ SPARE = 32
 """How many connections without a request, and how many of nodes and probes, there is always room for."""
 
 CHECK = 1.0
-"""Seconds between two looks at the connections with a request in work."""
+"""Seconds between two looks at what stands still."""
 
 LOG_INTERVAL = 10.0
 """How often refused connections are logged, in seconds."""
@@ -170,7 +170,7 @@ class Capacity:
 
     def _check(self) -> None:
         now = time.monotonic()
-        for connection in (*self._busy, *self._urgent):
+        for connection in (*self._busy, *self._urgent, *self._idle):
             connection.check(now)
         if len(self):
             asyncio.get_running_loop().call_later(CHECK, self._check)

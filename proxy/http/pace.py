@@ -28,16 +28,24 @@ class Stall:
         self._left = 0
         self._since = 0.0
 
-    def lasts(self, transport: asyncio.Transport, now: float, *, waits: bool) -> bool:
-        """Return whether nothing has been taken for `READER_SECONDS`; ``waits``: something is due.
+    def lasts(self, transport: asyncio.Transport, now: float) -> bool:
+        """Return whether nothing has been taken for `READER_SECONDS`.
 
         A generation that says nothing for long is no stall: nothing waits for the client then.
         """
-        left = transport.get_write_buffer_size() if waits else 0
+        left = transport.get_write_buffer_size()
         if left == 0 or left != self._left:
             self._left, self._since = left, now
             return False
         return now - self._since > READER_SECONDS
+
+
+def drop(transport: asyncio.Transport) -> None:
+    """Close a connection at once, also where its client takes nothing."""
+    if transport.get_write_buffer_size():
+        transport.abort()
+    else:
+        transport.close()
 
 
 class Pace(FlowControl):
@@ -75,7 +83,7 @@ class Pace(FlowControl):
         return now - self.moved_at > BODY_SECONDS
 
     def reader_stalls(self, now: float) -> bool:
-        return self._stall.lasts(self._transport, now, waits=self.write_paused)
+        return self._stall.lasts(self._transport, now)
 
 
 class Reader(asyncio.BufferedProtocol):

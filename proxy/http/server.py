@@ -19,7 +19,7 @@ from qwenctl.protocol.messages import HELLO_PATH, REPORT_PATH
 
 from .authority import host_problem
 from .capacity import RETRY_AFTER, Capacity, Refusal
-from .pace import AHEAD, Pace, Reader
+from .pace import AHEAD, Pace, Reader, drop
 from .problem import PROBLEM_TYPE, problem_body
 from .websocket_server import WebSocket
 
@@ -108,17 +108,18 @@ class Protocol(HttpToolsProtocol):
             transport.set_protocol(successor)
 
     def drop(self) -> None:
-        self.transport.close()
+        drop(self.transport)
 
     def check(self, now: float) -> None:
         """Close a connection whose body or reader stands still."""
-        cycle = self.cycle
-        if cycle is None or self.transport.is_closing():
-            return
-        reads = cycle.more_body and not cycle.waiting_for_100_continue and not self.flow.read_paused
         if self.flow.reader_stalls(now):
             self.transport.abort()
-        elif reads and not self.pipeline and self.flow.body_stalls(now) and not self._refused:
+            return
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or self.transport.is_closing():
+            return
+        reads = cycle.more_body and not cycle.waiting_for_100_continue and not self.flow.read_paused
+        if reads and not self.pipeline and self.flow.body_stalls(now) and not self._refused:
             self._refused = _BODY_TOO_SLOW
             self.send_400_response("")
 
@@ -213,6 +214,8 @@ class Protocol(HttpToolsProtocol):
             self.capacity.end(self)
         super().on_response_complete()
         self.flow.ended()
+        if self.cycle.response_complete and self.cycle.more_body and self._late is None:
+            self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)  # the rest of the body
 
     def on_body(self, body: bytes) -> None:
         self._beside = 0

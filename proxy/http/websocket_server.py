@@ -9,7 +9,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 
 from .capacity import Capacity
-from .pace import Stall
+from .pace import Stall, drop
 
 MAX_MESSAGE = 16 << 20
 """The longest message in either direction, in bytes; a longer one closes the connection with 1009.
@@ -60,11 +60,11 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._count(0)
 
     def drop(self) -> None:
-        self.transport.close()
+        drop(self.transport)
 
     def check(self, now: float) -> None:
         """Close the connection of a client that takes nothing."""
-        if self._stall.lasts(self.transport, now, waits=not self.writable.is_set()):
+        if self._stall.lasts(self.transport, now):
             self.transport.abort()
 
     def pause_writing(self) -> None:

@@ -21,7 +21,7 @@ import uvicorn
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from proxy.http import pace
+from proxy.http import pace, server
 from proxy.http.capacity import CHECK, SPARE, Capacity, bearable
 from proxy.http.server import protocols
 from proxy.http.websocket_server import MAX_MESSAGE, WebSocket
@@ -143,17 +143,25 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a client's blocking code against the server alone, with short bounds of time."""
     monkeypatch.setattr(pace, "BODY_SECONDS", 0.5)
     monkeypatch.setattr(pace, "READER_SECONDS", 0.5)
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.5)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/held":
             await asyncio.sleep(2.5)
         seen = "whole"
-        while (message := await receive()).get("more_body"):
+        while scope["path"] != "/early" and (message := await receive()).get("more_body"):
             pass
-        if message["type"] == "http.disconnect":
+        if scope["path"] != "/early" and message["type"] == "http.disconnect":
             seen = "gone"
         ENDS[scope["path"]] = seen
+        if scope["path"] == "/early":
+            await send({"type": "http.response.start", "status": 413, "headers": EMPTY})
+            await send({"type": "http.response.body"})
+            return
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/at-once":
+            await send({"type": "http.response.body", "body": bytes(LARGE)})
+            return
         if scope["path"] == "/quiet":
             await asyncio.sleep(2.5)
         while scope["path"] == "/endless" and seen == "whole":
@@ -184,6 +192,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 ENDS: dict[str, str] = {}
+EMPTY = [(b"content-length", b"0")]
+LARGE = 64 * MIB
+"""More than the kernel's buffers take."""
 
 
 def upload(path: str, size: int) -> bytes:
@@ -237,6 +248,38 @@ def test_a_client_that_never_reads_is_closed_and_a_quiet_generation_is_not(serve
             assert quiet.answer()[0] == 200
 
     ENDS.clear()
+    serve(client)
+
+
+@pytest.mark.parametrize("keep", ["close", "keep-alive"])
+def test_a_client_that_does_not_read_the_rest_is_closed(serve: Run, keep: str) -> None:
+    """The application has sent all of it, and the server has it to deliver."""
+
+    def client(port: int) -> None:
+        with RawClient(port) as deaf:
+            deaf.send(f"GET /at-once HTTP/1.1\r\nHost: x\r\nConnection: {keep}\r\n\r\n".encode())
+            time.sleep(1.0 + 3 * CHECK)
+            got = 0
+            with contextlib.suppress(ConnectionResetError):
+                while piece := deaf.socket.recv(MIB):
+                    got += len(piece)
+            assert got < LARGE
+
+    serve(client)
+
+
+def test_the_rest_of_a_body_that_was_answered_early_has_a_bound_of_time(serve: Run) -> None:
+    def client(port: int) -> None:
+        with RawClient(port) as late:
+            late.send(upload("/early", 1000) + b"x")
+            assert late.answer()[0] == 413
+            began = time.monotonic()
+            with contextlib.suppress(OSError):
+                while time.monotonic() - began < 5:
+                    late.send(b"x")
+                    time.sleep(0.1)
+            assert time.monotonic() - began < 3
+
     serve(client)
 
 

@@ -27,14 +27,13 @@ def test_only_what_waits_for_a_client_can_stall() -> None:
     transport: Any = Transport()
     stall = Stall()
     for now in range(0, 10_000, 100):
-        assert not stall.lasts(transport, now, waits=True), "nothing to send: it generates"
+        assert not stall.lasts(transport, now), "nothing to send: it generates"
     transport.left = 1000
-    assert not stall.lasts(transport, 10_000, waits=False)
-    assert not stall.lasts(transport, 20_000, waits=True)
-    assert not stall.lasts(transport, 20_000 + READER_SECONDS, waits=True)
+    assert not stall.lasts(transport, 20_000)
+    assert not stall.lasts(transport, 20_000 + READER_SECONDS)
     transport.left = 999
-    assert not stall.lasts(transport, 20_001 + READER_SECONDS, waits=True), "it moves"
-    assert stall.lasts(transport, 20_002 + 2 * READER_SECONDS, waits=True)
+    assert not stall.lasts(transport, 20_001 + READER_SECONDS), "it moves"
+    assert stall.lasts(transport, 20_002 + 2 * READER_SECONDS)
 
 
 def test_a_body_may_be_slow_and_may_wait_for_us() -> None:
