@@ -7,7 +7,7 @@ A provider is one instance in one cloud account. It performs and reports; it dec
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -82,6 +82,8 @@ class Observation:
     """The cloud's reason for the state, if it gives one."""
     surplus: bool = False
     """Another instance of the same GPU is on, too; see `MultiInstanceProvider`."""
+    kept_address: str = field(default="", compare=False)
+    """The address that it has whenever it runs, such as a private IP; empty if that changes."""
 
 
 def checked(seen: object) -> Observation:

@@ -341,6 +341,7 @@ class Controller:
             failure=snapshot.failure,
             ready_at=snapshot.time("ready_at"),
             found_running=self._gpu.found_running,
+            addressed=bool(self._gpu.address or snapshot.address),
             agentless=self._prober is not None,
         )
 
@@ -410,12 +411,14 @@ class Controller:
             lock,
             state=seen.state.value,
             instance_id=snapshot.state.get("instance_id", "") if keep else seen.instance_id,
-            address=self._gpu.address or (snapshot.address if keep else seen.address),
+            address=self._gpu.address
+            or ((snapshot.address or seen.kept_address) if keep else seen.address),
             reason=seen.reason,
             error=error,
             machine=self._gpu.machine,
             code=code,
             started=self._started,
+            kept_address=seen.kept_address,
         )
 
     def _only_serving(self, seen: Observation, snapshot: Snapshot) -> Observation:

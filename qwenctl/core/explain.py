@@ -93,6 +93,10 @@ def explain(
         told = [service for service in snapshot.report.services if service.doubt]
         texts = [f"{one_line(service.name)}: {one_line(service.doubt)}" for service in told]
         reasons += [Reason("node", text) for text in texts]
+    says_ready = snapshot.phase is Phase.LOADING and snapshot.node_view.state == "ready"
+    if says_ready and not snapshot.address:
+        text = "its agent says that it is ready, but the cloud has not named its address yet"
+        reasons.append(Reason("cloud", f"{text}; gpu.{snapshot.gpu}.address names it"))
     if note := snapshot.state.get("start_note"):
         reasons.append(Reason("cloud", one_line(note)))
     reasons += _last_start(events, now)

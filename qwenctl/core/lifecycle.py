@@ -15,53 +15,7 @@ from typing import Literal, Union
 from qwenctl.core import failures
 from qwenctl.core.failures import Failure
 from qwenctl.core.phase import Guard, Observed, Phase
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Bounds in seconds. The defaults suit a cloud; the local provider is faster."""
-
-    drain: float = 4.0
-    """How long nobody must have wanted the GPU before it is stopped. More than the snapshot age
-    plus the write-back interval of a proxy, 1 s each
-    (docs/architecture.md#why-no-request-is-forwarded-into-a-stop), so never under 3."""
-    start: float = 300.0
-    """How long the cloud may take from an accepted start to running."""
-    boot: float = 300.0
-    """How long the agent may take from running to hello."""
-    load: float = 1200.0
-    """How long the services may take from hello to ready."""
-    call_grace: float = 15.0
-    """How long the cloud may go on showing the old state after it accepted a call."""
-    heartbeat: float = 20.0
-    """A heartbeat older than this makes the controller look at the cloud."""
-    vouch: float = 12.0
-    """How long an agent is given to report running work to a store that may have forgotten it: more
-    than a heartbeat, a hello and the agent's longest pause between two tries."""
-    node_lost: float = 180.0
-    """A heartbeat older than this means that the agent is gone; requests that nobody has answered for
-    as long are then no work any more."""
-    retry: float = 10.0
-    """The first wait after a failure; doubles with each further one."""
-    retry_max: float = 300.0
-    stable: float = 60.0
-    """A GPU that was ready for less than this counts as a failed attempt when it dies."""
-    patience: float = 5.0
-    """As many times longer without an agent: a WebUI at work may answer no probe."""
-    spot_stable: float = 600.0
-    """The same for one that the cloud takes back (spot), from the second in a row on."""
-    complaint: float = 7.5
-    """The same where the cloud says that the instance is gone and a connection to it has failed."""
-    gone: float = 60.0
-    """How long the cloud must have said that the instance is gone, if only running work speaks
-    against it. An agent that reports refutes it for as long as it does."""
-    observe_moving: float = 2.0
-    """How old an observation may be right after a change; half the time since then later on, so
-    that a long boot costs few calls."""
-    observe_slow: float = 15.0
-    """How old an observation may be in a phase that has been changing for long."""
-    observe_settled: float = 60.0
-    """How old an observation may be at most while nothing happens."""
+from qwenctl.core.timings import Timings as Timings
 
 
 @dataclass(frozen=True)
@@ -74,6 +28,9 @@ class NodeView:
     heartbeat_age: float | None = None
     interrupted: bool = False
     """The cloud has announced that it takes this instance back (spot)."""
+    vouched: bool = False
+    """Its boot said hello after the cloud accepted our start, or had been seen running; an
+    instance that was there before does not count."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +76,8 @@ class View:
     failure: Failure | None = None
     ready_at: float | None = None
     found_running: Literal["adopt", "stop", "ignore"] = "adopt"
+    addressed: bool = False
+    """Whether the node's address is known: configured, or named by the cloud at some time."""
     agentless: bool = False
     """No agent: `qwenctl.control.agentless` reports in its place."""
 
@@ -230,21 +189,65 @@ def decide(view: View, timings: Timings, now: float) -> Step:
         view = replace(view, failure=None)  # stable: earlier failures no longer count
     if view.observed_at is None:
         return Observe()
+    if view.observed is Observed.UNKNOWN and (move := _by_its_agent(view, timings)):
+        return move
     # Observations from before an accepted call are void; a cloud shows its effect with a delay.
     due = _next_look(view, timings, now, max(view.observed_at, view.called_at or 0.0))
     if now >= due:
         return Observe()
     if view.observed is Observed.UNKNOWN:
-        if view.denied and view.wanted and view.phase in (Phase.OFF, Phase.STARTING):
+        if view.denied and view.wanted and not _may_still_report(view, timings, now):
             return failed(
                 view, timings, now, failures.DENIED, view.observed_reason, instance_is_bad=False
             )
         if view.node.interrupted and view.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY):
             # The node reports it; draining stops nothing.
             return Move(Phase.DRAINING, failures.SPOT_INTERRUPTION, failure=view.failure)
-        return Wait(due - now, "the cloud cannot be asked; nothing is done blind")
+        return Wait(due - now, "the cloud cannot be asked; nothing is started or stopped blind")
     step = _BY_PHASE[view.phase](view, timings, now)
     return replace(step, seconds=min(step.seconds, due - now)) if isinstance(step, Wait) else step
+
+
+def _vouches(view: View, timings: Timings) -> bool:
+    """Return whether the agent of the boot that we started reports."""
+    age = view.node.heartbeat_age
+    present = view.node.vouched and age is not None and age <= timings.heartbeat
+    return present and not view.agentless and not view.force_stop
+
+
+def _by_its_agent(view: View, timings: Timings) -> Move | None:
+    """Return the transition on the way to `ready` that the agent's signed word alone allows.
+
+    While the cloud cannot be asked, that is proof enough that the instance runs. It never stops.
+    """
+    node, phase = view.node, view.phase
+    if not _vouches(view, timings) or node.interrupted:
+        return None
+    if phase is Phase.STARTING:
+        return Move(Phase.BOOTING, "hello", failure=view.failure)
+    if phase is Phase.FAILED and view.failure is not None and not view.failure.instance_is_bad:
+        return Move(Phase.BOOTING, "started_after_all", failure=view.failure)
+    if phase is Phase.BOOTING:
+        return Move(Phase.LOADING, "hello", failure=view.failure)
+    if phase is Phase.LOADING and node.state == "ready" and view.addressed:
+        return Move(Phase.READY, "ready", failure=view.failure)
+    if phase is Phase.READY and node.state == "loading":
+        return Move(Phase.LOADING, "service_restarted", failure=view.failure)
+    if phase is Phase.DRAINING and view.wanted:
+        back = Phase.READY if node.state == "ready" else Phase.BOOTING
+        return Move(back, "demand", Guard.WANTED, view.failure)
+    return None
+
+
+def _may_still_report(view: View, timings: Timings, now: float) -> bool:
+    """Return whether a denied look can wait, because the agent may say that the instance runs."""
+    if view.phase is Phase.OFF:
+        return False
+    if view.phase is not Phase.STARTING:
+        return True
+    if view.called_at is None or view.call_error or view.agentless:
+        return False
+    return now - view.called_at <= timings.start + timings.boot
 
 
 def _next_look(view: View, timings: Timings, now: float, seen_at: float) -> float:
@@ -297,6 +300,10 @@ def _found_running(view: View, timings: Timings) -> Step:
 def _starting(view: View, timings: Timings, now: float) -> Step:
     if view.observed is Observed.RUNNING:
         return Move(Phase.BOOTING, "running", failure=view.failure)
+    if view.observed.gone and _vouches(view, timings):
+        if (view.observed_at or 0.0) < (view.called_at or 0.0):
+            return Observe()  # the hello says that the call has had its effect
+        return Move(Phase.BOOTING, "hello", failure=view.failure)  # a stale answer
     if view.observed is Observed.ABSENT:
         return failed(view, timings, now, failures.NOT_FOUND, _absent(view), instance_is_bad=False)
     if view.force_stop and view.observed is Observed.STARTING:
@@ -409,7 +416,7 @@ def _booting(view: View, timings: Timings, now: float) -> Step:
 def _loading(view: View, timings: Timings, now: float) -> Step:
     if step := _up(view, timings, now) or _node_failed(view, timings, now):
         return step
-    if view.node.state == "ready":
+    if view.node.state == "ready" and (view.addressed or not view.observed.gone):
         return Move(Phase.READY, "ready", failure=view.failure)
     if now - view.since > timings.load:
         message = f"the service is not ready after {timings.load:.0f} s"

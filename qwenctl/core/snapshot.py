@@ -165,7 +165,17 @@ class Snapshot:
             error=self.node.get("error", ""),
             heartbeat_age=None if seen is None else max(0.0, self.now - seen),
             interrupted=self.interrupted_at is not None,
+            vouched=self._vouched,
         )
+
+    @property
+    def _vouched(self) -> bool:
+        """Whether the node's boot belongs to our accepted start, or to what was seen running."""
+        boot, seq = self.node.get("boot_id"), self.state.get("start_seq", "")
+        if boot is None or boot == self.state.get("stranger"):
+            return False
+        ours = self.state.get("accepted_seq") == seq or self.phase.running
+        return ours and self.node.get("start_seq") == (seq or "0")
 
     @property
     def interrupted_at(self) -> float | None:

@@ -264,13 +264,14 @@ class Store:
         machine: str = "",
         code: str = "",
         started: str = "",
+        kept_address: str = "",
     ) -> Outcome:
         """Record the state that the cloud reports, or why it could not be asked.
 
         ``machine`` names the instance; see `GpuConfig.machine`. ``code``: the error's failure code.
-        ``started``: see `transition`.
+        ``started``: see `transition`. ``kept_address``: see `Observation.kept_address`.
         """
-        seen = (state, instance_id, address, reason, error, machine, code, started)
+        seen = (state, instance_id, address, reason, error, machine, code, started, kept_address)
         return Outcome(self._run("record_observation", gpu, lock.owner, lock.epoch, *seen))
 
     # Demand

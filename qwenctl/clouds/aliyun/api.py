@@ -181,7 +181,15 @@ class Instance:
         if self.state is Observed.STOPPED and billed and not keep_charging:
             why = self.keeps_charging or "it was stopped in standard mode (KeepCharging)"
             reasons.append(f"the instance is stopped and billed on: {why}")
-        return Observation(self.state, self.id, address, "; ".join(reasons))
+        kept = self.address(choice)
+        return Observation(
+            self.state,
+            self.id,
+            address,
+            "; ".join(reasons),
+            # A stop releases the public IP only.
+            kept_address=kept if kept in (self.private_ip, self.eip) else "",
+        )
 
 
 def _first(data: Any, *path: str) -> str:

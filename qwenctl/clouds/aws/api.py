@@ -384,7 +384,12 @@ def observation(
     if state is Observed.ABSENT:
         reason = f"the instance has been terminated and cannot come back{reason and f': {reason}'}"
     where = _choose(instance, address) if state is Observed.RUNNING else ""
-    return Observation(state, instance_id, where, reason)
+    # The private IP is kept until the instance is terminated:
+    # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/using-instance-addressing.html.
+    kept, private = _choose(instance, address), instance.get("PrivateIpAddress")
+    return Observation(
+        state, instance_id, where, reason, kept_address=kept if kept == private else ""
+    )
 
 
 def _choose(instance: Mapping[str, Any], address: str) -> str:

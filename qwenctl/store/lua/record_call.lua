@@ -7,6 +7,9 @@ if phase() ~= ARGV[5] then return 'phase' end
 redis.call('HSET', STATE, 'called_at', num(NOW), 'call_error', ARGV[8], 'call_code', ARGV[10])
 if ARGV[8] == '' then
   redis.call('HDEL', STATE, 'refused_since')
+  if ARGV[6] == 'start' then
+    redis.call('HSET', STATE, 'accepted_seq', redis.call('HGET', STATE, 'start_seq') or '0')
+  end
 else
   redis.call('HSETNX', STATE, 'refused_since', num(NOW))
 end

@@ -6,11 +6,12 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from qwenctl.core.phase import Phase
+from qwenctl.core.phase import Observed, Phase
 from qwenctl.errors import ExitCode
 from tests.support.deployment import Deployment
 from tests.support.fake_ecs import FakeEcs
@@ -144,3 +145,21 @@ def test_the_agent_does_not_stop_what_is_needed_or_works(
         assert not stopped.exists()
         time.sleep(0.5)
     assert deployed.store.snapshot("main").phase is Phase.READY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "status"), [("Throttling.User", 400), ("InvalidSecurityToken.Expired", 400)]
+)
+def test_a_ready_node_serves_while_the_cloud_cannot_be_asked(
+    fake: FakeEcs, deployed: Deployment, code: str, status: int
+) -> None:
+    proxy = deployed.start().proxies[0]
+    with ThreadPoolExecutor() as pool:
+        asked = time.monotonic()
+        answer = pool.submit(proxy.post, "/count", 40)
+        until(lambda: fake.cloud.instances[INSTANCE].starts, 30)
+        refuse(fake, "DescribeInstances", code, status)
+        assert answer.result().status_code == 200
+    assert time.monotonic() - asked < 30
+    assert deployed.store.snapshot("main").observed is Observed.UNKNOWN
