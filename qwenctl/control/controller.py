@@ -143,6 +143,7 @@ class Controller:
         self._due = threading.Event()
         self._lock: Lock | None = None
         self._lock_until = 0.0
+        self._clock_steps = 0
         self._prober = None if gpu.agent else Prober(name, gpu, store, leads=self.leads)
         self._forget()
 
@@ -296,6 +297,9 @@ class Controller:
         self._connected = self._store.connected
 
     def _view(self, snapshot: Snapshot) -> View:
+        if snapshot.clock_steps != self._clock_steps:
+            self._forget()  # its times are of another clock
+            self._clock_steps = snapshot.clock_steps
         observed_at = self._observed_at
         if self._should_look(snapshot):
             observed_at = None

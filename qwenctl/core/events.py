@@ -33,6 +33,7 @@ class EventKind(str, Enum):
     NODE = "node"  # the node's state or progress changed
     INTERRUPTION = "interruption"  # the cloud takes the instance back
     COMMAND = "command"  # the node was given something to do
+    CLOCK = "clock"  # the store's clock stepped, and all times were moved along
     FIRST_BYTE = "first-byte"  # the first answer after a start went to a visitor
 
     __str__ = str.__str__  # the same in an f-string, whatever the version of Python
@@ -49,6 +50,7 @@ FIELDS: dict[EventKind, frozenset[str]] = {
     EventKind.NODE: frozenset({"actor", "state", "progress", "error"}),
     EventKind.INTERRUPTION: frozenset({"actor", "action", "ends"}),
     EventKind.COMMAND: frozenset({"verb", "actor"}),
+    EventKind.CLOCK: frozenset({"actor", "step"}),
     EventKind.FIRST_BYTE: frozenset({"actor", "start_seq"}),
 }
 """The fields of each kind, as they are stored."""

@@ -194,6 +194,11 @@ class Snapshot:
         return Report.model_validate_json(text) if text else None
 
     @property
+    def clock_steps(self) -> int:
+        """How many steps of the store's clock were absorbed: times read before the last are void."""
+        return int(self.lock.get("steps", 0))
+
+    @property
     def leader(self) -> str:
         """The owner of the controller lock; empty if nobody holds it."""
         expiry = seconds_of(self.lock.get("expiry")) or 0.0

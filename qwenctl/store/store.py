@@ -30,6 +30,7 @@ from qwenctl.errors import StoreUnavailable
 from qwenctl.lib.text import escape_control
 from qwenctl.protocol.messages import Command, Hello, Report
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
+from qwenctl.store.clock import ClockGuard, Reading, elapsed, step_between
 from qwenctl.store.connect import connect, connections_made, explained_errors, place_of
 from qwenctl.store.watcher import Watcher
 
@@ -57,11 +58,18 @@ class Store:
     """The shared state of one deployment; thread-safe."""
 
     def __init__(
-        self, client: redis.Redis, deployment: str, *, now: Callable[[], float] | None = None
+        self,
+        client: redis.Redis,
+        deployment: str,
+        *,
+        now: Callable[[], float] | None = None,
+        monotonic: Callable[[], float] | None = None,
     ) -> None:
         self._redis = client
         self._deployment = deployment
         self._now = now
+        # A clock that is handed in goes with no other, unless that is handed in, too.
+        self._guard = ClockGuard(monotonic or elapsed) if monotonic or not now else None
         self._watchers: WeakSet[Watcher] = WeakSet()
         prelude = (_LUA / "prelude.lua").read_text("utf-8")
         self._scripts = {
@@ -84,7 +92,39 @@ class Store:
         return [self._key(gpu, name) for name in (_KEYS if gpu else _SESSION_KEYS)]
 
     def _run(self, script: str, gpu: str, *args: str | int) -> Any:
-        now = -1 if self._now is None else round(self._now() * 1000)
+        for _ in range(3):
+            latest = self._guard.latest(gpu) if self._guard else None
+            try:
+                return self._call(script, gpu, latest, *args)
+            except redis.exceptions.ResponseError as error:
+                if "CLOCKSTEP" not in str(error):
+                    raise
+                self._check_clock(gpu)
+        raise StoreUnavailable(
+            f"Redis at {self.place} answers too late, or its clock is not steady"
+        )
+
+    def _check_clock(self, gpu: str) -> None:
+        """Read the clock anew, and have a step ahead absorbed that is sure."""
+        assert self._guard
+        before = self._guard.last(gpu)
+        after = self._read_clock(gpu, "0", "", "0")
+        step = step_between(before, after) if before else 0.0
+        if before and step:
+            after = self._read_clock(gpu, _ms(step), str(before.steps), _ms(before.now))
+        self._guard.forget(gpu)  # a store that answers slowly is used all the same
+        self._guard.note(gpu, after)
+
+    def _read_clock(self, gpu: str, *args: str | int) -> Reading:
+        assert self._guard
+        sent = self._guard.monotonic()
+        now, steps = self._call("clock", gpu, None, *args)
+        return Reading(float(now) / 1000, int(steps), sent, self._guard.monotonic())
+
+    def _call(self, script: str, gpu: str, latest: float | None, *args: str | int) -> Any:
+        now = str(-1 if self._now is None else round(self._now() * 1000))
+        if latest is not None:
+            now += f":{_ms(latest)}"
         keys = self.keys(gpu)
         flags = (int(arg) if isinstance(arg, bool) else arg for arg in args)
         argv = [now, self._key(gpu, "changed"), *flags]
@@ -137,7 +177,12 @@ class Store:
 
     def snapshot(self, gpu: str) -> Snapshot:
         """Return everything known of one GPU now."""
+        sent = self._guard.monotonic() if self._guard else 0.0
         now, state, leases, blocks, info, node, lock = self._run("snapshot", gpu)
+        if self._guard:
+            steps = int(_pairs(lock).get("steps", 0))
+            reading = Reading(float(now) / 1000, steps, sent, self._guard.monotonic())
+            self._guard.note(gpu, reading)
         about = {name: json.loads(text) for name, text in _pairs(info).items()}
 
         def entry(name: str, expiry: str) -> Lease:

@@ -42,6 +42,7 @@ def test_no_run_cuts_a_request(rules: tuple[str, ...]) -> None:
         ("3", "lost", "olddrain"),
         ("3", "frozen", "doubted"),
         ("3", "vanish", "ghosts"),
+        ("3", "trusted"),
     ],
 )
 def test_without_one_of_its_rules_there_is_such_a_run(rules: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
 """Explicit-state check of the drain/forward/fencing protocol of docs/architecture.md (2 proxies, 2 controllers, ticks of 1 s).
 
-Finds a run in which the cloud stops the GPU under a request in flight, or none. Usage: drain_protocol.py DRAIN_TICKS [nolockrule] [noepoch] [stale] [intr [noask]] [lie [believed]] [block [owned]] [lost [unvouched] [olddrain]] [frozen [doubted]] [vanish [ghosts]]
+Finds a run in which the cloud stops the GPU under a request in flight, or none. Usage: drain_protocol.py DRAIN_TICKS [nolockrule] [noepoch] [stale] [intr [noask]] [lie [believed]] [block [owned]] [lost [unvouched] [olddrain]] [frozen [doubted]] [vanish [ghosts]] [trusted]
 
 intr: the cloud takes the instance back: no way back to ready, only work keeps it from stopping, and a part of running work is
 forwarded in `draining` with an in-flight lease in the same breath (noask: without it, by the snapshot alone: a violation).
@@ -15,12 +15,14 @@ frozen: the agent is silent and no request in flight is answered, so the node is
 the stop waits until each request was ended by its own proxy (doubted: it waits for no request that was silent: a violation).
 vanish: an instance vanishes without a word; its requests stay open, but count for nothing on the next (ghosts: a proxy renews its
 lease for any request: they keep the next on, a violation).
+trusted: steps ahead of the store's clock are not absorbed, so that at any moment leases and the lock expire and a drain is over
+(a violation; absorbed, a step changes nothing here).
 """
 import sys
 from collections import deque
 D = int(sys.argv[1]); LOCKRULE = "nolockrule" not in sys.argv; STALE = "stale" in sys.argv; INTR = "intr" in sys.argv; ASK = "noask" not in sys.argv; EPOCH = "noepoch" not in sys.argv
 LIE = "lie" in sys.argv; BELIEVED = "believed" in sys.argv; BLOCK = "block" in sys.argv; OWNED = "owned" in sys.argv
-LOST = "lost" in sys.argv; UNVOUCHED = "unvouched" in sys.argv; OLDDRAIN = "olddrain" in sys.argv
+LOST = "lost" in sys.argv; UNVOUCHED = "unvouched" in sys.argv; OLDDRAIN = "olddrain" in sys.argv; TRUSTED = "trusted" in sys.argv
 FROZEN = "frozen" in sys.argv; DOUBTED = "doubted" in sys.argv; VANISH = "vanish" in sys.argv; GHOSTS = "ghosts" in sys.argv
 MOVING, SILENT, OUTLIVED = 1, 2, 3  # a request in flight
 PROXIES = (0,) if VANISH else (0, 1); CONTROLLERS = (0,) if FROZEN else (0, 1)  # or there are millions of states
@@ -61,6 +63,7 @@ def succ(s):
         if FROZEN and fl[p] == MOVING: yield f"silent{p}", (ph, td, own, ttl, cl, L, il, sn, rep(fl, p, SILENT), di, he, pc)
         if FROZEN and fl[p] == SILENT: yield f"byte{p}", (ph, td, own, ttl, cl, L, il, sn, rep(fl, p, MOVING), di, he, pc)
         if fl[p]: yield f"end{p}", (ph, td, own, ttl, cl, L, il, sn, rep(fl, p, 0), rep(di, p, 0) if di[p] < 0 else di, he, pc)
+    if TRUSTED: yield "step ahead", (ph, D if ph == "draining" else 0, None, 0, cl, 0, (0, 0), sn, fl, di, he, pc)
     if LOST and cl == "running" and ph in ("ready", "draining") and any(fl):
         again = tuple(0 if f and d < 0 else d for f, d in zip(fl, di))  # their next renewal
         yield "emptied", ("off", 0, None, 0, cl, 0, (0, 0), sn, fl, again, he, (None, None))

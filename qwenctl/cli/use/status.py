@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -400,10 +401,18 @@ def event_words(event: Event) -> str:
         return f"node: hello, boot {event.boot_id}"
     if kind is EventKind.INTERRUPTION:
         return f"node: the cloud takes the instance back ({event.action})"
+    if kind is EventKind.CLOCK:
+        return f"Redis's clock stepped by {_step_seconds(event):+.1f} s; all times were moved along"
     if kind is EventKind.FIRST_BYTE:
         return "first answer to a visitor"
     rest = " ".join(f"{key}={value}" for key, value in event.fields.items())
     return f"{kind} {rest}".strip()
+
+
+def _step_seconds(event: Event) -> float:
+    with contextlib.suppress(ValueError):
+        return float(event.fields.get("step", "")) / 1000
+    return 0.0
 
 
 def logs(gpu: str | None, count: int, follow: bool, json: bool, config: str | None) -> None:

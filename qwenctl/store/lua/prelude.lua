@@ -5,18 +5,21 @@
 --   2 leases  zset     lease name -> expiry
 --   3 blocks  zset     block name -> expiry
 --   4 info    hash     lease or block name -> JSON {reason, actor, since}
---   5 lock    hash     owner, epoch, expiry
+--   5 lock    hash     owner, epoch, expiry; time, gap_from, gap_to, steps: of the clock, see
+--                      docs/decisions/0012-steps-of-the-clock.md
 --   6 node    hash     boot_id, start_seq, state, seen_at, report, …
 --   7 nonces  zset     nonce -> expiry
 --   8 events  stream   the history
 --   9 log     list     the node's last log lines
 --   10 commands list   commands for the node of this boot, as JSON
--- ARGV[1] is the time in ms, or -1 for the server's clock; ARGV[2] the channel to publish on. Times
--- are ms since 1970 on that clock; no key ever has a TTL.
+-- ARGV[1] is the time in ms, or -1 for the server's clock, and after a colon the latest time that the
+-- caller's monotonic clock allows; ARGV[2] the channel to publish on. Times are ms since 1970 on that
+-- clock; no key ever has a TTL.
 local STATE, LEASES, BLOCKS, INFO, LOCK = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local NODE, NONCES, EVENTS, LOG, COMMANDS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local CHANNEL = ARGV[2]
-local NOW = tonumber(ARGV[1])
+local given, latest = ARGV[1]:match('^(-?%d+):?(%d*)$')
+local NOW = tonumber(given)
 if NOW < 0 then
   local t = redis.call('TIME')
   NOW = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
@@ -99,4 +102,72 @@ end
 local function holds(owner, epoch)
   local lock = redis.call('HMGET', LOCK, 'owner', 'epoch', 'expiry')
   return lock[1] == owner and lock[2] == epoch and tonumber(lock[3] or 0) > NOW
+end
+
+-- Move every stored time that counts from a moment before a step of the clock. What was set by the
+-- wall clock stays: windows of schedules, and the history.
+local function shift(by)
+  local function shifted_fields(hash)
+    local all = redis.call('HGETALL', hash)
+    for i = 1, #all, 2 do
+      local field, value = all[i], tonumber(all[i + 1])
+      local is_time = field == 'since' or field == 'expiry' or field:find('_at$')
+        or field:find('_since$') or field == 'interruption_ends'
+      if is_time and value then redis.call('HSET', hash, field, num(value + by)) end
+    end
+  end
+  for _, zset in ipairs({LEASES, BLOCKS, NONCES}) do
+    local all = redis.call('ZRANGE', zset, 0, -1, 'WITHSCORES')
+    for i = 1, #all, 2 do
+      local kind = all[i]:match('^[^:]*')
+      local by_wall = kind == 'prewarm' or kind == 'off-hours' or kind == 'budget'
+      if not by_wall and not all[i + 1]:find('inf') then redis.call('ZINCRBY', zset, num(by), all[i]) end
+    end
+  end
+  for _, hash in ipairs({STATE, LOCK, NODE}) do shifted_fields(hash) end
+  local failure = redis.call('HGET', STATE, 'failure')
+  if failure and failure ~= '' then
+    local about = cjson.decode(failure)
+    about.retry_at = about.retry_at + by / 1000
+    redis.call('HSET', STATE, 'failure', cjson.encode(about))
+  end
+  local all = redis.call('HGETALL', INFO)
+  for i = 1, #all, 2 do
+    local about = cjson.decode(all[i + 1])
+    about.since = about.since + by
+    if about.answered then about.answered = about.answered + by end
+    redis.call('HSET', INFO, all[i], cjson.encode(about))
+  end
+  redis.call('HINCRBY', LOCK, 'steps', 1)
+  redis.call('HDEL', LOCK, 'gap_from', 'gap_to')
+  event('clock', 'actor', 'store', 'step', num(by))
+  changed('clock')
+end
+
+if COMMANDS then  -- a script of one GPU
+  local seen = redis.call('HMGET', LOCK, 'time', 'gap_from', 'gap_to')
+  local last = tonumber(seen[1] or NOW)
+  if not seen[1] or math.abs(NOW - last) >= 1000 then
+    local noted = redis.pcall('HSET', LOCK, 'time', num(NOW))
+    if type(noted) == 'table' and noted.err then
+      -- A full memory or disk refuses it too, and reads go on.
+      if noted.err:find('READONLY') then
+        return redis.error_reply("READONLY You can't write against a read only replica.")
+      end
+    elseif NOW <= last - 1000 then
+      -- Time does not go back, so that this is a step. The caller may know how long ago `last` was.
+      local expected = tonumber(latest ~= '' and latest or last) - 1000
+      if expected < last or expected - last > 60000 then expected = last end
+      shift(NOW - expected)
+    elseif NOW - last >= 2000 then
+      -- A step ahead, or nobody ran a script: only a caller's own clock can tell.
+      local gap = tonumber(seen[3] or 0) - tonumber(seen[2] or 0)
+      if NOW - last >= gap or NOW - tonumber(seen[3]) > 60000 then
+        redis.call('HSET', LOCK, 'gap_from', num(last), 'gap_to', num(NOW))
+      end
+    end
+  end
+  if latest ~= '' and NOW > tonumber(latest) then
+    return redis.error_reply('CLOCKSTEP the time is later than the caller expects')
+  end
 end
