@@ -7,11 +7,8 @@ until the kernel gives the connection up, or for ever.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
@@ -42,17 +39,35 @@ IDLE_PERCENT = 10.0
 """GPU utilisation below which no work is going on."""
 
 
-@dataclass(eq=False, slots=True)
 class _Open:
-    inbound: Inbound
-    link: Link
-    since: float
-    """When it was opened, by the store's clock."""
-    task: asyncio.Task[object] | None
-    counts: bool
-    worked_at: float = field(default_factory=time.monotonic)
-    """When the node, as far as is known, may have been at work (monotonic)."""
-    why: str = ""
+    """An open request; as a context manager it is watched, and gives its link."""
+
+    __slots__ = ("_all", "_task", "counts", "inbound", "link", "opened", "why", "worked_at")
+
+    def __init__(self, every: set[_Open], inbound: Inbound, link: Link, counts: bool) -> None:
+        self._all, self.inbound, self.link, self.counts = every, inbound, link, counts
+        self._task = asyncio.current_task()
+        view = inbound.view
+        self.opened = view.snapshot.now + link.moved_at - view.fetched_at
+        """When, by the store's clock."""
+        self.worked_at = link.moved_at
+        """When the node, as far as is known, may have been at work (monotonic)."""
+        self.why = ""
+
+    def end(self, why: str) -> None:
+        log.info("%s: a request is ended: %s", self.inbound.name, why)
+        self.why = why
+        if self._task:
+            self._task.cancel()
+
+    def __enter__(self) -> Link:
+        self._all.add(self)
+        return self.link
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._all.discard(self)
+        if self.why and kind is asyncio.CancelledError:
+            raise UpstreamDied(self.why, started=self.link.started) from None
 
 
 class Links:
@@ -63,53 +78,39 @@ class Links:
         self._open: set[_Open] = set()
         self._sweeper: asyncio.Task[None] | None = None
 
-    @contextlib.contextmanager
-    def open(self, inbound: Inbound, *, counts: bool = False) -> Iterator[Link]:
+    def open(self, inbound: Inbound, *, counts: bool = False) -> _Open:
         """Watch a request while it is forwarded; ``counts``: it keeps the GPU on.
 
-        Raises:
-            UpstreamDied: its instance is gone, or was given up.
+        As a context manager, the result raises `UpstreamDied` if its instance is gone or given up.
         """
-        link = Link(self._usage.silence(inbound.name))
-        since = inbound.view.snapshot.now + inbound.view.age
-        entry = _Open(inbound, link, since, asyncio.current_task(), counts)
-        self._open.add(entry)
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep())
-        try:
-            yield link
-        except asyncio.CancelledError:
-            if not entry.why:
-                raise
-            raise UpstreamDied(entry.why, started=link.started) from None
-        finally:
-            self._open.discard(entry)
+        return _Open(self._open, inbound, Link(self._usage.silence(inbound.name)), counts)
 
     async def _sweep(self) -> None:
         while self._open:
             await asyncio.sleep(SWEEP)
             for entry in tuple(self._open):
-                if not entry.why and (why := self._over(entry)) and entry.task:
-                    log.info("%s: a request is ended: %s", entry.inbound.name, why)
-                    entry.why = why
-                    entry.task.cancel()
+                if not entry.why and (why := self._over(entry)):
+                    entry.end(why)
 
     def _over(self, entry: _Open) -> str:
         """Return why nothing can come of this request any more, or an empty text."""
         view, idle = entry.inbound.view, entry.link.idle
         snapshot, now = view.snapshot, time.monotonic()
-        if view.lost or view.age > REPORTED or not _reports_rest(snapshot):
+        known = not view.lost and idle >= MOVING
+        if not known or view.age > REPORTED or not _reports_rest(snapshot):
             entry.worked_at = now
-        if view.lost or idle < MOVING:
+        if not known:
             return ""
-        if entry.counts and min(idle, now - entry.worked_at) > HOLLOW:
+        if entry.counts and now - entry.worked_at > HOLLOW:
             return f"the node has worked on nothing for {duration(HOLLOW)}"
         failure = snapshot.failure if snapshot.phase is Phase.FAILED else None
         if failure and failure.instance_is_bad:  # it may still do the work that it was given
             silence = self._usage.silence(entry.inbound.name).seconds
             lost = silence > entry.inbound.gpu.timing.node_lost
             return "the node does not answer any more" if lost else ""
-        return "its instance is gone" if _gone_since(snapshot, entry.since) else ""
+        return "its instance is gone" if _gone_since(snapshot, entry.opened) else ""
 
 
 def _reports_rest(snapshot: Snapshot) -> bool:

@@ -47,6 +47,10 @@ class Reason:
         return self.text
 
 
+UNANSWERED = 30.0
+"""Seconds without a byte of the node from which it is told."""
+
+
 def explain(
     snapshot: Snapshot,
     events: Sequence[Event],
@@ -138,6 +142,8 @@ def _holds(lease: Lease, now: float, side: str) -> Reason:
         text += ", until somebody unblocks it"
     elif lease.is_work:
         text += ", until it is finished"
+        if lease.answered_at is not None and now - lease.answered_at >= UNANSWERED:
+            text += f"; the node has answered nothing for {duration(now - lease.answered_at)}"
     else:
         text += f", for another {duration(lease.expiry - now)}"
     until = None if lease.expiry == inf or lease.is_work else lease.expiry

@@ -126,11 +126,12 @@ def test_an_answer_that_moves_is_left_alone(
     async def go() -> None:
         mute = Mute()
         async with asked(faulty, ready, monkeypatch, mute=mute) as (made, task, sent):
+            monkeypatch.setattr(links, "MOVING", 2.0)
             mute.says.put_nowait(HEAD)
             for _ in range(30):
                 made.know(changed(ready, **after))
                 mute.says.put_nowait(PIECE)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.15)
             mute.says.put_nowait(b"0\r\n\r\n")
             await asyncio.wait_for(task, 5)
             assert b"".join(message.get("body", b"") for message in sent) == b"abc" * 30

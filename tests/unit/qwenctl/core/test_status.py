@@ -237,6 +237,14 @@ def test_why_names_who_keeps_it_on_and_what_happens_next() -> None:
     assert "qwenctl serve" in said  # no controller holds the lock
 
 
+@pytest.mark.parametrize(("ago", "told"), [(None, False), (29.0, False), (200.0, True)])
+def test_requests_that_the_node_leaves_unanswered_are_told(ago: float | None, told: bool) -> None:
+    answered_at = None if ago is None else NOW - ago
+    work = Lease("inflight:p", NOW + 30, "requests in flight", "p", NOW - 300, answered_at)
+    said = texts(snap("ready", leases=(work,)), LOADING)
+    assert ("the node has answered nothing for 3 min 20 s" in said) == told
+
+
 def test_a_doubted_claim_of_work_is_told() -> None:
     doubt = "the server says that 1 request runs, but no token has come for 15 min: not counted"
     service = ServiceState(name="vllm", state="ready", port=8000, doubt=doubt)
