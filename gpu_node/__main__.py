@@ -31,7 +31,7 @@ from gpu_node.setup import COMMANDS
 from gpu_node.status_file import StatusFile
 from qwenctl import __version__
 from qwenctl.errors import ConfigError
-from qwenctl.lib.private_file import private_directory
+from qwenctl.lib.private_file import exposed, private_directory
 
 log = logging.getLogger("gpu_node")
 
@@ -86,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(given.config, os.environ)
         secret = settings.read_secret()
+        file = settings.node_secret_file
+        if file and (who := exposed(Path(file).expanduser())):
+            log.warning("secrets are open: %s", who)
         lock = _prepare(settings)
     except ConfigError as error:
         for line in str(error).splitlines():

@@ -16,9 +16,15 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from qwenctl.errors import ConfigError
-from qwenctl.lib.private_file import read_private, read_regular, read_secret, write_private
+from qwenctl.lib.private_file import (
+    long_enough,
+    read_private,
+    read_regular,
+    read_secret,
+    write_private,
+)
 from qwenctl.lib.settings_file import SettingsFile
-from qwenctl.lib.settings_types import NAME
+from qwenctl.lib.settings_types import NAME, FilePath
 
 ENV_PREFIX = "QWENCTL_NODE__"
 
@@ -44,15 +50,15 @@ class NodeSettings(BaseModel):
     """This GPU's name in the proxy's configuration."""
     node_secret: SecretStr = SecretStr("")
     """The secret that this deployment's nodes sign with; better in `node_secret_file`."""
-    node_secret_file: str = ""
+    node_secret_file: FilePath = ""
     """A file with that secret."""
     boot_id: str = Field("", pattern=r"^([A-Za-z0-9-]{8,64})?$")
     """Names this boot of the instance; default: the kernel's, else a random one."""
     booted_at: float = Field(0.0, ge=0)
     """The monotonic clock (seconds) when the instance booted; 0: when that clock began."""
-    state_dir: str = "/var/lib/qwenctl-node"
+    state_dir: FilePath = "/var/lib/qwenctl-node"
     """What has to survive a restart of the agent."""
-    log_dir: str = "/var/log/qwenctl-node"
+    log_dir: FilePath = "/var/log/qwenctl-node"
     """One log file a service, 5 MB and one older file each."""
     dead_man: float = Field(600.0, gt=0)
     """Seconds without contact to any proxy until the node stops itself, until the proxy has said
@@ -62,7 +68,7 @@ class NodeSettings(BaseModel):
     docker_host: str = ""
     """Docker's address, such as ``unix:///run/docker.sock``; default: ``DOCKER_HOST``, or Docker's
     own."""
-    registry_auth_file: str = ""
+    registry_auth_file: FilePath = ""
     """A ``config.json`` as ``docker login`` writes it; default: that of the agent's user."""
     keep_containers: bool = True
     """Leave containers running when the agent is stopped, so that an upgrade of it cuts nobody's
@@ -84,13 +90,14 @@ class NodeSettings(BaseModel):
         """Read the node secret.
 
         Raises:
-            ConfigError: none is given, or its file cannot be read or is empty.
+            ConfigError: none is given, its file cannot be read or is empty, or it is too short.
         """
         if given := self.node_secret.get_secret_value():
-            return given
+            return long_enough(given, "node_secret")
         if not self.node_secret_file:
             raise ConfigError("set node_secret_file to a file with the deployment's node secret")
-        return read_secret(Path(self.node_secret_file).expanduser(), "node_secret_file")
+        path = Path(self.node_secret_file).expanduser()
+        return long_enough(read_secret(path, "node_secret_file"), f"node_secret_file: {path}")
 
     def this_boot(self) -> str:
         """Return the boot id: as set, else the kernel's (random(4)), else a random one."""
@@ -163,6 +170,6 @@ def state_dir_of(path: str | None, env: Mapping[str, str]) -> str:
     try:
         text = read_regular(Path(path).expanduser()).decode("utf-8", "replace") if path else ""
         found = re.search(r"""^\s*state_dir\s*=\s*(["'])(.+?)\1""", text, re.MULTILINE)
-    except OSError:
+    except (OSError, RuntimeError, ValueError):
         pass
     return found[2] if found else str(NodeSettings.model_fields["state_dir"].default)

@@ -89,6 +89,8 @@ def serve(config: Config, listen: str | None) -> int:
             "LimitNOFILE of systemd)",
             capacity.most,
         )
+    for what in config.exposures():
+        log.warning("%s", what)
     connection = bind(config)
     store = open_store(config)
     application = Proxy(

@@ -55,7 +55,7 @@ class NodeApi:
         removed: Mapping[str, GpuConfig] = MappingProxyType({}),
     ) -> None:
         """``removed``: GPUs that the settings no longer have, while their instances are stopped."""
-        self._secret = config.read_node_secret()
+        self._secret = config.usable_node_secret()
         self._gpus: Mapping[str, GpuConfig] = ChainMap(config.gpu, cast(Any, removed))
         """The configuration's first, as a `ChainMap` looks."""
         self._store = store

@@ -145,7 +145,7 @@ class Deployment:
             yield ok("node secret", f"will be made at need in {own}")
             return
         try:
-            config.read_node_secret()
+            config.usable_node_secret()
             others = stat.S_IMODE(path.stat().st_mode) & 0o077
         except (ConfigError, OSError) as error:
             yield fail("node secret", str(error), "Nodes cannot prove who they are without it.")

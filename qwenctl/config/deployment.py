@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import combinations
@@ -17,8 +17,16 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.errors import ConfigError
-from qwenctl.lib.private_file import read_secret
-from qwenctl.lib.settings_types import NAME, Duration, Table, is_loopback, web_url
+from qwenctl.lib.private_file import (
+    GOOD_SECRET,
+    LEAST_SECRET,
+    NEW_SECRET,
+    exposed,
+    long_enough,
+    read_regular,
+    read_secret,
+)
+from qwenctl.lib.settings_types import NAME, Duration, FilePath, Table, is_loopback, web_url
 
 
 class ApiKey(Table):
@@ -106,15 +114,15 @@ class Config(Table):
 
     deployment: str = Field("default", pattern=NAME)
     """Keeps several deployments apart that share one Redis."""
-    state_dir: str = ""
+    state_dir: FilePath = ""
     """Where local state lives; default: $XDG_STATE_HOME/qwenctl."""
     redis_url: str = Field("", repr=False)
     """redis://, rediss://, unix:// or redis+sentinel://; empty: an embedded server of our own."""
-    redis_password_file: str = ""
+    redis_password_file: FilePath = ""
     """A file with the Redis password, if it is not in the URL."""
     node_secret: SecretStr = SecretStr("")
     """The secret that nodes sign with; better in `node_secret_file` or QWENCTL_NODE_SECRET."""
-    node_secret_file: str = ""
+    node_secret_file: FilePath = ""
     """A file with the node secret; default: ``node.secret`` in the state directory, made at need."""
     language: Literal["auto", "en", "zh"] = "auto"
     """Language of the pages; ``auto``: what the browser asks for."""
@@ -332,6 +340,46 @@ class Config(Table):
         if self.node_secret_file:
             return read_secret(Path(self.node_secret_file).expanduser(), "node_secret_file")
         return own_secret(self.state_path / "node.secret")
+
+    def usable_node_secret(self) -> str:
+        """Read the node secret, which must not be guessed.
+
+        Raises:
+            ConfigError: as `read_node_secret`, or it is too short.
+        """
+        secret = self.read_node_secret()
+        return long_enough(secret, "node_secret_file" if self._secret_in_file else "node_secret")
+
+    @property
+    def _secret_in_file(self) -> bool:
+        return not self.node_secret.get_secret_value()
+
+    def exposures(self) -> Iterator[str]:
+        """Yield what is wrong with how secrets are kept, a sentence each, with what ends it."""
+        secret = self.node_secret.get_secret_value()
+        if secret or self.node_secret_file:
+            try:
+                secret = self.read_node_secret()
+            except ConfigError:
+                secret = ""
+            if LEAST_SECRET <= len(secret) < GOOD_SECRET:
+                yield f"the node secret is shorter than {GOOD_SECRET} characters; {NEW_SECRET}"
+        files = [self.node_secret_file, self.redis_password_file]
+        holds = self.node_secret.get_secret_value() or "@" in self.redis_url
+        if self.source and holds and _from_file(Path(self.source)):
+            files.append(self.source)
+        for file in filter(None, files):
+            if who := exposed(Path(file).expanduser()):
+                yield f"secrets are open: {who}"
+
+
+def _from_file(path: Path) -> bool:
+    """Return whether the file itself has a secret, not the environment alone."""
+    try:
+        text = read_regular(path).decode("utf-8", "replace")
+    except OSError:
+        return False
+    return bool(re.search(r"(?m)^\s*(node_secret|redis_url)\s*=", text))
 
 
 def own_secret(path: Path) -> str:

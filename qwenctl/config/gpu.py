@@ -163,6 +163,11 @@ class GpuConfig(Table):
     def _address(cls, value: str) -> str:
         return value and check_host(value)
 
+    @field_validator("hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_host(host) for host in value)
+
     @field_validator("service")
     @classmethod
     def _distinct(cls, value: tuple[ServiceConfig, ...]) -> tuple[ServiceConfig, ...]:

@@ -18,7 +18,7 @@ from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import fields_of
 from qwenctl.errors import ConfigError
 from qwenctl.lib.redaction import is_secret
-from qwenctl.lib.settings_file import SettingsFile
+from qwenctl.lib.settings_file import SettingsFile, check_path
 
 ENV_PREFIX = "QWENCTL_"
 
@@ -31,6 +31,7 @@ def config_path(given: str | None = None) -> Path | None:
     """
     named = given or os.environ.get(f"{ENV_PREFIX}CONFIG")
     if named:
+        check_path(named)
         path = Path(named).expanduser()
         try:
             found = path.is_file()

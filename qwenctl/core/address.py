@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 _NAME = re.compile(r"(?=.{1,253}$)(?!.*\.\.)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
@@ -34,8 +35,12 @@ def check_host(text: str) -> str:
         ValueError: it has a scheme, a port or a path, or is no host.
     """
     host = text.strip()
-    if "://" in host or "/" in host:
-        raise ValueError(f"{text!r} is a URL; give the host name or address only, such as 10.0.0.7")
+    if "@" in host:  # not quoted: it may be a password
+        raise ValueError(f"neither a host name nor an address; leave out the login{_meant(host)}")
+    if set(host) & set("/?#\\"):
+        raise ValueError(
+            f"{text!r} is a URL; give the host name or address only{_meant(host) or _SUCH}"
+        )
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     try:
@@ -50,9 +55,25 @@ def check_host(text: str) -> str:
         return _name(host)
 
 
+_SUCH = ", such as 10.0.0.7"
+
+
+def _meant(text: str) -> str:
+    """Return the host that a URL names, as advice."""
+    try:
+        host = urlsplit(text if "://" in text else f"//{text.lstrip('/')}").hostname or ""
+        return f", here {check_host(host)!r}" if host else ""
+    except ValueError:
+        return ""
+
+
 def _name(host: str) -> str:
     if not host.isascii():
-        host = host.encode("idna").decode()  # IDNA, RFC 3490; UnicodeError is a ValueError
-    if not _NAME.fullmatch(host):
+        try:
+            host = host.encode("idna").decode()  # IDNA, RFC 3490
+        except UnicodeError:
+            raise ValueError(f"{host!r} is no host name") from None
+    # Resolvers read a name whose last label is a number as an IPv4 address (RFC 1123, 2.1).
+    if not _NAME.fullmatch(host) or host.rstrip(".").rpartition(".")[2].isdigit():
         raise ValueError(f"{host!r} is neither a host name nor an address such as 10.0.0.7")
     return host

@@ -84,6 +84,8 @@ class BoundedFile(Generic[_Value]):
                 self._known = self._load()
         except OSError as error:
             self._failed = error
+        except ValueError as error:  # a NUL in the path
+            self._failed = OSError(errno.EINVAL, str(error))
 
     def _load(self) -> tuple[tuple[int, ...], _Value | Exception]:
         descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import stat
 import tempfile
 from collections.abc import Iterable
@@ -96,8 +97,11 @@ def read_regular(path: Path) -> bytes:
         OSError: it cannot be read, is no such file, or has more than `MOST_BYTES`.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return _read_small(descriptor, path)
 
@@ -150,6 +154,41 @@ def write_note(path: Path, text: str) -> None:
             file.truncate()
 
 
+LEAST_SECRET, GOOD_SECRET = 8, 16
+"""Characters of a secret: fewer are refused, fewer are warned of (a key of an HMAC should have as
+many bytes as its hash, RFC 2104, 3)."""
+
+NEW_SECRET = "`openssl rand -base64 32` makes one"
+
+
+def long_enough(secret: str, where: str) -> str:
+    """Return a secret that nobody finds by trying.
+
+    Raises:
+        ConfigError: it is shorter than `LEAST_SECRET`.
+    """
+    if len(secret) < LEAST_SECRET:
+        raise ConfigError(
+            f"{where}: a secret of fewer than {LEAST_SECRET} characters is found by trying; "
+            f"{NEW_SECRET}"
+        )
+    return secret
+
+
+def exposed(path: Path) -> str:
+    """Return who else can use a file with a secret, and what ends that; empty: nobody."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return ""
+    if not mode & 0o006:
+        return ""
+    can = "change" if mode & 0o002 else "read"
+    return (
+        f"every user of this machine can {can} {path}; run `chmod o-rwx {shlex.quote(str(path))}`"
+    )
+
+
 def read_secret(path: Path, key: str) -> str:
     """Read a secret file; whitespace around the secret is removed.
 
@@ -157,10 +196,13 @@ def read_secret(path: Path, key: str) -> str:
         key: the setting that names the file, for the error.
 
     Raises:
-        ConfigError: it cannot be read, or is empty.
+        ConfigError: it cannot be read, is empty, or every user can change it.
     """
     if not (text := read_text(path, f"{key}: ").strip()):
         raise ConfigError(f"{key}: {path} is empty")
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & 0o002:
+            raise ConfigError(f"{key}: {exposed(path)}")
     return text
 
 
@@ -174,7 +216,7 @@ def read_text(path: Path, before: str = "", encoding: str = "utf-8") -> str:
         ConfigError: it cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_bytes().decode(encoding)
+        return read_regular(path).decode(encoding)
     except OSError as error:
         raise ConfigError(f"{before}cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -18,7 +18,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from qwenctl.errors import ConfigError
+from qwenctl.lib.private_file import read_regular
 from qwenctl.lib.settings_types import NAME, NAME_OR_EMPTY
+from qwenctl.lib.text import escape_control
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,6 +38,26 @@ _PLAIN = {
     "model_attributes_type": "input should be a table",
 }
 """Words of TOML where Pydantic's are Python's."""
+
+
+MAX_DEPTH = 32
+"""Tables in tables; no setting lies deeper than eight."""
+
+_TOO_DEEP = "tables or lists lie too deep in each other for settings"
+
+
+def check_path(text: str) -> None:
+    """Refuse a path that the system cannot take.
+
+    Raises:
+        ConfigError: a NUL is in it, or it is in the home directory of nobody.
+    """
+    if "\0" in text:
+        raise ConfigError(f"{escape_control(text)}: no path has a NUL character in it")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{text}: this machine has no such user") from None
 
 
 @dataclass(frozen=True)
@@ -74,6 +96,7 @@ class SettingsFile(Generic[_Model]):
         """
         data = {} if path is None else self._read(path)
         origins = self._overlay(data, env)
+        self._check_depth(data, "the environment" if path is None else str(path), origins)
         try:
             return self.model.model_validate(data)
         except ValidationError as error:
@@ -81,10 +104,13 @@ class SettingsFile(Generic[_Model]):
             raise ConfigError("\n".join(self._explain(error, where, origins))) from None
 
     def _read(self, path: str | Path) -> dict[str, Any]:
+        check_path(str(path))
         try:
-            return tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+            return tomllib.loads(read_regular(Path(path).expanduser()).decode("utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        except RecursionError:
+            raise ConfigError(f"{path}: {_TOO_DEEP}") from None
         except UnicodeDecodeError:
             raise ConfigError(f"{path} is not UTF-8 text") from None
         except OSError as error:
@@ -102,9 +128,38 @@ class SettingsFile(Generic[_Model]):
                 table = table.setdefault(key, {}) if isinstance(table, dict) else None
             if not isinstance(table, dict):
                 raise ConfigError(f"{variable}: {'.'.join(keys[:-1])} is not a table")
-            table[keys[-1]] = self._value(env[variable])
+            try:
+                table[keys[-1]] = self._value(env[variable])
+            except RecursionError:
+                raise ConfigError(f"{variable}: {_TOO_DEEP}") from None
             origins[".".join(keys)] = variable
         return origins
+
+    def _check_depth(self, data: dict[str, Any], where: str, origins: Mapping[str, str]) -> None:
+        """Refuse tables in tables without end, and NUL, which no path and no program takes.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        level: list[tuple[str, Any]] = [("", data)]
+        for _ in range(MAX_DEPTH):
+            below: list[tuple[str, Any]] = []
+            for place, value in level:
+                inner = value if isinstance(value, dict) else dict(enumerate(value))
+                for key, item in inner.items():
+                    name = f"{place}.{key}".lstrip(".")
+                    if "\0" in str(key) or (isinstance(item, str) and "\0" in item):
+                        shown = escape_control(name)
+                        head = (
+                            f"{origins[name]} ({shown})" if name in origins else f"{where}: {shown}"
+                        )
+                        raise ConfigError(f"{head}: remove the NUL character (\\u0000) from it")
+                    if isinstance(item, (dict, list)):
+                        below.append((name, item))
+            if not below:
+                return
+            level = below
+        raise ConfigError(f"{where}: {level[0][0][:60]}…: {_TOO_DEEP}")
 
     def _value(self, text: str) -> Any:
         if text.startswith(tuple(self.json_starts)):

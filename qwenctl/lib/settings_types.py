@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 MAX_DURATION = 10_000 * 86400.0
 """Seconds; longer ones are mistakes."""
@@ -63,6 +64,22 @@ def web_url(value: str) -> str:
     if not usable:
         raise ValueError("this is no URL; it begins with http:// or https:// and names a host")
     return value
+
+
+def _file_path(value: str) -> str:
+    """Refuse a path in the home directory of a user that there is not."""
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        name = value.partition("/")[0]
+        raise ValueError(
+            f"this machine has no user {name[1:]!r}, whose home {name} means"
+        ) from None
+    return value
+
+
+FilePath = Annotated[str, AfterValidator(_file_path)]
+"""A path, in which ``~`` and ``~user`` are home directories."""
 
 
 class Table(BaseModel):

@@ -53,7 +53,7 @@ def create(
     path = _file(loaded)
     user_data = ""  # an instance without an agent needs none
     if plan.agent:
-        user_data = plan.user_data(loaded.read_node_secret() if with_secret else "")
+        user_data = plan.user_data(loaded.usable_node_secret() if with_secret else "")
     with _advice(cloud):
         creator = _creator(loaded, name, user_data)
         # Check that the file can be written before anything costs.

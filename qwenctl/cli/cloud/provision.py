@@ -57,7 +57,7 @@ def prepare(
     elif dry_run:
         raise ConfigError("--dry-run goes with --apply; without it nothing is changed anyway")
     elif only or output is not None:
-        text = _part(plan, only, loaded.read_node_secret() if with_secret else "")
+        text = _part(plan, only, loaded.usable_node_secret() if with_secret else "")
         _write(output, text) if output else print(text, end="")
     elif json:
         print_json(_as_json(plan))

@@ -62,6 +62,7 @@ def validate(file: str | None, config: str | None, json: bool) -> None:
             f"visitors reach gpu.{first} only, not {others}: none of them has hosts or a tier; give "
             "each a tier, or hosts (docs/tiers.md)"
         )
+    warnings += loaded.exposures()
     warnings += _left_on(loaded)
     if json:
         source = loaded.source or None
@@ -115,8 +116,8 @@ def _check(config: Config) -> None:
     if config.redis_password_file:
         password = Path(config.redis_password_file).expanduser()
         checks.append(lambda: read_secret(password, "redis_password_file"))
-    if config.node_secret_file:
-        checks.append(config.read_node_secret)
+    if config.node_secret_file or config.node_secret.get_secret_value():
+        checks.append(config.usable_node_secret)
     for name, table in config.access.authenticators.items():
         checks.append(partial(make_authenticator, name, table))
     for name, gpu in config.gpu.items():
