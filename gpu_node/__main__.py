@@ -134,7 +134,7 @@ def _run(settings: NodeSettings, secret: str, config: str | None) -> int:
         log.warning("killed %d processes that an earlier agent left behind", left_over)
     boot_id = settings.this_boot()
     orphans = OrphanKiller()
-    client = ProxyClient(settings.proxy_urls, secret)
+    client = ProxyClient(settings.proxy_urls, secret, reread=settings.read_secret)
     agent = Agent(
         gpu=settings.gpu,
         boot_id=boot_id,

@@ -12,6 +12,7 @@ import requests
 from pydantic import BaseModel, ValidationError
 from urllib3.exceptions import HTTPError, ProtocolError
 
+from qwenctl.errors import ConfigError
 from qwenctl.lib.http_probe import read_bounded
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Answer
@@ -41,6 +42,10 @@ class NoContact(Exception):
     """No proxy gave a valid answer; the text says why, one reason a proxy."""
 
 
+class _OtherSecret(NoContact):
+    """An answer was signed with another secret, or not at all."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """An answer that a proxy has signed."""
@@ -61,13 +66,21 @@ class ProxyClient:
         urls: the proxies, without a path; the last that answered is asked first.
         secret: the node secret.
         clock: Unix time in seconds, of this machine.
+        reread: reads the secret anew, after an answer that is signed otherwise. It may be replaced
+            under work, here or at the proxy first.
     """
 
     def __init__(
-        self, urls: Sequence[str], secret: str, clock: Callable[[], float] = time.time
+        self,
+        urls: Sequence[str],
+        secret: str,
+        clock: Callable[[], float] = time.time,
+        *,
+        reread: Callable[[], str] | None = None,
     ) -> None:
         self._urls = list(urls)
         self._secret = secret
+        self._reread = reread or (lambda: secret)
         self._clock = clock
         self._offset = 0.0
         """The proxy's clock minus this machine's, in seconds, once a message was refused for it."""
@@ -89,7 +102,7 @@ class ProxyClient:
         reasons = []
         for url in list(self._urls):
             try:
-                reply = self._ask(url, path, body)
+                reply = self._ask_with_either_secret(url, path, body)
             except NoContact as reason:
                 reasons.append(f"{redacted(url)}: {reason}")
                 continue
@@ -97,6 +110,25 @@ class ProxyClient:
             self._urls.insert(0, url)
             return reply
         raise NoContact("; ".join(reasons))
+
+    def _ask_with_either_secret(self, url: str, path: str, body: bytes) -> Reply:
+        used = self._secret
+        try:
+            return self._ask(url, path, body)
+        except _OtherSecret:
+            try:
+                self._secret = self._reread()
+            except ConfigError as error:
+                raise NoContact(f"an answer signed with another secret; {error}") from None
+            if self._secret == used:
+                raise
+        try:
+            reply = self._ask(url, path, body)
+        except NoContact:
+            self._secret = used  # which other proxies may have yet
+            raise
+        log.warning("the node secret was replaced: going on with the new one")
+        return reply
 
     def _ask(self, url: str, path: str, body: bytes) -> Reply:
         try:
@@ -137,9 +169,10 @@ class ProxyClient:
             check_answer(self._secret, nonce, response.status_code, content, response.headers)
             return Reply(response.status_code, Answer.model_validate_json(content))
         except BadSignature:
-            raise NoContact(
+            raise _OtherSecret(
                 f"status {response.status_code}, ignored: not signed with this node's secret; "
-                "is it the proxy, and is the node secret the same on both sides?"
+                "is it the proxy, and is the node secret the same on both sides? A new one in the "
+                "node's file counts at once"
             ) from None
         except ValidationError:
             raise NoContact("an answer that this version does not understand") from None

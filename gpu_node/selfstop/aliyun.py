@@ -12,12 +12,17 @@ import json
 import logging
 import re
 import sys
+import time
 from collections.abc import Sequence
 
 from gpu_node.machine.metadata import Metadata, NoMetadata
 
 TIMEOUT = 10.0
 """Seconds for each single request."""
+
+
+ODD_CLOCK = 60.0
+"""Seconds that this machine's clock may be off."""
 
 
 class StopFailed(Exception):
@@ -61,7 +66,8 @@ def stop_this_instance(metadata: str, endpoint: str | None, protocol: str) -> No
     # The SDK logs the signed address and what the API says of it.
     logging.getLogger("aliyunsdkcore").setLevel(logging.CRITICAL + 1)
     http_response.logger.disabled = True
-    instance_id, region, role = _read_metadata(metadata)
+    instance_id, region, role, now = _read_metadata(metadata)
+    _sign_at(now)
     client = AcsClient(
         region_id=region,
         credential=StsTokenCredential(
@@ -113,11 +119,32 @@ def _refused(code: str, request_id: str) -> StopFailed:
     return StopFailed(f"{hint} ({code}, request {request_id})")
 
 
-def _read_metadata(url: str) -> tuple[str, str, dict[str, str]]:
-    """Return instance id, region, and the credentials of the instance's role."""
+def _sign_at(now: float) -> None:
+    """Have the SDK sign by the cloud's clock where this machine's is off.
+
+    The API refuses a request that is 15 minutes old, and the instance would stay on.
+    """
+    from aliyunsdkcore.utils import parameter_helper
+
+    ahead = time.time() - now
+    if abs(ahead) < ODD_CLOCK:
+        return
+    print(  # noqa: T201
+        f"this machine's clock is {abs(ahead):.0f} s {'fast' if ahead > 0 else 'slow'}: signing by "
+        "the metadata service's",
+        file=sys.stderr,
+    )
+    parameter_helper.get_iso_8061_date = lambda: time.strftime(
+        "%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - ahead)
+    )
+
+
+def _read_metadata(url: str) -> tuple[str, str, dict[str, str], float]:
+    """Return instance id, region, the credentials of the instance's role, and the time there."""
     metadata = Metadata("aliyun", url, timeout=TIMEOUT)
     try:
-        instance_id = metadata.need("instance-id").text.strip()
+        instance = metadata.need("instance-id")
+        instance_id = instance.text.strip()
         region = metadata.need("region-id").text.strip()
         names = metadata.get("ram/security-credentials/")
         if names is None or not names.text.strip():
@@ -132,7 +159,7 @@ def _read_metadata(url: str) -> tuple[str, str, dict[str, str]]:
         found = None
     if not isinstance(found, dict) or found.get("Code") != "Success":
         raise StopFailed("the metadata service gives no credentials for the instance's role")
-    return instance_id, region, found
+    return instance_id, region, found, instance.now
 
 
 if __name__ == "__main__":

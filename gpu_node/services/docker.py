@@ -347,7 +347,7 @@ class ServiceContainer:
         """
         died = self._client.events(
             since=since,
-            until=time.time(),
+            until=max(since, time.time()),  # the clock may have been set back
             filters={"container": self._id, "event": "die"},
             decode=True,
         )

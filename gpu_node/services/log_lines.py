@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -83,8 +84,10 @@ class LineSink:
         pending = self._pending + chunk
         start = 0
         for end in _ENDS.finditer(pending):
-            text = self._decode(pending[start : end.start()])
-            start = end.end()
+            line, start = pending[start : end.start()], end.end()
+            if not line:
+                continue
+            text = self._decode(line)
             self._report_progress(text)
             # A line that is redrawn is of no use in a log.
             if end.group() != b"\r":
@@ -98,7 +101,8 @@ class LineSink:
     def close(self) -> None:
         """Pass on the rest."""
         self._flush()
-        self._log.close()
+        with contextlib.suppress(OSError):  # a full disk has no room for the last words
+            self._log.close()
 
     def _flush(self) -> None:
         text, self._pending = self._decode(self._pending), b""

@@ -159,7 +159,11 @@ def _reports(holder: Holder, status: dict[str, Any]) -> bool:
 def _print_status(view: dict[str, Any]) -> None:
     if view["agent_running"]:
         since = view["since"]
-        age = f", for {_span(time.time() - since)}" if isinstance(since, (int, float)) else ""
+        age = (
+            f", for {_span(max(0.0, time.time() - since))}"
+            if isinstance(since, (int, float))
+            else ""
+        )
         _say(f"agent of {view['gpu']}: running{age}, version {view['version'] or 'unknown'}")
         _say(f"state: {view['state'] or 'no report yet'}")
         if view["error"]:

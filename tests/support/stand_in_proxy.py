@@ -25,6 +25,8 @@ class StandInProxy:
     def __init__(self, spec: Spec | None = None, port: int = 0) -> None:
         self.spec = spec
         self.clock: Callable[[], float] = time.time
+        self.secret = SECRET
+        """By which messages are checked."""
         self.signs_with = SECRET
         self.status: int | None = None
         """An answer status to give to everything, whatever it is."""
@@ -122,7 +124,7 @@ class StandInProxy:
         status, answer = 200, Answer(server_time=now, start_seq=7)
         nonce = headers.get(NONCE_HEADER, "")
         try:
-            check_message(SECRET, "POST", path, body, headers, now=now)
+            check_message(self.secret, "POST", path, body, headers, now=now)
             assert nonce not in self._nonces, "the agent has used a nonce twice"
             self._nonces.add(nonce)
         except Stale as error:

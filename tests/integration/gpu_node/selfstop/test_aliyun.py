@@ -161,3 +161,30 @@ def test_a_cut_connection_shows_no_signed_address(metadata: Metadata, ecs: FakeE
 def test_on_another_machine(ecs: FakeEcs) -> None:
     done = stop(f"http://{ecs.endpoint}", ecs.endpoint)  # no metadata service answers there
     assert (done.returncode, "metadata service" in done.stderr) == (1, True)
+
+
+_WITH_A_WRONG_CLOCK = """
+import sys, time
+now, utc = time.time, time.gmtime
+time.time = lambda: now() + {off}
+time.gmtime = lambda *when: utc(*when or (time.time(),))
+from gpu_node.selfstop.aliyun import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("off", [-7200, 7200, -86400 * 300])
+def test_a_wrong_clock_does_not_keep_it_on(metadata: Metadata, ecs: FakeEcs, off: int) -> None:
+    """The API refuses what was signed at another time."""
+    instance = ecs.cloud.add(status="Running")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", _WITH_A_WRONG_CLOCK.format(off=off)),
+            *("--metadata", metadata.url, "--endpoint", ecs.endpoint, "--protocol", "http"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, instance.stops) == (0, 1), done.stderr
+    assert f"clock is {abs(off)} s {'fast' if off > 0 else 'slow'}" in done.stderr

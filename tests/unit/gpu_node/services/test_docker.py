@@ -43,6 +43,19 @@ class RestartedByDocker:
         self.stopped = True
 
 
+def test_a_clock_that_is_set_back_hides_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker refuses to look for events from a time to one before it."""
+    box = Container(image="webui", restart="unless-stopped")
+    service = Service(runtime="docker", container=box)
+    run = DockerRuntime("main", tmp_path).start(service, Output())
+    run._client = RestartedByDocker([])
+    times = iter((10_000.0, 6_400.0))
+    monkeypatch.setattr("gpu_node.services.docker.time.time", lambda: next(times))
+    assert run._wait_for_exit() == "exit code 0"
+
+
 @pytest.mark.parametrize(
     ("events", "how"),
     [
