@@ -13,7 +13,7 @@ FAST = tests/unit tests/simulation $(shell grep -rl --include='test_*.py' 'pytes
 test test-fast: export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format docs bench setup wheel clean
+.PHONY: help demo test test-fast test-long check format docs bench setup wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: .venv/.demo ## Run the whole thing on this machine until Ctrl-C (ONCE=1: o
 
 test: .venv/.dev ## Run all tests (a few minutes; needs nginx and Chromium for some)
 	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+test-long: .venv/.dev ## Simulate 10,000 minutes of a cloud that answers badly (half an hour and more)
+	@SIMULATED_MINUTES=10000 $(BIN)/pytest -n $(WORKERS) tests/simulation/test_manners.py $(ARGS)
 
 test-fast: .venv/.dev ## Run the fast tests (under a minute)
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "fast and not slow and not browser" $(FAST) $(ARGS)

@@ -49,6 +49,8 @@ class Cloud:
         self.refuse_start: Callable[[], ProviderError | None] = lambda: None
         self.refuse_stop: Callable[[], ProviderError | None] = lambda: None
         self.refuse_describe: Callable[[], ProviderError | None] = lambda: None
+        self.slow = False
+        """Whether answers to looks are under way for long."""
         self.leaves_out: Callable[[], bool] = lambda: False
         """Whether an answer leaves the instance out, running or not."""
         self.on_stop: Callable[[], None] = lambda: None
@@ -174,7 +176,10 @@ class PointedProvider:
 
     def describe(self) -> Observation:
         self._point("describe")
-        return self._cloud.describe()
+        seen = self._cloud.describe()
+        if self._cloud.slow:
+            self._point("described")
+        return seen
 
     def start(self) -> Accepted:
         self._point("call:start")

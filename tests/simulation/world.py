@@ -25,9 +25,10 @@ from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
 from qwenctl.core.identity import Identity
 from qwenctl.core.phase import Observed, Phase
-from qwenctl.core.snapshot import Snapshot, Touch
+from qwenctl.core.snapshot import Lease, Snapshot, Touch
 from qwenctl.protocol.messages import Hello, Interruption, Report
 from qwenctl.store.store import Store
+from tests.simulation.product_proxy import ProductProxy
 from tests.simulation.puppets import GPU, Cloud, PointedController, Puppet
 from tests.support.virtual_time import VirtualClock
 
@@ -207,11 +208,27 @@ class Node:
     active: int = 0
     interrupted: bool = False
     """The cloud has announced that it takes this boot's instance back."""
+    works_until: float = float("-inf")
+    """How long it works on something of its own, which no proxy knows of."""
+    said_busy_at: float = float("-inf")
     said_hello_at: float | None = None
     reported_at: float = float("-inf")
     _boot: int = -1
     _seq: int = 0
     _messages: int = 0
+
+    @property
+    def serves(self) -> bool:
+        """Whether its service answers."""
+        if self.cloud.state is not Observed.RUNNING or self._boot != self.cloud.boots:
+            return False
+        said = self.said_hello_at
+        return self.mood != "broken" and said is not None and self.clock() - said >= self.load
+
+    @property
+    def works(self) -> bool:
+        """Whether it works on something of its own."""
+        return self.serves and self.works_until > self.clock()
 
     def speak(self) -> None:
         """Say hello or report, whichever is due now."""
@@ -219,6 +236,7 @@ class Node:
             return
         if self._boot != self.cloud.boots:
             self._boot, self.said_hello_at, self.interrupted = self.cloud.boots, None, False
+            self.works_until = float("-inf")
         if self.mood == "mute":
             return
         self._messages += 1
@@ -236,11 +254,13 @@ class Node:
             start_seq=self._seq,
             state=state,
             error="the service crashes" if state == "failed" else "",
-            active=self.active,
+            active=self.active + self.works,
             interruption=Interruption(seconds_left=120.0) if self.interrupted else None,
         )
         verdict, _, _ = self.store.report(report, nonce, heartbeat=5.0)
         self.reported_at = self.clock()
+        if ready and self.works:
+            self.said_busy_at = self.clock()
         if verdict == "other_boot":
             self.said_hello_at = None
 
@@ -263,9 +283,12 @@ class World:
         fresh: float = FRESH,
         kind: type[PointedController] = PointedController,
         adjust: Callable[[Controller], None] = lambda _: None,
+        product: bool = False,
+        cloud: Cloud | None = None,
     ) -> None:
+        """``product``: the proxies are `product_proxies`, with the product's own data plane."""
         self.clock, self.gpu = clock, gpu
-        self.cloud = Cloud(clock, boot=boot, halt=halt)
+        self.cloud = cloud or Cloud(clock, boot=boot, halt=halt)
         self.cloud.on_stop = self._stopping
         self.cloud.on_down = self._down
         self.store = Store(client, deployment, now=clock)
@@ -281,10 +304,18 @@ class World:
 
         self._make = make
         self.puppets = [self._make(number, f"c{number}") for number in range(controllers)]
-        self.proxies = [
-            Proxy(f"p{n}", self.store, clock, gpu, self._teller(n), fresh) for n in range(proxies)
-        ]
         self.node = Node(self.store, clock, self.cloud, load)
+        self.proxies: list[Proxy] = []
+        self.product_proxies: list[ProductProxy] = []
+        for n in range(proxies):
+            if product:
+                serves, lag = lambda: self.node.serves, 0.09 * n
+                self.product_proxies.append(
+                    ProductProxy(f"p{n}", self.store, clock, gpu, serves, lag)
+                )
+            else:
+                tell = self._teller(n)
+                self.proxies.append(Proxy(f"p{n}", self.store, clock, gpu, tell, fresh))
 
     def _teller(self, number: int) -> Callable[[str], None]:
         def tell(what: str) -> None:
@@ -303,17 +334,26 @@ class World:
     def phase(self) -> Phase:
         return self.store.snapshot(GPU).phase
 
+    @property
+    def leases(self) -> Sequence[Lease]:
+        return self.store.snapshot(GPU).leases
+
     def _stopping(self) -> None:
-        flights = sum(len(proxy.flights) for proxy in self.proxies)
+        flights = sum(len(proxy.flights) for proxy in (*self.proxies, *self.product_proxies))
         cause = self.store.snapshot(GPU).state.get("cause", "")
-        if flights and cause not in ("down_now", "stopped_outside"):
+        if flights and cause != "down_now":
             self.cuts.append(f"{flights} in flight when stopped for {cause}")
+        said = self.clock() - self.node.said_busy_at < 2 * self.gpu.timing.heartbeat
+        if self.node.works and said and cause != "down_now":
+            self.cuts.append(f"the node's own work when stopped for {cause}")
 
     def _down(self) -> None:
-        for proxy in self.proxies:
+        for proxy in (*self.proxies, *self.product_proxies):
             proxy.cut()
 
     def close(self) -> None:
+        for proxy in self.product_proxies:
+            proxy.close()
         for puppet in self.puppets:
             puppet.kill()
 
