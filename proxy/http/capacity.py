@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from qwenctl.lib.settings_types import is_loopback
+from qwenctl.protocol.messages import HELLO_PATH, REPORT_PATH
 
 from .request import Networks
 
@@ -36,6 +37,11 @@ MOST_FROM_ONE = 2048
 
 SPARE = 32
 """How many connections without a request, and how many of nodes and probes, there is always room for."""
+
+URGENT = frozenset(
+    path.encode() for path in (HELLO_PATH, REPORT_PATH, "/_qwenctl/healthz", "/_qwenctl/readyz")
+)
+"""Requests that are served also beyond the bound of connections: of nodes and probes."""
 
 CHECK = 1.0
 """Seconds between two looks at what stands still."""
@@ -126,31 +132,32 @@ class Capacity:
             if not same:
                 del self._from[network]
 
-    def begin(self, connection: Connection, *, urgent: bool = False) -> Refusal | None:
+    def begin(self, connection: Connection, target: bytes = b"") -> Refusal | None:
         """Count a request in work; return why it is to be refused, or None.
 
-        ``urgent``: it is of a node or a probe, for which there is always room.
+        ``target``: the request's, as sent. For nodes and probes there is always room.
         """
         if connection not in self._idle:
             return None  # a pipelined request, or a connection that is being closed
         if len(self._busy) < self.most:
-            busy = self._busy
-        elif urgent:
-            busy = self._urgent
-            while len(busy) >= SPARE:
-                self._drop(next(iter(busy)))
-        else:
+            del self._idle[connection]
+            self._busy[connection] = None
+            return None
+        if target.partition(b"?")[0] not in URGENT:
             self._log("all %d connections have a request in work", self.most)
             return FULL
+        while len(self._urgent) >= SPARE:
+            self._drop(next(iter(self._urgent)))
         del self._idle[connection]
-        busy[connection] = None
+        self._urgent[connection] = None
         return None
 
     def end(self, connection: Connection) -> None:
         """Count a connection as idle, because its last request has been answered."""
-        for group in (self._busy, self._urgent):
-            if group.pop(connection, self) is None:
-                self._idle[connection] = None
+        group = self._busy if connection in self._busy else self._urgent
+        if connection in group:
+            del group[connection]
+            self._idle[connection] = None
 
     def replace(self, connection: Connection, successor: Connection) -> None:
         """Count a connection as another object, which has taken it over for another protocol."""

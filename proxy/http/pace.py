@@ -21,6 +21,12 @@ READ = 256 * 1024
 """The most bytes of one read. The reads of a body grow, so that what is held unread stays small."""
 
 
+_BUFFER = memoryview(bytearray(READ))
+"""What all connections are read into; its content is copied before the next read."""
+
+SHORT = _BUFFER[:AHEAD]
+
+
 class Stall:
     """Notices a client that takes nothing of what is written for it."""
 
@@ -79,6 +85,10 @@ class Pace(FlowControl):
         """The most bytes of the next read."""
         return self._read if self.wanted else AHEAD
 
+    def buffer(self) -> memoryview:
+        """Return where to read to."""
+        return _BUFFER[: self._read] if self.wanted else SHORT
+
     def body_stalls(self, now: float) -> bool:
         return now - self.moved_at > BODY_SECONDS
 
@@ -92,17 +102,16 @@ class Reader(asyncio.BufferedProtocol):
     uvloop reads up to 250 kB at once, all of which a held upload would keep.
     """
 
-    buffer = memoryview(bytearray(READ))  # its content is copied before the next read
+    pace: Pace | None = None
 
     def __init__(self, inner: asyncio.Protocol) -> None:
         self.inner = inner
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        pace = getattr(self.inner, "flow", None)
-        return self.buffer[: AHEAD if pace is None else pace.read_size]
+        return SHORT if self.pace is None else self.pace.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.inner.data_received(self.buffer[:nbytes])  # type: ignore[arg-type]
+        self.inner.data_received(_BUFFER[:nbytes])  # type: ignore[arg-type]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.inner.connection_made(transport)

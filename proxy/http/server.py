@@ -15,8 +15,6 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from qwenctl.protocol.messages import HELLO_PATH, REPORT_PATH
-
 from .authority import host_problem
 from .capacity import RETRY_AFTER, Capacity, Refusal
 from .pace import AHEAD, Pace, Reader, drop
@@ -41,12 +39,6 @@ HEAD_SECONDS = 60.0
 LINGER = 1.0
 """How long a refused client may go on sending, in seconds: closing at once would reset the
 connection before it has read the answer (RFC 9112 §9.6)."""
-
-
-URGENT = frozenset(
-    path.encode() for path in (HELLO_PATH, REPORT_PATH, "/_qwenctl/healthz", "/_qwenctl/readyz")
-)
-"""Requests that are served also beyond the bound of connections."""
 
 
 def protocols(capacity: Capacity) -> Callable[..., Reader]:
@@ -87,6 +79,8 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Joining(transport, self.loop, self))  # type: ignore[arg-type]
         self.flow = Pace(self.transport)
+        if self.reader is not None:
+            self.reader.pace = self.flow
         self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
         refusal = self.capacity.add(self, self.client[0] if self.client else "")
         if refusal is not None:
@@ -103,7 +97,7 @@ class Protocol(HttpToolsProtocol):
         self.capacity.replace(self, successor)
         successor.capacity = self.capacity
         if self.reader is not None:
-            self.reader.inner = successor
+            self.reader.inner, self.reader.pace = successor, None
         else:
             transport.set_protocol(successor)
 
@@ -204,8 +198,7 @@ class Protocol(HttpToolsProtocol):
             return
         if why := host_problem(self.url, self.headers, self.parser.get_http_version()):
             self._refuse((400, "bad_host", why))
-        urgent = self.url.partition(b"?")[0] in URGENT
-        if (refusal := self.capacity.begin(self, urgent=urgent)) is not None:
+        if (refusal := self.capacity.begin(self, self.url)) is not None:
             self._refuse(refusal)
         super().on_headers_complete()
 

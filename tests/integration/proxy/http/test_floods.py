@@ -287,20 +287,20 @@ def test_the_rest_of_a_body_that_was_answered_early_has_a_bound_of_time(serve: R
 
 
 def test_held_uploads_take_little_memory(tmp_path: Path) -> None:
-    """A hundred uploads of 20 MB took 52 MiB."""
-    gpus = {"main": gpu(preset="generic", local={"boot_hangs": False, "boot_seconds": 60})}
-    del gpus["main"]["local"]["boot_hangs"]
+    """Of each, half a megabyte was read, or a quarter."""
+    gpus = {"main": gpu(preset="generic", local={"boot_seconds": 60})}
     with running(tmp_path, gpu=gpus) as proxy, contextlib.ExitStack() as stack:
         clients(stack, proxy.port, 2, POST + b"Content-Length: 2\r\n\r\n{}")  # imports and threads
+        until(lambda: proxy.snapshot().phase.value == "starting", 20)
         time.sleep(0.5)
         before = proxy.memory
-        for client in clients(stack, proxy.port, 100, POST + b"Content-Length: 20000000\r\n\r\n"):
+        for client in clients(stack, proxy.port, 200, POST + b"Content-Length: 20000000\r\n\r\n"):
             client.socket.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 while True:
                     client.socket.send(bytes(MIB))
         time.sleep(1.0)
-        assert proxy.memory - before < 12 * MIB
+        assert proxy.memory - before < 18 * MIB
         assert healthy(proxy)
 
 

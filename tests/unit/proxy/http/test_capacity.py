@@ -100,7 +100,7 @@ def test_beyond_the_bound_requests_are_refused_but_those_of_nodes_and_probes() -
     assert [capacity.begin(one) for one in late[:3]] == [FULL] * 3
     urgent = connect(capacity, SPARE + 2)
     for one in urgent:
-        assert capacity.begin(one, urgent=True) is None
+        assert capacity.begin(one, b"/_qwenctl/node/report?x") is None
     assert dropped(urgent) == [0, 1], "the oldest: messages of nodes take milliseconds"
     assert dropped(busy) == []
     capacity.end(busy[0])
