@@ -6,7 +6,8 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 LOG_BYTES = 5 * 1024 * 1024
 MAX_LINE_BYTES = 8 * 1024
+
+MAX_LINES, LAST_BYTES = 2000, 4096
+"""Lines a second that are all passed on; beyond them, only those in the last bytes of each chunk. Whoever
+writes faster than its output is read stands still; the last words are worth the most."""
 
 _ENDS = re.compile(rb"\r\n|\n|\r(?!$)")
 """A line's end; a carriage return at the very end may be one half of an end."""
@@ -66,9 +71,16 @@ class LineSink:
         log_file: takes the lines; small, with one older file.
         output: takes lines and progress.
         secrets: are masked in both.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, log_file: Path, output: Output, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        log_file: Path,
+        output: Output,
+        secrets: tuple[str, ...] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._log: logging.Handler
         try:
             self._log = _LogFile(log_file, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
@@ -78,12 +90,17 @@ class LineSink:
         self._output = output
         self._secrets = secrets
         self._pending = b""
+        self._clock = clock
+        self._second = clock()
+        self._lines = 0
+        self._left_out = 0
 
     def feed(self, chunk: bytes) -> None:
         """Take a chunk."""
-        pending = self._pending + chunk
+        pending = self._thinned(self._pending + chunk)
         start = 0
         for end in _ENDS.finditer(pending):
+            self._lines += 1
             line, start = pending[start : end.start()], end.end()
             if not line:
                 continue
@@ -98,8 +115,26 @@ class LineSink:
         elif b"%" in self._pending:
             self._report_progress(self._decode(self._pending))
 
+    def _thinned(self, pending: bytes) -> bytes:
+        """Leave out what is too much for this second."""
+        if self._clock() - self._second >= 1.0:
+            self._say_left_out()
+            self._second, self._lines = self._clock(), 0
+        if self._lines < MAX_LINES or len(pending) <= LAST_BYTES:
+            return pending
+        before = len(pending) - LAST_BYTES
+        cut = max(pending.rfind(b"\n", 0, before), pending.rfind(b"\r", 0, before)) + 1
+        self._left_out += pending.count(b"\n", 0, cut)
+        return pending[cut:]
+
+    def _say_left_out(self) -> None:
+        if self._left_out:
+            self._write(f"({self._left_out} lines left out: more than {MAX_LINES} a second)")
+            self._left_out = 0
+
     def close(self) -> None:
         """Pass on the rest."""
+        self._say_left_out()
         self._flush()
         with contextlib.suppress(OSError):  # a full disk has no room for the last words
             self._log.close()

@@ -35,9 +35,15 @@ def spec(*services: Service, version: str = "1", **more: Any) -> Spec:
 
 
 class AgentProcess:
-    """One agent's process and what it leaves behind."""
+    """One agent's process and what it leaves behind.
 
-    def __init__(self, directory: Path, proxies: list[str], **settings: str) -> None:
+    Args:
+        source: the code that it runs; default: this checkout.
+    """
+
+    def __init__(
+        self, directory: Path, proxies: list[str], source: Path = ROOT, **settings: str
+    ) -> None:
         self.directory = directory
         secret = directory / "secret"
         secret.write_text(SECRET + "\n")
@@ -55,6 +61,7 @@ class AgentProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gpu_node"],
                 env={**os.environ, **{f"QWENCTL_NODE__{k}": v for k, v in env.items()}},
+                cwd=source,
                 stdout=log,
                 stderr=log,
             )

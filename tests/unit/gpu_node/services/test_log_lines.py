@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_node.services.log_lines import LineSink, secrets_of
+from gpu_node.services.log_lines import LAST_BYTES, LOG_BYTES, MAX_LINES, LineSink, secrets_of
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Progress, Service
 
@@ -135,3 +135,25 @@ def test_progress_that_is_no_progress_ends_nothing(tmp_path: Path) -> None:
     sink.feed(b"after\n")
     sink.close()
     assert listener.lines[-1] == "after"
+
+
+def test_a_flood_is_thinned_and_its_last_words_stay(tmp_path: Path) -> None:
+    """10 GB of a loop that logs must not hold up the service, nor fill disk and memory."""
+    listener, now = Listener(), 0.0
+    sink = LineSink(tmp_path / "x.log", listener, clock=lambda: now)
+    line = b"INFO 10-26 21:47:45 all is well here\n"
+    chunk = line * (65536 // len(line))
+    for _ in range(200):
+        sink.feed(chunk)
+    assert len(listener.lines) < 2 * MAX_LINES + 200 * (LAST_BYTES // len(line) + 2)
+    sink.feed(b"x\r" * 40_000)
+    sink.feed(chunk + b"Traceback\nCUDA out of memory\n")
+    assert listener.lines[-2:] == ["Traceback", "CUDA out of memory"]
+    kept = len(listener.lines)
+    now = 1.0
+    sink.feed(b"quiet again\n")
+    sink.close()
+    assert listener.lines[-1] == "quiet again"
+    left_out = int(listener.lines[-2].split()[0].lstrip("("))
+    assert left_out + kept == 201 * (65536 // len(line)) + 2
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 2 * LOG_BYTES + len(chunk)
