@@ -62,6 +62,10 @@ class RudeCloud(Cloud):
     def behave_well(self) -> None:
         self._manner, self.slow = "", False
 
+    @property
+    def misbehaves(self) -> bool:
+        return bool(self._manner) and self._clock() < self._until
+
     def _enter(self, state: Observed, seconds: float) -> None:
         super()._enter(state, seconds)
         now = self._clock()
@@ -74,8 +78,7 @@ class RudeCloud(Cloud):
 
     def _was(self, at: float) -> Observation:
         index = bisect_right([time for time, _ in self._past], at) - 1
-        state = self._past[index][1]
-        return Observation(state, "i-1", "192.0.2.1" if state is Observed.RUNNING else "")
+        return self.shows(self._past[index][1])
 
     def describe(self) -> Observation:
         if not self._manner or self._clock() >= self._until:
@@ -87,9 +90,9 @@ class RudeCloud(Cloud):
         if self._manner == "older and newer":
             return self._was(self._clock() - self._chance.choice([0.0, 2.0, 15.0, STALE]))
         if self._manner == "left out" and self.heard():
-            return Observation(Observed.ABSENT, "i-1", reason="there is no such instance")
+            return Observation(Observed.ABSENT, self.name, reason="there is no such instance")
         if self._manner == "in two states":
-            return Observation(Observed.UNKNOWN, "i-1", reason="it is running and stopped")
+            return Observation(Observed.UNKNOWN, self.name, reason="it is running and stopped")
         refusal = {"denied": Denied, "throttled": Throttled, "cut": Transient}.get(self._manner)
         if refusal:
             raise refusal("the cloud says no")

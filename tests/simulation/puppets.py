@@ -38,6 +38,7 @@ class Cloud:
 
     call_timeout = 5.0
     observe_interval = 2.0
+    name = "i-1"
 
     def __init__(self, clock: VirtualClock, *, boot: float = 0.0, halt: float = 0.0) -> None:
         self._clock = clock
@@ -85,8 +86,12 @@ class Cloud:
         if error := self.refuse_describe():
             raise error
         if self.leaves_out():
-            return Observation(Observed.ABSENT, "i-1", reason="there is no such instance")
-        return Observation(self.state, "i-1", "192.0.2.1" if self.state is Observed.RUNNING else "")
+            return Observation(Observed.ABSENT, self.name, reason="there is no such instance")
+        return self.shows(self.state)
+
+    def shows(self, state: Observed) -> Observation:
+        """Return the answer for an instance in that state."""
+        return Observation(state, self.name, "192.0.2.1" if state is Observed.RUNNING else "")
 
     def start(self) -> Accepted:
         error = self.refuse_start()

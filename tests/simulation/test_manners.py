@@ -15,7 +15,7 @@ import redis
 from proxy.data.usage import UsageTracker
 from qwenctl.control import controller
 from qwenctl.core import lifecycle
-from tests.simulation.manners import MANNERS, RudeWalk
+from tests.simulation.manners import RudeWalk
 
 MINUTES = float(os.environ.get("SIMULATED_MINUTES", "240"))
 
@@ -30,7 +30,7 @@ def test_a_life_with_bad_manners(client: redis.Redis, deployment: str, seed: int
         walk.run(LIFE)
         walk.settle()
         walk.check_history()
-        assert len(walk.cloud.shown) > len(MANNERS) / 2
+        assert len(walk.cloud.shown) > 2
         assert walk.cloud.starts
         assert walk.cloud.stops
     finally:

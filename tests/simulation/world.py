@@ -240,7 +240,10 @@ class Node:
         if self.mood == "mute":
             return
         self._messages += 1
-        nonce, boot = f"nonce-{self._messages:012d}", f"boot-{self._boot:08d}"
+        nonce, boot = (
+            f"nonce-{self.cloud.name}-{self._messages:012d}",
+            f"{self.cloud.name}-{self._boot:08d}",
+        )
         if self.said_hello_at is None:
             verdict, seq = self.store.hello(Hello(gpu=GPU, boot_id=boot), nonce)
             if verdict == "ok":
