@@ -35,7 +35,10 @@ from qwenctl.store.connect import connect, connections_made, explained_errors, p
 from qwenctl.store.watcher import Watcher
 
 _LUA = Path(__file__).with_name("lua")
-_KEYS = ["state", "leases", "blocks", "info", "lock", "node", "nonces", "events", "log", "commands"]
+_KEYS = [
+    *("state", "leases", "blocks", "info", "lock", "node", "nonces", "events", "log", "commands"),
+    "repeats",
+]
 
 _SESSION_KEYS = ("sessions", "session_info", "check")
 

@@ -12,11 +12,15 @@
 --   8 events  stream   the history
 --   9 log     list     the node's last log lines
 --   10 commands list   commands for the node of this boot, as JSON
+--   11 repeats list    the ids of the latest events `lease` that woke nothing
 -- ARGV[1] is the time in ms, or -1 for the server's clock, and after a colon the latest time that the
 -- caller's monotonic clock allows; ARGV[2] the channel to publish on. Times are ms since 1970 on that
 -- clock; no key ever has a TTL.
 local STATE, LEASES, BLOCKS, INFO, LOCK = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local NODE, NONCES, EVENTS, LOG, COMMANDS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local REPEATS = KEYS[11]
+local MANY = 256  -- so many leases, and requests of further clients share those of their networks
+local MANY_REPEATS = 100
 local CHANNEL = ARGV[2]
 local given, latest = ARGV[1]:match('^(-?%d+):?(%d*)$')
 local NOW = tonumber(given)
@@ -32,9 +36,9 @@ local function changed(what) redis.call('PUBLISH', CHANNEL, what) end
 
 -- Append an event to the history; see core/events.py.
 local function append(...)
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', 5000, '*', 'time', num(NOW), ...)
+  return redis.call('XADD', EVENTS, 'MAXLEN', '~', 5000, '*', 'time', num(NOW), ...)
 end
-local function event(kind, ...) append('kind', kind, 'v', '1', ...) end
+local function event(kind, ...) return append('kind', kind, 'v', '1', ...) end
 
 local function prune(zset)
   local gone = redis.call('ZRANGEBYSCORE', zset, '-inf', num(NOW))
@@ -77,8 +81,38 @@ end
 
 local function wanted() return unexpired(BLOCKS) == 0 and unexpired(LEASES) > 0 end
 
+-- The network of an address, /24 or /64; nothing of a name that is no address.
+local function network(client)
+  local v4 = client:match('^(%d+%.%d+%.%d+)%.%d+$') or client:match('^::ffff:(%d+%.%d+%.%d+)%.%d+$')
+  if v4 then return v4 .. '.0/24' end
+  if not client:find('^[%x:]+$') or not client:find(':') then return nil end
+  local head, tail = client:match('^(.-)::(.*)$')
+  local groups, last = {}, {}
+  for group in (head or client):gmatch('%x+') do groups[#groups + 1] = group end
+  for group in (tail or ''):gmatch('%x+') do last[#last + 1] = group end
+  while #groups + #last < 8 do groups[#groups + 1] = '0' end
+  for _, group in ipairs(last) do groups[#groups + 1] = group end
+  return table.concat(groups, ':', 1, 4) .. '::/64'
+end
+
+-- The lease that a request's demand extends: its client's, or once there are many its network's, so
+-- that a flood of clients cannot make the state large. Keys and members are known, and few.
+local function place(name)
+  local tenant, client = name:match('^request:(.-/?)([^/]*)$')
+  if not client or client:find('^key:') or client:find('^member:') then return name end
+  if tonumber(redis.call('ZSCORE', LEASES, name) or 0) > NOW then return name end
+  if redis.call('ZCARD', LEASES) >= MANY then prune(LEASES) end
+  if redis.call('ZCARD', LEASES) < MANY then return name end
+  local shared = 'request:' .. tenant .. (network(client) or 'others')
+  if tonumber(redis.call('ZSCORE', LEASES, shared) or 0) > NOW then return shared end
+  return redis.call('ZCARD', LEASES) < 2 * MANY and shared or 'request:others'
+end
+
 -- Give or extend a lease. exact: set the expiry even if that shortens it.
 local function grant(name, ttl, reason, actor, exact)
+  local own, repeated = name, wanted()
+  name = place(own)
+  if name ~= own then actor = name:sub(9) end
   local before = tonumber(redis.call('ZSCORE', LEASES, name) or 0)
   local expiry = NOW + ttl
   if not exact and before > expiry then expiry = before end
@@ -92,7 +126,13 @@ local function grant(name, ttl, reason, actor, exact)
     end
     redis.call('HSET', INFO, name, cjson.encode({reason = reason, actor = actor, since = NOW}))
     if not is_work(name) then
-      event('lease', 'name', name, 'cause', reason, 'actor', actor, 'expiry', num(expiry))
+      local id = event('lease', 'name', name, 'cause', reason, 'actor', actor, 'expiry', num(expiry))
+      if repeated and name:sub(1, 8) == 'request:' then
+        -- However many there are, they push nothing else out of the history.
+        if redis.call('RPUSH', REPEATS, id) > MANY_REPEATS then
+          redis.call('XDEL', EVENTS, redis.call('LPOP', REPEATS))
+        end
+      end
     end
     changed('lease')
   end

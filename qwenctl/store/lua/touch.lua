@@ -28,7 +28,7 @@ local released = tonumber(redis.call('HGET', STATE, 'released_at') or 0)
 local leaves = now_phase == 'off' or now_phase == 'stopping'
   or (now_phase == 'draining' and redis.call('HEXISTS', NODE, 'interrupted_at') == 1)
 for i = 8, #ARGV, 3 do
-  local held = tonumber(redis.call('ZSCORE', LEASES, ARGV[i]) or 0) > NOW
+  local held = tonumber(redis.call('ZSCORE', LEASES, place(ARGV[i])) or 0) > NOW
   local asked = NOW - tonumber(ARGV[i + 2])
   if asked > released and asked >= began and (held or not leaves) then
     grant(ARGV[i], tonumber(ARGV[i + 1]), 'request', actor, false)
