@@ -32,6 +32,7 @@ from gpu_node.status_file import StatusFile
 from qwenctl import __version__
 from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import exposed, private_directory
+from qwenctl.lib.text import plain
 
 log = logging.getLogger("gpu_node")
 
@@ -66,6 +67,15 @@ exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the agent until it is stopped, or another command; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(plain, streams)
+    try:
+        return _main(argv)
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def _main(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS:
         from gpu_node.setup import commands  # the agent itself needs none of it
 

@@ -16,6 +16,7 @@ from qwenctl.config.deployment import Config
 from qwenctl.config.loading import load_config
 from qwenctl.errors import ConfigError, ExitCode, UserError
 from qwenctl.lib.descriptors import raise_limit
+from qwenctl.lib.text import plain
 from qwenctl.store.store import open_store
 
 from .app import Proxy
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=options.log_level.upper(),
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        stream=sys.stderr,
+        stream=plain(sys.stderr),
     )
     logging.getLogger("asyncio").setLevel("ERROR")
     try:

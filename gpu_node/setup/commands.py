@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from gpu_node.setup.systemd_units import AGENT, TIMER, WATCHDOG, render
 from gpu_node.status_file import read_status
 from qwenctl.errors import ConfigError, UserError
 from qwenctl.lib.findings import Finding, Level, fail, ok
-from qwenctl.lib.text import escape_control
+from qwenctl.lib.text import escape_control, log_line
 
 CONFIG = "/etc/qwenctl/node.toml"
 
@@ -210,7 +211,15 @@ def _logs(given: argparse.Namespace) -> int:
         command = ["tail", "-n", LINES, *(["-F"] if given.follow else [])]
         command.append(str(log_dir / f"{given.service}.log"))
     sys.stdout.flush()
-    os.execvp(command[0], command)  # noqa: S606
+    if not (given.service and sys.stdout.isatty()):
+        os.execvp(command[0], command)  # noqa: S606
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
+            for line in tail.stdout or ():
+                _say(log_line(line.rstrip("\n")))
+        return tail.returncode
+    except OSError as error:
+        raise UserError(f"{command[0]}: {error.strerror}") from None
 
 
 def _doctor(given: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from qwenctl.errors import ExitCode, UserError
+from qwenctl.lib.text import escape_control, plain
 
 EXTRAS = {
     "a2wsgi": "proxy",
@@ -48,6 +49,15 @@ def main(args: Sequence[str] | None = None) -> int:
     # `qwenctl status`.
     gc.set_threshold(200_000)
     atexit.register(gc.freeze)
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(plain, streams)
+    try:
+        return _main(args)
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def _main(args: Sequence[str] | None) -> int:
     try:
         return _run(args)
     except BrokenPipeError:
@@ -106,7 +116,7 @@ def _run(args: Sequence[str] | None) -> int:
 
 def _error(text: str, code: ExitCode) -> int:
     for line in text.splitlines() or ["unknown"]:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {escape_control(line)}", file=sys.stderr)
     return code
 
 

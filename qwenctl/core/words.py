@@ -62,6 +62,7 @@ def lease_words(lease: Lease) -> str:
 
 def name_words(name: str, actor: str = "", reason: str = "") -> str:
     """Return the name of a lease or block (``pin:anna``) in plain words."""
+    name, actor = escape_control(name), escape_control(actor)
     kind, rest = leases.parse(name)
     who = actor or rest
     if kind == leases.REQUEST:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any, TextIO, cast
+
+_COLOUR = r"\x1b\[[0-9;]*m"
+"""Colours and weights: ECMA-48, 8.3.117 (SGR)."""
+
 
 def escape_control(text: str, by: str | None = None) -> str:
     """Escape control characters in untrusted text before printing it.
@@ -10,6 +17,74 @@ def escape_control(text: str, by: str | None = None) -> str:
         by: replaces each; default: its escape sequence, such as ``\\x1b``.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] if by is None else by for c in text)
+
+
+def escape_all(value: Any, *, keep: str = "\n") -> Any:
+    """Escape control characters in all texts of JSON data, but those of ``keep``."""
+    if isinstance(value, str):
+        return value if value.isprintable() else _escaped(value, keep)
+    if isinstance(value, Mapping):
+        return {
+            escape_all(key, keep=keep): escape_all(one, keep=keep) for key, one in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [escape_all(one, keep=keep) for one in value]
+    return value
+
+
+def _escaped(text: str, keep: str) -> str:
+    return "".join(c if c in keep else escape_control(c) for c in text)
+
+
+def log_line(text: str) -> str:
+    """Return a line of somebody's log for a terminal: without its colours, the rest escaped."""
+    return _escaped(re.sub(_COLOUR, "", text), "\t")
+
+
+def json_ascii_control(text: str) -> str:
+    """Write the control characters of a JSON text as JSON escapes (RFC 8259, 7)."""
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else _json_escape(c) for c in text)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+class PlainStream:
+    """A text stream that only lets line ends, tabs and colours through of control characters.
+
+    So no text of a node, a cloud or a visitor steers the terminal, whichever command prints it.
+    """
+
+    def __init__(self, raw: TextIO) -> None:
+        self.raw = raw
+
+    def write(self, text: str) -> int:
+        if not text.isprintable():
+            parts = re.split(f"({_COLOUR})", text)
+            text = "".join(p if i % 2 else _escaped(p, "\n\t") for i, p in enumerate(parts))
+        self.raw.write(text)
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+def plain(stream: TextIO) -> TextIO:
+    """Return the stream as a `PlainStream`."""
+    return stream if isinstance(stream, PlainStream) else cast(TextIO, PlainStream(stream))
+
+
+def raw(stream: TextIO) -> TextIO:
+    """Return the stream below a `PlainStream`, for whoever draws on a terminal."""
+    return stream.raw if isinstance(stream, PlainStream) else stream
 
 
 def one_line(text: str) -> str:

@@ -16,7 +16,7 @@ from qwenctl.cli.common.context import load, print_json
 from qwenctl.cli.common.terminal import coloured, live
 from qwenctl.errors import ConfigError, ExitCode
 from qwenctl.lib.findings import Finding, Level
-from qwenctl.lib.text import escape_control
+from qwenctl.lib.text import escape_control, raw
 
 _LEVELS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 
@@ -50,7 +50,7 @@ def doctor(gpu: str | None, json: bool, config: str | None) -> None:
 def _progress(text: str) -> None:
     """Show a line that the next replaces: some checks wait for a network."""
     if live(sys.stderr):
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{escape_control(text)}", end="", file=raw(sys.stderr), flush=True)
 
 
 def _print_table(findings: Iterable[Finding]) -> None:
@@ -70,7 +70,9 @@ def _print_table(findings: Iterable[Finding]) -> None:
         found = Text(escape_control(finding.found, " "))
         if finding.fix:
             found.append(f"\n→ {escape_control(finding.fix, ' ')}", style="bold")
-        table.add_row(Text(word, style=colour), Text(finding.gpu), Text(finding.check), found)
+        table.add_row(
+            Text(word, style=colour), Text(escape_control(finding.gpu)), Text(finding.check), found
+        )
     with console.capture() as capture:
         console.print(table)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))

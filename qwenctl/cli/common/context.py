@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwenctl.lib.text import json_ascii_control
+
 if TYPE_CHECKING:
     from qwenctl.config.deployment import Config
     from qwenctl.config.gpu import GpuConfig
@@ -147,4 +149,5 @@ def user() -> str:
 
 def print_json(value: object, *, compact: bool = False) -> None:
     """Print JSON; with ``compact`` on a single line."""
-    print(json.dumps(value, ensure_ascii=False, indent=None if compact else 2), flush=compact)
+    text = json.dumps(value, ensure_ascii=False, indent=None if compact else 2)
+    print(json_ascii_control(text), flush=compact)

@@ -16,7 +16,7 @@ from qwenctl.control.standalone import Progress
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.words import cause_words
-from qwenctl.lib.text import duration
+from qwenctl.lib.text import duration, escape_all, raw
 
 STEP_WORDS = {
     "request": "Request",
@@ -75,7 +75,7 @@ class StepLines:
 
     def show(self, page: dict[str, Any], *, known: bool) -> None:
         """Print what has changed; ``known``: the durations are learned, not estimated."""
-        for text in _lines(page, "usually" if known else "estimated"):
+        for text in _lines(escape_all(page), "usually" if known else "estimated"):
             if text not in self._said:
                 self._said.add(text)
                 print(text, file=sys.stderr, flush=True)
@@ -117,7 +117,8 @@ class _StepScreen:
         self._page: dict[str, Any] | None = None
         self._at = 0.0
         # Without a colour system Rich writes neither bold nor dim.
-        console = Console(stderr=True, color_system="auto" if coloured(sys.stderr) else None)
+        system: Any = "auto" if coloured(sys.stderr) else None
+        console = Console(file=raw(sys.stderr), color_system=system)
         self._live = Live(
             get_renderable=self._render, console=console, refresh_per_second=8, transient=False
         )
@@ -132,7 +133,7 @@ class _StepScreen:
 
     def show(self, page: dict[str, Any], *, known: bool) -> None:
         first = self._page is None
-        self._page, self._at = page, time.monotonic()
+        self._page, self._at = escape_all(page), time.monotonic()
         self._word = "about" if known else "estimated"
         if first:
             self._live.__enter__()

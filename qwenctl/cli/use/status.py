@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qwenctl.cli.common.context import Target, heed_interrupt, load, open_store, print_json
@@ -20,7 +21,7 @@ from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY, full_status, own_record
 from qwenctl.core.words import NOT_ASKED, cause_words, event_cause, name_words
-from qwenctl.lib.text import duration, one_line
+from qwenctl.lib.text import duration, escape_all, escape_control, log_line, one_line, raw
 from qwenctl.store.store import Store
 
 FOLLOW_SECONDS = 2.0
@@ -34,7 +35,7 @@ def status(gpu: str | None, watch: bool, json: bool, config: str | None) -> None
         if json:
             print_json(data)
         else:
-            print(_status_text(data))
+            print(_status_text(escape_all(data)))
         return
     heed_interrupt()
     changed = threading.Event()
@@ -74,7 +75,7 @@ def _watch_lines(
     while True:
         changed.wait()
         changed.clear()
-        data = read()
+        data = read() if json else escape_all(read())
         key = repr(
             [
                 (
@@ -99,12 +100,14 @@ def _watch_lines(
 
 
 def _watch_live(read: Callable[[], dict[str, Any]], changed: threading.Event) -> None:
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with Live(auto_refresh=False, screen=False) as screen:
+    console = Console(file=raw(sys.stdout))
+    with Live(console=console, auto_refresh=False, screen=False) as screen:
         while True:
-            text = _status_text(read())
+            text = _status_text(escape_all(read()))
             screen.update(Text.from_ansi(text), refresh=True)
             changed.wait(timeout=1.0)  # the seconds on the screen pass without a change
             changed.clear()
@@ -312,7 +315,7 @@ def _opened(gpu: str | None, given: str | None) -> tuple[Config, Store, list[str
 
 
 def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
-    first, *rest = reasons
+    first, *rest = [replace(one, text=escape_control(one.text)) for one in reasons]
     phase = snapshot.phase.value
     text = first.text.replace(phase, paint(phase, phase_style(phase), bold=True), 1)
     verb = (
@@ -378,6 +381,9 @@ def _print_event(event: Event, gpu: str, as_json: bool, width: int) -> None:
 
 def event_words(event: Event) -> str:
     """Describe an event, with colours for the terminal."""
+    # A failure is JSON, whose message is escaped where it is shown.
+    fields = {k: v if k == "failure" else escape_control(v) for k, v in event.fields.items()}
+    event = replace(event, fields=fields)
     kind, actor, cause = event.kind, event.actor, one_line(event.cause)
     why = f": {cause}" if cause else ""
     if kind is EventKind.TRANSITION and event.source and event.to:
@@ -406,7 +412,7 @@ def event_words(event: Event) -> str:
     if kind is EventKind.FIRST_BYTE:
         return "first answer to a visitor"
     rest = " ".join(f"{key}={value}" for key, value in event.fields.items())
-    return f"{kind} {rest}".strip()
+    return escape_control(f"{kind} {rest}".strip())
 
 
 def _step_seconds(event: Event) -> float:
@@ -425,7 +431,7 @@ def logs(gpu: str | None, count: int, follow: bool, json: bool, config: str | No
             if json:
                 print_json({"line": line}, compact=True)
             else:
-                print(line, flush=follow)
+                print(log_line(line), flush=follow)
 
     if not follow:
         lines = target.store.log_lines(target.name, count)
