@@ -155,7 +155,8 @@ class ProductProxy:
         """When it has something to do, as late as it may be."""
         if self.stalled_until > self.clock():
             return min(self.stalled_until, self._renew_at)
-        return max(self.clock(), self._loop.due + self.lag)
+        due = self._loop.due
+        return due if due <= self.clock() else due + self.lag
 
     def run_due(self) -> None:
         """Do what is due, on the loop, or while that is blocked in the thread beside it."""

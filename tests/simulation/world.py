@@ -262,8 +262,8 @@ class Node:
         )
         verdict, _, _ = self.store.report(report, nonce, heartbeat=5.0)
         self.reported_at = self.clock()
-        if ready and self.works:
-            self.said_busy_at = self.clock()
+        if ready:
+            self.said_busy_at = self.clock() if self.works else float("-inf")
         if verdict == "other_boot":
             self.said_hello_at = None
 
