@@ -47,6 +47,7 @@ class AgentProcess:
         self.directory = directory
         secret = directory / "secret"
         secret.write_text(SECRET + "\n")
+        secret.chmod(0o600)
         env = {
             "GPU": "main",
             "BOOT_ID": "boot-0001",
