@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -37,6 +38,22 @@ LINGER_SECONDS = 60.0
 START_SECONDS = 15.0
 
 _FILES = ("start.lock", "run.lock", "valkey.log", "valkey.sock", "appendonlydir")
+
+_LOG_HEAD = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [#*.-] ")
+
+_DAMAGE = re.compile(
+    r"append[- ]only file|AOF (?:file|manifest)|manifest file|Bad file format|RDB preamble",
+    re.IGNORECASE,
+)
+"""Lines of a server that cannot read its files (Valkey's aof.c)."""
+
+_SURROUNDINGS = re.compile(r"Permission denied|No space left|Too many open files|Read-only file")
+"""What keeps it from files that are not damaged."""
+
+_CRASH = re.compile(
+    r"BUG REPORT|crashed by signal|Suspect RAM error|Guru Meditation|ASSERTION FAILED"
+)
+"""Marks of a crash report (Valkey's debug.c): a damaged length can bring the server down."""
 
 _SETTINGS = {
     "port": "0",
@@ -121,6 +138,7 @@ def ensure(state: Path) -> None:
             return
         _server_program()  # its error is raised here, not in the keeper's log
         with _open(folder / "valkey.log") as log:
+            begun = os.fstat(log.fileno()).st_size
             keeper = subprocess.Popen(
                 [sys.executable, "-m", "qwenctl.store.embedded", str(state)],
                 stdin=subprocess.DEVNULL,
@@ -139,9 +157,29 @@ def ensure(state: Path) -> None:
                 break
             time.sleep(pause)
             pause = min(0.05, pause * 1.5)
-    last = (folder / "valkey.log").read_text(errors="replace").strip().splitlines()[-3:]
-    raise StoreUnavailable(
-        f"the embedded Valkey in {folder} does not start: {' / '.join(last) or 'no output'}"
+    raise StoreUnavailable(_why_not_started(folder, begun))
+
+
+def _why_not_started(folder: Path, begun: int) -> str:
+    """Return what the server's log says since it had ``begun`` bytes, and what to do."""
+    text = (folder / "valkey.log").read_bytes()[begun:].decode(errors="replace")
+    lines = [_LOG_HEAD.sub("", line).strip() for line in text.splitlines()]
+    lines = [
+        line for line in lines if line and not line.startswith("***") and "overcommit" not in line
+    ]
+    told = (line for line in lines if _DAMAGE.search(line) and not _SURROUNDINGS.search(line))
+    damage = next(told, "").partition(": make a backup")[0]  # with a program that we do not have
+    if not damage and _CRASH.search(text):
+        damage = "the server crashed while it read them"
+    place = f"the embedded Valkey in {folder} does not start"
+    if not damage:
+        return f"{place}: {' / '.join(lines[-3:]) or 'no output'}"
+    data = folder / "appendonlydir"
+    return (
+        f"{place}: its files in {data} are damaged ({damage[:200]}). No GPU was started or stopped; "
+        f"what they held (leases, blocks, history, sessions) cannot be read. Restore {data} from a "
+        f"backup, or give it up: move it away (mv {data} {data}.damaged) and run this again; a GPU "
+        "that runs is then found and kept as found_running says, and blocks must be set anew"
     )
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -281,6 +281,58 @@ class TestWhatCanBeWrong:
             open_in(state)
         assert caught.value.exit_code is ExitCode.UNAVAILABLE
         assert gone(state)
+
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (lambda data: data[:200] + b"\xff" * 20 + data[220:], "Bad file format"),
+            (lambda data: data + b"\0" * 4096, "Bad file format"),
+            # A length beyond all memory, which brings this server down with a crash report.
+            (
+                lambda data: data.replace(b"$5\r\nlease", b"$99999999999\r\nlease"),
+                "the server crashed while it read them",
+            ),
+            (lambda data: data + b"*1\r\n$6\r\nNOSUCH\r\n*1\r\n$4\r\nPING\r\n", "NOSUCH"),
+        ],
+    )
+    def test_a_damaged_file_is_told_as_such(
+        self, state: Path, damage: Callable[[bytes], bytes], said: str
+    ) -> None:
+        store = open_in(state)
+        pin(store)
+        store.close()
+        until(lambda: gone(state), 15.0)
+        (file,) = (state / "valkey" / "appendonlydir").glob("*.incr.aof")
+        file.write_bytes(damage(file.read_bytes()))
+        with pytest.raises(StoreUnavailable, match=r"appendonlydir are damaged") as caught:
+            open_in(state)
+        text = str(caught.value)
+        assert said in text
+        for word in ("No GPU was started or stopped", "leases, blocks, history", "move it away"):
+            assert word in text
+        for word in ("RAM", "overcommit", "bye bye", "check-aof", "\n"):
+            assert word not in text
+        data = file.parent
+        data.rename(data.with_name("appendonlydir.damaged"))  # as it says
+        again = open_in(state)
+        assert not again.snapshot(GPU).leases
+        again.close()
+
+    @pytest.mark.parametrize(
+        ("line", "damaged"),
+        [
+            ("Can't open the append-only file a.aof: Permission denied", False),
+            ("Can't open or create append-only dir appendonlydir: No space left on device", False),
+            ("Unexpected end of file reading the append only file a.aof", True),
+        ],
+    )
+    def test_what_counts_as_damage(self, tmp_path: Path, line: str, damaged: bool) -> None:
+        before = "1:M 29 Nov 2026 14:30:43.178 # Bad file format reading the append only file\n"
+        now = f"2:M 29 Nov 2026 14:30:44.178 # {line}\n"
+        (tmp_path / "valkey.log").write_text(before + now)
+        text = embedded._why_not_started(tmp_path, len(before))
+        assert line in text
+        assert ("damaged" in text) is damaged
 
     def test_no_server_program(
         self, state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
