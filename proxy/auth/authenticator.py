@@ -122,7 +122,7 @@ class Authenticators:
             others = [ThirdParty(name, table) for name, table in access.authenticators.items()]
             self._chain = [ApiKeys(access.keys), *others]
             if access.password_hash:
-                self._password = SharedPassword(access.password_hash)
+                self._password = SharedPassword(access.password_hash, store)
                 self.sessions = Sessions(store, access, config.read_node_secret())
                 self._chain.append(self.sessions)
 
@@ -138,6 +138,7 @@ class Authenticators:
 
         Raises:
             Throttled: too many wrong passwords.
+            Busy: too many passwords are being checked.
             StoreUnavailable: Redis cannot be reached.
         """
         if self.sessions and self._password.check(password, client):

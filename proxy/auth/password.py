@@ -1,81 +1,61 @@
-"""Check the shared password, and limit the rate of attempts, per client and in total."""
+"""Check the shared password: few at a time, and none of a client that is throttled."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections import deque
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
+from qwenctl.store.store import Store
 
-class Throttled(Exception):
-    """Too many attempts; ``seconds`` is when to try again."""
+from .throttle import Throttle
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"too many attempts; try again in {seconds:.0f} s")
-        self.seconds = seconds
+MOST_WAITING = 4
+"""How many passwords may be checked or wait for it: each holds a thread of the pages, which go on
+with the others."""
 
 
-class Throttle:
-    """Limits wrong passwords per minute, from one address and in total.
-
-    After too many failures in total, an address that has not failed still gets one try, so that
-    nobody can lock others out. Passwords are checked one at a time: argon2 takes 64 MiB for each.
-    """
-
-    PER_CLIENT = 5
-    IN_ALL = 30
-    WINDOW = 60.0
-
-    def __init__(self) -> None:
-        self._failures: deque[tuple[float, str]] = deque()
-        self._lock = threading.Lock()
-
-    def check(self, client: str) -> None:
-        """Raise `Throttled` if this client, or all together, failed too often."""
-        now = time.monotonic()
-        while self._failures and now - self._failures[0][0] > self.WINDOW:
-            self._failures.popleft()
-        mine = [when for when, who in self._failures if who == client]
-        if len(mine) >= self.PER_CLIENT:
-            raise Throttled(self.WINDOW - (now - mine[0]))
-        if mine and len(self._failures) >= self.IN_ALL:
-            raise Throttled(self.WINDOW - (now - self._failures[0][0]))
-
-    def attempt(self, client: str, verify: Callable[[], bool]) -> bool:
-        """Return the result of ``verify``; a False, or an exception, counts as a failure.
-
-        Raises:
-            Throttled: too many failures.
-        """
-        with self._lock:
-            self.check(client)
-            succeeded = False
-            try:
-                succeeded = verify()
-            finally:
-                if not succeeded:
-                    self._failures.append((time.monotonic(), client))
-            return succeeded
+class Busy(Exception):
+    """Too many passwords are being checked at this moment."""
 
 
 class SharedPassword:
-    """The password that all browsers share."""
+    """The password that all browsers share.
 
-    def __init__(self, argon2_hash: str) -> None:
+    argon2 takes 64 MiB and a core for each, so that passwords are checked one at a time, in a
+    thread of their own.
+    """
+
+    def __init__(self, argon2_hash: str, store: Store) -> None:
         self._hash = argon2_hash
-        self._throttle = Throttle()
+        self._throttle = Throttle(store)
+        self._places = threading.BoundedSemaphore(MOST_WAITING)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="password")
 
     def check(self, password: str, client: str) -> bool:
         """Return whether it is the password. Slow.
 
         Raises:
             Throttled: too many wrong passwords.
+            Busy: too many at this moment.
+            StoreUnavailable: Redis cannot be reached.
         """
-        return self._throttle.attempt(client, lambda: self._verify(password))
+        self._throttle.check(client)
+        if not self._places.acquire(blocking=False):
+            raise Busy
+        try:
+            return self._thread.submit(self._attempt, password, client).result()
+        finally:
+            self._places.release()
+
+    def _attempt(self, password: str, client: str) -> bool:
+        self._throttle.begin(client)
+        if not self._verify(password):
+            return False
+        self._throttle.succeeded(client)
+        return True
 
     def _verify(self, password: str) -> bool:
         try:

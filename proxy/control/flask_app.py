@@ -19,7 +19,8 @@ from qwenctl.core.identity import Identity
 from qwenctl.core.wakes import wakes
 from qwenctl.errors import StoreUnavailable
 
-from ..auth.password import Throttled
+from ..auth.password import Busy
+from ..auth.throttle import Throttled
 from ..data.admission import may_wake
 from ..data.services import Services
 from ..data.waiting import WaitingPages
@@ -176,6 +177,8 @@ class _Views:
         except Throttled as throttled:
             seconds = throttled.seconds
             return self.answer(self._pages.login_page(asked, self.target, retry_after=seconds))
+        except Busy:
+            return self.answer(self._pages.login_page(asked, self.target, busy=True))
         if not cookie:
             return self.answer(self._pages.login_page(asked, self.target, wrong=True))
         return self.redirect(

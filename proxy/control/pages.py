@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -180,10 +181,17 @@ class Pages:
         )
 
     def login_page(
-        self, request: Request, target: str, *, wrong: bool = False, retry_after: float = 0.0
+        self,
+        request: Request,
+        target: str,
+        *,
+        wrong: bool = False,
+        busy: bool = False,
+        retry_after: float = 0.0,
     ) -> Page:
         """Return the login form; ``retry_after`` in seconds: too many wrong passwords.
 
+        ``busy``: too many are being checked at this moment.
         Where there is no password, return a page that says so.
         """
         if not self._config.access.password_hash:
@@ -191,15 +199,17 @@ class Pages:
             link = {"url": safe_path(target), "label": table["message.retry"]}
             texts = {"title": table["login.title"], "text": table["login.elsewhere"]}
             return Page(self._render("message.html", request, **texts, link=link), 403)
+        error = "login.busy" if busy else "login.wrong" if wrong else ""
         body = self._render(
             "login.html",
             request,
             next_url=safe_path(target),
-            error=self._texts(request)["login.wrong"] if wrong else "",
+            error=self._texts(request)[error] if error else "",
             retry_after=retry_after,
         )
-        status = 429 if retry_after else 403 if wrong else 200
-        return Page(body, status, {"Retry-After": str(round(retry_after))} if retry_after else {})
+        status = 503 if busy else 429 if retry_after else 403 if wrong else 200
+        wait = 1 if busy else math.ceil(retry_after)
+        return Page(body, status, {"Retry-After": str(wait)} if wait else {})
 
     def to_login(self, target: str) -> Page:
         """Return a redirect to the login form, which redirects to ``target``."""

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 from weakref import WeakSet
@@ -40,7 +40,7 @@ _KEYS = [
     "repeats",
 ]
 
-_SESSION_KEYS = ("sessions", "session_info", "check")
+_SESSION_KEYS = ("sessions", "session_info", "check", "sign_ins", "known_networks")
 
 NONCE_SECONDS = 2 * MAX_SKEW_SECONDS
 """How long a nonce is remembered: longer than a message with it can be fresh."""
@@ -455,6 +455,29 @@ class Store:
         """Record a session; return when, in milliseconds. Beyond the limit, the oldest end."""
         version = secrets.token_hex(8)
         return int(self._run("begin_session", "", session, _ms(ttl), limit, version))
+
+    def sign_in(
+        self,
+        network: str,
+        buckets: Sequence[tuple[str, int, float]],
+        *,
+        local: bool = False,
+        count: bool = True,
+    ) -> float:
+        """Count an attempt to sign in; return for how many seconds it is refused instead.
+
+        ``buckets``: name, size and seconds per attempt; the last does not count for attempts from
+        this machine (``local``), or from a network that `signed_in` knows.
+        """
+        args = (arg for name, size, every in buckets for arg in (name, size, _ms(every)))
+        return int(self._run("sign_in", "", network, local, count, *args)) / 1000
+
+    def signed_in(
+        self, network: str, buckets: Mapping[str, float], *, ttl: float, limit: int
+    ) -> None:
+        """Take an attempt back, which was right; know the network for ``ttl`` seconds."""
+        args = (arg for name, every in buckets.items() for arg in (name, _ms(every)))
+        self._run("signed_in", "", network, _ms(ttl), limit, *args)
 
     def end_session(self, session: str) -> None:
         """End a session, unless it has ended."""

@@ -167,7 +167,7 @@ def test_a_record_goes_when_its_session_has_expired(
     clock.advance(CONFIG.session)
     assert store.sessions("other")[2] == frozenset()
     sessions.begin()
-    zset, info = store.keys("")
+    zset, info = store.keys("")[:2]
     assert (client.zcard(zset), client.hlen(info)) == (1, 2)  # with the version
 
 
