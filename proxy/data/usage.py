@@ -244,7 +244,8 @@ class UsageTracker:
                     try:
                         with gpu.renewing:
                             if gpu.flights:
-                                self._touch(name, gpu, INFLIGHT_TTL, [])
+                                late = time.monotonic() - gpu.written_at
+                                self._touch(name, gpu, INFLIGHT_TTL, [], late)
                     except (
                         Exception
                     ) as error:  # whatever the cause: the next time it is tried again
@@ -255,7 +256,9 @@ class UsageTracker:
             await self._write_now(name, gpu)
 
     async def _write_now(self, name: str, gpu: _Gpu) -> None:
-        gpu.written_at = time.monotonic()
+        before, gpu.written_at = gpu.written_at, time.monotonic()
+        late = gpu.written_at - before
+        unread = late if late > 2 * RENEW else 0.0  # the loop was blocked, or had nothing to write
         touched, gpu.touched = gpu.touched, {}
         in_flight = bool(gpu.flights)
 
@@ -265,7 +268,8 @@ class UsageTracker:
             with gpu.renewing:
                 now, idle = time.monotonic(), gpu.config.idle_timeout
                 touches = [Touch(lease, idle, now - began) for lease, began in touched.items()]
-                return self._touch(name, gpu, INFLIGHT_TTL if in_flight else 0.0, touches)
+                ttl = INFLIGHT_TTL if in_flight else 0.0
+                return self._touch(name, gpu, ttl, touches, unread)
 
         try:
             gpu.phase = await asyncio.get_running_loop().run_in_executor(self._threads, write)
@@ -276,7 +280,15 @@ class UsageTracker:
             gpu.phase = None
             gpu.touched = {**touched, **gpu.touched}
 
-    def _touch(self, name: str, gpu: _Gpu, inflight_ttl: float, touches: list[Touch]) -> Phase:
+    def _touch(
+        self,
+        name: str,
+        gpu: _Gpu,
+        inflight_ttl: float,
+        touches: list[Touch],
+        unread: float,
+    ) -> Phase:
+        """Write to the store; for ``unread`` seconds nobody has read what the node has answered."""
         now = time.monotonic()
         moved_at = max((flight.moved_at for flight in tuple(gpu.flights)), default=now)
         return self._store.touch(
@@ -286,5 +298,5 @@ class UsageTracker:
             touches,
             actor=self._owner,
             moved_ago=now - moved_at,
-            unanswered=gpu.silence.seconds,
+            unanswered=max(0.0, gpu.silence.seconds - unread),
         )

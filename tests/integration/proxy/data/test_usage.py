@@ -92,6 +92,42 @@ def test_a_blocked_event_loop_does_not_end_the_work_of_the_node(
     assert len(phases) == 60  # ten minutes
 
 
+def test_what_a_blocked_loop_has_not_read_does_not_count_as_unanswered(
+    faulty: FaultyStore, life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a node whose reports cannot arrive either would be lost under its work."""
+    life.wake()
+    monkeypatch.setattr(usage, "RENEW", 0.05)
+    told: list[float] = []
+    touch = faulty.touch
+
+    def noted(*args: Any, unanswered: float = 0.0, **options: Any) -> Phase:
+        told.append(unanswered)
+        return touch(*args, unanswered=unanswered, **options)
+
+    monkeypatch.setattr(faulty, "touch", noted)
+
+    async def go() -> None:
+        async with parts(faulty) as made:
+            made.usage.start()
+            silence = made.usage.silence(GPU)
+            silence.asked()
+            with made.usage.use(GPU, "request:bob"):
+                await soon(lambda: "inflight:me" in life.leases, 5, "the lease")
+                # A node that answers nothing, and a loop that reads.
+                await soon(lambda: max(told) > 0.3, 20, "silence")
+                silence.heard(time.monotonic())
+                told.clear()
+                block(5.0)
+                during = len(told)
+                await soon(lambda: len(told) > during, 20, "a write of the loop itself")
+                assert silence.seconds > 5.0
+                assert during > 1
+                assert max(told[: during + 1]) < 3.0
+
+    asyncio.run(go())
+
+
 def test_a_loop_that_is_blocked_for_ever_does_not_keep_the_gpu_on(
     faulty: FaultyStore, life: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
