@@ -67,7 +67,7 @@ def test_a_part_of_running_work_is_not_forwarded_into_a_stop(
     faulty: FaultyStore, life: Life
 ) -> None:
     old = leaving(life)
-    life.clock.advance(30)
+    life.clock.advance(5)
     life.controller.step()
     assert life.now.phase is Phase.STOPPING
 
@@ -90,7 +90,7 @@ def test_a_part_of_running_work_holds_the_stop_back_before_it_is_forwarded(
     faulty: FaultyStore, life: Life
 ) -> None:
     old = leaving(life)
-    life.clock.advance(30)
+    life.clock.advance(5)
 
     async def go() -> list[Phase]:
         async with parts(faulty) as made:

@@ -130,7 +130,7 @@ def test_the_gate_turns_a_drain_back(faulty: FaultyStore, life: Life) -> None:
 def test_the_gate_lets_a_part_of_running_work_through(faulty: FaultyStore, life: Life) -> None:
     """The stream of an answer, which the data plane in front opens while the cloud takes it back."""
     old = leaving(life)
-    life.clock.advance(30)
+    life.clock.advance(5)
 
     async def go() -> int:
         async with parts(faulty) as made:
@@ -149,7 +149,7 @@ def test_the_gate_lets_a_part_of_running_work_through(faulty: FaultyStore, life:
 
 def test_the_gate_lets_nothing_into_a_stop(faulty: FaultyStore, life: Life) -> None:
     old = leaving(life)
-    life.clock.advance(30)
+    life.clock.advance(5)
     life.controller.step()
     assert life.now.phase is Phase.STOPPING
 
