@@ -81,9 +81,10 @@ class ForwardAuth:
             await self._allow(inbound, send)
         else:
             # 403 whatever the reason: nginx knows no other refusal (ngx_http_auth_request_module).
-            code = _CODES.get(decision.action, "not_ready")
+            status, code = 403, "not_ready"
+            code = _CODES.get(decision.action, code)
             detail = f"the GPU is {inbound.view.snapshot.phase.value}"
-            await send_problem(asked, send, 403, code, decision.why or detail)
+            await send_problem(asked, send, status, code, decision.why or detail)
 
     async def _allow(self, inbound: Inbound, send: Send) -> None:
         """Answer 204 with the node's address."""
