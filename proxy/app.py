@@ -20,12 +20,14 @@ from collections.abc import Awaitable, Callable
 
 from a2wsgi import WSGIMiddleware
 
+from qwenctl.clouds.claimed import claiming
 from qwenctl.config.deployment import Config
 from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller, owner_name
 from qwenctl.control.former import ConfiguredController, RemovedGpus
 from qwenctl.control.holders import Keeper
 from qwenctl.protocol.messages import MAX_MESSAGE_BYTES
+from qwenctl.store.deployment_id import cached_id
 from qwenctl.store.store import Store
 from qwenctl.store.watcher import Watcher
 
@@ -91,12 +93,13 @@ class Proxy:
         self._control = BoundedBody(threads, MAX_MESSAGE_BYTES)
         self._asgi: ASGIApp = HostCheck(self._route, config, services.trusted)
         self._stop = threading.Event()
+        owner_id = cached_id(store, config.state_path)
         self._controllers: dict[str, Controller] = {
             name: ConfiguredController(
                 name,
                 gpu,
                 store,
-                make_provider(name, gpu, config),
+                claiming(make_provider(name, gpu, config), f"{config.deployment}/{name}", owner_id),
                 config=config,
                 owner=owner,
                 observer=metrics,

@@ -27,6 +27,7 @@ from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.providers import context_of, make_provider
 from qwenctl.config.read_schedules import schedules
 from qwenctl.control import left_on
+from qwenctl.core.claims import Claim
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import ConfigError, StoreUnavailable
@@ -34,6 +35,7 @@ from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, run_ch
 from qwenctl.lib.http_probe import PATIENCE, brief_reason, read_bounded
 from qwenctl.lib.settings_file import tomllib
 from qwenctl.lib.settings_types import is_loopback
+from qwenctl.store.deployment_id import deployment_id
 from qwenctl.store.store import Store, open_store
 
 MAX_HEALTH = 4096
@@ -92,6 +94,19 @@ class Deployment:
             return self._store.snapshot(gpu) if self._store is not None else None
         except StoreUnavailable:
             return None
+
+    def claim(self, seen: Observation) -> Iterable[Finding]:
+        """Check that no other deployment has the instance."""
+        claim = Claim.decode(seen.claim)
+        if self._store is None or claim is None:
+            return
+        own = deployment_id(self._store, self.config.state_path)
+        now = time.time()
+        if claim.owner == own:
+            yield ok("claim", "the instance is this deployment's")
+        elif claim.holds(now, off=seen.state.gone):
+            found, _, advice = claim.words(seen.instance_id, now).partition("; ")
+            yield fail("claim", found, _sentence(advice))
 
     def configuration(self) -> Iterable[Finding]:
         names = ", ".join(self.gpus)
@@ -317,6 +332,7 @@ def other_checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Chec
 def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterable[Finding]:
     """Check address, port and agent of a running instance."""
     gpu = deployment.config.gpu[name]
+    yield from deployment.claim(seen)
     if seen.state is not Observed.RUNNING:
         yield ok("node", f"the instance is {seen.state.value}: nothing to reach now")
         return

@@ -82,6 +82,8 @@ class Observation:
     """The cloud's reason for the state, if it gives one."""
     surplus: bool = False
     """Another instance of the same GPU is on, too; see `MultiInstanceProvider`."""
+    claim: str = field(default="", compare=False)
+    """The value of its tag `qwenctl.core.claims.TAG`."""
     kept_address: str = field(default="", compare=False)
     """The address that it has whenever it runs, such as a private IP; empty if that changes."""
 

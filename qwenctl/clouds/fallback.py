@@ -100,6 +100,10 @@ class Fallback:
         self._refusals: dict[int, tuple[float, str]] = {}
         """When and why a candidate was passed over in the current round of starts."""
 
+    def wrap(self, wrapper: Callable[[Provider], Provider]) -> None:
+        """Replace each candidate by its wrapper; before the first call."""
+        self._providers = [wrapper(provider) for provider in self._providers]
+
     def describe(self) -> Observation:
         """Describe the candidate that is on, or all candidates if none is.
 

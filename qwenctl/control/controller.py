@@ -339,6 +339,7 @@ class Controller:
             asked_at=snapshot.time("look_at"),
             heard_at=heard_at,
             denied=self._denied,
+            denied_as=snapshot.state.get("observe_code") or failures.DENIED,
             called_at=snapshot.time("called_at"),
             call_error=snapshot.state.get("call_error", ""),
             node=node,

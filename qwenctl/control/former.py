@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 from qwenctl.clouds.base import Provider, ProviderError
+from qwenctl.clouds.claimed import claiming
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.started import Started, of_others
@@ -24,6 +25,7 @@ from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Lock, Snapshot
 from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.lib.text import escape_control, in_words
+from qwenctl.store.deployment_id import cached_id
 from qwenctl.store.store import Store
 
 log = logging.getLogger("qwenctl.control.former")
@@ -127,7 +129,11 @@ class ConfiguredController(Controller):
                 self.name,
                 former.gpu(),
                 self._store,
-                former.provider(self.name, self._config),
+                claiming(
+                    former.provider(self.name, self._config),
+                    f"{self._config.deployment}/{self.name}",
+                    cached_id(self._store, self._config.state_path),
+                ),
                 owner=self._owner,
                 standalone=self._standalone,
                 monotonic=self._monotonic,

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from qwenctl.clouds.claimed import claiming
 from qwenctl.config.deployment import Config
 from qwenctl.config.providers import make_provider
 from qwenctl.control.controller import Controller, owner_name
@@ -36,6 +37,7 @@ from qwenctl.core.status import HISTORY
 from qwenctl.errors import ExitCode, UserError
 from qwenctl.lib.descriptors import raise_limit
 from qwenctl.lib.text import one_line
+from qwenctl.store.deployment_id import cached_id
 from qwenctl.store.store import Store
 
 if TYPE_CHECKING:
@@ -50,7 +52,13 @@ SETTLE_SECONDS = 120.0
 JOIN_SECONDS = 10.0
 """Seconds to wait at the end for a cloud call under way."""
 
-_EXIT_CODES = {failures.NO_CAPACITY: ExitCode.NO_CAPACITY, failures.DENIED: ExitCode.DENIED}
+_DENIED = (failures.CLAIMED, failures.DENIED)
+"""Codes of a denied look."""
+
+_EXIT_CODES = {
+    failures.NO_CAPACITY: ExitCode.NO_CAPACITY,
+    **dict.fromkeys(_DENIED, ExitCode.DENIED),
+}
 
 
 def wake_error(name: str, failure: Failure, more: str = "") -> UserError:
@@ -176,7 +184,11 @@ class Progress(Follower, Observer):
             self.name,
             gpu,
             self._store,
-            make_provider(self.name, gpu, self._config),
+            claiming(
+                make_provider(self.name, gpu, self._config),
+                f"{self._config.deployment}/{self.name}",
+                cached_id(self._store, self._config.state_path),
+            ),
             config=self._config,
             owner=self.owner,
             standalone=True,
@@ -206,7 +218,7 @@ class Progress(Follower, Observer):
     def called_cloud(self, gpu: str, action: str, outcome: str, seconds: float) -> None:  # noqa: ARG002
         if action == "describe":
             self._seen = self._seen or outcome == "ok"
-            self._denied = outcome == failures.DENIED and not self._seen
+            self._denied = outcome in _DENIED and not self._seen
 
     def stepped(self, gpu: str, step: str, seconds: float) -> None:  # noqa: ARG002
         if not self._decided and step != "observe":
@@ -245,10 +257,11 @@ class Progress(Follower, Observer):
         failure = snapshot.failure if snapshot.phase is Phase.FAILED else None
         if failure and failure != self.first.failure:
             return failure
-        denied = self._denied or (failure is not None and failure.code == failures.DENIED)
+        denied = self._denied or (failure is not None and failure.code in _DENIED)
         if denied and self._looked_in_vain(snapshot):
             text = snapshot.state["observe_error"]
-            return Failure(failures.DENIED, text, 1, 0.0, instance_is_bad=False)
+            code = snapshot.state.get("observe_code") or failures.DENIED
+            return Failure(code, text, 1, 0.0, instance_is_bad=False)
         return None
 
     def _looked_in_vain(self, snapshot: Snapshot) -> bool:
@@ -298,7 +311,7 @@ class Progress(Follower, Observer):
         for snapshot in self.snapshots(every=5.0, deadline=deadline):
             if not self.alone or snapshot.phase is Phase.OFF or snapshot.wanted:
                 return
-            if failure.code == failures.DENIED and self._looked_in_vain(snapshot):
+            if failure.code in _DENIED and self._looked_in_vain(snapshot):
                 return
 
 

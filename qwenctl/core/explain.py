@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
+from qwenctl.core import failures
 from qwenctl.core.phase import Phase
 from qwenctl.core.stops import self_stop, stop_problem
 from qwenctl.core.wakes import Outcome, wakes
@@ -80,7 +81,9 @@ def explain(
         reasons.append(
             Reason(
                 "cloud",
-                f"the cloud cannot be asked: {one_line(error)}; nothing is started or stopped blind",
+                one_line(error)
+                if snapshot.state.get("observe_code") == failures.CLAIMED
+                else f"the cloud cannot be asked: {one_line(error)}; nothing is started or stopped blind",
             )
         )
     elif cloud := snapshot.state.get("observed_reason"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 # Answers of the cloud; see `qwenctl.clouds.base.ProviderError`
+CLAIMED: Final = "claimed"
 CONFLICT: Final = "conflict"
 DENIED: Final = "denied"
 NOT_FOUND: Final = "not_found"
@@ -35,6 +36,7 @@ SERVICE_LOST: Final = "service_lost"
 MEANINGS = {
     AGENT_LOST: "its agent is no longer heard of",
     AGENT_SILENT: "its agent has not called",
+    CLAIMED: "the instance belongs to another deployment",
     CONFLICT: "the instance is in another state than the call needs",
     DENIED: "the cloud does not permit it",
     INSTANCE_LOST: "the instance stopped while it was needed",
@@ -52,7 +54,7 @@ MEANINGS = {
 }
 """Every code in plain words."""
 
-NEEDS_PERSON = frozenset({DENIED, NOT_FOUND})
+NEEDS_PERSON = frozenset({CLAIMED, DENIED, NOT_FOUND})
 """Failures that last until a person acts."""
 
 REPORTED_BY_AGENT = frozenset({AGENT_LOST, AGENT_SILENT, LOAD_TIMEOUT, SERVICE_FAILED})

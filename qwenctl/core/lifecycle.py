@@ -68,6 +68,8 @@ class View:
     """The time of the agent's last report."""
     denied: bool = False
     """The cloud denied the look for want of permission: a person has to act."""
+    denied_as: str = failures.DENIED
+    """The failure code of that."""
     called_at: float | None = None
     """When the cloud last accepted (or may have accepted) the call of this phase."""
     call_error: str = ""
@@ -198,7 +200,12 @@ def decide(view: View, timings: Timings, now: float) -> Step:
     if view.observed is Observed.UNKNOWN:
         if view.denied and view.wanted and not _may_still_report(view, timings, now):
             return failed(
-                view, timings, now, failures.DENIED, view.observed_reason, instance_is_bad=False
+                view,
+                timings,
+                now,
+                view.denied_as,
+                view.observed_reason,
+                instance_is_bad=False,
             )
         if view.node.interrupted and view.phase in (Phase.BOOTING, Phase.LOADING, Phase.READY):
             # The node reports it; draining stops nothing.

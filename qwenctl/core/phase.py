@@ -78,6 +78,10 @@ class Observed(str, Enum):
         return self in (Observed.STOPPED, Observed.ABSENT)
 
     @property
+    def absent(self) -> bool:
+        return self is Observed.ABSENT
+
+    @property
     def on(self) -> bool:
         """Whether it runs or is about to."""
         return self in (Observed.STARTING, Observed.RUNNING)

@@ -369,6 +369,7 @@ def _cloud(snapshot: Snapshot) -> dict[str, Any]:
         "note": snapshot.state.get("start_note", ""),
         "error": snapshot.state.get("observe_error", "") or snapshot.state.get("call_error", ""),
         "refused": snapshot.state.get("call_error", ""),
+        "code": snapshot.state.get("observe_code", ""),
         "age_seconds": None if at is None else _round(max(0.0, snapshot.now - at)),
     }
 

@@ -65,8 +65,11 @@ def stop_problem(snapshot: Snapshot) -> StopProblem | None:
         text = f"the cloud {verb} the stop: {one_line(refusal)}"
         return StopProblem(text, code, refused)
     if error := state.get("observe_error"):
-        text = f"the cloud cannot be asked, so it is not stopped: {one_line(error)}"
-        return StopProblem(text, state.get("observe_code", ""), snapshot.time("unseen_since"))
+        code = state.get("observe_code", "")
+        text = one_line(error)
+        if code != failures.CLAIMED:
+            text = f"the cloud cannot be asked, so it is not stopped: {text}"
+        return StopProblem(text, code, snapshot.time("unseen_since"))
     accepted = snapshot.phase is Phase.STOPPING and snapshot.time("called_at") is not None
     if accepted and snapshot.observed.on and snapshot.now - snapshot.since >= PATIENCE:
         text = "the cloud has accepted the stop, but the instance still runs"

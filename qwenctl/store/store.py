@@ -157,6 +157,17 @@ class Store:
         """Raise `StoreUnavailable` or `StoreAuthError` if the store cannot be written to."""
         self._run("check", "")
 
+    @property
+    def deployment(self) -> str:
+        return self._deployment
+
+    def settle_id(self, proposal: str) -> str:
+        """Return this deployment's id: the proposal, unless it has one."""
+        key = f"qwenctl:{{{self._deployment}}}:id"
+        with explained_errors(self._redis):
+            self._redis.set(key, proposal, nx=True)
+            return str(self._redis.get(key))
+
     def close(self) -> None:
         self._redis.close()
 

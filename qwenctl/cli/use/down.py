@@ -23,6 +23,9 @@ from qwenctl.lib.text import duration
 _WORDS = {"off": "is off", "already_off": "is off already", "requested": "is going off"}
 
 
+_DENIED = (failures.CLAIMED, failures.DENIED)
+
+
 def down(
     gpu: str | None,
     now: bool,
@@ -154,7 +157,7 @@ def _raise_refusal(target: Target, progress: Progress, snapshot: Snapshot) -> No
     raise UserError(
         f"{target.name} is still on, and costs: {problem}; {own or again}. Stop it in the cloud's "
         f"console, or mend this and run {target.command('down')} again",
-        ExitCode.DENIED if problem.code == failures.DENIED else ExitCode.FAILED,
+        ExitCode.DENIED if problem.code in _DENIED else ExitCode.FAILED,
     )
 
 

@@ -14,6 +14,7 @@ from qwenctl.cli.common.terminal import clock, live, paint, phase_style, shorten
 from qwenctl.cli.use.gpu_stats import figure_lines
 from qwenctl.config.deployment import Config
 from qwenctl.control.left_on import with_removed
+from qwenctl.core import failures
 from qwenctl.core.events import Event, EventKind
 from qwenctl.core.explain import Reason, explain
 from qwenctl.core.leases import WORK
@@ -249,6 +250,8 @@ def _cloud_line(state: Mapping[str, Any]) -> str:
     if cloud["refused"] and cloud["refused"] == cloud["error"]:
         verb = "start" if state["phase"] == Phase.STARTING.value else "stop"
         return paint(f"has not accepted the {verb} call: {one_line(cloud['refused'])}", "red")
+    if cloud["code"] == failures.CLAIMED:
+        return paint(one_line(cloud["error"]), "red")
     if cloud["error"]:
         return paint(f"cannot be asked: {one_line(cloud['error'])}", "red")
     if cloud["state"] is None:

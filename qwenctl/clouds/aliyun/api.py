@@ -32,6 +32,7 @@ from qwenctl.clouds.aliyun.errors import error_of, network_error
 from qwenctl.clouds.base import Denied, Observation, Transient, usable_address
 from qwenctl.clouds.batch import MAX_IDS, Batch
 from qwenctl.clouds.deadline import run_by, with_deadline
+from qwenctl.core.claims import TAG
 from qwenctl.core.phase import Observed
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Instance:
     public_ip: str = ""
     eip: str = ""
     locks: tuple[str, ...] = ()
+    claim: str = ""
 
     @classmethod
     def from_api(cls, data: Mapping[str, Any]) -> Instance:
@@ -120,6 +122,7 @@ class Instance:
             raise TypeError("id and status are no texts")
         inside = _first(data.get("VpcAttributes"), "PrivateIpAddress", "IpAddress")
         locks = (data.get("OperationLocks") or {}).get("LockReason") or ()
+        tags = (data.get("Tags") or {}).get("Tag") or ()
         return cls(
             id=data["InstanceId"],
             status=data["Status"],
@@ -132,6 +135,7 @@ class Instance:
             public_ip=_first(data.get("PublicIpAddress"), "IpAddress"),
             eip=usable_address((data.get("EipAddress") or {}).get("IpAddress")),
             locks=tuple(str(lock.get("LockReason") or "") for lock in locks),
+            claim=next((t.get("TagValue") or "" for t in tags if t.get("TagKey") == TAG), ""),
         )
 
     @property
@@ -188,6 +192,7 @@ class Instance:
             address,
             "; ".join(reasons),
             # A stop releases the public IP only.
+            claim=self.claim,
             kept_address=kept if kept in (self.private_ip, self.eip) else "",
         )
 

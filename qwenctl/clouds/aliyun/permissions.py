@@ -29,7 +29,8 @@ def proxy_policy(instances: Sequence[Instance]) -> Document:
     regions = unique(instance.region for instance in instances)
     return document(
         "1",
-        allow(["ecs:StartInstance", "ecs:StopInstance"], _arns(instances)),
+        # The tag is the claim that keeps other deployments from the instance.
+        allow(["ecs:StartInstance", "ecs:StopInstance", "ecs:TagResources"], _arns(instances)),
         allow(
             # The second is for `doctor`: a node without a role cannot end its billing.
             ["ecs:DescribeInstances", "ecs:DescribeInstanceRamRole"],

@@ -7,6 +7,7 @@ import time
 from qwenctl.clouds.aliyun.api import Ecs, Instance, arn_of, ecs_of
 from qwenctl.clouds.aliyun.settings import AliyunConfig
 from qwenctl.clouds.base import Accepted, Conflict, Context, Denied, NotFound, Observation
+from qwenctl.core.claims import TAG
 from qwenctl.core.phase import Observed
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
@@ -86,6 +87,18 @@ class AliyunProvider:
         if self._read(deadline).state in over:
             return Accepted()
         return self._act("StopInstance", deadline, over, StoppedMode="StopCharging")
+
+    def claim(self, value: str) -> None:
+        """Tag the instance:
+        https://www.alibabacloud.com/help/en/ecs/developer-reference/api-ecs-2014-05-26-tagresources.
+        """
+        self._ecs.call(
+            "TagResources",
+            arn_of(self._ecs.region, self._id),
+            ResourceType="instance",
+            ResourceIds=[self._id],
+            Tags=[{"Key": TAG, "Value": value}],
+        )
 
     def _act(
         self, action: str, deadline: float, goal: tuple[Observed, ...], **parameters: object

@@ -28,6 +28,7 @@ from qwenctl.clouds.base import (
 )
 from qwenctl.clouds.batch import MAX_IDS, Batch
 from qwenctl.clouds.deadline import run_by, with_deadline
+from qwenctl.core.claims import TAG
 from qwenctl.core.phase import Observed
 from qwenctl.errors import ConfigError
 from qwenctl.lib.settings_types import is_loopback
@@ -387,8 +388,14 @@ def observation(
     # The private IP is kept until the instance is terminated:
     # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/using-instance-addressing.html.
     kept, private = _choose(instance, address), instance.get("PrivateIpAddress")
+    tags = instance.get("Tags") or ()
     return Observation(
-        state, instance_id, where, reason, kept_address=kept if kept == private else ""
+        state,
+        instance_id,
+        where,
+        reason,
+        claim=next((str(tag.get("Value")) for tag in tags if tag.get("Key") == TAG), ""),
+        kept_address=kept if kept == private else "",
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.permissions import Document, Instance, allow, document, unique
+from qwenctl.core.claims import TAG
 
 _VERSION = "2012-10-17"
 
@@ -42,6 +43,12 @@ def proxy_policy(instances: Sequence[Instance]) -> Document:
             ["ec2:StartInstances", "ec2:StopInstances", "ec2:DescribeInstanceAttribute"],
             _arns(instances),
             sid="StartAndStop",
+        ),
+        allow(
+            ["ec2:CreateTags"],
+            _arns(instances),
+            sid="Claim",
+            **{"ForAllValues:StringEquals": {"aws:TagKeys": [TAG]}},
         ),
         allow(
             ["ec2:DescribeInstances", "ec2:DescribeSpotInstanceRequests"],

@@ -7,6 +7,7 @@ from typing import Literal
 from qwenctl.clouds.aws.api import Account, account_of, observation
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import Accepted, Context, Observation
+from qwenctl.core.claims import TAG
 from qwenctl.errors import ConfigError
 
 
@@ -47,6 +48,13 @@ class AwsProvider:
     def stop(self) -> Accepted:
         """Stop the instance, as `Account.stop` does."""
         return Accepted(self.account.stop(self.instance_id))
+
+    def claim(self, value: str) -> None:
+        """Tag the instance:
+        https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateTags.html.
+        """
+        tags = [{"Key": TAG, "Value": value}]
+        self.account.ask("create_tags", self.instance_id, Resources=[self.instance_id], Tags=tags)
 
 
 def make(settings: AwsConfig, context: Context) -> AwsProvider:

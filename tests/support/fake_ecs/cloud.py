@@ -242,6 +242,30 @@ class Cloud:
         del self.instances[instance.id]
         return {}
 
+    def _do_TagResources(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        """https://www.alibabacloud.com/help/en/ecs/developer-reference/api-ecs-2014-05-26-tagresources"""
+        if parameters.get("ResourceType") != "instance":
+            raise ApiError(404, "InvalidResourceType.NotFound")
+        named = itertools.takewhile(lambda n: f"ResourceId.{n}" in parameters, itertools.count(1))
+        ids, tags = [parameters[f"ResourceId.{n}"] for n in named], _tags(parameters)
+        if not 1 <= len(ids) <= 50:
+            raise ApiError(
+                400, "MissingParameter.ResourceIds" if not ids else "NumberExceed.ResourceIds"
+            )
+        if not 1 <= len(tags) <= 20:
+            raise ApiError(400, "MissingParameter.Tags" if not tags else "NumberExceed.Tags")
+        for key, value in tags.items():
+            if not 1 <= len(key) <= 128 or key.startswith(("aliyun", "acs:")) or "://" in key:
+                raise ApiError(400, "InvalidTagKey.Malformed")
+            if len(value) > 128 or value.startswith("acs:") or "://" in value:
+                raise ApiError(400, "InvalidTagValue.Malformed")
+        for id_ in ids:
+            if id_ not in self.instances:
+                raise ApiError(404, "InvalidResourceId.NotFound")
+        for id_ in ids:
+            self.instances[id_].tags = {**self.instances[id_].tags, **tags}
+        return {}
+
     def _do_DescribeInstanceRamRole(self, parameters: Mapping[str, str]) -> dict[str, Any]:
         wanted, role = _ids(parameters), parameters.get("RamRoleName", "")
         if not wanted and not role:

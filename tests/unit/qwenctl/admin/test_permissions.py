@@ -57,13 +57,13 @@ def resources(document: dict[str, Any], action: str) -> list[str]:
 
 def test_start_and_stop_are_for_the_configured_instances_only(config: Config) -> None:
     aliyun = proxy_policy(configured(config, "aliyun"))
-    for action in ("ecs:StartInstance", "ecs:StopInstance"):
+    for action in ("ecs:StartInstance", "ecs:StopInstance", "ecs:TagResources"):
         assert resources(aliyun, action) == [
             "acs:ecs:cn-hangzhou:*:instance/i-bp1small",
             "acs:ecs:ap-southeast-1:*:instance/i-t4nlarge",
         ]
     aws = proxy_policy(configured(config, "aws"))
-    for action in ("ec2:StartInstances", "ec2:StopInstances"):
+    for action in ("ec2:StartInstances", "ec2:StopInstances", "ec2:CreateTags"):
         assert resources(aws, action) == [
             "arn:aws:ec2:us-east-1:*:instance/i-0123456789abcdef0",
             "arn:aws-cn:ec2:cn-north-1:*:instance/i-0fedcba987654321f",

@@ -16,6 +16,7 @@ import pytest
 from qwenctl.clouds.aws.api import Account
 from qwenctl.clouds.aws.provider import AwsProvider
 from qwenctl.clouds.aws.settings import AwsConfig
+from qwenctl.clouds.claimed import Claimed, ClaimedProvider
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
 from qwenctl.core.phase import Observed, Phase
@@ -313,3 +314,14 @@ def test_calls_of_one_boot_and_one_stop(live: Live) -> None:
     print(f"DescribeInstances: {booting} for a boot of 90 s, {stopping} for a stop of 20 s")
     assert booting <= 6
     assert stopping <= 5
+
+
+def test_the_claim_is_a_tag_that_a_look_reads(live: Live, account: Account) -> None:
+    life = live()
+    provider = AwsProvider(account, life.machine.instance_id)
+    claimed = ClaimedProvider(provider, "one/main", lambda: "id-of-one")
+    other = ClaimedProvider(provider, "two/main", lambda: "id-of-two")
+    assert claimed.describe().claim.startswith("id-of-one one/main ")
+    assert len(life.faults.calls("CreateTags")) == 1
+    with pytest.raises(Claimed, match="another deployment, 'one'"):
+        other.describe()
