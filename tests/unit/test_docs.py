@@ -78,7 +78,7 @@ def test_every_cause_and_failure_code_is_documented() -> None:
 def test_every_problem_code_is_documented() -> None:
     codes = set(re.findall(r'Problem\(\s*\d+,\s*"([a-z_]+)"', PROXY["flask_app.py"]))
     for text in PROXY.values():
-        codes |= set(re.findall(r'\b[45]\d\d,\s*"([a-z_]+)"', text))
+        codes |= set(re.findall(r'\b[45]\d\d,\s*(?:[\w.]+ if \w+ else )?"([a-z_]+)"', text))
     assert {"not_ready", "store_lost", "blocked"} <= codes
     for code in codes - {"internal", "no_gpu"} | {"no_gpu"}:
         assert f"`{code}`" in HTTP or code == "internal", code

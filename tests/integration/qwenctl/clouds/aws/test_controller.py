@@ -66,6 +66,10 @@ class Machine:
     boots: int = 0
 
     @property
+    def name(self) -> str:
+        return self.instance_id
+
+    @property
     def state(self) -> Observed:
         running = self.cloud.state(self.instance_id) == "running"
         return Observed.RUNNING if running else Observed.STOPPED
