@@ -13,7 +13,7 @@ FAST = tests/unit tests/simulation $(shell grep -rl --include='test_*.py' 'pytes
 test test-fast: export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long check format docs bench setup wheel clean
+.PHONY: help demo test test-fast mutants test-long check format docs bench setup wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: .venv/.dev ## Lint, types, import contracts, oldest Python, generated doc
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/vermin -q --no-tips --eval-annotations --backport typing -t=3.10- --violations qwenctl proxy gpu_node
 	@$(BIN)/python docs/generate.py --check
+
+mutants: .venv/.dev ## Plant faults and see that tests notice (about an hour; ARGS="--only TEXT")
+	@$(BIN)/python tests/mutants/run.py $(ARGS)
 
 format: .venv/.dev ## Mend what the linter can mend
 	@$(BIN)/ruff check --fix .
