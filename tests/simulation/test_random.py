@@ -11,20 +11,24 @@ from __future__ import annotations
 import pytest
 import redis
 
+from qwenctl.core.phase import TRANSITIONS, Phase
 from tests.simulation.puppets import WithoutLockRule
 from tests.simulation.walk import Walk
 
 
-def walk(client: redis.Redis, deployment: str, seed: int, rounds: int, steps: int) -> None:
+def walk(
+    client: redis.Redis, deployment: str, seed: int, rounds: int, steps: int
+) -> set[tuple[Phase, Phase]]:
+    """Return the transitions that were seen."""
     run = Walk(client, f"{deployment}-{seed}", seed)
     try:
         for _ in range(rounds):
             run.troubled = True
             run.go(steps)
             run.settle()
-        run.check_history()
         assert run.world.cloud.starts
         assert run.world.cloud.stops
+        return run.check_history()
     finally:
         run.world.close()
 
@@ -38,6 +42,18 @@ def test_a_short_walk(client: redis.Redis, deployment: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(100, 112))
 def test_a_long_walk(client: redis.Redis, deployment: str, seed: int) -> None:
     walk(client, deployment, seed, rounds=5, steps=600)
+
+
+def test_the_walks_see_every_phase_and_most_ways_between_them(
+    client: redis.Redis, deployment: str
+) -> None:
+    seen: set[tuple[Phase, Phase]] = set()
+    for seed in range(20, 40):
+        seen |= walk(client, deployment, seed, rounds=2, steps=250)
+        ways = sum(map(len, TRANSITIONS.values()))
+        if {target for _, target in seen} == set(Phase) and len(seen) >= 0.6 * ways:
+            return
+    raise AssertionError(f"{len(seen)} of {ways} ways seen: {sorted(seen)}")
 
 
 def test_the_walks_would_find_it(client: redis.Redis, deployment: str) -> None:

@@ -37,7 +37,6 @@ OFF_WITHIN = IDLE + TIMING.drain + HALT + 120.0
 """From the last request: the idle timeout, the drain time, the stop, and leases of dead proxies,
 controllers' locks and slow looks at the cloud."""
 
-PHASES_SEEN: set[tuple[str, str]] = set()
 """Which transitions the walks have taken, all together."""
 
 
@@ -321,9 +320,13 @@ class Walk:
             self._end_all(proxy)
         self.until(Phase.OFF, Observed.STOPPED, OFF_WITHIN, demand=False)
 
-    def check_history(self) -> None:
-        """Every transition is in the table, follows the one before, and failures say why."""
+    def check_history(self) -> set[tuple[Phase, Phase]]:
+        """Every transition is in the table, follows the one before, and failures say why.
+
+        Return the transitions.
+        """
         at = "off"
+        seen = set()
         for source, target, cause, failure in self.world.transitions():
             assert source == at
             assert Phase(target) in TRANSITIONS[Phase(source)]
@@ -333,7 +336,7 @@ class Walk:
                 assert problem["code"]
                 assert problem["message"]
                 assert problem["attempts"] >= 1
-            PHASES_SEEN.add((source, target))
+            seen.add((Phase(source), Phase(target)))
             at = target
         epochs = [
             int(event.fields["epoch"])
@@ -341,3 +344,4 @@ class Walk:
             if event.kind == "transition"
         ]
         assert epochs == sorted(epochs)
+        return seen
