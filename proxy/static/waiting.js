@@ -81,6 +81,7 @@
   function etaText(mode, since) {
     if (mode === "ready") return "";
     if (status.eta_seconds === null) return text["eta.unknown"];
+    if (status.eta_seconds <= 0) return text["eta.longer"];
     const left = status.eta_seconds - since;
     if (left > 3) {
       dueSince = null;

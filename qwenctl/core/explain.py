@@ -24,7 +24,7 @@ from qwenctl.core.words import (
     problem_of,
     stopped_by,
 )
-from qwenctl.lib.text import duration, one_line
+from qwenctl.lib.text import countdown, duration, one_line, time_left
 
 if TYPE_CHECKING:
     from qwenctl.core.events import Event
@@ -93,7 +93,7 @@ def explain(
         reasons.append(Reason("cloud", f"{text} contradicts; it is looked at again"))
     if (ends := snapshot.interruption_ends) is not None:
         action = one_line(snapshot.node.get("interruption", ""))
-        when = f"in {duration(ends - now)}" if ends > now else f"since {duration(now - ends)} ago"
+        when = countdown(ends - now) if ends > now else f"since {duration(now - ends)} ago"
         text = f"the cloud takes this instance back {when} (spot interruption: {action})"
         reasons.append(Reason("cloud", text, since=snapshot.interrupted_at, until=ends))
     if snapshot.phase.running and snapshot.report:
@@ -148,7 +148,7 @@ def _holds(lease: Lease, now: float, side: str) -> Reason:
         if lease.answered_at is not None and now - lease.answered_at >= UNANSWERED:
             text += f"; the node has answered nothing for {duration(now - lease.answered_at)}"
     else:
-        text += f", for another {duration(lease.expiry - now)}"
+        text += f", for another {time_left(lease.expiry - now)}"
     until = None if lease.expiry == inf or lease.is_work else lease.expiry
     return Reason(side, text, lease.since, until, lease.actor)
 
@@ -189,16 +189,16 @@ def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:
     at: float | None = None
     if phase is Phase.FAILED and failure is not None and wanted:
         at = failure.retry_at
-        text = f"it is tried again in {duration(at - now)}" if at > now else "it is tried again now"
+        text = f"it is tried again {countdown(at - now)}"
     elif phase is Phase.FAILED:
         text = "it goes off; the next demand tries again"
     elif phase is Phase.STOPPING:
         text = "it goes off" + (", and starts again at once" if wanted else "")
     elif phase is Phase.DRAINING:
         at = snapshot.since + drain
-        text = f"it is stopped in {duration(max(0.0, at - now))} unless somebody needs it"
+        text = f"it is stopped {countdown(at - now)} unless somebody needs it"
         if is_leaving(snapshot):
-            text = f"it is stopped in {duration(max(0.0, at - now))}"
+            text = f"it is stopped {countdown(at - now)}"
         if snapshot.working:
             at, text = None, "it is stopped as soon as the running work is finished"
         if is_leaving(snapshot) and wanted:
@@ -219,7 +219,7 @@ def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:
         text = "it stays on while work is running"
     else:
         at = max(lease.expiry for lease in snapshot.leases) + drain
-        text = f"it is stopped in {duration(at - now)} unless somebody uses it before"
+        text = f"it is stopped {countdown(at - now)} unless somebody uses it before"
     unknown = "observed" not in snapshot.state
     if not snapshot.leader and (wanted or unknown or not phase.settled or phase is Phase.READY):
         text += ", once a controller runs: start `qwenctl serve`"
@@ -230,4 +230,4 @@ def _until_unblocked(snapshot: Snapshot, now: float) -> str:
     if not snapshot.blocks:
         return ""
     end = max(block.expiry for block in snapshot.blocks)
-    return " until it is unblocked" if end == inf else f" for {duration(end - now)}, while blocked"
+    return " until it is unblocked" if end == inf else f" for {time_left(end - now)}, while blocked"

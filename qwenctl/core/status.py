@@ -343,7 +343,7 @@ def node_url(snapshot: Snapshot, gpu_config: GpuSettings) -> str:
 def _idle_left(snapshot: Snapshot) -> float | None:
     if not snapshot.phase.serves or snapshot.working or not snapshot.wanted:
         return None
-    return _round(max(lease.expiry for lease in snapshot.leases) - snapshot.now)
+    return _round(max(0.0, max(lease.expiry for lease in snapshot.leases) - snapshot.now))
 
 
 def _entry(lease: Lease, now: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qwenctl.core import failures
 from qwenctl.core.phase import Phase
-from qwenctl.lib.text import duration, one_line
+from qwenctl.lib.text import countdown, one_line
 
 if TYPE_CHECKING:
     from qwenctl.core.snapshot import Snapshot
@@ -84,5 +84,5 @@ def self_stop(snapshot: Snapshot, dead_man: float) -> str:
     if since is None or age is None or age > FRESH or not knows:
         return ""
     left = since + dead_man - snapshot.now
-    when = f"in about {duration(left)}" if left >= 1 else "now"
+    when = countdown(left).replace("in ", "in about ", 1)
     return f"its agent stops it {when}, unless work is running"

@@ -116,6 +116,21 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def countdown(seconds: float) -> str:
+    """Format the seconds until something happens: ``in 12 s``, or ``now``."""
+    return f"in {duration(seconds)}" if seconds >= 1 else "now"
+
+
+def time_left(seconds: float) -> str:
+    """Format the seconds that something still lasts: ``12 s``, or ``less than 1 s``."""
+    return duration(seconds) if seconds >= 1 else "less than 1 s"
+
+
+def eta(seconds: float) -> str:
+    """Format an estimate of what is left: ``about 12 s left``; ``longer than usual`` once it is over."""
+    return f"about {duration(seconds)} left" if seconds >= 1 else "longer than usual"
+
+
 def size(count: float) -> str:
     """Format bytes: ``512 MiB``, ``8.5 GiB``."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -16,7 +16,7 @@ from qwenctl.control.standalone import Progress
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.words import cause_words
-from qwenctl.lib.text import duration, escape_all, raw
+from qwenctl.lib.text import countdown, duration, escape_all, eta, raw
 
 STEP_WORDS = {
     "request": "Request",
@@ -157,9 +157,9 @@ class _StepScreen:
             if seconds is not None and active:
                 seconds += age
             took = "" if seconds is None else duration(seconds)
-            if active and step["expected"]:
+            if active and (step["expected"] or 0) >= 0.5:
                 took += f" of {self._word} {duration(step['expected'])}"
-            elif step["state"] == "todo" and step["expected"]:
+            elif step["state"] == "todo" and (step["expected"] or 0) >= 0.5:
                 took = f"{self._word} {duration(step['expected'])}"
             style = "bold" if active else "dim" if step["state"] == "todo" else ""
             mark = self._spinner if active else marks.get(step["state"], Text(" "))
@@ -172,7 +172,7 @@ def _footer(page: dict[str, Any], age: float) -> str:
     failure, progress = page["failure"], page["progress"]
     if failure and Phase(page["phase"]) is Phase.FAILED:
         again = failure["retry_in_seconds"]
-        retry = "" if again is None else f"; next attempt in {duration(max(0.0, again - age))}"
+        retry = "" if again is None else f"; next attempt {countdown(again - age)}"
         return f"{cause_words(failure['code'])}: {failure['message']}{retry}"
     parts = []
     if progress:
@@ -184,10 +184,9 @@ def _footer(page: dict[str, Any], age: float) -> str:
         parts.append(page["problem"])
     if Phase(page["phase"]) is Phase.STOPPING:
         parts.append("it is just being stopped and starts again after that")
-    eta = page["eta_seconds"]
-    if eta is not None and not Phase(page["phase"]).serves:
-        left = eta - age
-        parts.append(f"about {duration(left)} left" if left > 1 else "any moment now")
+    left = page["eta_seconds"]
+    if left is not None and not Phase(page["phase"]).serves:
+        parts.append(eta(left - age) if left - age >= 1 or left == 0 else "any moment now")
     return ", ".join(parts)
 
 

@@ -22,7 +22,17 @@ from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY, full_status, own_record
 from qwenctl.core.words import NOT_ASKED, cause_words, event_cause, name_words
-from qwenctl.lib.text import duration, escape_all, escape_control, log_line, one_line, raw
+from qwenctl.lib.text import (
+    countdown,
+    duration,
+    escape_all,
+    escape_control,
+    eta,
+    log_line,
+    one_line,
+    raw,
+    time_left,
+)
 from qwenctl.store.store import Store
 
 FOLLOW_SECONDS = 2.0
@@ -135,9 +145,9 @@ def _headline(state: Mapping[str, Any]) -> str:
         ago = duration(state["now"] - state["as_of"])
         text += f" (as of {ago} ago, not verified: no proxy runs)"
     if state["eta_seconds"] is not None and phase is Phase.OFF:
-        text += f", ready about {duration(state['eta_seconds'])} after its start"
-    elif state["eta_seconds"] is not None and phase is not Phase.READY:
-        text += f", about {duration(state['eta_seconds'])} left"
+        text += f", ready about {time_left(state['eta_seconds'])} after its start"
+    elif state["eta_seconds"] is not None and phase not in (Phase.READY, Phase.DRAINING):
+        text += f", {eta(state['eta_seconds'])}"
     return text
 
 
@@ -153,7 +163,7 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         yield row("open", state["url"] if state["leader"] else alone)
     for block in state["blocks"]:
         left = block["seconds_left"]
-        until = "until unblocked" if left is None else f"for another {duration(left)}"
+        until = "until unblocked" if left is None else f"for another {time_left(left)}"
         yield row("blocked", f"by {block['text']}, {until}", "red")
     if state["schedule_trouble"]:
         yield row("schedule", f"not known: {state['schedule_trouble']}", "red")
@@ -162,7 +172,7 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         text = f"{cause_words(failure['code'])}: {failure['message']}"
         text += f" (attempt {failure['attempts']}"
         yield row(
-            "failure", text + (f", next in {duration(again)})" if again is not None else ")"), "red"
+            "failure", text + (f", next {countdown(again)})" if again is not None else ")"), "red"
         )
     if problem := state["stop_problem"]:
         lasted = ""
@@ -175,10 +185,10 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         percent = "" if progress["percent"] is None else f" {progress['percent']:.0f} %"
         yield row("progress", f"{progress['phase']}{percent} {progress['text']}".strip())
     for index, lease in enumerate(state["leases"]):
-        left = "" if lease["kind"] in WORK else f", {duration(lease['seconds_left'])} left"
+        left = "" if lease["kind"] in WORK else f", {time_left(lease['seconds_left'])} left"
         yield row("used by" if index == 0 else "", lease["text"] + left)
     if state["idle_seconds_left"] is not None:
-        text = f"goes off in {duration(state['idle_seconds_left'])} unless it is used"
+        text = f"goes off {countdown(state['idle_seconds_left'])} unless it is used"
         yield row("idle", text if state["verified"] else "nobody stops it: no proxy runs")
     yield from (row("node" if i == 0 else "", text) for i, text in enumerate(_node_lines(state)))
     yield row("cloud", _cloud_line(state))

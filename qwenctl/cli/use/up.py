@@ -22,7 +22,7 @@ from qwenctl.core.status import HISTORY, full_status, node_url, page_status
 from qwenctl.core.wakes import learned, wakes
 from qwenctl.core.words import lease_words
 from qwenctl.errors import ExitCode, UserError
-from qwenctl.lib.text import duration
+from qwenctl.lib.text import duration, time_left
 
 
 def up(
@@ -118,7 +118,7 @@ class _Wake:
             block = max(snapshot.blocks, key=lambda block: block.expiry)
             left = "until somebody unblocks it"
             if block.expiry != inf:
-                left = f"for another {duration(block.expiry - snapshot.now)}"
+                left = f"for another {time_left(block.expiry - snapshot.now)}"
             unblock = self.target.command("unblock")
             text += f" by {lease_words(block)}, {left}; {unblock} lifts it"
         raise UserError(text, ExitCode.BLOCKED)
@@ -149,7 +149,9 @@ class _Wake:
             return
         effect = f"it is {snapshot.phase.value} already"
         if starts:
-            effect = f"it is {snapshot.phase.value} and would be ready in about {duration(seconds)}"
+            effect = (
+                f"it is {snapshot.phase.value} and would be ready in about {time_left(seconds)}"
+            )
         elif starts is None:
             effect = f"it was {snapshot.phase.value} when somebody looked last, and would be started if not"
         print(f"would keep {name} on for {duration(self.ttl)}; {effect}")

@@ -183,6 +183,7 @@ def test_words_for_durations() -> None:
         assert found
         return found[1]
 
+    assert eta(0.0) == "longer than usual…"
     assert eta(1.0) == "any moment now"
     assert eta(7.2) == "about 8 s left"
     assert eta(31.0) == "about 35 s left"

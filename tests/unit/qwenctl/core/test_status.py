@@ -371,7 +371,7 @@ def test_an_instance_that_the_cloud_takes_back() -> None:
     said = texts(leaving, history)
     assert "the cloud takes this instance back in 1 min 40 s (spot interruption: stop)" in said
     assert "draining for 5.0 s: the cloud takes the instance back (spot interruption)" in said
-    assert "it is stopped in 0.0 s, and started again" in said
+    assert "it is stopped now, and started again" in said
     late = explain(leaving, history, NOW + 160)
     assert any("since 1 min ago" in str(reason) for reason in late)
 
