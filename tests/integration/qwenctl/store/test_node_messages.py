@@ -327,3 +327,18 @@ class TestUnneeded:
         assert self.unneeded(store) == 0
         clock.advance(25)
         assert self.unneeded(store) == 25
+
+    def test_a_bad_instance_is_needed_while_work_runs_on_it(
+        self, store: Store, lock: Lock, clock: VirtualClock
+    ) -> None:
+        bring(store, lock, P.READY)
+        demand(store, ttl=1000, inflight="inflight:p", inflight_ttl=30.0)
+        bad = Failure("service_failed", "it cannot run", 1, 0.0, instance_is_bad=True)
+        assert move(store, lock, P.FAILED, failure=bad) is Outcome.OK
+        assert self.unneeded(store) == 0
+        clock.advance(25)
+        assert self.unneeded(store) == 0
+        clock.advance(10)
+        assert self.unneeded(store) == 0
+        clock.advance(20)
+        assert self.unneeded(store) == 20
