@@ -545,9 +545,11 @@ def _failed(view: View, timings: Timings, now: float) -> Step:
         return Wait(timings.observe_moving, "the instance is stopping")
     if not view.wanted:
         return Move(Phase.OFF, "demand_gone", Guard.UNWANTED)
-    if failure is not None and now < failure.retry_at:
-        return Wait(failure.retry_at - now, "waiting to try again")
-    if view.observed_at is not None and view.observed_at < (failure.retry_at if failure else 0.0):
+    # Bounded, because it is of another clock if the store's stepped back during the failed call.
+    retry_at = min(failure.retry_at, view.since + timings.retry_max) if failure else 0.0
+    if now < retry_at:
+        return Wait(retry_at - now, "waiting to try again")
+    if view.observed_at is not None and view.observed_at < retry_at:
         return Observe()
     return Move(Phase.STARTING, "retry", Guard.WANTED, failure)
 

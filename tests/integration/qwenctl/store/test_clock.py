@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 
+from qwenctl.clouds.base import NoCapacity, ProviderError
 from qwenctl.control.controller import Controller
 from qwenctl.core.events import EventKind
 from qwenctl.core.phase import Observed, Phase
@@ -227,6 +228,21 @@ def test_a_controller_looks_anew_after_a_step(
     assert isinstance(life.controller, Controller)
     hello(store)
     assert "request:ada" in leases(store)
+
+
+def test_a_step_during_a_refused_start_does_not_put_the_next_off(
+    server: Server, store: Store, clock: VirtualClock
+) -> None:
+    life = Life(store, clock)
+
+    def refuse() -> ProviderError:
+        server.off_by -= HOUR
+        life.cloud.refuse_start = lambda: None
+        return NoCapacity("there is no such machine free")
+
+    life.cloud.refuse_start = refuse
+    life.run(life.gpu.timing.retry_max + 20, wanted=True)
+    assert life.phase() is Phase.READY
 
 
 def test_readings() -> None:
