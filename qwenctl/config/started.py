@@ -17,7 +17,7 @@ from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.providers import make_provider
 from qwenctl.errors import ConfigError
-from qwenctl.lib.redaction import is_secret, redacted
+from qwenctl.lib.redaction import is_secret, redacted, secret_options
 
 _KEPT = {"address", "agent", "idle_timeout"}
 
@@ -148,6 +148,9 @@ def _candidate(name: str, gpu: GpuConfig, config: Config) -> dict[str, Any]:
 def _holds_secret(key: str, value: Any) -> bool:
     if isinstance(value, dict):
         return any(_holds_secret(inner, one) for inner, one in value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        words = [one for one in value if isinstance(one, str)]
+        return any(secret_options(words)) or any(_holds_secret(key, one) for one in value)
     if isinstance(value, str) and redacted(value) != value:
         return True
     return bool(value) and (isinstance(value, (SecretStr, SecretBytes)) or is_secret(key))
