@@ -12,7 +12,7 @@ import logging
 import threading
 from typing import Any
 
-from qwenctl.clouds.base import Provider, ProviderError
+from qwenctl.clouds.base import Provider, ProviderError, Throttled, Transient
 from qwenctl.clouds.claimed import claiming
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
@@ -39,6 +39,9 @@ LOOK_SECONDS = 30.0
 STUCK_SECONDS = 15.0
 """Seconds between two attempts where the former settings cannot be used."""
 
+ANSWER_SECONDS = 60.0
+"""How long a cloud may fail to answer whether the settings of now name the same instance."""
+
 
 class ConfiguredController(Controller):
     """A controller that first winds down what was started by other settings."""
@@ -60,6 +63,8 @@ class ConfiguredController(Controller):
         """The controller by the former settings, and their text."""
         self._same: dict[str, bool] = {}
         """Whether former settings name the instance of now, by another way to it."""
+        self._asked_since: float | None = None
+        """Since when the cloud has not answered that."""
         self._elsewhere = of_others(config, name)
         self._named = False
 
@@ -69,7 +74,11 @@ class ConfiguredController(Controller):
             self._named = True
         snapshot = self._store.snapshot(self.name)
         text = snapshot.state.get("started", "")
-        former = self._other_than_own(snapshot, text)
+        try:
+            former = self._other_than_own(snapshot, text)
+        except (Throttled, Transient) as error:
+            log.info("%s: it is not known yet whether its settings changed: %s", self.name, error)
+            return self._timings.observe_moving
         if former is None:
             self._former = None
             self._lift(snapshot)
@@ -77,7 +86,11 @@ class ConfiguredController(Controller):
         return self._wind_down(snapshot, text, former)
 
     def _other_than_own(self, snapshot: Snapshot, text: str) -> Started | None:
-        """Return the settings of an instance that may be on and that ours do not name."""
+        """Return the settings of an instance that may be on and that ours do not name.
+
+        Raises:
+            Throttled, Transient: see `_is_the_same`.
+        """
         if text in ("", self._started) or snapshot.phase is Phase.OFF:
             return None
         former = Started.read(text).without(self._elsewhere)
@@ -91,14 +104,25 @@ class ConfiguredController(Controller):
         return None if self._same[text] else former
 
     def _is_the_same(self, former: Started) -> bool:
-        """Return whether our settings lead to the same instance by another profile or endpoint."""
+        """Return whether our settings lead to the same instance by another profile or endpoint.
+
+        Raises:
+            Throttled, Transient: the cloud does not answer; for `ANSWER_SECONDS` at most.
+        """
         if len(former.instances) != 1 or former.instances != self._own.instances:
             return False
+        if self._asked_since is None:
+            self._asked_since = self._monotonic()
         try:
-            return self._provider.describe().state not in (Observed.ABSENT, Observed.UNKNOWN)
+            found = self._provider.describe().state not in (Observed.ABSENT, Observed.UNKNOWN)
         except Exception as error:
+            passes = isinstance(error, (Throttled, Transient))
+            if passes and self._monotonic() - self._asked_since < ANSWER_SECONDS:
+                raise
             log.debug("%s: not found by the settings of now: %s", self.name, in_words(error))
-            return False
+            found = False
+        self._asked_since = None
+        return found
 
     def _wind_down(self, snapshot: Snapshot, text: str, former: Started) -> float:
         """Make a pass by the former settings; return the seconds until the next is due."""
@@ -129,11 +153,7 @@ class ConfiguredController(Controller):
                 self.name,
                 former.gpu(),
                 self._store,
-                claiming(
-                    former.provider(self.name, self._config),
-                    f"{self._config.deployment}/{self.name}",
-                    cached_id(self._store, self._config.state_path),
-                ),
+                _provider_of(former, self.name, self._store, self._config),
                 owner=self._owner,
                 standalone=self._standalone,
                 monotonic=self._monotonic,
@@ -171,7 +191,7 @@ class RemovedGpu(Controller):
         """Raises:
         ConfigError: see `Started.provider`.
         """
-        provider = former.provider(name, config)
+        provider = _provider_of(former, name, store, config)
         super().__init__(name, former.gpu(), store, provider, started=former.encode(), **options)
         self._former = former
         self._done = threading.Event()
@@ -201,6 +221,16 @@ class RemovedGpu(Controller):
         self._store.forget_gpu(self.name)
         self._done.set()
         return 0.0
+
+
+def _provider_of(former: Started, name: str, store: Store, config: Config) -> Provider:
+    """Make the provider of former settings, which leaves instances of other deployments alone.
+
+    Raises:
+        ConfigError: see `Started.provider`.
+    """
+    owner = cached_id(store, config.state_path)
+    return claiming(former.provider(name, config), f"{config.deployment}/{name}", owner)
 
 
 def removed_words(former: Started) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qwenctl.clouds.base import Denied, NoCapacity, Observation, Provider
+from qwenctl.clouds.base import Denied, NoCapacity, Observation, Provider, Transient
 from qwenctl.config import started
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
@@ -17,6 +18,7 @@ from qwenctl.config.started import Started
 from qwenctl.control import former
 from qwenctl.control.former import ConfiguredController, RemovedGpu, RemovedGpus
 from qwenctl.control.left_on import removed
+from qwenctl.core.claims import Claim
 from qwenctl.core.explain import explain
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.status import full_status
@@ -210,6 +212,29 @@ def test_another_way_to_the_same_instance_stops_nothing(edited: Edited, account:
     assert not account.clouds[ONE].stops
 
 
+@pytest.mark.parametrize("lasts", [10, 100])
+def test_a_cloud_that_does_not_answer_is_waited_for_but_not_for_ever(
+    edited: Edited, account: Account, lasts: int
+) -> None:
+    edited.serve(config_of(ONE))
+    edited.pin()
+    edited.run(20)
+    end = edited.clock() + lasts
+    cloud = account.clouds[ONE]
+    edited.serve(config_of(ONE, aws={"profile": "other"}))
+    describe = cloud.describe
+    edited.controller._provider = other = Named(edited.clock)
+
+    def answer() -> Observation:
+        if edited.clock() < end:
+            raise Transient("no answer")
+        return describe()
+
+    other.describe = answer  # type: ignore[method-assign]
+    edited.run(lasts + 20)
+    assert len(cloud.stops) == (lasts > former.ANSWER_SECONDS)
+
+
 def test_another_account_does_not_make_the_instance_off(edited: Edited, account: Account) -> None:
     """By the new profile there is no such instance; by the old one it is on, and is stopped."""
     edited.serve(config_of(ONE))
@@ -328,6 +353,10 @@ def test_no_secret_is_remembered() -> None:
     assert started._holds_secret("api_key", "x")
     assert started._holds_secret("endpoint_url", "https://me:word@host")
     assert not started._holds_secret("key_pair_name", "mine")
+    assert started._holds_secret("accounts", [{"token": "x"}])
+    assert started._holds_secret("command", ["program", "--api-key", "x"])
+    assert started._holds_secret("urls", ("https://me:word@host",))
+    assert not started._holds_secret("command", ["program", "--port", "80"])
 
 
 def test_an_instance_given_to_another_gpu_is_left_to_it(
@@ -393,6 +422,31 @@ def test_running_work_of_a_removed_gpu_is_waited_for(
 
     assert wind_down(store, clock, config_of(TWO, "another"), work)._done.is_set()
     assert account.on == []
+
+
+def test_an_instance_that_was_removed_and_given_to_another_deployment_is_not_stopped(
+    edited: Edited, account: Account, store: Store, clock: VirtualClock, tmp_path: Path
+) -> None:
+    class Tagged(Named):
+        tag = ""
+
+        def describe(self) -> Observation:
+            return replace(super().describe(), claim=self.tag)
+
+        def claim(self, value: str) -> None:
+            self.tag = value
+
+    account.clouds[ONE].__class__ = Tagged
+    edited.serve(config_of(ONE))
+    edited.pin()
+    edited.run(20)
+    edited.controller._give_up_lock()
+    config = config_of(TWO, "another").model_copy(update={"state_dir": str(tmp_path)})
+    account.clouds[ONE].claim(Claim("id-of-other", "other/main", 0.0, 0.0).encode())  # type: ignore[attr-defined]
+    controller = wind_down(store, clock, config, lambda: None)
+    assert account.on == [ONE]
+    assert not controller._done.is_set()
+    assert "belongs to another deployment, 'other'" in edited.why
 
 
 def test_a_replica_with_the_older_file_keeps_what_it_leads(
