@@ -16,6 +16,7 @@ import pytest
 from qwenctl.clouds.aws.api import Account
 from qwenctl.clouds.aws.provider import AwsProvider
 from qwenctl.clouds.aws.settings import AwsConfig
+from qwenctl.clouds.batch import Batch
 from qwenctl.clouds.claimed import Claimed, ClaimedProvider
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.control.controller import Controller
@@ -134,6 +135,8 @@ def live(
     def begin(*, state: str = "stopped", controllers: int = 1, **more: Any) -> Life:
         instance = cloud.new_instance(cloud.client(), state=state, PrivateIpAddress="10.1.2.3")
         proxy.forget()
+        # Pauses after refusals are of the virtual time, too, and end with the life.
+        account.looks = Batch(account.describe, window=0.0, clock=clock)
         machine = Machine(cloud, instance)
         node = Node(store, clock, machine, **more)  # type: ignore[arg-type]
         provider = AwsProvider(account, instance)
@@ -160,6 +163,10 @@ FAULTS = {
 }
 
 
+SURVIVED = {1: 45, 4: 240}
+"""Seconds within which a life goes on, by the number of faults in a row; the pauses double."""
+
+
 @pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("action", ["DescribeInstances", "StartInstances", "StopInstances"])
 @pytest.mark.parametrize("name", FAULTS)
@@ -167,12 +174,12 @@ def test_a_life_survives_a_fault(name: str, action: str, times: int, live: Live)
     life = live()
     life.faults.add(Fault(**{**vars(FAULTS[name]), "action": action, "times": times}))
     life.demand()
-    life.run(600, until=Phase.READY)
+    life.run(SURVIVED[times], until=Phase.READY)
     assert life.now.address == "10.1.2.3"
     assert life.now.failure is None or life.now.failure.attempts <= 5
     assert life.took_effect("start") == 1
     life.store.release(GPU, actor="ada")
-    life.run(600, until=Phase.OFF)
+    life.run(SURVIVED[times], until=Phase.OFF)
     assert (life.took_effect("start"), life.took_effect("stop")) == (1, 1)
     assert life.cloud.state(life.machine.instance_id) == "stopped"
     if name != "cut after":  # where the cloud has taken it, a further one has no effect
