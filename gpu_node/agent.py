@@ -41,6 +41,9 @@ EXIT_RELOAD = 75
 LOOK = 2.0
 """Seconds that the main thread sleeps at a time."""
 
+ANSWER_PATIENCE = 5.0
+"""Seconds that a proxy gets to say whether it needs the instance after all."""
+
 STOP_PATIENCE = 120.0
 """Seconds that services get to end before the instance is stopped all the same."""
 
@@ -112,6 +115,7 @@ class Agent:
         self._pokes: queue.SimpleQueue[Literal["stop", "reload", "look"]] = queue.SimpleQueue()
         self._tried = False
         self._said_stopping = threading.Event()
+        self._answered = threading.Event()
         self._broken = False
 
     # ---------------------------------------------------------------- life
@@ -174,7 +178,7 @@ class Agent:
             # An agent that starts after a long pause first tries to reach a proxy.
             pause = self._dead_man.remaining if self._tried else None
             if pause is not None and pause <= 0:
-                if self._active == 0 and not self._seems_busy() and self._dead_man.remaining <= 0:
+                if self._active == 0 and not self._seems_busy() and self._is_unneeded():
                     return EXIT_POWER_OFF
                 pause = 0.5
             try:
@@ -198,6 +202,15 @@ class Agent:
         if found:
             self._trouble.note(f"{self._dead_man.silence}, but there is work going on: {found}")
         return bool(found)
+
+    def _is_unneeded(self) -> bool:
+        """Whether nobody needs the instance even now. A proxy in contact is asked once more: it may
+        have forwarded a request since the last report."""
+        if self._dead_man.remaining <= 0 and self._conversation.in_contact:
+            self._answered.clear()
+            self._conversation.bring_forward()
+            self._answered.wait(ANSWER_PATIENCE)
+        return self._active == 0 and self._dead_man.remaining <= 0
 
     @property
     def _active(self) -> int:
@@ -239,6 +252,7 @@ class Agent:
             self._said_stopping.set()
         if reply.accepted:
             self._dead_man.contact(reply.answer.unneeded_for)
+            self._answered.set()
             if not self._stopping:
                 self._obey(reply.answer)
 

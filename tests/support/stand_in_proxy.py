@@ -34,6 +34,7 @@ class StandInProxy:
         """An earlier answer to give to everything."""
         self.commands: list[Command] = []
         self.hello_again = False
+        self.unneeded_for = 0.0
         self.hellos: list[Hello] = []
         self.reports: list[Report] = []
         self.arrivals: list[float] = []
@@ -121,7 +122,8 @@ class StandInProxy:
         if self.replays is not None:
             return self.replays
         now = self.clock()
-        status, answer = 200, Answer(server_time=now, start_seq=7)
+        answer = Answer(server_time=now, start_seq=7, unneeded_for=self.unneeded_for)
+        status = 200
         nonce = headers.get(NONCE_HEADER, "")
         try:
             check_message(self.secret, "POST", path, body, headers, now=now)

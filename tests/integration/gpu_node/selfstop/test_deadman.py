@@ -41,6 +41,18 @@ def test_dead_man_fires_when_there_never_was_contact(start: Start, tmp_path: Pat
     assert "Connection refused" in agent.log
 
 
+def test_a_proxy_in_contact_is_asked_once_more(start: Start, proxy: StandInProxy) -> None:
+    """It may have forwarded a request to this node since the last heartbeat."""
+    proxy.spec = spec(service(), dead_man=2.0, heartbeat=30.0)
+    agent = start()
+    proxy.wait_report(lambda r: r.state == "ready")
+    with pytest.raises(subprocess.TimeoutExpired):
+        agent.process.wait(5.0)
+    proxy.unneeded_for = 10.0
+    assert agent.process.wait(10) == 70
+    assert "nobody has needed this instance for 2 s, and no proxy stops it" in agent.log
+
+
 @pytest.mark.parametrize("path", ["/metrics", "/active"])
 def test_dead_man_waits_for_running_work(
     path: str, start: Start, proxy: StandInProxy, tmp_path: Path
