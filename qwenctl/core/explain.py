@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qwenctl.core import failures
 from qwenctl.core.phase import Phase
-from qwenctl.core.stops import self_stop, stop_problem
+from qwenctl.core.stops import StopProblem, self_stop, stop_problem
 from qwenctl.core.wakes import Outcome, wakes
 from qwenctl.core.words import (
     NOT_ASKED,
@@ -74,6 +74,32 @@ def explain(
         text = f"{tries}, {cause_words(failure.code)}: {one_line(failure.message)}"
         reasons.append(Reason("failure", text))
     problem = stop_problem(snapshot)
+    reasons += _of_cloud(snapshot, problem, now)
+    if snapshot.phase.running and snapshot.report:
+        told = [service for service in snapshot.report.services if service.doubt]
+        texts = [f"{one_line(service.name)}: {one_line(service.doubt)}" for service in told]
+        reasons += [Reason("node", text) for text in texts]
+    says_ready = snapshot.phase is Phase.LOADING and snapshot.node_view.state == "ready"
+    if says_ready and not snapshot.address:
+        text = "its agent says that it is ready, but the cloud has not named its address yet"
+        reasons.append(Reason("cloud", f"{text}; gpu.{snapshot.gpu}.address names it"))
+    if note := snapshot.state.get("start_note"):
+        reasons.append(Reason("cloud", one_line(note)))
+    reasons += _last_start(events, now)
+    over = problem is None or snapshot.phase is not Phase.STOPPING
+    reasons += _last_stop(events, now, over=over)
+    if problem:
+        text = "it stays on, and costs, until the cloud stops it"
+        own = self_stop(snapshot, dead_man)
+        reasons.append(Reason("next", f"{text}, or {own}" if own else text))
+    else:
+        reasons.append(_next(snapshot, now, drain))
+    return reasons
+
+
+def _of_cloud(snapshot: Snapshot, problem: StopProblem | None, now: float) -> list[Reason]:
+    """Return what the cloud says, or why it says nothing."""
+    reasons: list[Reason] = []
     if problem:
         lasted = "" if problem.since is None else f", for {duration(now - problem.since)}"
         reasons.append(Reason("cloud", f"{problem}{lasted}", since=problem.since))
@@ -96,25 +122,6 @@ def explain(
         when = countdown(ends - now) if ends > now else f"since {duration(now - ends)} ago"
         text = f"the cloud takes this instance back {when} (spot interruption: {action})"
         reasons.append(Reason("cloud", text, since=snapshot.interrupted_at, until=ends))
-    if snapshot.phase.running and snapshot.report:
-        told = [service for service in snapshot.report.services if service.doubt]
-        texts = [f"{one_line(service.name)}: {one_line(service.doubt)}" for service in told]
-        reasons += [Reason("node", text) for text in texts]
-    says_ready = snapshot.phase is Phase.LOADING and snapshot.node_view.state == "ready"
-    if says_ready and not snapshot.address:
-        text = "its agent says that it is ready, but the cloud has not named its address yet"
-        reasons.append(Reason("cloud", f"{text}; gpu.{snapshot.gpu}.address names it"))
-    if note := snapshot.state.get("start_note"):
-        reasons.append(Reason("cloud", one_line(note)))
-    reasons += _last_start(events, now)
-    over = problem is None or snapshot.phase is not Phase.STOPPING
-    reasons += _last_stop(events, now, over=over)
-    if problem:
-        text = "it stays on, and costs, until the cloud stops it"
-        own = self_stop(snapshot, dead_man)
-        reasons.append(Reason("next", f"{text}, or {own}" if own else text))
-    else:
-        reasons.append(_next(snapshot, now, drain))
     return reasons
 
 
