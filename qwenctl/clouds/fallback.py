@@ -30,6 +30,7 @@ from qwenctl.clouds.base import (
     Transient,
     checked,
 )
+from qwenctl.clouds.claimed import Claimed
 from qwenctl.core.phase import Observed
 from qwenctl.lib.text import in_words
 
@@ -267,7 +268,21 @@ class Fallback:
 
         # In parallel, so that candidates of one account share a call.
         with ThreadPoolExecutor(len(self._providers), thread_name_prefix="look") as pool:
-            return list(pool.map(look, self._providers))
+            return self._without_foreign(list(pool.map(look, self._providers)))
+
+    def _without_foreign(self, seen: list[_Seen]) -> list[_Seen]:
+        """Return the candidates of other deployments as absent, if another one is surely ours.
+
+        Whether they are on is not our concern: they hold up neither a start nor the end of a stop.
+        """
+        if not any(one.at.claim for one in seen if one.error is None):
+            return seen
+        return [
+            _Seen(Observation(Observed.ABSENT, reason=str(one.error)))
+            if isinstance(one.error, Claimed) and index != self._serves
+            else one
+            for index, one in enumerate(seen)
+        ]
 
     def _speaker(self, seen: Sequence[_Seen]) -> int:
         """Return the index of the candidate whose state is that of the GPU."""

@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from qwenctl.clouds.base import Accepted, Observation
-from qwenctl.clouds.claimed import RETRY_SECONDS, Claimed, ClaimedProvider
+from qwenctl.clouds.claimed import RETRY_SECONDS, Claimed, ClaimedProvider, claiming
+from qwenctl.clouds.fallback import Fallback
 from qwenctl.core.claims import REFRESH_SECONDS, STALE_SECONDS, TAG, Claim
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.errors import ExitCode
@@ -245,3 +246,59 @@ def test_the_second_deployment_neither_adopts_starts_nor_stops(
     finally:
         first.close()
         second.close()
+
+
+class Tagged:
+    """An instance with a tag."""
+
+    call_timeout = observe_interval = 1.0
+
+    def __init__(self, name: str, tag: str = "") -> None:
+        self.name, self.tag, self.state = name, tag, Observed.STOPPED
+
+    def describe(self) -> Observation:
+        return Observation(self.state, self.name, claim=self.tag)
+
+    def start(self) -> Accepted:
+        self.state = Observed.RUNNING
+        return Accepted()
+
+    def stop(self) -> Accepted:
+        self.state = Observed.STOPPED
+        return Accepted()
+
+    def claim(self, value: str) -> None:
+        self.tag = value
+
+
+@pytest.mark.parametrize("state", [Observed.STOPPED, Observed.RUNNING])
+def test_a_fallback_of_another_deployment_is_passed_over(state: Observed) -> None:
+    now = time.time()
+    own, foreign = Tagged("own"), Tagged("b", Claim("id-of-other", "other/main", now, now).encode())
+    foreign.state = state
+    chain = claiming(Fallback([("own", own), ("b", foreign)]), "mine/main", lambda: "id-of-mine")
+    seen = chain.describe()
+    assert seen.state is Observed.STOPPED
+    assert "b belongs to another deployment, 'other'" in seen.reason
+    chain.start()
+    assert (own.state, chain.describe().state) == (Observed.RUNNING, Observed.RUNNING)
+    assert not chain.describe().surplus
+    chain.stop()
+    assert (own.state, chain.describe().state) == (Observed.STOPPED, Observed.STOPPED)
+    assert foreign.state is state
+    own.tag = foreign.tag
+    with pytest.raises(Claimed):
+        chain.describe()
+
+
+def test_the_serving_candidate_that_another_deployment_takes_over_is_not_replaced() -> None:
+    now = time.time()
+    own, serving = Tagged("own"), Tagged("b")
+    serving.state = Observed.RUNNING
+    chain = claiming(Fallback([("own", own), ("b", serving)]), "mine/main", lambda: "id-of-mine")
+    assert chain.describe().instance_id == "b"
+    serving.tag = Claim("id-of-other", "other/main", now, now).encode()
+    for call in (chain.describe, chain.start):
+        with pytest.raises(Claimed):
+            call()
+    assert own.state is Observed.STOPPED
