@@ -103,7 +103,7 @@ local function place(name)
   if tonumber(redis.call('ZSCORE', LEASES, name) or 0) > NOW then return name end
   if redis.call('ZCARD', LEASES) >= MANY then prune(LEASES) end
   if redis.call('ZCARD', LEASES) < MANY then return name end
-  local shared = 'request:' .. tenant .. (network(client) or 'others')
+  local shared = 'request:' .. tenant .. (network(client:match('^[^#]*')) or 'others')
   if tonumber(redis.call('ZSCORE', LEASES, shared) or 0) > NOW then return shared end
   return redis.call('ZCARD', LEASES) < 2 * MANY and shared or 'request:others'
 end

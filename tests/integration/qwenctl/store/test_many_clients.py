@@ -57,6 +57,8 @@ def test_whoever_had_a_lease_keeps_it_and_others_share_by_network(
         ask(store, address)
     for address in ("2001:db8:1:2::3", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2:ffff::"):
         ask(store, address)
+    page = "request:203.0.114.5#a"  # of one person's page, where there is a choice of GPUs
+    store.demand(GPU, page, TTL, reason="page", actor="203.0.114.5")
     ask(store, "::1")
     ask(store, "192.0.2.9", session="abc")
     ask(store, "192.0.2.9", key="ci")
@@ -66,6 +68,7 @@ def test_whoever_had_a_lease_keeps_it_and_others_share_by_network(
     assert young == {
         before,
         "request:203.0.113.0/24",
+        "request:203.0.114.0/24",
         "request:2001:db8:1:2::/64",
         "request:0:0:0:0::/64",
         "request:others",
