@@ -37,7 +37,8 @@ class Held:
 
 
 class WebSocket(WebSocketsSansIOProtocol):
-    """One connection. It reads nothing while its client does not take what is written for it."""
+    """One connection. It reads while its client takes what is written, and answers to pings beside
+    that only up to a bound: a client that is slow to take an answer may still say "stop"."""
 
     capacity: Capacity | None = None
     in_all = Held()
@@ -50,6 +51,8 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._parts = bytearray()
         """A fragmented message so far; uvicorn's list would take far more for tiny fragments."""
         self._stall = Stall()
+        self._full = 0
+        """How much there was to write when the application was told to wait."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.capacity is not None:
@@ -69,16 +72,20 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if not self.read_paused:  # each ping is answered, and the answers would pile up
-            self.transport.pause_reading()
+        self._full = self.transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._read_on()
 
     def _read_on(self) -> None:
-        if not self.read_paused and self.writable.is_set() and not self.transport.is_closing():
+        if not self.read_paused and not self._piles_up() and not self.transport.is_closing():
             self.transport.resume_reading()
+
+    def _piles_up(self) -> bool:
+        """Whether answers to pings, which do not wait as the application does, are not taken."""
+        left = 0 if self.writable.is_set() else self.transport.get_write_buffer_size()
+        return left > self._full + SMALL
 
     def data_received(self, data: bytes) -> None:
         began = time.monotonic()
@@ -86,6 +93,8 @@ class WebSocket(WebSocketsSansIOProtocol):
         if (took := time.monotonic() - began) > LONG:
             self.transport.pause_reading()
             self.loop.call_later(took, self._read_on)
+        elif self._piles_up():
+            self.transport.pause_reading()
         held = len(self._parts) + len(self.conn.reader.buffer) + self._passing
         self._count(held)
         if held > SMALL and self.in_all.bytes > MAX_IN_ALL and not self.close_sent:

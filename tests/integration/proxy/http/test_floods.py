@@ -146,6 +146,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(server, "HEAD_SECONDS", 0.5)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await talkative(receive, send)
+            return
         if scope["path"] == "/held":
             await asyncio.sleep(2.5)
         seen = "whole"
@@ -189,6 +192,17 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Run:
         asyncio.run(go())
 
     return run
+
+
+async def talkative(receive: Any, send: Any) -> None:
+    """Talk over a WebSocket until the client says a word."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    word = asyncio.ensure_future(receive())
+    word.add_done_callback(lambda _: ENDS.update({"/ws": word.result().get("text", "")}))
+    while not word.done():
+        await send({"type": "websocket.send", "bytes": bytes(40_000)})
+        await asyncio.sleep(0)
 
 
 ENDS: dict[str, str] = {}
@@ -393,6 +407,20 @@ def test_tiny_frames_do_not_pile_up(ready: RunningProxy, flood: bytes) -> None:
                 client.send(rest)
         assert ready.memory - before < 24 * MIB
     assert healthy(ready)
+
+
+def test_a_slow_reader_of_a_websocket_is_heard(serve: Run) -> None:
+    """Who cannot take the answer as fast as it comes may still stop it, and answers pings."""
+
+    def client(port: int) -> None:
+        ENDS.pop("/ws", None)
+        with RawClient(port) as slow:
+            slow.send(HANDSHAKE + b"\r\n")
+            time.sleep(0.3)  # what there is to write has piled up
+            slow.send(frame(0x1, b"stop"))
+            until(lambda: ENDS.get("/ws") == "stop", 0.8, "the word")
+
+    serve(client)
 
 
 def test_a_compressed_message_is_not_asked_for(ready: RunningProxy) -> None:
