@@ -149,9 +149,23 @@ class Forwarder:
 
     @property
     def websockets(self) -> aiohttp.ClientSession:
-        """Return the session for WebSocket handshakes; it raises `Redirected` at a redirect."""
+        """Return the session for WebSocket handshakes; it raises `Redirected` where it would follow a
+        redirect."""
         assert self._websockets is not None, "start() was not awaited"
         return self._websockets
+
+    async def answers(self, base: str, path: str, seconds: float) -> bool:
+        """Return whether the node at ``base`` answers a GET in time, with a status below 400."""
+        try:
+            async with self.websockets.get(
+                URL(base + "/" + path.lstrip("/")),
+                headers={"Connection": "close"},
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=seconds),
+            ) as answer:
+                return answer.status < 400
+        except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError):
+            return False
 
     async def _sweep(self) -> None:
         while True:

@@ -29,6 +29,10 @@ class Silence:
     def heard(self, now: float) -> None:
         self._pending, self._since = False, now
 
+    def answers(self) -> None:
+        """Note that the node answers something else, while it has this to answer."""
+        self._since = time.monotonic()
+
 
 class Link:
     """A request's connection to the node."""

@@ -1,7 +1,8 @@
 """End requests that have outlived their instance.
 
 A node that vanishes, or that freezes, closes no connection. Without this its requests would wait
-until the kernel gives the connection up, or for ever.
+until the kernel gives the connection up, or for ever. A generation that says nothing until it is
+whole looks the same from here where the agent is silent, too, so that then the service is asked.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import asyncio
 import logging
 import time
 
+from qwenctl.core.address import NodeAddress
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.lib.text import duration
+from qwenctl.protocol.messages import Readiness
 
 from .admit import Inbound
-from .forward import UpstreamDied
+from .forward import Forwarder, UpstreamDied
 from .link import Link
 from .usage import UsageTracker
 
@@ -30,7 +33,8 @@ instance answers."""
 
 HOLLOW = 3600.0
 """How long a request may keep the GPU on without a byte while each report of the agent says that
-nothing runs and that no GPU works, in seconds: a service that hangs, and a client that waits."""
+nothing runs and that no GPU works, or that there is none and only a probe is answered, in seconds: a
+service that hangs, and a client that waits."""
 
 REPORTED = 60.0
 """A report older than this says nothing of the present, in seconds."""
@@ -73,10 +77,12 @@ class _Open:
 class Links:
     """The open connections to nodes. Used on the event loop only."""
 
-    def __init__(self, usage: UsageTracker) -> None:
+    def __init__(self, usage: UsageTracker, forwarder: Forwarder) -> None:
         self._usage = usage
+        self._forwarder = forwarder
         self._open: set[_Open] = set()
         self._sweeper: asyncio.Task[None] | None = None
+        self._probes: dict[str, asyncio.Task[None]] = {}
 
     def open(self, inbound: Inbound, *, counts: bool = False) -> _Open:
         """Watch a request while it is forwarded; ``counts``: it keeps the GPU on.
@@ -91,8 +97,29 @@ class Links:
         while self._open:
             await asyncio.sleep(SWEEP)
             for entry in tuple(self._open):
-                if not entry.why and (why := self._over(entry)):
+                if entry.why:
+                    continue
+                if why := self._over(entry):
                     entry.end(why)
+                elif self._doubtful(entry):
+                    name = entry.inbound.name
+                    if name not in self._probes or self._probes[name].done():
+                        self._probes[name] = asyncio.create_task(self._probe(entry.inbound))
+
+    def _doubtful(self, entry: _Open) -> bool:
+        """Whether nothing is heard of the node, neither of its agent nor for its requests."""
+        inbound = entry.inbound
+        age, bound = inbound.view.snapshot.node_view.heartbeat_age, inbound.gpu.timing.node_lost / 2
+        silent = self._usage.silence(inbound.name).seconds > bound and (age is None or age > bound)
+        return silent and entry.counts and entry.link.idle <= HOLLOW
+
+    async def _probe(self, inbound: Inbound) -> None:
+        """Ask the service whether it is there; an answer vouches for the work as a byte of it does."""
+        gpu = inbound.gpu
+        base = NodeAddress(gpu.address or inbound.view.snapshot.address, gpu.port).url
+        readiness = gpu.service[0].readiness if gpu.service else Readiness()
+        if await self._forwarder.answers(base, readiness.path, readiness.timeout):
+            self._usage.silence(inbound.name).answers()
 
     def _over(self, entry: _Open) -> str:
         """Return why nothing can come of this request any more, or an empty text."""

@@ -67,7 +67,7 @@ class DataPlane:
         self._store = services.store
         self._snapshots = services.snapshots
         self._usage = services.usage
-        self._links = Links(services.usage)
+        self._links = Links(services.usage, forwarder)
         self._admit = services.admit
         self._forward = forwarder
         self._authenticators = services.authenticators

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -134,7 +134,7 @@ class ProductProxy:
             metrics=metrics,
             admit=admission,
         )
-        self._plane = DataPlane(services, self._forward, _Pages())  # type: ignore[arg-type]
+        self._plane = DataPlane(services, _Forwarder(self._forward), _Pages())  # type: ignore[arg-type]
         self._plane._threads = _AtOnce()  # type: ignore[assignment]
         self._pages = WaitingPages(config, store)
         self.flights: list[Flight] = []
@@ -265,6 +265,19 @@ class ProductProxy:
         if flight.died:
             raise UpstreamDied("the node is gone", started=True)
         return 200
+
+
+class _Forwarder:
+    """Forwards like that; a probe of the node gets no answer."""
+
+    def __init__(self, forward: Callable[..., Awaitable[int]]) -> None:
+        self._forward = forward
+
+    def __call__(self, *arguments: object) -> Awaitable[int]:
+        return self._forward(*arguments)
+
+    async def answers(self, *_: object) -> bool:
+        return False
 
 
 def _timed_modules() -> list[ModuleType]:

@@ -224,3 +224,42 @@ def test_a_service_that_hangs_does_not_hold_its_client_for_ever(
             assert not ends or sent[0]["status"] == 502
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_long_silent_generation_lives_while_the_service_answers_a_probe(
+    faulty: FaultyStore,
+    life: Life,
+    monkeypatch: pytest.MonkeyPatch,
+    healthy: bool,
+    reports: bool,
+) -> None:
+    """Its agent may hang, or have another secret; where the agent reports, that report counts."""
+    life.wake()
+    ready = life.now
+    heard_at = str(int(ready.now * 1000) - (0 if reports else 600_000))
+    known = dataclasses.replace(ready, node={**ready.node, "seen_at": heard_at})
+
+    class Service(Mute):
+        async def __call__(
+            self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
+            if healthy and (await reader.readline()).startswith(b"GET"):
+                writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            await super().__call__(reader, writer)
+
+    async def go() -> None:
+        async with asked(faulty, known, monkeypatch, mute=Service()) as (made, task, sent):
+            silence = made.usage.silence("main")
+            longest = 0.0
+            for _ in range(30):
+                made.know(known)
+                await asyncio.sleep(0.1)
+                longest = max(longest, silence.seconds)
+            assert (longest < 1.0) == (healthy and not reports)
+            made.know(changed(known, phase="failed", failure=BAD))
+            await asyncio.sleep(0.3)
+            assert task.done() == (longest >= 1.0), sent
+
+    asyncio.run(go())
