@@ -60,7 +60,9 @@ class Ownership:
                 version, which has no proof, counts by these, or by the other marks of such a
                 container. None of them comes from an image.
         """
-        labels = own_labels(client, found)
+        own = own_labels(client, found)
+        # A proof is worth as much where the image is gone, as after `docker rmi --force`.
+        labels = _labels(found) if own is None else own
         service, made = labels.get(SERVICE_LABEL), labels.get(HASH_LABEL)
         if not service or not made or labels.get(GPU_LABEL) != self._gpu:
             return False
@@ -71,7 +73,7 @@ class Ownership:
             expected = self._proof(proof.partition(":")[0], service, made)
             return hmac.compare_digest(proof.encode(), expected.encode())
         logs = found.get("HostConfig", {}).get("LogConfig") or {}
-        return made == digest or logs.get("Config") == LOG_OPTIONS
+        return own is not None and (made == digest or logs.get("Config") == LOG_OPTIONS)
 
     def _proof(self, nonce: str, service: str, digest: str) -> str:
         """Return the label's value; with a nonce, so that it never equals an image's."""
@@ -79,14 +81,11 @@ class Ownership:
         return f"{nonce}:{hmac.new(self._key, words.encode(), hashlib.sha256).hexdigest()}"
 
 
-def own_labels(client: Any, found: Mapping[str, Any]) -> dict[str, str]:
-    """Return the labels that a container was given itself, without those of its image.
-
-    Without its image nobody knows: none.
-    """
+def own_labels(client: Any, found: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the labels that a container was given itself; None: its image is gone, so unknown."""
     image = unless_missing(client.inspect_image, found["Image"])
     if image is None:
-        return {}
+        return None
     inherited = _labels(image)
     return {key: value for key, value in _labels(found).items() if inherited.get(key) != value}
 

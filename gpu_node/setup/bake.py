@@ -153,7 +153,7 @@ def _containers(client: Any, settings: NodeSettings, **options: Any) -> list[Any
         container
         for container in found
         if (details := unless_missing(client.inspect_container, container["Id"]))
-        and GPU_LABEL in own_labels(client, details)
+        and GPU_LABEL in (own_labels(client, details) or {})
     ]
 
 
