@@ -29,10 +29,10 @@ from gpu_node.settings import (
 )
 from gpu_node.setup import COMMANDS
 from gpu_node.status_file import StatusFile
-from qwenctl import __version__
 from qwenctl.errors import ConfigError
 from qwenctl.lib.private_file import exposed, private_directory
 from qwenctl.lib.text import plain
+from qwenctl.lib.version import full_version
 
 log = logging.getLogger("gpu_node")
 
@@ -89,8 +89,11 @@ def _main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="a TOML file with the settings")
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action="store_true", help="print the version with its build")
     given = parser.parse_args(argv)
+    if given.version:
+        sys.stdout.write(f"{full_version()}\n")
+        return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     try:
@@ -178,7 +181,7 @@ def _run(settings: NodeSettings, secret: str, config: str | None) -> int:
         save_last_good(settings)  # for a watchdog that cannot use them any more
     except OSError as error:
         log.warning("cannot keep a copy of the settings: %s", error.strerror)
-    log.info("agent %s for %s, boot %s", __version__, settings.gpu, boot_id)
+    log.info("agent %s for %s, boot %s", full_version(), settings.gpu, boot_id)
     code = agent.run()
     if watch:
         watch.stop()

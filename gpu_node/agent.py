@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from gpu_node.client import NoContact, ProxyClient
+from gpu_node.client import NoContact, NotUnderstood, ProxyClient
 from gpu_node.conversation import PROGRESS_INTERVAL, Conversation, NodeStatus, Trouble
 from gpu_node.machine.interruption import Notice
 from gpu_node.machine.nvidia import GpuWatch
@@ -244,6 +244,9 @@ class Agent:
         path = REPORT_PATH if isinstance(message, Report) else HELLO_PATH
         try:
             reply = self._client.send(path, message)
+        except NotUnderstood as reason:
+            self._conversation.not_understood(str(reason))
+            return
         except NoContact as reason:
             self._conversation.no_contact(str(reason))
             return

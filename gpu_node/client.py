@@ -42,6 +42,10 @@ class NoContact(Exception):
     """No proxy gave a valid answer; the text says why, one reason a proxy."""
 
 
+class NotUnderstood(NoContact):
+    """A proxy's signed answer says what this version does not know."""
+
+
 class _OtherSecret(NoContact):
     """An answer was signed with another secret, or not at all."""
 
@@ -99,17 +103,19 @@ class ProxyClient:
             NoContact: no proxy gave a signed answer, or all have errors of their own (5xx).
         """
         body = message.model_dump_json().encode()
-        reasons = []
+        reasons, kind = [], NoContact
         for url in list(self._urls):
             try:
                 reply = self._ask_with_either_secret(url, path, body)
             except NoContact as reason:
                 reasons.append(f"{redacted(url)}: {reason}")
+                if isinstance(reason, NotUnderstood):
+                    kind = NotUnderstood
                 continue
             self._urls.remove(url)
             self._urls.insert(0, url)
             return reply
-        raise NoContact("; ".join(reasons))
+        raise kind("; ".join(reasons))
 
     def _ask_with_either_secret(self, url: str, path: str, body: bytes) -> Reply:
         used = self._secret
@@ -174,8 +180,13 @@ class ProxyClient:
                 "is it the proxy, and is the node secret the same on both sides? A new one in the "
                 "node's file counts at once"
             ) from None
-        except ValidationError:
-            raise NoContact("an answer that this version does not understand") from None
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise NotUnderstood(
+                f"an answer that this version does not understand ({where}: {problem['msg']}); the "
+                "proxy is newer: upgrade this node's qwenctl"
+            ) from None
 
 
 def _was_cut(reason: NoContact) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from gpu_node.client import Reply
-from qwenctl import __version__
+from qwenctl.lib.version import full_version
 from qwenctl.protocol.messages import (
     PROTOCOL,
     Hello,
@@ -41,6 +41,9 @@ REMIND = 60.0
 MAX_LOG_LINES = 200
 MAX_LOG_CHARS = 32 * 1024
 """Of one report: at four bytes a character still below `protocol.messages.MAX_MESSAGE_BYTES`."""
+
+MAX_REASON = 300
+"""Characters of a message's `not_understood`."""
 
 State = Literal["loading", "ready", "failed", "stopping"]
 
@@ -138,6 +141,7 @@ class Conversation:
         self._start_seq = 0
         self._greeted = False
         self._retry = FIRST_RETRY
+        self._not_understood = ""
         self._lock = threading.Condition()
         self._sent = 0.0
         self._due = 0.0
@@ -201,9 +205,10 @@ class Conversation:
             return Hello(
                 gpu=self._gpu,
                 boot_id=self._boot_id,
-                agent_version=__version__,
+                agent_version=full_version(),
                 protocol=PROTOCOL,
                 uptime=uptime,
+                not_understood=self._not_understood,
             )
         with self._lock:
             # First, so that a change while this report is made or sent makes another one due.
@@ -226,6 +231,7 @@ class Conversation:
             uptime=uptime,
             log=self._sending,
             spec_version=spec.version,
+            not_understood=self._not_understood,
         )
 
     def _take_log(self) -> tuple[str, ...]:
@@ -244,8 +250,14 @@ class Conversation:
             self._unsent_log = deque([*self._sending, *self._unsent_log], MAX_LOG_LINES)
         self._back_off()
 
+    def not_understood(self, reason: str) -> None:
+        """Note that the proxy's answer says what this version does not know."""
+        self._not_understood = reason[:MAX_REASON]
+        self.no_contact(reason)
+
     def answered(self, reply: Reply) -> None:
         """Take the proxy's answer to the message."""
+        self._not_understood = ""
         answer = reply.answer
         no_spec = answer.spec is None and self._node.spec is None
         if reply.accepted and not no_spec and self._trouble.text:

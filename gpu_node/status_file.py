@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qwenctl import __version__
 from qwenctl.lib.private_file import read_private, write_note
+from qwenctl.lib.version import full_version
 from qwenctl.protocol.messages import Report
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class StatusFile:
 
     def _keep(self, said: dict[str, Any]) -> None:
         now = time.monotonic()
-        status = {"version": __version__, "pid": os.getpid(), "started": self._started, **said}
+        status = {"version": full_version(), "pid": os.getpid(), "started": self._started, **said}
         if status == self._last and now - self._written < INTERVAL:
             return
         self._last, self._written = status, now

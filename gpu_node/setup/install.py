@@ -22,8 +22,8 @@ from gpu_node.settings import STATE_FILES, NodeSettings, save_last_good
 from gpu_node.setup.doctor import in_docker_group, uid_of
 from gpu_node.setup.systemd_units import AGENT, DROP_IN, TIMER, UNITS, WATCHDOG, Node, render
 from gpu_node.status_file import read_status
-from qwenctl import __version__
 from qwenctl.errors import UserError
+from qwenctl.lib.version import full_version
 
 UNIT_DIR = Path("/etc/systemd/system")
 
@@ -103,9 +103,9 @@ def install(
         host.run("systemctl", "enable", "--quiet", *off)
     if not start:
         return
-    version = read_status(Path(node.state_dir, "status.json")).get("version", __version__)
+    version = read_status(Path(node.state_dir, "status.json")).get("version", full_version())
     active = _systemctl("is-active", AGENT) == "active"
-    if active and (changed or version != __version__):
+    if active and (changed or version != full_version()):
         host.run("systemctl", "restart", AGENT)
     elif not active:
         host.run("systemctl", "start", AGENT)

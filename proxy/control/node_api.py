@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
+from qwenctl.core.refusals import MALFORMED, SECRET
 from qwenctl.errors import StoreUnavailable
 from qwenctl.protocol import messages, signing
 from qwenctl.store.store import Store
@@ -29,6 +31,10 @@ log = logging.getLogger("qwenctl.node")
 
 LOG_INTERVAL = 10.0
 """How often refused messages of the same kind are logged, with their number, in seconds."""
+
+
+TELL_INTERVAL = 1.0
+"""The shortest time between two refusals that are written down, in seconds."""
 
 
 Reply = tuple[int, bytes, dict[str, str]]
@@ -63,6 +69,7 @@ class NodeApi:
         self._in_flight = in_flight
         self._clock = clock
         self._specs = {name: gpu.spec for name, gpu in config.gpu.items()}
+        self._told = float("-inf")
         self._refusals: dict[tuple[str, str], tuple[float, int]] = {}
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="node")
 
@@ -78,6 +85,11 @@ class NodeApi:
         path, body = scope["path"], (await receive()).get("body", b"")
         headers = {name.title(): value for name, value in request.headers.items()}
         reply = self.refuse_forged(path, body, headers)
+        if reply is not None and self._may_tell():
+            peer = (scope.get("client") or ("",))[0]
+            asyncio.get_running_loop().run_in_executor(
+                self._threads, self.tell_refused, SECRET, body, peer
+            )
         if reply is None:
             loop = asyncio.get_running_loop()
             try:
@@ -117,7 +129,10 @@ class NodeApi:
                 else messages.Report.model_validate_json(body)
             )
         except ValidationError as error:
-            return self._refuse(400, "?", "malformed", f"not a message: {_first(error)}")
+            problem = _first(error)
+            if self._may_tell():
+                self.tell_refused(MALFORMED, body, "", problem)
+            return self._refuse(400, "?", "malformed", f"not a message: {problem}")
         gpu = self._gpus.get(message.gpu)
         if gpu is None:
             return self._refuse(404, "?", "no_such_gpu", f"no GPU named {message.gpu!r}")
@@ -210,6 +225,31 @@ class NodeApi:
         else:
             self._refusals[gpu, code] = (last, held_back + 1)
         return status, self._answer(refused=why)
+
+    def _may_tell(self) -> bool:
+        """Whether a refusal may be written down: rarely, as anybody can cause them."""
+        now = time.monotonic()
+        due = now - self._told >= TELL_INTERVAL
+        if due:
+            self._told = now
+        return due
+
+    def tell_refused(self, code: str, body: bytes, peer: str, why: str = "") -> None:
+        """Write down for which GPU a message was refused; never raises."""
+        with contextlib.suppress(StoreUnavailable):
+            for gpu in self._meant(body, peer):
+                self._store.refused_agent(gpu, code, peer, why)
+
+    def _meant(self, body: bytes, peer: str) -> list[str]:
+        """Return the GPU that a refused message names, or that its sender's address is of."""
+        try:
+            name = json.loads(body).get("gpu")
+        except (ValueError, AttributeError, RecursionError):
+            name = None
+        if isinstance(name, str) and name in self._gpus:
+            return [name] if self._gpus[name].agent else []
+        known = [gpu for gpu in self._gpus if peer and self._gpus[gpu].agent]
+        return [gpu for gpu in known if self._store.snapshot(gpu).address == peer]
 
     def _count(self, gpu: str, outcome: str) -> None:
         self._metrics.callbacks.labels(gpu, outcome).inc()

@@ -133,6 +133,9 @@
     drawFailure(mode, waking, since);
     show(el("other-machine"), Boolean(status.note) && waking);
     el("other-machine").title = status.note;
+    const agent = status.agent_trouble ?? null;
+    show(el("agent"), agent !== null && (waking || mode === "failed"));
+    put(el("agent"), agent === null ? "" : sayOr(`agent.${agent}`, ""));
     drawBlocked(mode, since);
     drawActions(mode, idle);
     drawSteps(mode, waking, since);

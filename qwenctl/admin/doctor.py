@@ -27,14 +27,17 @@ from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.providers import context_of, make_provider
 from qwenctl.config.read_schedules import schedules
 from qwenctl.control import left_on
+from qwenctl.core import refusals
 from qwenctl.core.claims import Claim
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
+from qwenctl.core.versions import skew
 from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, run_checks, warn
 from qwenctl.lib.http_probe import PATIENCE, brief_reason, read_bounded
 from qwenctl.lib.settings_file import tomllib
 from qwenctl.lib.settings_types import is_loopback
+from qwenctl.lib.version import full_version
 from qwenctl.store.deployment_id import deployment_id
 from qwenctl.store.store import Store, open_store
 
@@ -110,6 +113,7 @@ class Deployment:
 
     def configuration(self) -> Iterable[Finding]:
         names = ", ".join(self.gpus)
+        yield ok("qwenctl", full_version())
         yield ok("config", f"{self.config.source or 'defaults and QWENCTL_*'}: {names}")
 
     def redis(self) -> Iterable[Finding]:
@@ -345,6 +349,8 @@ def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterabl
     age = snapshot.node_view.heartbeat_age if snapshot is not None else None
     if snapshot is None:
         return
+    if gpu.agent:
+        yield from _versions(snapshot)
     if not gpu.agent:
         yield from _asked(gpu, snapshot, age)
         return
@@ -376,6 +382,18 @@ def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterabl
         )
     else:
         yield ok("agent", f"{snapshot.node_view.state or 'there'}, heard {age:.0f} s ago")
+
+
+def _versions(snapshot: Snapshot) -> Iterable[Finding]:
+    """Check that agent and proxy understand each other, by what the proxy has noted."""
+    if refused := refusals.refusal(snapshot):
+        yield fail("agent", refused.text, refused.advice)
+    found = skew(snapshot)
+    if found is not None:
+        say = fail if found.hinders else warn
+        yield say("versions", str(found), f"To upgrade, {found.upgrade}.")
+    elif version := snapshot.node.get("proxy_version"):
+        yield ok("versions", f"agent and proxy are {version}")
 
 
 def _asked(gpu: GpuConfig, snapshot: Snapshot, age: float | None) -> Iterable[Finding]:

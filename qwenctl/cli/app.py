@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from qwenctl import __version__
 from qwenctl.cli.common import context
 
 COMMANDS = {
@@ -83,7 +82,9 @@ def _summary(command: Callable[..., None] | typer.Typer) -> Callable[[], None]:
 
 def _version(value: bool) -> None:
     if value:
-        print(f"qwenctl {__version__}")
+        from qwenctl.lib.version import full_version
+
+        print(f"qwenctl {full_version()}")
         raise typer.Exit
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from qwenctl.core import failures
 from qwenctl.core.phase import Phase
+from qwenctl.core.refusals import refusal
 from qwenctl.core.stops import StopProblem, self_stop, stop_problem
+from qwenctl.core.versions import trouble as version_trouble
 from qwenctl.core.wakes import Outcome, wakes
 from qwenctl.core.words import (
     NOT_ASKED,
@@ -79,6 +81,10 @@ def explain(
         told = [service for service in snapshot.report.services if service.doubt]
         texts = [f"{one_line(service.name)}: {one_line(service.doubt)}" for service in told]
         reasons += [Reason("node", text) for text in texts]
+    if found := version_trouble(snapshot):
+        reasons.append(Reason("node", f"{found}; to upgrade, {found.upgrade}"))
+    if refused := refusal(snapshot):
+        reasons.append(Reason("node", f"{refused}. {refused.advice}"))
     says_ready = snapshot.phase is Phase.LOADING and snapshot.node_view.state == "ready"
     if says_ready and not snapshot.address:
         text = "its agent says that it is ready, but the cloud has not named its address yet"

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qwenctl.core import leases
 from qwenctl.core.address import NodeAddress
 from qwenctl.core.phase import Phase
+from qwenctl.core.refusals import refusal
 from qwenctl.core.stops import stop_problem
+from qwenctl.core.versions import as_json, trouble
 from qwenctl.core.wakes import STEPS, Mark, Outcome, Wake, expected, wakes
 from qwenctl.core.words import (
     as_of_time,
@@ -96,7 +98,17 @@ def page_status(
         "may_wake": may_wake,
         "mode": page_mode(snapshot, wanted=snapshot.wanted),
         "mode_if_wanted": page_mode(snapshot, wanted=True),
+        **_agent_trouble(snapshot),
     }
+
+
+def _agent_trouble(snapshot: Snapshot) -> dict[str, str]:
+    """Return ``agent_trouble`` if the agent is of no use: why, as the key of a text ``agent.…``."""
+    if refused := refusal(snapshot):
+        return {"agent_trouble": refused.code}
+    if (found := trouble(snapshot)) is None:
+        return {}
+    return {"agent_trouble": {"agent": "older", "proxy": "newer", "": "differs"}[found.older]}
 
 
 def _steps(
@@ -311,6 +323,8 @@ def full_status(
         "leases": [_entry(lease, now) for lease in snapshot.leases],
         "blocks": [_entry(block, now) for block in snapshot.blocks],
         "leader": snapshot.leader or None,
+        "version_problem": as_json(snapshot),
+        "agent_refused": _refused(snapshot),
         "stop_problem": _stop_problem(snapshot),
         "schedule_trouble": snapshot.state.get("schedule_trouble", ""),
         "cloud": {**_cloud(snapshot), "other": other},
@@ -324,6 +338,11 @@ def _stop_problem(snapshot: Snapshot) -> dict[str, Any] | None:
     if problem is None:
         return None
     return {"text": escape_control(problem.text), "code": problem.code, "since": problem.since}
+
+
+def _refused(snapshot: Snapshot) -> dict[str, str] | None:
+    refused = refusal(snapshot)
+    return None if refused is None else dict(vars(refused))
 
 
 def _cost(snapshot: Snapshot, gpu_config: GpuSettings) -> float | None:
@@ -382,6 +401,7 @@ def _node(snapshot: Snapshot) -> dict[str, Any] | None:
         "state": view.state or ("hello" if view.hello else ""),
         "error": view.error,
         "version": snapshot.node.get("version", ""),
+        "proxy_version": snapshot.node.get("proxy_version", ""),
         "heartbeat_age_seconds": _round(view.heartbeat_age),
         "uptime_seconds": report.uptime if report else None,
         "active": report.active if report else 0,

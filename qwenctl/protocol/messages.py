@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 HELLO_PATH = "/_qwenctl/node/hello"
 REPORT_PATH = "/_qwenctl/node/report"
 
-PROTOCOL = 2
-"""The version of these messages. 2: the agent heeds `Answer.unneeded_for`."""
+PROTOCOL = 3
+"""The version of these messages. 2: the agent heeds `Answer.unneeded_for`. 3: its version has a
+build, and it says which answer it did not understand."""
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """A longer message is refused unread."""
@@ -157,6 +158,7 @@ class Hello(_Message):
     agent_version: str = ""
     protocol: Count = Field(1, description="the agent's `PROTOCOL`")
     uptime: Amount = Field(0.0, description="seconds since the instance booted")
+    not_understood: str = Field("", max_length=300, description="what it could not read")
 
 
 class Progress(_Message):
@@ -241,6 +243,7 @@ class Report(_Message):
     uptime: Amount = 0.0
     log: tuple[LogLine, ...] = Field((), max_length=200, description="new log lines, oldest first")
     spec_version: str = ""
+    not_understood: str = Field("", max_length=300, description="what it could not read")
 
 
 class Command(_Message):

@@ -28,7 +28,8 @@ from qwenctl.core.phase import TRANSITIONS, Guard, Phase
 from qwenctl.core.snapshot import Admission, Lease, Lock, Outcome, Snapshot, Touch
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lib.text import escape_control
-from qwenctl.protocol.messages import Command, Hello, Report
+from qwenctl.lib.version import full_version
+from qwenctl.protocol.messages import PROTOCOL, Command, Hello, Report
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS
 from qwenctl.store.clock import ClockGuard, Reading, elapsed, step_between
 from qwenctl.store.connect import connect, connections_made, explained_errors, place_of
@@ -513,9 +514,15 @@ class Store:
         boot has missed two of them, and no sooner than 10 s after its last.
         """
         alive = _ms(max(ALIVE_SECONDS, 2 * heartbeat))
-        boot = (hello.boot_id, hello.agent_version, alive, hello.protocol)
+        unread = escape_control(hello.not_understood)
+        agent = (hello.boot_id, hello.agent_version, alive, hello.protocol, unread)
+        boot = (*agent, full_version(), PROTOCOL)
         verdict, seq = self._run("hello", hello.gpu, nonce, _ms(NONCE_SECONDS), *boot)
         return verdict, int(seq)
+
+    def refused_agent(self, gpu: str, code: str, peer: str, detail: str) -> None:
+        """Note that a message of this GPU's agent was refused; see `qwenctl.core.refusals`."""
+        self._run("refused_agent", gpu, code, peer, escape_control(detail)[:300])
 
     def unneeded_for(self, gpu: str, boot_id: str) -> float:
         """Return for how many seconds nobody has needed this boot, as the node is told."""

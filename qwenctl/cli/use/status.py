@@ -191,6 +191,10 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         text = f"goes off {countdown(state['idle_seconds_left'])} unless it is used"
         yield row("idle", text if state["verified"] else "nobody stops it: no proxy runs")
     yield from (row("node" if i == 0 else "", text) for i, text in enumerate(_node_lines(state)))
+    if skew := state["version_problem"]:
+        yield row("versions", f"{skew['text']}; to upgrade, {skew['upgrade']}", "red")
+    if refused := state["agent_refused"]:
+        yield row("agent", f"{refused['text']}. {refused['advice']}", "red")
     yield row("cloud", _cloud_line(state))
     if state["cloud"]["note"]:
         yield row("", one_line(state["cloud"]["note"]))
@@ -225,6 +229,8 @@ def _node_lines(state: Mapping[str, Any]) -> Iterator[str]:
     if not node:
         return
     text = one_line(f"agent {node['version']}") if state["agent"] else "no agent"
+    if state["agent"] and node["proxy_version"] not in ("", node["version"]):
+        text += f" (the proxy is {one_line(node['proxy_version'])})"
     if node["heartbeat_age_seconds"] is not None:
         verb = "heard of" if state["agent"] else "its service asked"
         text += f", {verb} {duration(node['heartbeat_age_seconds'])} ago"

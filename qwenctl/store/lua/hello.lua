@@ -1,7 +1,8 @@
 -- Record the first message of a boot. The signature has been checked; this checks nonce and boot.
 -- ARGV: 3 nonce, 4 how long to remember it (ms), 5 boot id, 6 agent version,
 --       7 for how long an agent counts as present after a message (ms),
---       8 version of the protocol that the agent speaks.
+--       8 version of the protocol that the agent speaks, 9 what it could not understand,
+--       10 the proxy's own version, 11 and its protocol.
 -- Returns {'ok' | 'replay' | 'earlier_boot' | 'unexpected', start_seq}.
 -- 'unexpected': the GPU should be off, or another instance of it is present: a fallback candidate that
 -- somebody else has started, an old clone. The controller is woken to look at the cloud; if the
@@ -33,8 +34,10 @@ if known ~= boot then
   redis.call('DEL', NODE, COMMANDS)
   event('hello', 'actor', 'node', 'boot_id', boot, 'start_seq', num(seq), 'version', ARGV[6])
 end
+redis.call('HDEL', STATE, 'refused_code', 'refused_peer', 'refused_why', 'refused_at')
 redis.call('HDEL', NODE, 'state')  -- a restarted agent reports its state anew
 redis.call('HSET', NODE, 'boot_id', boot, 'start_seq', num(seq), 'hello_at', num(NOW),
-  'seen_at', num(NOW), 'version', ARGV[6], 'protocol', ARGV[8])
+  'seen_at', num(NOW), 'version', ARGV[6], 'protocol', ARGV[8],
+  'not_understood', ARGV[9], 'proxy_version', ARGV[10], 'proxy_protocol', ARGV[11])
 changed('hello')
 return {'ok', seq}

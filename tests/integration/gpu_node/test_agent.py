@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qwenctl.lib.version import full_version
 from qwenctl.protocol.messages import Command, Service
 from tests.support.agent import Start, service, spec
 from tests.support.metadata import MetadataService
@@ -306,3 +307,15 @@ def test_a_drain_holds_although_the_proxy_asks_for_a_hello(
     assert {r.services[0].state for r in proxy.reports} == {"stopped"}
     proxy.commands.append(Command(verb="restart-service", service="webui"))
     proxy.wait_report(lambda r: r.state == "ready")
+
+
+def test_an_agent_says_which_spec_it_does_not_know(start: Start, proxy: StandInProxy) -> None:
+    known = spec(service())
+    unknown = service().model_copy(update={"runtime": "pod"})  # as of a later version
+    proxy.spec = known.model_copy(update={"services": (unknown,)})
+    start()
+    proxy.wait(lambda p: any("spec.services.0.runtime" in h.not_understood for h in p.hellos))
+    assert proxy.hellos[0].agent_version == full_version()
+    proxy.spec = known
+    ready = proxy.wait_report(lambda r: r.state == "ready")
+    assert ready.not_understood == ""

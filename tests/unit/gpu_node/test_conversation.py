@@ -185,3 +185,11 @@ def test_the_end_wakes_who_waits(running: Node) -> None:
     running.conversation.end()
     assert not running.conversation.wait_until_due()
     assert not running.conversation.in_contact
+
+
+def test_what_it_could_not_read_is_in_the_next_messages_until_it_can(node: Node) -> None:
+    node.say(start_seq=7)
+    node.conversation.not_understood("an answer " + 400 * "x")
+    said = node.say(start_seq=7, spec=SPEC)
+    assert said.not_understood.startswith("an answer x")
+    assert node.say().not_understood == ""

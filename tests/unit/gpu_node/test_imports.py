@@ -13,6 +13,7 @@ ALLOWED = {
     "qwenctl.lib.settings_file",
     "qwenctl.lib.settings_types",
     "qwenctl.lib.text",
+    "qwenctl.lib.version",
     "qwenctl.protocol",
     "qwenctl.protocol.messages",
     "qwenctl.protocol.signing",

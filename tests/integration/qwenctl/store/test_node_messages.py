@@ -7,6 +7,7 @@ import pytest
 from qwenctl.core.failures import Failure
 from qwenctl.core.phase import Guard, Phase
 from qwenctl.core.snapshot import Lock, Outcome, Touch
+from qwenctl.lib.version import full_version
 from qwenctl.protocol.messages import Hello, Interruption, Progress, Report
 from qwenctl.protocol.signing import MAX_SKEW_SECONDS, check_message, sign_message
 from qwenctl.store.store import NONCE_SECONDS, Store
@@ -342,3 +343,16 @@ class TestUnneeded:
         assert self.unneeded(store) == 0
         clock.advance(20)
         assert self.unneeded(store) == 20
+
+
+def test_a_refused_agent_is_noted_until_its_hello_counts(store: Store, lock: Lock) -> None:
+    bring(store, lock, P.STARTING)
+    store.refused_agent(GPU, "malformed", "10.0.0.7", "state: \x1b[31m")
+    state = snap(store).state
+    assert (state["refused_code"], state["refused_peer"]) == ("malformed", "10.0.0.7")
+    assert "\x1b" not in state["refused_why"]
+    verdict, _ = store.hello(Hello(gpu=GPU, boot_id="b" * 8, not_understood="x"), nonce())
+    assert verdict == "ok"
+    assert "refused_at" not in snap(store).state
+    assert snap(store).node["not_understood"] == "x"
+    assert snap(store).node["proxy_version"] == full_version()

@@ -251,7 +251,7 @@ FULL_REPORT: dict[str, Any] = {
     "interruption": {"seconds_left": 100.0},
     "uptime": 10.0,
 }
-FULL_HELLO = {"gpu": "main", "boot_id": "boot-0001", "uptime": 3.0}
+FULL_HELLO = {"gpu": "main", "boot_id": "boot-0001", "uptime": 3.0, "protocol": 3}
 
 
 def numbers(model: type[BaseModel]) -> Iterator[str]:
