@@ -98,7 +98,7 @@ class Deployment:
         except StoreUnavailable:
             return None
 
-    def claim(self, seen: Observation) -> Iterable[Finding]:
+    def claim(self, gpu: str, seen: Observation) -> Iterable[Finding]:
         """Check that no other deployment has the instance."""
         claim = Claim.decode(seen.claim)
         if self._store is None or claim is None:
@@ -107,7 +107,7 @@ class Deployment:
         now = time.time()
         if claim.owner == own:
             yield ok("claim", "the instance is this deployment's")
-        elif claim.holds(now, off=seen.state.gone):
+        elif claim.holds(now, off=seen.state.gone, name=f"{self.config.deployment}/{gpu}"):
             found, _, advice = claim.words(seen.instance_id, now).partition("; ")
             yield fail("claim", found, _sentence(advice))
 
@@ -336,7 +336,7 @@ def other_checks(deployment: Deployment, name: str, gpu: GpuConfig) -> list[Chec
 def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterable[Finding]:
     """Check address, port and agent of a running instance."""
     gpu = deployment.config.gpu[name]
-    yield from deployment.claim(seen)
+    yield from deployment.claim(name, seen)
     if seen.state is not Observed.RUNNING:
         yield ok("node", f"the instance is {seen.state.value}: nothing to reach now")
         return

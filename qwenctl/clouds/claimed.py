@@ -106,7 +106,7 @@ class ClaimedProvider:
         claim = Claim.decode(seen.claim)
         if claim is None or claim.owner == self._id():
             return claim
-        if not claim.holds(self._clock(), off=seen.state.gone):
+        if not claim.holds(self._clock(), off=seen.state.gone, name=self._name):
             return None
         self._foreign = Claimed(claim.words(seen.instance_id, self._clock()))
         raise self._foreign

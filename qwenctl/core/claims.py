@@ -19,6 +19,10 @@ REFRESH_SECONDS = 3600.0
 STALE_SECONDS = 24 * 3600.0
 """A claim that has not been renewed for so long does not hold an instance that is off."""
 
+ABANDONED_SECONDS = 3 * REFRESH_SECONDS
+"""Nor does one by our own name, whether the instance is on or off: it is our own from before the store
+and the state directory were lost, or else a deployment that is gone."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -45,9 +49,12 @@ class Claim:
         except ValueError:
             return None
 
-    def holds(self, now: float, *, off: bool) -> bool:
-        """Whether it keeps others away."""
-        return not off or now - self.seen < STALE_SECONDS
+    def holds(self, now: float, *, off: bool, name: str) -> bool:
+        """Whether it keeps another deployment of that name (``deployment/gpu``) away."""
+        age = now - self.seen
+        if name == self.name and age >= ABANDONED_SECONDS:
+            return False
+        return not off or age < STALE_SECONDS
 
     def renewed(self, now: float) -> Claim:
         return replace(self, seen=now)

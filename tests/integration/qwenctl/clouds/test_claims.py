@@ -14,10 +14,10 @@ import redis
 from qwenctl.clouds.base import Accepted, Observation
 from qwenctl.clouds.claimed import RETRY_SECONDS, Claimed, ClaimedProvider, claiming
 from qwenctl.clouds.fallback import Fallback
-from qwenctl.core.claims import REFRESH_SECONDS, STALE_SECONDS, TAG, Claim
+from qwenctl.core.claims import ABANDONED_SECONDS, REFRESH_SECONDS, STALE_SECONDS, TAG, Claim
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.errors import ExitCode
-from qwenctl.store.deployment_id import deployment_id
+from qwenctl.store.deployment_id import AGAIN_SECONDS, FILE, cached_id, deployment_id
 from qwenctl.store.store import Store
 from tests.support.deployment import Deployment
 from tests.support.fake_ecs import FakeEcs
@@ -39,9 +39,9 @@ class Clock:
         return self.now
 
 
-def of(fake: FakeEcs, owner: str, clock: Clock) -> ClaimedProvider:
+def of(fake: FakeEcs, name: str, clock: Clock, owner: str = "") -> ClaimedProvider:
     provider = provider_for(fake)
-    return ClaimedProvider(provider, f"{owner}/main", lambda: f"id-of-{owner}", clock)
+    return ClaimedProvider(provider, f"{name}/main", lambda: owner or f"id-of-{name}", clock)
 
 
 def test_the_first_claims_it_and_the_second_refuses(fake: FakeEcs) -> None:
@@ -169,6 +169,42 @@ def test_the_id_is_shared_by_replicas_and_outlives_the_stores_data(
     assert deployment_id(store, one) == found
     client.delete(f"qwenctl:{{{deployment}}}:id")
     assert deployment_id(store, tmp_path / "new") != found
+
+
+def test_a_process_gives_the_id_back_to_a_store_that_has_lost_it(
+    client: redis.Redis, store: Store, deployment: str, tmp_path: Path
+) -> None:
+    clock = Clock()
+    known = cached_id(store, tmp_path / "lost", clock)
+    found = known()
+    (tmp_path / "lost" / FILE).unlink()
+    client.delete(f"qwenctl:{{{deployment}}}:id")
+    assert known() == found
+    clock.now += AGAIN_SECONDS
+    assert known() == found
+    assert deployment_id(store, tmp_path / "new") == found
+
+
+@pytest.mark.parametrize("status", ["Stopped", "Running"])
+def test_a_deployment_that_has_lost_its_id_gets_its_instance_back(
+    fake: FakeEcs, status: str
+) -> None:
+    """Store and state directory are gone: its own claim looks like another's of its name."""
+    instance = fake.cloud.add()
+    clock = Clock()
+    of(fake, "first", clock).describe()
+    instance.status = status
+    again = of(fake, "first", clock, owner="a-new-id")
+    other = of(fake, "second", clock)
+    clock.now += ABANDONED_SECONDS - 1
+    for deployment in (again, other):
+        with pytest.raises(Claimed):
+            deployment.describe()
+    clock.now += 1
+    with pytest.raises(Claimed):
+        other.describe()
+    again.describe()
+    assert instance.tags[TAG].startswith("a-new-id ")
 
 
 def deployed(fake: FakeEcs, directory: Path, name: str) -> Deployment:
