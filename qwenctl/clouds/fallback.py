@@ -43,6 +43,9 @@ AVOID_SECONDS = 600.0
 """How long a candidate is tried last that failed after an accepted start, or that the cloud reclaims
 again and again."""
 
+CONFLICT_SECONDS = 60.0
+"""How long a candidate that is off may refuse a start for its state before the next is tried."""
+
 _ON = (Observed.STARTING, Observed.RUNNING)
 _RANK = (
     Observed.ABSENT,
@@ -100,6 +103,9 @@ class Fallback:
         self._avoid_until: dict[int, float] = {}
         self._refusals: dict[int, tuple[float, str]] = {}
         """When and why a candidate was passed over in the current round of starts."""
+
+        self._conflicts: dict[int, tuple[float, float]] = {}
+        """When a candidate first and last refused its start for its state, in a row."""
 
     def wrap(self, wrapper: Callable[[Provider], Provider]) -> None:
         """Replace each candidate by its wrapper; before the first call."""
@@ -176,8 +182,8 @@ class Fallback:
         Raises:
             NoCapacity: no candidate has capacity.
             NotFound: no candidate exists any more.
-            Conflict: a candidate is being stopped or was just started, or time ran out before all
-                were tried.
+            Conflict: a candidate is being stopped or was just started, its state does not allow
+                a start yet, or time ran out before all were tried.
             ProviderError: a look or a start failed otherwise; no other candidate was tried.
         """
         deadline = self._monotonic() + self.call_timeout
@@ -208,11 +214,16 @@ class Fallback:
             except (NoCapacity, NotFound) as refusal:
                 self._pass_over(index, str(refusal))
                 continue
+            except Conflict as refusal:
+                if not self._lasts(index):
+                    raise
+                self._pass_over(index, str(refusal))
+                continue
             except Transient:
                 self._started = (index, self._monotonic(), False)
                 raise
             self._started = (index, self._monotonic(), True)
-            passed, self._refusals = self._reasons(), {}
+            passed, self._refusals, self._conflicts = self._reasons(), {}, {}
             note = f"{name} was started instead of {passed}" if passed else accepted.note
             return Accepted(accepted.request_id, note)
         passed, self._refusals, self._avoid_until = self._reasons(), {}, {}
@@ -324,6 +335,19 @@ class Fallback:
                 index, seen[index].at.reason or "it stopped again right after its start"
             )
             self._avoid_until[index] = now + AVOID_SECONDS
+
+    def _lasts(self, index: int) -> bool:
+        """Return whether the candidate has refused its start for its state for too long.
+
+        EC2 refuses that of a spot instance for a moment after a stop, and for good once its
+        request was cancelled.
+        """
+        now = self._monotonic()
+        first, last = self._conflicts.get(index, (now, now))
+        if now - last > CONFLICT_SECONDS:
+            first = now  # that was another time
+        self._conflicts[index] = first, now
+        return now - first >= CONFLICT_SECONDS
 
     def _pass_over(self, index: int, why: str) -> None:
         self._refusals[index] = (self._monotonic(), why)

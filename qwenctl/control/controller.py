@@ -432,7 +432,9 @@ class Controller:
         Only a start hands over from one of several instances to another, or the one that serves
         would be surplus as soon as the cloud has left it out once.
         """
-        serving, heard_at = snapshot.state.get("instance_id", ""), self._heard_at(snapshot)
+        # Earlier versions recorded only the id.
+        serving = snapshot.state.get("serving", snapshot.state.get("instance_id", ""))
+        heard_at = self._heard_at(snapshot)
         speaks = heard_at is not None and snapshot.now - heard_at <= self._timings.heartbeat
         if not (snapshot.phase.running and speaks and serving) or seen.state.gone:
             return seen

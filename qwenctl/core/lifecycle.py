@@ -370,16 +370,18 @@ def _lost(view: View, timings: Timings, now: float) -> Step | None:
         failure = _taken_back(view, timings, now)
         to = _ended(failure) if gone else Phase.STOPPING
         return Move(to, failures.SPOT_INTERRUPTION, failure=failure)
-    if view.observed is Observed.STOPPING:
-        return Move(Phase.STOPPING, "stopped_outside", failure=view.failure)
-    if not gone or _in_doubt(view, timings, now):
+    stopping = view.observed is Observed.STOPPING
+    if not stopping and (not gone or _in_doubt(view, timings, now)):
         return None
     if not view.wanted or _stable(view, timings, now):
-        return Move(Phase.OFF, "stopped_outside")
+        to = Phase.STOPPING if stopping else Phase.OFF
+        return Move(to, "stopped_outside", failure=view.failure if stopping else None)
     message = (
         view.observed_reason or "the instance stopped by itself or was stopped by somebody else"
     )
-    return failed(view, timings, now, failures.INSTANCE_LOST, message, instance_is_bad=False)
+    move = failed(view, timings, now, failures.INSTANCE_LOST, message, instance_is_bad=False)
+    # Seen in time or not, it is a failed attempt, or boots that end at once follow without a pause.
+    return replace(move, to=Phase.STOPPING, cause="stopped_outside") if stopping else move
 
 
 def _up(view: View, timings: Timings, now: float) -> Step | None:

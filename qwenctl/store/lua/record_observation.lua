@@ -30,6 +30,9 @@ local before = redis.call('HMGET', STATE, 'observed', 'instance_id', 'address', 
 redis.call('HSET', STATE, 'observed', ARGV[5], 'instance_id', id, 'address', address,
   'observed_reason', ARGV[8], 'observe_error', ARGV[9], 'observe_code', ARGV[11],
   'observed_at', num(NOW))
+if ARGV[9] == '' and (ARGV[5] == 'running' or ARGV[5] == 'starting') then
+  redis.call('HSET', STATE, 'serving', id)  -- of several instances
+end
 if ARGV[9] == '' then
   redis.call('HDEL', STATE, 'unseen_since')
 else

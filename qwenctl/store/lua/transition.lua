@@ -33,7 +33,8 @@ end
 
 if to == 'starting' then
   redis.call('HINCRBY', STATE, 'start_seq', 1)
-  redis.call('HSET', STATE, 'began_at', num(NOW))
+  -- Of several instances the start may choose another: none serves until a look sees it on.
+  redis.call('HSET', STATE, 'began_at', num(NOW), 'serving', '')
   redis.call('HDEL', STATE, 'ready_at', 'cut', 'start_note', 'found_at')
   redis.call('DEL', NODE, COMMANDS)
   drop_work()

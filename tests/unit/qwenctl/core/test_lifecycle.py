@@ -295,7 +295,27 @@ TABLE: list[tuple[str, View, Any]] = [
     ),
     (
         "ready, being stopped",
-        seen(P.READY, S.STOPPING, node=READY),
+        seen(P.READY, S.STOPPING, node=READY, ready_at=NOW - T.stable),
+        Move(P.STOPPING, "stopped_outside"),
+    ),
+    (
+        "booting, being stopped",
+        seen(P.BOOTING, S.STOPPING, observed_reason="taken back", failure=DUE),
+        Move(
+            P.STOPPING,
+            "stopped_outside",
+            failure=Failure(
+                "instance_lost",
+                "taken back",
+                DUE.attempts + 1,
+                NOW + backoff(DUE.attempts + 1, T),
+                False,
+            ),
+        ),
+    ),
+    (
+        "booting, being stopped, unwanted",
+        seen(P.BOOTING, S.STOPPING, wanted=False),
         Move(P.STOPPING, "stopped_outside"),
     ),
     (

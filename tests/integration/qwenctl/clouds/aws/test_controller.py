@@ -6,148 +6,16 @@ The HTTP between them is real.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 
 from qwenctl.clouds.aws.api import Account
 from qwenctl.clouds.aws.provider import AwsProvider
-from qwenctl.clouds.aws.settings import AwsConfig
-from qwenctl.clouds.batch import Batch
 from qwenctl.clouds.claimed import Claimed, ClaimedProvider
-from qwenctl.config.gpu import GpuConfig
-from qwenctl.control.controller import Controller
-from qwenctl.core.phase import Observed, Phase
-from qwenctl.core.snapshot import Snapshot
-from qwenctl.store.store import Store
+from qwenctl.core.phase import Phase
+from tests.integration.qwenctl.clouds.aws.lives import NEVER, Live
 from tests.simulation.puppets import GPU
-from tests.simulation.world import Node
-from tests.support.faults import Fault, FaultProxy, ec2_error
-from tests.support.moto_cloud import CREDENTIALS, REGION, MotoCloud
-from tests.support.virtual_time import VirtualClock
-
-NEVER = 3600.0
-
-
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoCloud]:
-    with MotoCloud(tmp_path_factory.mktemp("moto") / "log") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def proxy(cloud: MotoCloud) -> Iterator[FaultProxy]:
-    with FaultProxy(cloud.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def account(proxy: FaultProxy) -> Iterator[Account]:
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(variable)
-        for variable, value in CREDENTIALS.items():
-            patch.setenv(variable, value)
-        account = Account(AwsConfig(region=REGION, endpoint_url=proxy.url, read_timeout=3))
-        account.call_timeout = 60.0  # this machine may be busy
-        account.describe(["i-00000000"])  # the client is built
-        account.call_timeout = 10.0  # two seconds for further tries of a describe
-        yield account
-
-
-@dataclass
-class Machine:
-    """The instance as the simulated node knows it."""
-
-    cloud: MotoCloud
-    instance_id: str
-    boots: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.instance_id
-
-    @property
-    def state(self) -> Observed:
-        running = self.cloud.state(self.instance_id) == "running"
-        return Observed.RUNNING if running else Observed.STOPPED
-
-    def settle(self) -> None:
-        """What is under way in the cloud has come to its end."""
-        state = self.cloud.state(self.instance_id)
-        if state == "pending":
-            self.boots += 1
-            self.cloud.happen(self.instance_id, "running")
-        elif state == "stopping":
-            self.cloud.happen(self.instance_id, "stopped", "Client.UserInitiatedShutdown")
-
-
-@dataclass
-class Life:
-    """One GPU; time passes a second at a time."""
-
-    store: Store
-    clock: VirtualClock
-    cloud: MotoCloud
-    faults: FaultProxy
-    machine: Machine
-    controllers: list[Controller]
-    node: Node
-    phases: list[Phase] = field(default_factory=list)
-
-    @property
-    def now(self) -> Snapshot:
-        return self.store.snapshot(GPU)
-
-    def demand(self) -> None:
-        self.store.demand(GPU, "request:ada", NEVER, reason="test", actor="ada")
-
-    def run(self, seconds: int, *, settle: float = 5, until: Phase | None = None) -> None:
-        """Let time pass; the cloud finishes what it does every ``settle`` seconds."""
-        for second in range(seconds):
-            if self.now.phase is until:
-                return
-            for controller in self.controllers:
-                controller.step()
-            self.phases.append(self.now.phase)
-            if settle and second % settle == settle - 1:
-                self.machine.settle()
-            self.node.speak()
-            self.clock.advance(1.0)
-        assert until is None, f"{self.now.phase.value}, not {until.value}, after {seconds} s"
-
-    def took_effect(self, verb: str) -> int:
-        return self.cloud.journal(self.machine.instance_id, verb)
-
-
-Live = Callable[..., Life]
-
-
-@pytest.fixture
-def live(
-    cloud: MotoCloud, proxy: FaultProxy, account: Account, store: Store, clock: VirtualClock
-) -> Live:
-    cloud.set(pending=NEVER, stopping=NEVER, no_capacity=0)
-
-    def begin(*, state: str = "stopped", controllers: int = 1, **more: Any) -> Life:
-        instance = cloud.new_instance(cloud.client(), state=state, PrivateIpAddress="10.1.2.3")
-        proxy.forget()
-        # Pauses after refusals are of the virtual time, too, and end with the life.
-        account.looks = Batch(account.describe, window=0.0, clock=clock)
-        machine = Machine(cloud, instance)
-        node = Node(store, clock, machine, **more)  # type: ignore[arg-type]
-        provider = AwsProvider(account, instance)
-        made = [
-            Controller(GPU, GpuConfig(idle_timeout=NEVER), store, provider, monotonic=clock)
-            for _ in range(controllers)
-        ]
-        return Life(store, clock, cloud, proxy, machine, made, node)
-
-    return begin
-
+from tests.support.faults import Fault, ec2_error
+from tests.support.moto_cloud import CREDENTIALS
 
 FAULTS = {
     "throttled": Fault.error(ec2_error("RequestLimitExceeded", status=503)),
