@@ -28,7 +28,7 @@ from qwenctl.config.providers import context_of, make_provider
 from qwenctl.config.read_schedules import schedules
 from qwenctl.control import left_on
 from qwenctl.core import refusals
-from qwenctl.core.claims import Claim
+from qwenctl.core.claims import REFRESH_SECONDS, TAG, Claim
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.versions import skew
@@ -99,17 +99,35 @@ class Deployment:
             return None
 
     def claim(self, gpu: str, seen: Observation) -> Iterable[Finding]:
-        """Check that no other deployment has the instance."""
+        """Check that no other deployment has the instance, and that ours may claim it."""
         claim = Claim.decode(seen.claim)
-        if self._store is None or claim is None:
+        if self._store is None:
+            return
+        if claim is None:
+            yield from self._unclaimed(gpu, seen)
             return
         own = deployment_id(self._store, self.config.state_path)
         now = time.time()
-        if claim.owner == own:
+        if claim.owner == own and now - claim.seen > 2 * REFRESH_SECONDS:
+            yield from self._unclaimed(gpu, seen)
+        elif claim.owner == own:
             yield ok("claim", "the instance is this deployment's")
         elif claim.holds(now, off=seen.state.gone, name=f"{self.config.deployment}/{gpu}"):
             found, _, advice = claim.words(seen.instance_id, now).partition("; ")
             yield fail("claim", found, _sentence(advice))
+
+    def _unclaimed(self, name: str, seen: Observation) -> Iterable[Finding]:
+        """Tell of a running proxy that has not tagged the instance, or not renewed the tag."""
+        snapshot = self.snapshot(name)
+        candidates = self.config.gpu[name].candidates()
+        clouds = any(admin_of(gpu.provider) for _, gpu in candidates)
+        if clouds and snapshot is not None and snapshot.leader and not seen.state.absent:
+            yield warn(
+                "claim",
+                f"a proxy looks after the instance, but has not tagged it ({TAG}): it may not",
+                "Allow ecs:TagResources or ec2:CreateTags, as `qwenctl permissions` prints; until "
+                "then another deployment that names the instance is not kept from stopping it.",
+            )
 
     def configuration(self) -> Iterable[Finding]:
         names = ", ".join(self.gpus)
