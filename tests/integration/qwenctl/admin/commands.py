@@ -87,7 +87,10 @@ def spot_answers(instance_id: str, kind: str, behavior: str) -> list[Fault]:
         f"{request}</item></spotInstanceRequestSet>",
         "DescribeInstanceAttribute": shutdown,
     }
+    asked = "<requestId>0f3b1f5c-0000-4000-8000-000000000000</requestId>"  # each answer has one
     return [
-        Fault.error(Answered(200, f"<{action}Response>{body}</{action}Response>".encode()), action)
+        Fault.error(
+            Answered(200, f"<{action}Response>{asked}{body}</{action}Response>".encode()), action
+        )
         for action, body in bodies.items()
     ]
