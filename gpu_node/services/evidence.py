@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gpu_node.machine.nvidia import GpuView
 from gpu_node.services.probe import Work, used
+from qwenctl.lib.http_probe import ProbeResult
 from qwenctl.lib.text import duration
 from qwenctl.protocol.messages import GpuFigures
 
@@ -28,6 +29,10 @@ CURIOUS = 60.0
 
 UNSEEN = 86_400.0
 """The same for a claim that nothing can confirm, with no counter and no GPU to be seen idle."""
+
+MUTE = 180.0
+"""Seconds without an answer after which an idle service is said to hang. It is only said: a WebUI
+whose work nobody counts may be as silent for as long."""
 
 IDLE_PERCENT = 10.0
 """GPU utilisation below which no work is going on."""
@@ -132,3 +137,31 @@ def _percent(figures: GpuFigures) -> float:
 def _whole(seconds: float) -> str:
     """Return whole minutes, so that a report need not change each heartbeat."""
     return duration(seconds // 60 * 60)
+
+
+class Silence:
+    """Says how long a service has left its readiness probes without an answer.
+
+    Args:
+        clock: the monotonic clock.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None
+
+    def look(self, found: ProbeResult, path: str, active: int) -> str:
+        """Note the result of a probe; return what a person should know, or nothing."""
+        if found is not ProbeResult.SILENT:
+            self._since = None
+            return ""
+        now = self._clock()
+        self._since = now if self._since is None else self._since
+        if active or now - self._since < MUTE:
+            return ""
+        # The end must not be cut off: it says what to do.
+        asked = path if len(path) <= 100 else f"{path[:99]}…"
+        lasted = _whole(now - self._since)
+        return (
+            f"it has not answered GET {asked} for {lasted}; if it hangs, `qwenctl restart` ends it"
+        )

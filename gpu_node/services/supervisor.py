@@ -13,7 +13,7 @@ import requests
 
 from gpu_node.machine.nvidia import GpuView, GpuWatch
 from gpu_node.services.awaited import Lack, lack_in_output, lack_of
-from gpu_node.services.evidence import Evidence
+from gpu_node.services.evidence import Evidence, Silence
 from gpu_node.services.inference import InferenceFailed, infer_once
 from gpu_node.services.log_lines import secrets_of
 from gpu_node.services.probe import GpuLoad, Work, probe_active, probe_ready, probe_work
@@ -122,6 +122,7 @@ class Supervisor:
         self._restarts = 0
         self._active = 0
         self._doubt = ""
+        self._silence = ""
         self._last_lines: deque[str] = deque(maxlen=12)
         self._tracker = Tracker()
         self._weights = WeightsWatch(service.weights, self._weights_read)
@@ -139,7 +140,7 @@ class Supervisor:
                 restarts=self._restarts,
                 error=self._error[:2000],
                 detail=self._current.detail[:300] if self._current else "",
-                doubt=self._doubt[:300],
+                doubt=(self._doubt or self._silence)[:300],
             )
 
     @property
@@ -289,7 +290,7 @@ class Supervisor:
             prober.join()
             with self._lock:
                 self._current = None
-                self._active, self._doubt = 0, ""
+                self._active, self._doubt, self._silence = 0, "", ""
         return how, ready_at[0] if ready_at else None
 
     def _probe(self, run: ServiceRun, ended: threading.Event, ready_at: list[float]) -> None:
@@ -331,7 +332,7 @@ class Supervisor:
         container = self.service.container
         names = container.gpus if container else ("all",)
         load = GpuLoad(self.service.activity, names)
-        evidence = Evidence(self._clock)
+        evidence, silence = Evidence(self._clock), Silence(self._clock)
         work, silent, unready = Work(known=False), 0, 0
         while not ended.wait(self._heartbeat):
             activity = self.service.activity
@@ -349,6 +350,7 @@ class Supervisor:
             self._count(evidence.judge(work, by_load, view, names), evidence.doubt)
             # A service that is slow to answer may be at work; a service that refuses is not.
             found = probe_ready(run.base_url, readiness)
+            self._note_silence(silence.look(found, readiness.path, self._active))
             away = found is ProbeResult.ERROR or found in ABSENT
             unready = unready + 1 if away and not self._active else 0
             if unready >= UNREADY_PROBES:
@@ -403,6 +405,11 @@ class Supervisor:
         before, self._active, self._doubt = self._active, active, doubt
         if (before == 0) != (active == 0):
             self._listener.changed()
+
+    def _note_silence(self, text: str) -> None:
+        if text and not self._silence:
+            log.warning("%s: %s", self.service.name, text)
+        self._silence = text
 
     def _become(self, state: State, error: str) -> None:
         with self._lock:

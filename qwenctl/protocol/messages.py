@@ -177,7 +177,9 @@ class ServiceState(_Message):
     restarts: Count = 0
     error: str = Field("", max_length=2000)
     detail: str = Field("", max_length=300, description="the process, or the container's state")
-    doubt: str = Field("", max_length=300, description="why work that it claims does not count")
+    doubt: str = Field(
+        "", max_length=300, description="why its claim to work or be ready is doubted"
+    )
 
 
 class GpuFigures(_Message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -174,3 +175,21 @@ def test_a_claim_that_leaves_no_trace_is_doubted_and_said(
     claim.write_text("2")
     listener.wait(lambda: running.active == 2)
     assert running.view.doubt == ""
+
+
+def test_a_service_that_hangs_is_told_and_stays_ready(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "MUTE", 0.3, raising=False)
+    quick = service(Activity())
+    readiness = Readiness(interval=0.1, timeout=0.1)
+    running, _ = start(quick.model_copy(update={"readiness": readiness}))
+    pid = next(int(word) for word in running.view.detail.split() if word.isdigit())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: "has not answered GET / for" in running.view.doubt)
+        assert (running.view.state, running.doubted) == ("ready", False)
+        assert "`qwenctl restart`" in running.view.doubt
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: not running.view.doubt)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gpu_node.machine.nvidia import GpuView
-from gpu_node.services.evidence import AT_WORK, STUCK, UNSEEN, Evidence
+from gpu_node.services.evidence import AT_WORK, STUCK, UNSEEN, Evidence, Silence
 from gpu_node.services.probe import Work, sum_counters
+from qwenctl.lib.http_probe import ProbeResult
 from qwenctl.protocol.messages import GpuFigures
 from tests.support.virtual_time import VirtualClock
 
@@ -172,3 +173,23 @@ nv_energy_consumption 99.5
 )
 def test_counters_that_move_with_the_work(gauge: str, text: str, total: float | None) -> None:
     assert sum_counters(text, (gauge,)) == total
+
+
+def test_silence_is_told_after_minutes_and_not_of_a_service_at_work() -> None:
+    now = [0.0]
+    silence = Silence(lambda: now[0])
+
+    def look(at: float, found: ProbeResult = ProbeResult.SILENT, active: int = 0) -> str:
+        now[0] = at
+        return silence.look(found, "/", active)
+
+    assert (look(0), look(179)) == ("", "")
+    assert look(200).startswith("it has not answered GET / for 3 min")
+    assert look(210, active=1) == ""
+    assert "for 4 min" in look(250)
+    assert look(260, ProbeResult.READY) == ""
+    assert (look(270), look(449)) == ("", "")
+    now[0] = 100_000.0
+    told = silence.look(ProbeResult.SILENT, "/" + "a" * 500, 0)
+    assert told.endswith("`qwenctl restart` ends it")
+    assert len(told) < 300
