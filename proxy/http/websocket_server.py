@@ -125,6 +125,11 @@ class WebSocket(WebSocketsSansIOProtocol):
             self._parts.clear()
             self.send_receive_event_to_app()
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # uvicorn takes a refusal for an error otherwise
+
     async def receive(self) -> Any:
         self._passing = 0
         message = await super().receive()

@@ -54,6 +54,13 @@ class AccessConfig(Table):
     """Installed third-party ways to sign in, each with its own settings, such as
     `[access.authenticators.NAME]`; with them the password may be left out. See CONTRIBUTING.md."""
 
+    @field_validator("password_hash", mode="before")
+    @classmethod
+    def _password_hash(cls, value: object) -> object:
+        if isinstance(value, str) and value and not value.startswith("$argon2id$"):
+            raise ValueError("not the hash of a password; `qwenctl access hash-password` makes it")
+        return value
+
 
 class ProxyConfig(Table):
     """The always-on proxy."""

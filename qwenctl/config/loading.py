@@ -4,7 +4,8 @@ An environment variable names the same key in capitals, tables joined by two und
 ``QWENCTL_PROXY__LISTEN=127.0.0.1:9000``, ``QWENCTL_GPU__MAIN__IDLE_TIMEOUT=20m``.
 
 Looked for, in this order: ``--config``, ``$QWENCTL_CONFIG``, ``./qwenctl.toml``,
-``$XDG_CONFIG_HOME/qwenctl/qwenctl.toml``.
+``$XDG_CONFIG_HOME/qwenctl/qwenctl.toml``. `qwenctl serve` reads it only at its start: restart it
+after an edit.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ def config_path(given: str | None = None) -> Path | None:
         check_path(named)
         path = Path(named).expanduser()
         try:
-            found = path.is_file()
+            found, other = path.is_file(), path.exists()
         except OSError as error:  # up to Python 3.13 it raises some
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        if other and not found:
+            raise ConfigError(f"{path} is no regular file; a config file must be one")
         if not found:
             raise ConfigError(f"no config file at {path}; `qwenctl init` writes one")
         return path

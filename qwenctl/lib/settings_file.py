@@ -192,6 +192,8 @@ class SettingsFile(Generic[_Model]):
                 if problem.get("ctx", {}).get("pattern") in (NAME, NAME_OR_EMPTY):
                     message = "a name is made of lower-case letters, digits and hyphens, at most 32"
                 found = _found(problem["input"]) if location and self.shows(location) else ""
+                if found and kind == "tuple_type":
+                    message += _as_list(problem["input"])
                 yield f"{head}: {message[:1].lower()}{message[1:]}{found}"
 
     def _known_keys(self, location: list[str]) -> list[str]:
@@ -208,6 +210,13 @@ def _found(value: object) -> str:
         return ""
     text = repr(value)
     return f", found {text if len(text) <= 60 else text[:57] + '…'}"
+
+
+def _as_list(value: object) -> str:
+    """Return what a text's words are as a list."""
+    if not isinstance(value, str) or not value.strip() or len(value) > 60:
+        return ""
+    return f", for example {json.dumps(value.split(), ensure_ascii=False)}"
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -14,11 +14,11 @@ from qwenctl.cli.use.follow import follow, say
 from qwenctl.control.standalone import Progress
 from qwenctl.core import failures, leases
 from qwenctl.core.phase import Phase
-from qwenctl.core.snapshot import Snapshot
+from qwenctl.core.snapshot import Lease, Snapshot
 from qwenctl.core.stops import self_stop, stop_problem
 from qwenctl.core.words import lease_words, name_words
 from qwenctl.errors import ExitCode, UserError
-from qwenctl.lib.text import duration
+from qwenctl.lib.text import duration, time_left
 
 _WORDS = {"off": "is off", "already_off": "is off already", "requested": "is going off"}
 
@@ -203,17 +203,28 @@ def block(
         _say_result(target, json, "blocked", "")
 
 
+def _with_time(lease: Lease, now: float) -> str:
+    """Return who or what needs the GPU, and for how long, unless it is work, which ends by itself."""
+    left = "" if lease.is_work else f" ({time_left(lease.expiry - now)} left)"
+    return lease_words(lease) + left
+
+
 def unblock(gpu: str | None, forget: bool, json: bool, config: str | None) -> None:
     target = Target.find(gpu, config, removed=True)
     lifted = target.store.unblock(target.name, actor=user(), forget=forget)
+    snapshot = target.store.snapshot(target.name)
+    left, wakes = snapshot.blocks, snapshot.leases if snapshot.wanted and lifted else ()
     if json:
-        print_json({"gpu": target.name, "lifted": lifted})
-    elif lifted:
+        again = [{"lease": lease.name, "text": _with_time(lease, snapshot.now)} for lease in wakes]
+        print_json({"gpu": target.name, "lifted": lifted, "needed_by": again})
+        return
+    if lifted:
         words = "; ".join(name_words(name) for name in lifted)
         print(f"{target.name} is no longer blocked by {words}")
-    left = target.store.snapshot(target.name).blocks
-    if json:
-        return
+    if wakes:
+        words = "; ".join(_with_time(lease, snapshot.now) for lease in wakes)
+        does = "stays on" if snapshot.phase.running else "starts again"
+        print(f"{target.name} {does} for: {words}; {target.command('down')} lets go of it")
     for block in left:
         print(f"{target.name} stays blocked by {lease_words(block)}")
     if not lifted and not left:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from qwenctl.cli.common.context import Target, print_json, user
-from qwenctl.errors import ExitCode, UserError
+from qwenctl.errors import UserError
 from qwenctl.protocol.messages import Command
 
 
@@ -33,12 +33,10 @@ def restart(
         command = Command(verb=verb, service=name)
         doing = f"{name} is being {'stopped' if stop else 'restarted'}"
     if not target.gpu.agent:
-        raise UserError(
-            f"{target.name} has no agent (agent = false) that could do this", ExitCode.UNAVAILABLE
-        )
+        raise UserError(f"{target.name} has no agent (agent = false) that could do this")
     if not target.store.command(target.name, command, actor=user()):
         raise UserError(
-            f"{target.name} has no node that could do this: it is not running", ExitCode.UNAVAILABLE
+            f"{target.name} is not running, so no node could do this; {target.command('up')} starts it"
         )
     if json:
         print_json({"gpu": target.name, "service": name, "verb": command.verb, "outcome": "asked"})

@@ -159,6 +159,7 @@ def test_a_websocket_does_not_wake(tmp_path: Path) -> None:
             assert refused.value.response.status_code == 503
             assert b'"code": "not_ready"' in (refused.value.response.body or b"")
             assert proxy.untouched(name)
+        assert "ERROR" not in proxy.log
 
 
 def test_no_traceback_of_all_that(ready: RunningProxy) -> None:

@@ -99,6 +99,28 @@ def test_block_and_unblock(run: Run, config: Path) -> None:
     assert run("unblock").stdout == "main was not blocked\n"
 
 
+def test_unblock_says_who_wakes_the_gpu_now(run: Run, config: Path, live: Store) -> None:
+    def blocked() -> None:
+        live.demand("main", "request:eve", 660, reason="POST /zz", actor="eve")
+        run("block")
+
+    blocked()
+    said = run("unblock").stdout
+    assert "main starts again for: a visitor (eve): POST /zz (10 min" in said
+    assert "left); `qwenctl down` lets go of it" in said
+    blocked()
+    [again] = json.loads(run("unblock", "--json").stdout)["needed_by"]
+    assert again["lease"] == "request:eve"
+    assert again["text"].startswith("a visitor (eve): POST /zz (10 min")
+    assert "starts" not in run("unblock").stdout, "it was not blocked"
+
+
+def test_a_restart_of_one_that_is_off_says_how_to_start_it(run: Run, config: Path) -> None:
+    fails(
+        run("restart", "--agent"), ExitCode.ERROR, "main is not running", "`qwenctl up` starts it"
+    )
+
+
 def test_down_of_one_that_is_off(run: Run, config: Path) -> None:
     done = run("down")
     assert (done.returncode, done.stdout) == (0, "main is off already\n")

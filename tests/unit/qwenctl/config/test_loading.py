@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,12 @@ class TestFile:
         with pytest.raises(ConfigError, match=r"no config file at .*none\.toml; `qwenctl init`"):
             load_config(str(tmp_path / "none.toml"), {})
 
+    @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+    def test_named_and_no_regular_file(self, tmp_path: Path, make: Callable[[Path], None]) -> None:
+        make(tmp_path / "ff")
+        with pytest.raises(ConfigError, match=r"/ff is no regular file"):
+            load_config(str(tmp_path / "ff"), {})
+
     def test_malformed(self, tmp_path: Path) -> None:
         text = refused("[gpu.main\nidle_timeout = 3", tmp_path)
         assert text.startswith(f"{tmp_path}/qwenctl.toml is not valid TOML: ")
@@ -182,6 +190,13 @@ MISTAKES = [
         "not a regular expression",
     ),
     ('[gpu."Big One"]', "gpu.Big One", "found 'Big One'", "lower-case letters"),
+    (
+        '[[gpu.main.service]]\ncommand = "python3 app.py"',
+        "gpu.main.service.0.command",
+        "found 'python3 app.py'",
+        'should be a list, for example ["python3", "app.py"]',
+    ),
+    ('access.password_hash = "hunter2"', "access.password_hash", "", "`qwenctl access hash-pass"),
     ('access.mode = "password"', "", "", "needs access.password_hash: run `qwenctl access"),
     ("gpu.a.hosts = ['x']\ngpu.b.hosts = ['x']", "", "", "gpu.a and gpu.b both claim host x"),
     (
