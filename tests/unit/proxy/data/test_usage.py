@@ -28,7 +28,7 @@ class Store:
         self.lost = False
 
     def touch(
-        self, _gpu: str, _lease: str, ttl: float, touches: list[Touch], *, actor: str
+        self, _gpu: str, _lease: str, ttl: float, touches: list[Touch], **_seen: Any
     ) -> Phase:
         if self.lost:
             raise StoreUnavailable("Redis cannot be reached")

@@ -47,6 +47,8 @@ class Cloud:
 class StartingStore:
     """A store in whose GPU a start is due."""
 
+    connected = 1
+
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock
         self.acquire_takes = 0.0

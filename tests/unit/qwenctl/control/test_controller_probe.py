@@ -19,7 +19,7 @@ def test_a_service_that_has_gone_again_is_not_ready() -> None:
     server.start()
     service: Any = {"name": "webui", "port": server.port}
     gpu = GpuConfig(agent=False, service=(service,))
-    unused: Any = SimpleNamespace(call_timeout=1.0, observe_interval=1.0)
+    unused: Any = SimpleNamespace(call_timeout=1.0, observe_interval=1.0, connected=1)
     controller = Controller("main", gpu, unused, unused, owner="test", standalone=True)
 
     def says_ready(phase: Phase) -> bool:
