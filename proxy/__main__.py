@@ -12,7 +12,7 @@ import sys
 import uvicorn
 
 from qwenctl.cli import missing
-from qwenctl.config.deployment import Config
+from qwenctl.config.deployment import Config, no_address
 from qwenctl.config.loading import load_config
 from qwenctl.errors import ConfigError, ExitCode, UserError
 from qwenctl.lib.descriptors import raise_limit
@@ -143,6 +143,8 @@ def bind(config: Config) -> socket.socket:
         probe_peer(connection)
         connection.bind(address)
         connection.listen(BACKLOG)  # a second socket can bind to the port, but not listen
+    except (socket.gaierror, UnicodeError):
+        raise ConfigError(f"cannot listen on {config.proxy.listen}: {no_address(host)}") from None
     except OSError as error:
         hint = {
             errno.EADDRINUSE: "the port is in use; choose another one in proxy.listen or --listen",

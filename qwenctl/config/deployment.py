@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import secrets
+import socket
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -122,7 +123,8 @@ class Config(Table):
     deployment: str = Field("default", pattern=NAME)
     """Keeps several deployments apart that share one Redis."""
     state_dir: FilePath = ""
-    """Where local state lives; default: $XDG_STATE_HOME/qwenctl."""
+    """Where local state lives; default: $XDG_STATE_HOME/qwenctl. A relative path starts at this
+    file, as for the files below; one in QWENCTL_STATE_DIR, at the working directory."""
     redis_url: str = Field("", repr=False)
     """redis://, rediss://, unix:// or redis+sentinel://; empty: an embedded server of our own."""
     redis_password_file: FilePath = ""
@@ -325,16 +327,15 @@ class Config(Table):
         Raises:
             ConfigError: not an address, or open to others without access control.
         """
-        host, _, port = self.proxy.listen.rpartition(":")
-        host = host.strip("[]")
-        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-            raise ConfigError(f"proxy.listen: {self.proxy.listen!r} is not address:port")
+        host, port = split_listen(self.proxy.listen)
         if self.access.mode == "none" and not (self.proxy.allow_anonymous or is_loopback(host)):
+            if not _resolves(host):
+                raise ConfigError(f"proxy.listen: {no_address(host)}")
             raise ConfigError(
                 f"proxy.listen: {host} can be reached by others and access control is off; set "
                 'access.mode = "password", or proxy.allow_anonymous = true if that is what you want'
             )
-        return host, int(port)
+        return host, port
 
     def read_node_secret(self) -> str:
         """Read the node secret; without a setting of it, make it in the state directory.
@@ -378,6 +379,45 @@ class Config(Table):
         for file in filter(None, files):
             if who := exposed(Path(file).expanduser()):
                 yield f"secrets are open: {who}"
+
+
+def split_listen(text: str) -> tuple[str, int]:
+    """Split ``address:port``; an IPv6 address is in brackets.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if "://" in text:
+        raise ConfigError(
+            "proxy.listen: write address:port, such as 127.0.0.1:8080, without "
+            f"{text.partition('://')[0]}://"
+        )
+    host, _, port = text.rpartition(":")
+    if ":" in host and not re.fullmatch(r"\[.*\]", host):
+        raise ConfigError(
+            f"proxy.listen: {text!r} is not address:port; an IPv6 address is in brackets, such as "
+            "[::1]:8080"
+        )
+    host = host.strip("[]")
+    usable = re.fullmatch(r"[^\s/@?#\[\]]+", host) and re.fullmatch(r"[0-9]{1,5}", port)
+    if not usable or int(port) > 65535:
+        raise ConfigError(f"proxy.listen: {text!r} is not address:port, such as 127.0.0.1:8080")
+    return host, int(port)
+
+
+def no_address(host: str) -> str:
+    """Return that a host name has no address, with what to do."""
+    return (
+        f"this machine finds no address for {host!r}; name one of its own, such as 127.0.0.1 or "
+        "0.0.0.0"
+    )
+
+
+def _resolves(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except (OSError, UnicodeError):  # UnicodeError: a label that no DNS name has
+        return False
 
 
 def _from_file(path: Path) -> bool:

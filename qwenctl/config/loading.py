@@ -57,9 +57,24 @@ def load_config(given: str | None = None, env: Mapping[str, str] | None = None) 
         ConfigError: one sentence a problem: the file, the key, the value, what is allowed.
     """
     path = config_path(given)
-    config = _FILE.load(path, os.environ if env is None else env)
+    env = os.environ if env is None else env
+    config = _with_whole_paths(_FILE.load(path, env), path, env)
     config._source = str(path.resolve()) if path else ""
     return config
+
+
+def _with_whole_paths(config: Config, file: Path | None, env: Mapping[str, str]) -> Config:
+    """Return the configuration with absolute paths.
+
+    A relative path starts at the directory of the file; one in a variable, at the working directory.
+    """
+    whole = {}
+    for key in ("state_dir", "redis_password_file", "node_secret_file"):
+        if text := getattr(config, key):
+            inside = file is not None and f"{ENV_PREFIX}{key.upper()}" not in env
+            base = file.resolve().parent if file and inside else Path.cwd()
+            whole[key] = str(base / Path(text).expanduser())
+    return config.model_copy(update=whole) if whole else config
 
 
 def _keys_of(name: str) -> list[str]:

@@ -10,9 +10,10 @@ from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.started import Started, of_others
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
-from qwenctl.errors import ConfigError
+from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.lib.findings import Finding, warn
-from qwenctl.store.store import Store
+from qwenctl.store import embedded
+from qwenctl.store.store import Store, open_store
 
 
 def removed(config: Config, store: Store) -> dict[str, tuple[Snapshot, Started]]:
@@ -37,6 +38,30 @@ def with_removed(config: Config, store: Store) -> Config:
         except ConfigError:
             gpus[name] = GpuConfig()
     return config.model_copy(update={"gpu": {**config.gpu, **gpus}}) if gpus else config
+
+
+def check_any(config: Config) -> None:
+    """Refuse settings without a GPU; name those that settings of before may have left on.
+
+    Raises:
+        ConfigError: there is no GPU.
+    """
+    if config.gpu:
+        return
+    try:
+        config.gpu_name(None)
+    except ConfigError as error:
+        raise ConfigError("\n".join([str(error), *_left_on(config)])) from None
+
+
+def _left_on(config: Config) -> Iterator[str]:
+    if not (config.redis_url or embedded.has_data(config.state_path)):
+        return
+    try:
+        for finding in findings(config, open_store(config)):
+            yield f"{finding.found}: `qwenctl down --gpu {finding.gpu}` stops it"
+    except (ConfigError, StoreUnavailable):
+        return
 
 
 def findings(config: Config, store: Store) -> Iterator[Finding]:

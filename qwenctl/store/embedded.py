@@ -183,6 +183,11 @@ def _why_not_started(folder: Path, begun: int) -> str:
     )
 
 
+def has_data(state: Path) -> bool:
+    """Return whether a server of this state directory has ever kept anything."""
+    return (state / "valkey" / "appendonlydir").exists()
+
+
 def runs(state: Path) -> bool:
     """Return whether the server of this state directory answers; start nothing."""
     return _answers(socket_path(state))

@@ -14,7 +14,7 @@ from rich.text import Text
 from qwenctl.admin.doctor import examine
 from qwenctl.cli.common.context import load, print_json
 from qwenctl.cli.common.terminal import coloured, live
-from qwenctl.errors import ConfigError, ExitCode
+from qwenctl.errors import ExitCode
 from qwenctl.lib.findings import Finding, Level
 from qwenctl.lib.text import escape_control, raw
 
@@ -28,7 +28,9 @@ def doctor(gpu: str | None, json: bool, config: str | None) -> None:
     """Do `qwenctl doctor`."""
     loaded = load(config)
     if not loaded.gpu:
-        raise ConfigError("no GPU is configured: add a [gpu.NAME] table, or run `qwenctl init`")
+        from qwenctl.control.left_on import check_any
+
+        check_any(loaded)
     names = [loaded.gpu_name(gpu)] if gpu else list(loaded.gpu)
     findings = []
     for finding in examine(loaded, names):

@@ -86,6 +86,10 @@ class Target:
             store = open_store(config)
             config = with_removed(config, store)
             return cls(config, config.gpu_name(gpu), store)
+        if not config.gpu:
+            from qwenctl.control.left_on import check_any
+
+            check_any(config)
         name = config.gpu_name(gpu)
         return cls(config, name, open_store(config))
 

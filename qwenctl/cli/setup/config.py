@@ -112,7 +112,9 @@ def _check(config: Config) -> None:
         raise ConfigError(_NO_FILE)
     checks: list[Callable[[], object]] = [config.check_listen, partial(check_password, config)]
     if not config.gpu:
-        checks.append(lambda: config.gpu_name(None))
+        from qwenctl.control.left_on import check_any
+
+        checks.append(partial(check_any, config))
     if config.redis_password_file:
         password = Path(config.redis_password_file).expanduser()
         checks.append(lambda: read_secret(password, "redis_password_file"))

@@ -52,7 +52,9 @@ def serve(listen: str | None, config: str | None) -> None:
         os.environ["QWENCTL_PROXY__LISTEN"] = listen
     loaded = load(config)  # reports a mistake in one sentence
     if not loaded.gpu:
-        loaded.gpu_name(None)  # raises
+        from qwenctl.control.left_on import check_any
+
+        check_any(loaded)
     loaded.check_listen()
     check_password(loaded)
     command, env = proxy_command(loaded.source)

@@ -33,6 +33,7 @@ from qwenctl.lib.text import (
     raw,
     time_left,
 )
+from qwenctl.store import embedded
 from qwenctl.store.store import Store
 
 FOLLOW_SECONDS = 2.0
@@ -325,10 +326,12 @@ def why(gpu: str | None, json: bool, config: str | None) -> None:
 def _opened(gpu: str | None, given: str | None) -> tuple[Config, Store, list[str], set[str]]:
     """Return configuration, store, the named GPU or all, and those that the settings no longer have."""
     config = load(given)
-    if not config.gpu:
-        config.gpu_name(gpu)  # raises
+    if not config.gpu and not (config.redis_url or embedded.has_data(config.state_path)):
+        config.gpu_name(gpu)  # raises; an embedded server need not start for it
     store = open_store(config)
     known = with_removed(config, store)
+    if not known.gpu:
+        known.gpu_name(gpu)  # raises
     names = [known.gpu_name(gpu)] if gpu else list(known.gpu)
     return known, store, names, set(known.gpu) - set(config.gpu)
 

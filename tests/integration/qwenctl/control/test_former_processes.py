@@ -93,6 +93,24 @@ def test_a_gpu_that_was_removed_from_the_file_is_stopped(two: Deployment, by: st
     assert "old" not in run(two, "status")
 
 
+def test_the_last_gpu_that_was_removed_from_the_file_is_named(two: Deployment) -> None:
+    proxy = two.start().proxies[0]
+    two.store.pin("old", "pin:ada", 6000.0, reason="", actor="ada")
+    two.wait_phase(Phase.READY, gpu="old")
+    proxy.kill()
+    edit(two, lambda content: content.pop("gpu"))
+    for command in (("status",), ("why",)):
+        assert "the settings no longer have this GPU" in run(two, *command), command
+    for words in (("doctor",), ("config", "validate"), ("serve",), ("down",)):
+        told = run(two, *words)
+        assert "no GPU is configured" in told, words
+        assert "gpu.old" in told, words
+        assert "`qwenctl down --gpu old` stops it" in told, words
+    assert "old is off" in run(two, "down", "--gpu", "old")
+    assert two.instance("old").record["state"] in ("stopping", "stopped")
+    assert "no GPU is configured" in run(two, "status")
+
+
 @pytest.fixture
 def cloud() -> Iterator[FakeEcs]:
     with FakeEcs() as endpoint:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
+import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -521,3 +523,46 @@ def test_a_trusted_proxy_that_is_no_address(tmp_path: Path, value: str) -> None:
     file.write_text(f'[proxy]\ntrusted_proxies = ["{value}"]\n')
     with pytest.raises(ConfigError, match="trusted_proxies"):
         load_config(str(file), env={})
+
+
+@pytest.mark.parametrize("key", ["state_dir", "redis_password_file", "node_secret_file"])
+def test_a_relative_path_starts_at_the_file_or_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "work").mkdir()
+    file = tmp_path / "etc" / "qwenctl.toml"
+    file.write_text(f'{key} = "below"\n')
+    monkeypatch.chdir(tmp_path / "work")
+    variable = {f"QWENCTL_{key.upper()}": "here"}
+    assert getattr(load_config(str(file), {}), key) == str(tmp_path / "etc" / "below")
+    assert getattr(load_config("../etc/qwenctl.toml", {}), key) == str(tmp_path / "etc" / "below")
+    assert getattr(load_config(str(file), variable), key) == str(tmp_path / "work" / "here")
+
+
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [
+        ("http://127.0.0.1:8080", "write address:port, such as 127.0.0.1:8080, without http://"),
+        ("https://gpu.example.com", "without https://"),
+        ("::1:18481", "an IPv6 address is in brackets"),
+        ("nowhere.invalid:8080", "finds no address for 'nowhere.invalid'"),
+        (f"{'a' * 70}.example:8080", "finds no address for"),
+        ("user@host:8080", "is not address:port"),
+    ],
+)
+def test_what_is_no_listening_address_is_not_said_to_be_open(
+    monkeypatch: pytest.MonkeyPatch, listen: str, words: str
+) -> None:
+    def unknown(host: str, port: object) -> None:
+        host.encode("idna")
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ConfigError, match=re.escape(words)) as error:
+        Config(proxy={"listen": listen}).check_listen()
+    assert "allow_anonymous" not in str(error.value)
+
+
+def test_an_ipv6_address_in_brackets_is_listened_on() -> None:
+    assert Config(proxy={"listen": "[::1]:8080"}).check_listen() == ("::1", 8080)
