@@ -20,8 +20,9 @@ def restart(deployment: Deployment, *arguments: str) -> subprocess.CompletedProc
 def test_restart_of_a_service(deploy: Deploy) -> None:
     deployment = deploy(gpus={"main": {"idle_timeout": 60}}).start()
     nobody = restart(deployment)
-    assert nobody.returncode == 8
-    assert "it is not running" in nobody.stderr
+    assert nobody.returncode == 1
+    assert "is not running" in nobody.stderr
+    assert "qwenctl up" in nobody.stderr
 
     deployment.proxies[0].wake()
     deployment.wait_phase(Phase.READY)
