@@ -269,13 +269,15 @@ def report(boot: str, seq: int, state: str = "ready") -> bytes:
 
 def essence(proxy: RunningProxy) -> tuple[object, ...]:
     """What a message could change; a signed one at the wrong time has the cloud read again only, and
-    is remembered as one of a boot that was there before the next start."""
+    is remembered as one of a boot that was there before the next start. Who was refused is noted for
+    `qwenctl status`."""
     snapshot = proxy.snapshot()
     state = {key: value for key, value in snapshot.state.items() if key not in LOOKS}
     return (state, dict(snapshot.node), snapshot.leases, snapshot.blocks)
 
 
-LOOKS = ("observed_at", "look_at", "stranger")
+REFUSED = ("refused_code", "refused_peer", "refused_why", "refused_at")
+LOOKS = ("observed_at", "look_at", "stranger", *REFUSED)
 
 
 def test_messages_that_do_not_count(locked: RunningProxy) -> None:
