@@ -511,7 +511,7 @@ def test_aws_instance_that_ends_at_once(
     id_ = moto.new_instance(moto.client(), state="terminated")
     moto.happen(id_, "terminated", "Client.InternalError")
     answer = (
-        "<RunInstancesResponse><instancesSet><item>"
+        "<RunInstancesResponse><requestId>r-1</requestId><instancesSet><item>"
         f"<instanceId>{id_}</instanceId></item></instancesSet></RunInstancesResponse>"
     )
     ec2.add(Fault.error(Answered(200, answer.encode()), "RunInstances"))
@@ -545,7 +545,7 @@ def test_aws_spot_request_is_cancelled_first(
     )
     # moto makes no requests of spot instances.
     answer = (
-        "<DescribeInstancesResponse><reservationSet><item><instancesSet><item>"
+        "<DescribeInstancesResponse><requestId>r-1</requestId><reservationSet><item><instancesSet><item>"
         f"<instanceId>{id_}</instanceId><instanceState><code>80</code><name>stopped</name>"
         f"</instanceState><spotInstanceRequestId>sir-0123</spotInstanceRequestId><tagSet>{tags}"
         "</tagSet></item></instancesSet></item></reservationSet></DescribeInstancesResponse>"
@@ -553,7 +553,7 @@ def test_aws_spot_request_is_cancelled_first(
     ec2.forget()
     ec2.add(Fault.error(Answered(200, answer.encode()), "DescribeInstances"))
     cancelled = (
-        "<CancelSpotInstanceRequestsResponse><spotInstanceRequestSet><item><state>cancelled</state>"
+        "<CancelSpotInstanceRequestsResponse><requestId>r-1</requestId><spotInstanceRequestSet><item><state>cancelled</state>"
         "</item></spotInstanceRequestSet></CancelSpotInstanceRequestsResponse>"
     )
     ec2.add(Fault.error(Answered(200, cancelled.encode()), "CancelSpotInstanceRequests"))
