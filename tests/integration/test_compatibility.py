@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import tarfile
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from qwenctl.store.store import Store
 from tests.integration.proxy.running import RunningProxy, gpu
 from tests.simulation.life import IDLE, Life
 from tests.simulation.puppets import GPU
+from tests.support.old_version import unpacked
 from tests.support.paths import ROOT
 from tests.support.valkey_server import ValkeyServer
 from tests.support.virtual_time import VirtualClock
@@ -175,15 +173,7 @@ def test_an_old_config_file_means_the_same(name: str, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The old version's source."""
-    archive = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", BEFORE], capture_output=True, check=False
-    )
-    if archive.returncode:
-        pytest.skip(f"the history of this checkout lacks {BEFORE}: this machine cannot run it")
-    folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
-        files.extractall(folder)
-    return folder
+    return unpacked(BEFORE, tmp_path_factory.mktemp("old"))
 
 
 @contextlib.contextmanager

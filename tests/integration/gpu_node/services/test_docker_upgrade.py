@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import tarfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from tests.integration.gpu_node.services.boxes import containerised, ready
 from tests.support.agent import Start, spec
 from tests.support.docker_engine import DockerEngine
 from tests.support.net import free_port
+from tests.support.old_version import unpacked
 from tests.support.paths import ROOT
 from tests.support.stand_in_proxy import StandInProxy
 
@@ -28,15 +26,7 @@ BEFORE = "49f2045"
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The old version's source."""
-    archive = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", BEFORE], capture_output=True, check=False
-    )
-    if archive.returncode:
-        pytest.skip(f"the history of this checkout lacks {BEFORE}: this machine cannot run it")
-    folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
-        files.extractall(folder)
-    return folder
+    return unpacked(BEFORE, tmp_path_factory.mktemp("old"))
 
 
 def container(engine: DockerEngine) -> Any:

@@ -21,7 +21,8 @@ from qwenctl.store.deployment_id import AGAIN_SECONDS, FILE, cached_id, deployme
 from qwenctl.store.store import Store
 from tests.support.deployment import Deployment
 from tests.support.fake_ecs import FakeEcs
-from tests.support.fake_ecs.client import INSTANCE, provider_for
+from tests.support.fake_ecs.client import provider_for
+from tests.support.fake_ecs.deployed import key_in_environment, put_agent, table_of
 from tests.support.program import PROGRAM, inherited
 from tests.support.waiting import until
 
@@ -208,20 +209,11 @@ def test_a_deployment_that_has_lost_its_id_gets_its_instance_back(
 
 
 def deployed(fake: FakeEcs, directory: Path, name: str) -> Deployment:
-    aliyun = {
-        "region": "cn-hangzhou",
-        "instance_id": INSTANCE,
-        "endpoint": fake.endpoint,
-        "protocol": "http",
-    }
     deployment = Deployment(
         directory / name,
         name=name,
-        gpus={"main": {"provider": "aliyun", "aliyun": aliyun}},
-        env={
-            "ALIBABA_CLOUD_ACCESS_KEY_ID": fake.key.id,
-            "ALIBABA_CLOUD_ACCESS_KEY_SECRET": fake.key.secret,
-        },
+        gpus={"main": table_of(fake)},
+        env=key_in_environment(fake),
     )
     deployment.config.read_node_secret()
     return deployment
@@ -234,17 +226,7 @@ def test_the_second_deployment_neither_adopts_starts_nor_stops(
     instance = fake.cloud.add(start_seconds=0.2, stop_seconds=0.2, private_ip="127.0.0.1")
     first, second = deployed(fake, tmp_path, "first"), deployed(fake, tmp_path, "second")
     try:
-        home = first.directory / "node"
-        home.mkdir()
-        node = {
-            "GPU": "main",
-            "PROXY_URLS": f'["{first.config.url}"]',
-            "NODE_SECRET_FILE": str(first.config.state_path / "node.secret"),
-            "STATE_DIR": str(home / "state"),
-            "LOG_DIR": str(home / "logs"),
-        }
-        instance.agent = {f"QWENCTL_NODE__{key}": value for key, value in node.items()}
-        instance.agent_log = home / "agent.log"
+        put_agent(first, instance)
         first.start()
         first.store.pin("main", "pin:ada", 600, reason="", actor="ada")
         first.wait_phase(Phase.READY)
@@ -262,8 +244,7 @@ def test_the_second_deployment_neither_adopts_starts_nor_stops(
             command = [PROGRAM, *arguments, "--config", str(second.config_file)]
             env = {
                 **inherited(),
-                "ALIBABA_CLOUD_ACCESS_KEY_ID": fake.key.id,
-                "ALIBABA_CLOUD_ACCESS_KEY_SECRET": fake.key.secret,
+                **key_in_environment(fake),
             }
             return subprocess.run(
                 command, capture_output=True, text=True, timeout=90, env=env, check=False

@@ -15,6 +15,7 @@ import pytest
 from qwenctl.core.phase import Phase
 from tests.support.deployment import Deployment
 from tests.support.fake_ecs import Cloud, FakeEcs
+from tests.support.fake_ecs.deployed import key_in_environment, put_agent, table_of
 from tests.support.program import PROGRAM, inherited
 from tests.support.toml import toml
 from tests.support.valkey_server import ValkeyServer
@@ -120,38 +121,18 @@ def cloud() -> Iterator[FakeEcs]:
 @pytest.fixture
 def pinned(cloud: FakeEcs, tmp_path: Path, valkey: ValkeyServer) -> Iterator[Deployment]:
     """A GPU of the fake cloud with the real agent in it, ready and pinned for hours."""
-    aliyun = {
-        "region": "cn-hangzhou",
-        "instance_id": FIRST,
-        "endpoint": cloud.endpoint,
-        "protocol": "http",
-    }
     deployment = Deployment(
         tmp_path / "d",
         name=f"former-{next(_numbers)}",
         redis_url=valkey.url,
-        gpus={"main": {"provider": "aliyun", "aliyun": aliyun, "timing": {"dead_man": 45}}},
-        env={
-            "ALIBABA_CLOUD_ACCESS_KEY_ID": cloud.key.id,
-            "ALIBABA_CLOUD_ACCESS_KEY_SECRET": cloud.key.secret,
-        },
+        gpus={"main": table_of(cloud, FIRST, timing={"dead_man": 45})},
+        env=key_in_environment(cloud),
     )
-    deployment.config.read_node_secret()
     for name in (FIRST, SECOND):
         instance = cloud.cloud.add(
             name, start_seconds=0.5, stop_seconds=0.5, private_ip="127.0.0.1"
         )
-        directory = deployment.directory / name
-        directory.mkdir()
-        node = {
-            "GPU": "main",
-            "PROXY_URLS": f'["{deployment.config.url}"]',
-            "NODE_SECRET_FILE": str(deployment.config.state_path / "node.secret"),
-            "STATE_DIR": str(directory / "state"),
-            "LOG_DIR": str(directory / "logs"),
-        }
-        instance.agent = {f"QWENCTL_NODE__{key}": value for key, value in node.items()}
-        instance.agent_log = directory / "agent.log"
+        put_agent(deployment, instance, name)
     yield deployment
     deployment.close()
 

@@ -24,17 +24,25 @@ class Named(LyingCloud):
         return replace(super().describe(), instance_id=self.name)
 
 
+def pinned_chain(
+    store: Store, clock: VirtualClock, **latencies: float
+) -> tuple[Life, Named, Named]:
+    """A pinned GPU of two instances, the preferred one first; ``latencies``: of the other one."""
+    life = Life(store, clock)
+    first, second = Named(clock), Named(clock, **latencies)
+    first.name, second.name = "i-1", "i-2"
+    life.node.cloud = first
+    provider = Fallback([("one", first), ("two", second)], monotonic=clock)
+    life.controller = Controller(GPU, life.gpu, store, provider, monotonic=clock)
+    store.pin(GPU, "pin:ada", 86400.0, reason="", actor="ada")
+    return life, first, second
+
+
 def test_a_surplus_instance_that_starts_is_stopped_soon_after_it_runs(
     store: Store, clock: VirtualClock
 ) -> None:
     """Not only at the next slow look: until then two are billed."""
-    life = Life(store, clock)
-    serving, other = Named(clock), Named(clock, boot=20.0)
-    serving.name, other.name = "i-1", "i-2"
-    life.node.cloud = serving
-    provider = Fallback([("one", serving), ("two", other)], monotonic=clock)
-    life.controller = Controller(GPU, life.gpu, store, provider, monotonic=clock)
-    store.pin(GPU, "pin:ada", 86400.0, reason="", actor="ada")
+    life, serving, other = pinned_chain(store, clock, boot=20.0)
     life.run(90.0)
     assert life.phase() is Phase.READY
     other.start_outside()
@@ -52,13 +60,7 @@ def test_the_serving_instance_is_never_surplus_because_the_cloud_left_it_out_onc
     store: Store, clock: VirtualClock
 ) -> None:
     """Its agent reports, and a generation runs on it."""
-    life = Life(store, clock)
-    serving, other = Named(clock), Named(clock)
-    serving.name, other.name = "i-1", "i-2"
-    life.node.cloud = serving
-    provider = Fallback([("one", serving), ("two", other)], monotonic=clock)
-    life.controller = Controller(GPU, life.gpu, store, provider, monotonic=clock)
-    store.pin(GPU, "pin:ada", 86400.0, reason="", actor="ada")
+    life, serving, other = pinned_chain(store, clock)
     life.run(90.0)
     assert life.phase() is Phase.READY
     address = life.now.address
@@ -101,13 +103,7 @@ def test_a_market_that_takes_each_boot_back_soon_is_asked_less_and_less(
 def test_the_fallback_goes_first_when_the_preferred_one_is_taken_back_again_and_again(
     store: Store, clock: VirtualClock
 ) -> None:
-    life = Life(store, clock)
-    spot, other = Named(clock), Named(clock)
-    spot.name, other.name = "i-1", "i-2"
-    life.node.cloud = spot
-    provider = Fallback([("spot", spot), ("on-demand", other)], monotonic=clock)
-    life.controller = Controller(GPU, life.gpu, store, provider, monotonic=clock)
-    store.pin(GPU, "pin:ada", 86400.0, reason="", actor="ada")
+    life, spot, other = pinned_chain(store, clock)
     for _ in range(300):
         life.node.interrupted = life.node.interrupted or life.phase() is Phase.READY
         life.run(1.0)

@@ -20,6 +20,7 @@ from qwenctl.store.store import Store
 from tests.support.deployment import ROOT, Deployment
 from tests.support.fake_ecs import FakeEcs
 from tests.support.fake_ecs.client import INSTANCE, credentials_of, provider_for
+from tests.support.fake_ecs.deployed import key_in_environment, put_agent, table_of
 from tests.support.program import PROGRAM
 from tests.support.virtual_time import VirtualClock
 from tests.unit.qwenctl.clouds.contract import wait_for
@@ -36,40 +37,16 @@ def fake() -> Iterator[FakeEcs]:
         yield endpoint
 
 
-def key_in_environment(fake: FakeEcs) -> dict[str, str]:
-    return {
-        "ALIBABA_CLOUD_ACCESS_KEY_ID": fake.key.id,
-        "ALIBABA_CLOUD_ACCESS_KEY_SECRET": fake.key.secret,
-    }
-
-
 @pytest.fixture
 def deployed(fake: FakeEcs, tmp_path: Path) -> Iterator[Deployment]:
     """A proxy whose GPU is an instance of the fake cloud with the real agent in it."""
-    aliyun = {
-        "region": "cn-hangzhou",
-        "instance_id": INSTANCE,
-        "endpoint": fake.endpoint,
-        "protocol": "http",
-        "read_timeout": 30,
-    }
     deployment = Deployment(
         tmp_path / "d",
-        gpus={"main": {"provider": "aliyun", "aliyun": aliyun}},
+        gpus={"main": table_of(fake, aliyun={"read_timeout": 30})},
         env=key_in_environment(fake),
     )
     instance = fake.cloud.add(start_seconds=1.0, stop_seconds=0.5, private_ip="127.0.0.1")
-    deployment.config.read_node_secret()  # `qwenctl provision` puts it on the instance
-    node = {
-        "GPU": "main",
-        "PROXY_URLS": f'["{deployment.config.url}"]',
-        "NODE_SECRET_FILE": str(deployment.config.state_path / "node.secret"),
-        "STATE_DIR": str(deployment.directory / "node" / "state"),
-        "LOG_DIR": str(deployment.directory / "node" / "logs"),
-    }
-    (deployment.directory / "node").mkdir()
-    instance.agent = {f"QWENCTL_NODE__{key}": value for key, value in node.items()}
-    instance.agent_log = deployment.directory / "node" / "agent.log"
+    put_agent(deployment, instance)
     yield deployment
     deployment.close()
 

@@ -16,6 +16,7 @@ from qwenctl.errors import ExitCode
 from tests.support.deployment import Deployment
 from tests.support.fake_ecs import FakeEcs
 from tests.support.fake_ecs.client import INSTANCE
+from tests.support.fake_ecs.deployed import key_in_environment, put_agent, table_of
 from tests.support.program import PROGRAM, inherited
 from tests.support.waiting import until
 
@@ -36,35 +37,15 @@ def stopped(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def deployed(fake: FakeEcs, tmp_path: Path, stopped: Path) -> Iterator[Deployment]:
-    aliyun = {
-        "region": "cn-hangzhou",
-        "instance_id": INSTANCE,
-        "endpoint": fake.endpoint,
-        "protocol": "http",
-    }
     timing = {"drain": 3, "heartbeat": 0.5, "dead_man": DEAD_MAN}
     deployment = Deployment(
         tmp_path / "d",
-        gpus={"main": {"provider": "aliyun", "aliyun": aliyun, "timing": timing}},
-        env={
-            "ALIBABA_CLOUD_ACCESS_KEY_ID": fake.key.id,
-            "ALIBABA_CLOUD_ACCESS_KEY_SECRET": fake.key.secret,
-        },
+        gpus={"main": table_of(fake, timing=timing)},
+        env=key_in_environment(fake),
     )
     instance = fake.cloud.add(start_seconds=0.2, stop_seconds=0.2, private_ip="127.0.0.1")
-    deployment.config.read_node_secret()
-    home = deployment.directory / "node"
-    home.mkdir()
-    node = {
-        "GPU": "main",
-        "PROXY_URLS": f'["{deployment.config.url}"]',
-        "NODE_SECRET_FILE": str(deployment.config.state_path / "node.secret"),
-        "STATE_DIR": str(home / "state"),
-        "LOG_DIR": str(home / "logs"),
-        "POWER_OFF_COMMAND": json.dumps(["touch", str(stopped)]),
-    }
-    instance.agent = {f"QWENCTL_NODE__{key}": value for key, value in node.items()}
-    instance.agent_log = home / "agent.log"
+    command = json.dumps(["touch", str(stopped)])
+    put_agent(deployment, instance, POWER_OFF_COMMAND=command)
     yield deployment
     deployment.close()
 
