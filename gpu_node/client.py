@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from urllib3.exceptions import HTTPError, ProtocolError
 
 from qwenctl.errors import ConfigError
-from qwenctl.lib.http_probe import read_bounded
+from qwenctl.lib.http_probe import IDENTITY, read_bounded
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Answer
 from qwenctl.protocol.signing import (
@@ -35,7 +35,7 @@ ANSWER_SECONDS = 20.0
 
 MAX_ANSWER_BYTES = 1024 * 1024
 
-_JSON = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+_JSON = {"Content-Type": "application/json", **IDENTITY}
 
 
 class NoContact(Exception):

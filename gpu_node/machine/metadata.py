@@ -14,7 +14,7 @@ from typing import Literal
 import requests
 from urllib3.exceptions import HTTPError
 
-from qwenctl.lib.http_probe import read_bounded
+from qwenctl.lib.http_probe import IDENTITY, read_bounded
 
 CloudName = Literal["aliyun", "aws"]
 
@@ -107,7 +107,7 @@ class Metadata:
                 self._http.request(
                     method,
                     f"{self._url}/latest/{path}",
-                    headers={**headers, "Accept-Encoding": "identity"},
+                    headers={**headers, **IDENTITY},
                     timeout=self._timeout,
                     allow_redirects=False,
                     stream=True,

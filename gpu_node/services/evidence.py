@@ -139,7 +139,7 @@ def _whole(seconds: float) -> str:
     return duration(seconds // 60 * 60)
 
 
-class Silence:
+class UnansweredProbes:
     """Says how long a service has left its readiness probes without an answer.
 
     Args:

@@ -14,7 +14,7 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from gpu_node.machine.nvidia import GpuView
-from qwenctl.lib.http_probe import ProbeResult, probe, read_bounded
+from qwenctl.lib.http_probe import IDENTITY, ProbeResult, probe, read_bounded
 from qwenctl.protocol.messages import Activity, GpuFigures, Readiness
 
 AGENT = "qwenctl-node"
@@ -73,11 +73,7 @@ def probe_work(
             allow_redirects=False,
             stream=True,
             # Many servers log every request; the agent's name says where it comes from.
-            headers={
-                "User-Agent": AGENT,
-                "Connection": "close",
-                "Accept-Encoding": "identity",
-            },
+            headers={"User-Agent": AGENT, "Connection": "close", **IDENTITY},
         )
         with contextlib.closing(response):
             if response.status_code >= 400:

@@ -13,7 +13,7 @@ import requests
 
 from gpu_node.machine.nvidia import GpuView, GpuWatch
 from gpu_node.services.awaited import Lack, lack_in_output, lack_of
-from gpu_node.services.evidence import Evidence, Silence
+from gpu_node.services.evidence import Evidence, UnansweredProbes
 from gpu_node.services.inference import InferenceFailed, infer_once
 from gpu_node.services.log_lines import secrets_of
 from gpu_node.services.probe import GpuLoad, Work, probe_active, probe_ready, probe_work
@@ -332,7 +332,7 @@ class Supervisor:
         container = self.service.container
         names = container.gpus if container else ("all",)
         load = GpuLoad(self.service.activity, names)
-        evidence, silence = Evidence(self._clock), Silence(self._clock)
+        evidence, silence = Evidence(self._clock), UnansweredProbes(self._clock)
         work, silent, unready = Work(known=False), 0, 0
         while not ended.wait(self._heartbeat):
             activity = self.service.activity

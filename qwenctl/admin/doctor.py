@@ -34,7 +34,7 @@ from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.versions import skew
 from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, run_checks, warn
-from qwenctl.lib.http_probe import PATIENCE, brief_reason, read_bounded
+from qwenctl.lib.http_probe import IDENTITY, PATIENCE, brief_reason, read_bounded
 from qwenctl.lib.settings_file import tomllib
 from qwenctl.lib.settings_types import is_loopback
 from qwenctl.lib.version import full_version
@@ -43,8 +43,6 @@ from qwenctl.store.store import Store, open_store
 
 MAX_HEALTH = 4096
 """The longest answer to a health check, in bytes."""
-
-_IDENTITY = {"Accept-Encoding": "identity"}
 
 
 def examine(config: Config, gpus: Iterable[str]) -> Iterator[Finding]:
@@ -225,7 +223,7 @@ class Deployment:
                     session.trust_env = False
                     health = f"{url}/_qwenctl/healthz"
                     with session.get(
-                        health, timeout=PATIENCE, stream=True, headers=_IDENTITY
+                        health, timeout=PATIENCE, stream=True, headers=IDENTITY
                     ) as answer:
                         body = read_bounded(answer, MAX_HEALTH, 2 * PATIENCE)
             except (requests.RequestException, HTTPError) as error:

@@ -94,11 +94,15 @@ class _Until(io.RawIOBase):
         return self._connection.recv_into(buffer)
 
 
+IDENTITY = {"Accept-Encoding": "identity"}
+"""Asks for an answer as it is, which `read_bounded` returns."""
+
+
 def read_bounded(response: requests.Response, limit: int, seconds: float) -> bytes:
     """Return the body of a streamed response as it was sent, up to ``limit`` bytes.
 
     It is not decompressed: a small body can expand a thousandfold (RFC 1951). Ask for
-    ``Accept-Encoding: identity``.
+    `IDENTITY`.
 
     Raises:
         requests.Timeout: it has not arrived within ``seconds``.

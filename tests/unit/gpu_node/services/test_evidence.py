@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gpu_node.machine.nvidia import GpuView
-from gpu_node.services.evidence import AT_WORK, STUCK, UNSEEN, Evidence, Silence
+from gpu_node.services.evidence import AT_WORK, STUCK, UNSEEN, Evidence, UnansweredProbes
 from gpu_node.services.probe import Work, sum_counters
 from qwenctl.lib.http_probe import ProbeResult
 from qwenctl.protocol.messages import GpuFigures
@@ -177,7 +177,7 @@ def test_counters_that_move_with_the_work(gauge: str, text: str, total: float | 
 
 def test_silence_is_told_after_minutes_and_not_of_a_service_at_work() -> None:
     now = [0.0]
-    silence = Silence(lambda: now[0])
+    silence = UnansweredProbes(lambda: now[0])
 
     def look(at: float, found: ProbeResult = ProbeResult.SILENT, active: int = 0) -> str:
         now[0] = at
