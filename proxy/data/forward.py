@@ -273,8 +273,8 @@ class Forwarder:
                 stream = answer.content
                 more = True
                 while more:
-                    chunk = await stream.readany()
-                    link.heard()
+                    if chunk := await stream.readany():
+                        link.heard()
                     more = not stream.at_eof()
                     await send({"type": "http.response.body", "body": chunk, "more_body": more})
                 return answer.status

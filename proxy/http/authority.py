@@ -25,7 +25,7 @@ def host_problem(target: bytes, headers: Iterable[tuple[bytes, bytes]], version:
     host = hosts[0].strip() if hosts else b""
     if _NO_HOST.search(host):
         return "the Host is not a host name or address with an optional port"
-    absolute = _ABSOLUTE.match(target)
+    absolute = None if target.startswith(b"/") else _ABSOLUTE.match(target)
     if absolute and _without_port(absolute) != _without_port(absolute, host):
         return "the Host is not that of the request's target"
     return ""

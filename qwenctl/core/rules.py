@@ -122,9 +122,9 @@ class RuleTable:
         Raises:
             Ambiguous: the path is malformed, or of a stronger class as a lenient server reads it.
         """
-        found = self._strongest(method, path, headers)
         if is_plain(path):
-            return _activity(found)
+            return _activity(self._in_any_case(method, path, headers))
+        found = self._strongest(method, path, headers)
         loose = max(
             (self._in_any_case(method, reading, headers) for reading in readings(path)[1]),
             key=_strength,
