@@ -1,4 +1,4 @@
-"""The small model of the drain protocol: no run of it cuts a request, with all its rules in force."""
+"""The small models of the drain protocol and of claims: no run cuts work, with all rules in force."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 from tests.support.paths import ROOT
 
-MODEL = ROOT / "docs" / "decisions" / "model" / "drain_protocol.py"
+MODELS = ROOT / "docs" / "decisions" / "model"
 
 
-def explored(*rules: str) -> str:
+def explored(*rules: str, model: str = "drain_protocol.py") -> str:
     done = subprocess.run(
-        [sys.executable, str(MODEL), *rules], capture_output=True, text=True, timeout=170
+        [sys.executable, str(MODELS / model), *rules], capture_output=True, text=True, timeout=170
     )
     return done.stdout + done.stderr
 
@@ -49,3 +49,12 @@ def test_without_one_of_its_rules_there_is_such_a_run(rules: tuple[str, ...]) ->
     found = explored(*rules)
     assert "violation" in found.lower()
     assert "no violation" not in found
+
+
+def test_a_claim_keeps_one_deployment_from_stopping_the_work_of_another() -> None:
+    assert explored(model="claims.py").startswith("no violation in ")
+
+
+@pytest.mark.parametrize("rule", ["noclaim", "late"])
+def test_without_claims_in_time_it_stops_it(rule: str) -> None:
+    assert explored(rule, model="claims.py").startswith("VIOLATION")
