@@ -4,9 +4,6 @@ configurations that docs/reverse-proxies.md gives."""
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.integration.proxy.fronts import in_front, program_of
 from tests.integration.proxy.running import (
     KEY,
     PASSWORD,
@@ -23,82 +21,18 @@ from tests.integration.proxy.running import (
     password_access,
     running,
 )
-from tests.support.net import free_port
-from tests.support.paths import ROOT
 from tests.support.waiting import until
-
-DOC = ROOT / "docs" / "reverse-proxies.md"
-
-PATH = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/bin:/opt/homebrew/bin"
-
-NGINX = """
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 64; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  {server}
-}}
-"""
-
-CADDY = """
-{{
-	admin off
-	storage file_system {folder}/caddy
-}}
-{server}
-"""
-
-
-def example(server: str, port: int, proxy: int) -> str:
-    """The configuration that the documentation gives for this server, on our ports."""
-    found = re.search(rf"```{server}\n(.*?)```", DOC.read_text(), re.DOTALL)
-    assert found, f"{DOC} has no example for {server}"
-    text = found[1].replace("127.0.0.1:8080", f"127.0.0.1:{proxy}")
-    # Caddy: any host, as for nginx.
-    text = re.sub(r"^(http://127.0.0.1:80|gpu.example.com) {", f"http://:{port} {{", text)
-    if text.startswith("location"):
-        return f"server {{ listen 127.0.0.1:{port};\n{text}}}"
-    return text.replace("127.0.0.1:80", f"127.0.0.1:{port}")
 
 
 def fronted(
     name: str, folder: Path, gpus: dict[str, Any] | None = None, **settings: object
 ) -> Iterator[tuple[str, RunningProxy]]:
     """A proxy of ours, and that server in front of it."""
-    program_name = name.partition("-")[0]
-    program = shutil.which(program_name, path=PATH)
-    if not program:
-        pytest.skip(f"{program_name} is not installed")
-    port = free_port()
-    frame, arguments = {
-        "nginx": (NGINX, ["-e", str(folder / "error.log"), "-c"]),
-        "caddy": (CADDY, ["run", "--adapter", "caddyfile", "--config"]),
-    }[program_name]
+    program_of(name)
     gpus = gpus or {"main": gpu(preset="generic")}
     with running(folder / "proxy", gpu=gpus, access=password_access(), **settings) as proxy:
-        file, log = folder / "config", folder / "log"
-        file.write_text(frame.format(folder=folder, server=example(name, port, proxy.port)))
-        with log.open("wb") as output:
-            command = [program, *arguments, str(file)]
-            server = subprocess.Popen(command, stderr=output, stdout=output)
-
-        def answers() -> bool:
-            assert server.poll() is None, log.read_text()
-            try:
-                return requests.get(f"http://127.0.0.1:{port}/_qwenctl/healthz", timeout=5).ok
-            except requests.ConnectionError:
-                return False
-
-        try:
-            until(answers, 20, f"{name}'s start")
+        with in_front(name, folder, proxy.port) as port:
             yield f"http://127.0.0.1:{port}", proxy
-        finally:
-            server.terminate()
-            server.wait(timeout=20)
 
 
 @pytest.fixture(scope="module")
