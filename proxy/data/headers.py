@@ -85,6 +85,8 @@ def request_headers(request: Request) -> CIMultiDict[str]:
         drop |= _named(connection)
     if request.method == "WEBSOCKET":
         drop |= _WEBSOCKET
+    if "forwarded" in request.headers and not request.forwarded.by_forwarded:
+        drop |= {b"forwarded"}  # a client's, through a proxy that speaks otherwise
     out: CIMultiDict[str] = CIMultiDict()
     for name, value in request.raw_headers:
         key = name.lower()
@@ -102,7 +104,7 @@ def request_headers(request: Request) -> CIMultiDict[str]:
         elif key in _CREDENTIALS and _OUR_KEY.search(text):
             continue
         out.add(name.decode("latin-1"), text)
-    before = request.headers.get("x-forwarded-for") if request.trusted_peer else None
+    before = request.forwarded.path
     out.add("X-Forwarded-For", f"{before}, {request.peer}" if before else request.peer)
     out.add("X-Forwarded-Proto", request.proto)
     if host := request.host:

@@ -23,12 +23,17 @@ def host_problem(target: bytes, headers: Iterable[tuple[bytes, bytes]], version:
     if not hosts and version not in ("1.0", "0.9"):
         return "the request has no Host"
     host = hosts[0].strip() if hosts else b""
-    if _NO_HOST.search(host):
+    if not is_host(host):
         return "the Host is not a host name or address with an optional port"
     absolute = None if target.startswith(b"/") else _ABSOLUTE.match(target)
     if absolute and _without_port(absolute) != _without_port(absolute, host):
         return "the Host is not that of the request's target"
     return ""
+
+
+def is_host(text: bytes) -> bool:
+    """Return whether a text may be a host with an optional port, or is empty."""
+    return not _NO_HOST.search(text)
 
 
 def _without_port(absolute: re.Match[bytes], host: bytes | None = None) -> bytes:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from qwenctl.config.deployment import Config
 from qwenctl.lib.settings_types import is_loopback
 
+from .authority import is_host
 from .problem import refuse, send_problem
 from .request import (
     ASGIApp,
@@ -93,6 +94,9 @@ class HostCheck:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         request = Request.of(scope, self._trusted)
+        if not is_host(request.forwarded.host.encode("latin-1")):
+            detail = "the X-Forwarded-Host is not a host name or address with an optional port"
+            return refuse(request, scope, send, 400, "bad_host", detail)
         if self._open and not self._is_ours(request):
             detail = (
                 f"unknown host name {request.hostname!r}; set proxy.public_url or gpu.NAME.hosts"
@@ -100,7 +104,8 @@ class HostCheck:
             return refuse(request, scope, send, 421, "unknown_host", detail)
         if self._contradicts(request):
             detail = (
-                "Host and X-Forwarded-Host name different GPUs; have the proxy in front set both"
+                "Host and X-Forwarded-Host (or Forwarded) name different GPUs; have the proxy in "
+                "front set both"
             )
             return refuse(request, scope, send, 400, "bad_host", detail)
         return self._app(scope, receive, send)
@@ -115,11 +120,11 @@ class HostCheck:
         return not by_browser or "." not in name or is_address(name)
 
     def _contradicts(self, request: Request) -> bool:
-        """Return whether X-Forwarded-Host, which a client may have sent, names another GPU.
+        """Return whether a forwarded host, which a client may have sent, names another GPU.
 
         Many a proxy in front sets Host alone and passes the client's X-Forwarded-Host on.
         """
-        if not request.trusted_peer or "x-forwarded-host" not in request.headers:
+        if not request.forwarded.host:
             return False
         named = self._config.gpus_named(hostname_of(request.headers.get("host", "")))
         return bool(named) and named != self._config.gpus_at(request.hostname)

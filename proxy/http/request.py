@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from qwenctl.lib.settings_types import is_loopback
 
+from .forwarded import Forwarded, passed_on, plain_address, read, within
+from .forwarded import Networks as Networks
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-Networks = tuple["ipaddress.IPv4Network | ipaddress.IPv6Network", ...]
 
 
 def networks(texts: Sequence[str]) -> Networks:
@@ -42,6 +43,8 @@ class Request:
     peer: str
     scheme: str
     trusted_peer: bool
+    trusted: Networks = ()
+    _forwarded: Forwarded | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, scope: Scope, trusted: Networks) -> Request:
@@ -56,15 +59,24 @@ class Request:
         """Read a request from a scope."""
         raw = list(scope["headers"])
         headers: dict[str, str] = {}
+        split = False
         for name, value in raw:
             key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+            if key not in headers:
+                headers[key] = text
+            elif key != "cookie":
+                headers[key] += f", {text}"
+            else:  # an HTTP/2 front has split it (RFC 9113 §8.2.3)
+                headers[key] += f"; {text}"
+                split = True
+        if split:
+            raw = _joined(raw, headers["cookie"])
         path = scope.get("raw_path") or scope["path"].encode()
         target = path.decode("latin-1").partition("?")[0]
         if query := scope.get("query_string"):
             target += "?" + query.decode("latin-1")
         client = scope.get("client")
-        peer = client[0] if client else ""
+        peer = plain_address(client[0]) or client[0] if client else ""
         websocket = scope["type"] == "websocket"
         return cls(
             method="WEBSOCKET" if websocket else scope["method"],
@@ -74,7 +86,8 @@ class Request:
             raw_headers=raw,
             peer=peer,
             scheme=str(scope.get("scheme", "http")),
-            trusted_peer=bool(trusted) and _within(peer, trusted),
+            trusted_peer=bool(trusted) and within(peer, trusted),
+            trusted=trusted,
         )
 
     @property
@@ -83,11 +96,17 @@ class Request:
         return self.target.partition("?")[0]
 
     @property
+    def forwarded(self) -> Forwarded:
+        """What trusted proxies in front say; of any other peer, its address alone."""
+        if self._forwarded is None:
+            said = self.trusted_peer and read(self.headers, self.peer, self.trusted)
+            self._forwarded = said or Forwarded(self.peer)
+        return self._forwarded
+
+    @property
     def client(self) -> str:
         """The client's address: the peer's, or that given by a trusted proxy in front."""
-        if self.trusted_peer and (forwarded := self.headers.get("x-forwarded-for")):
-            return forwarded.rpartition(",")[2].strip() or self.peer
-        return self.peer
+        return self.forwarded.client
 
     @property
     def from_loopback(self) -> bool:
@@ -97,14 +116,12 @@ class Request:
     @property
     def peer_is_loopback(self) -> bool:
         """Whether the client is on this machine; a proxy on it does not count."""
-        return self.from_loopback and "x-forwarded-for" not in self.headers
+        return self.from_loopback and not passed_on(self.headers)
 
     @property
     def host(self) -> str:
         """The host that the client asked for, with its port."""
-        if self.trusted_peer and (forwarded := self.headers.get("x-forwarded-host")):
-            return forwarded
-        return self.headers.get("host", "")
+        return self.forwarded.host or self.headers.get("host", "")
 
     @property
     def hostname(self) -> str:
@@ -114,8 +131,8 @@ class Request:
     @property
     def proto(self) -> str:
         """``http`` or ``https``, as the client sees it."""
-        if self.trusted_peer and (forwarded := self.headers.get("x-forwarded-proto")):
-            return forwarded
+        if said := self.forwarded.proto:
+            return said
         return {"ws": "http", "wss": "https"}.get(self.scheme, self.scheme)
 
     def cookie(self, name: str) -> str:
@@ -165,6 +182,12 @@ class Request:
         return bool(host) and parts.netloc == host
 
 
+def _joined(raw: list[tuple[bytes, bytes]], cookie: str) -> list[tuple[bytes, bytes]]:
+    """Return headers with this Cookie in place of all lines of it."""
+    others = [(name, value) for name, value in raw if name.lower() != b"cookie"]
+    return [*others, (b"cookie", cookie.encode("latin-1"))]
+
+
 async def send_answer(
     request: Request, send: Send, status: int, headers: Mapping[str, str], body: bytes
 ) -> None:
@@ -192,11 +215,3 @@ def hostname_of(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return host.lower()
-
-
-def _within(address: str, allowed: Networks) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(parsed in network for network in allowed)

@@ -76,7 +76,7 @@ class ProxyConfig(Table):
     allow_anonymous: bool = False
     """Listen on other than loopback addresses although access control is off."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses or networks whose X-Forwarded-* headers are believed."""
+    """Addresses or networks whose X-Forwarded-* or Forwarded headers are believed."""
     gate_headers: Literal["x-original", "x-forwarded"] = "x-original"
     """In which headers another data plane tells `/_qwenctl/gate` of the request: X-Original-Method
     and -URI (nginx, see docs/reverse-proxies.md) or X-Forwarded-Method and -Uri (Caddy, Traefik)."""

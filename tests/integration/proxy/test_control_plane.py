@@ -80,6 +80,29 @@ def test_a_wrong_password_is_refused_and_then_throttled(locked: RunningProxy) ->
     assert login(locked, client="198.51.100.8").status_code == 303
 
 
+def test_guesses_by_way_of_two_proxies_count_for_their_client(locked: RunningProxy) -> None:
+    """Neither his ports nor the second proxy's address make him another client."""
+    by = [f"9.9.9.{n}, 198.51.100.40:{1000 + n}, 127.0.0.1" for n in range(6)]
+    attempts = [login(locked, f"guess {n}", client=hops) for n, hops in enumerate(by)]
+    assert [a.status_code for a in attempts] == [403] * 5 + [429]
+    assert login(locked, client="198.51.100.41, 127.0.0.1").status_code == 303
+
+
+def test_a_visitor_behind_two_proxies(locked: RunningProxy) -> None:
+    """TLS ends at the first, which is reached by HTTP/2: cookies come in several lines."""
+    flags = login(locked, headers={"X-Forwarded-Proto": "https, http"}).headers["set-cookie"]
+    assert "Secure" in flags
+    session = flags.partition(";")[0]
+    with RawClient(locked.port) as client:
+        client.send(
+            b"GET /_qwenctl/api/status HTTP/1.1\r\nHost: inner:8080\r\nCookie: theirs=1\r\n"
+            b"Cookie: " + session.encode() + b"\r\nX-Forwarded-For: 192.0.2.1, 127.0.0.1\r\n"
+            b"X-Forwarded-Host: evil.example, spare.localhost, inner:8080\r\n\r\n"
+        )
+        status, _, body = client.answer()
+    assert (status, json.loads(body)["gpu"]) == (200, "spare")
+
+
 def test_a_form_of_another_site_does_not_sign_in(locked: RunningProxy) -> None:
     for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}):
         answer = login(locked, headers=headers)

@@ -83,6 +83,10 @@ def test_this_machine_by_its_name() -> None:
         ("a.example", "a.example", True, 200),
         ("inner:8080", "b.example", True, 200),  # it does not pass Host on
         ("a.example", "b.example", False, 200),  # it is not believed at all
+        ("a.example", "b.example, a.example", True, 200),
+        ("a.example", "a.example, b.example", True, 400),
+        ("inner", "a/b", True, 400),
+        ("inner", "a b", True, 400),
     ],
 )
 def test_a_forged_forwarded_host(host: str, forwarded: str, believed: bool, answer: int) -> None:
