@@ -223,8 +223,9 @@ class _Views:
 
     def api_status(self) -> ResponseReturnValue:
         identity, gpu = self.identity, self.gpu
-        if self.request.from_browser:  # a page that polls, because it is hidden or has no stream
-            self._waiting.seen(gpu, self.request, identity)
+        if self.request.from_browser:  # a page that polls: hidden, without a stream, or sharing one
+            watched = request.args.get("visible") == "1"
+            self._waiting.seen(gpu, self.request, identity, watched=watched)
         return self._status(gpu, identity)
 
     def api_wake(self) -> ResponseReturnValue:

@@ -13,7 +13,9 @@
 
   const POLL = 3; // between two polls, in seconds
   const POLL_HIDDEN = 5;
+  const RENEW = 10; // another page passes on its stream: a poll only keeps this page's demand
   const SILENCE = 20; // no news on the stream for so long: ask, the connection may be dead
+  const FIRST_NEWS = 1; // how long a visible page waits for the stream before it polls
   const GRACE = 10; // an accepted wake may take so long to show in the status
   const RELOADS = 3; // that many automatic reloads within RELOAD_WINDOW, then a button
   const RELOAD_WINDOW = 20;
@@ -250,11 +252,11 @@
 
   const address = (what) => `/_qwenctl/api/${what}?gpu=${encodeURIComponent(config.gpu)}`;
 
-  async function ask(what, options = {}) {
+  async function ask(what, options = {}, more = "") {
     const abort = new AbortController();
     const timer = setTimeout(() => abort.abort(), 20000);
     try {
-      return await fetch(address(what), {
+      return await fetch(address(what) + more, {
         ...options,
         headers: { Accept: "application/json", ...options.headers },
         credentials: "same-origin",
@@ -331,18 +333,20 @@
 
   // ---- following the status -------------------------------------------------------------------
 
-  let source = null;
+  const stream = new QwenctlStream(config.gpu, address("events"), heard, broke);
   let timer = 0; // the next poll
   let retry = 0; // the next try of the stream
   let polling = 0; // counts the poll loops; only the latest goes on
   let failures = 0; // of the stream, in a row
+  let askedAt = -Infinity; // the last poll
   let lastNews = seconds();
 
-  function update(fresh) {
+  function update(fresh, age = 0) {
     if (over) return;
     if (fresh.phase !== status.phase || fresh.wanted !== status.wanted) void refreshTiers();
     status = fresh;
-    receivedAt = lastNews = seconds();
+    lastNews = seconds();
+    receivedAt = lastNews - age;
     if (status.wanted || status.mode.waking) acceptedAt = -Infinity;
     // News ends a complaint about the connection; one about a wake stays until it does not matter.
     if (!notice?.wake || !modeNow().idle) notice = null;
@@ -359,7 +363,7 @@
     lastNews = seconds();
     const pause = document.hidden ? POLL_HIDDEN : POLL;
     try {
-      const response = await ask("status");
+      const response = await ask("status", {}, document.hidden ? "" : "&visible=1");
       if (!response.ok) {
         await refused(response);
         draw();
@@ -376,39 +380,39 @@
 
   async function poll() {
     const mine = ++polling;
-    const pause = await refresh();
+    let pause = POLL;
+    if (!stream.leads && !(stream.passedOn && seconds() - askedAt < RENEW)) {
+      askedAt = seconds();
+      pause = await refresh();
+    }
     if (!over && mine === polling) timer = setTimeout(poll, pause * 1000);
   }
 
   function stop() {
-    source?.close();
-    source = null;
+    stream.leave();
     polling += 1;
     clearTimeout(timer);
     clearTimeout(retry);
   }
 
-  // A visible page listens to the stream. A hidden one polls: browsers allow six connections to a
-  // host over HTTP/1.1, and a row of forgotten tabs would use them up for all others.
+  function heard(fresh, age) {
+    failures = 0;
+    update(fresh, age);
+  }
+
+  // The stream says nothing about the reason; polling does, and keeps the page alive.
+  function broke() {
+    failures += 1;
+    void poll();
+    retry = setTimeout(() => stream.join(), Math.min(60, 2.5 * 2 ** failures) * 1000);
+  }
+
+  // Visible pages share a stream; each polls until it has news of it, and then to keep its demand.
   function follow() {
     stop();
     if (over) return;
-    if (document.hidden || !window.EventSource) {
-      void poll();
-      return;
-    }
-    source = new EventSource(address("events"));
-    source.addEventListener("status", (event) => {
-      failures = 0;
-      update(JSON.parse(event.data));
-    });
-    source.onerror = () => {
-      // The stream says nothing about the reason; polling does, and keeps the page alive.
-      stop();
-      failures += 1;
-      void poll();
-      retry = setTimeout(follow, Math.min(60, 2.5 * 2 ** failures) * 1000);
-    };
+    if (!document.hidden) stream.join();
+    timer = setTimeout(poll, document.hidden || !window.EventSource ? 0 : FIRST_NEWS * 1000);
   }
 
   // The other GPUs of this address; what is said of them may be some seconds old.
@@ -492,7 +496,7 @@
   });
 
   const ticking = setInterval(() => {
-    if (source !== null && seconds() - lastNews > SILENCE) void refresh();
+    if (stream.leads && seconds() - lastNews > SILENCE) void refresh();
     draw();
   }, 500);
 

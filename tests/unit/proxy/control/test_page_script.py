@@ -58,6 +58,7 @@ class Backend:
         self.status_code = 200
         self.wakes: list[dict[str, Any]] = []
         self.polls = 0
+        self.streams = 0  # open now
         self.visits = 0
         self.changed = threading.Condition()
         self.closing = False
@@ -106,6 +107,15 @@ class Backend:
             flask.abort(404)
 
         def lines() -> Iterator[str]:
+            with self.changed:
+                self.streams += 1
+            try:
+                yield from statuses()
+            finally:
+                with self.changed:
+                    self.streams -= 1
+
+        def statuses() -> Iterator[str]:
             sent: object = None
             while not self.closing:
                 with self.changed:
@@ -277,6 +287,66 @@ def test_without_the_stream_the_page_polls(backend: Backend, url: str, tab: Page
     backend.set(status("ready", "ready"))
     expect(tab.locator("h1")).to_have_text("WebUI")
     assert 1 <= backend.polls <= 5
+
+
+def test_seven_pages_of_a_browser_share_a_stream(
+    backend: Backend, url: str, visitor: BrowserContext
+) -> None:
+    """A browser has six connections to a host over HTTP/1.1; a stream each would use them up."""
+    pages = [visitor.new_page() for _ in range(7)]
+    for page in pages:
+        page.goto(url)
+    for page in pages:
+        expect(page.locator("h1")).to_have_text("Starting the GPU instance")
+    backend.set(status("loading", "load", progress=PROGRESS))
+    for page in pages:
+        expect(page.locator("#node-text")).to_have_text("shard 4 of 10", timeout=2000)
+    pages[0].wait_for_timeout(600)  # the backend sees a closed stream with its next piece
+    assert backend.streams == 1
+    pages.pop(0).close()  # most likely the page with the stream: another takes over
+    backend.set(status("booting", "boot"))
+    for page in pages:
+        expect(page.locator("h1")).to_have_text("The machine is booting", timeout=6000)
+    pages[0].wait_for_timeout(600)
+    assert backend.streams == 1
+    backend.set(status("ready", "ready"))
+    for page in pages:
+        expect(page.locator("h1")).to_have_text("WebUI", timeout=5000)
+
+
+def test_a_page_that_shares_a_stream_keeps_its_own_demand(
+    backend: Backend, url: str, visitor: BrowserContext
+) -> None:
+    backend.status = status("booting", "boot")
+    first, second = visitor.new_page(), visitor.new_page()
+    asked: list[str] = []
+    second.on("request", lambda request: asked.append(request.url))
+    for page in (first, second):
+        page.clock.install()
+        page.goto(url)
+        page.wait_for_timeout(500)
+    for _ in range(48):
+        for page in (first, second):
+            page.clock.run_for(500)
+    assert backend.streams == 1
+    assert not [one for one in asked if "/api/events" in one]
+    polls = [one for one in asked if "/api/status" in one]
+    assert 2 <= len(polls) <= 5  # 24 s and the time of the test itself, each 10 s
+    assert all(one.endswith("&visible=1") for one in polls)
+
+
+def test_a_page_of_another_gpu_polls(backend: Backend, url: str, visitor: BrowserContext) -> None:
+    backend.status = status("booting", "boot")
+    first = visitor.new_page()
+    first.goto(url)
+    first.wait_for_timeout(500)
+    other = visitor.new_page()
+    other.route(f"{url}/", lambda route: route.fulfill(body=waiting(backend.status, gpu="other")))
+    other.goto(url)
+    expect(other.locator("h1")).to_have_text("The machine is booting")
+    backend.set(status("loading", "load"))
+    expect(other.locator("h1")).to_have_text("Loading the model", timeout=6000)
+    assert backend.streams == 1
 
 
 def test_a_page_that_never_opens_is_not_reloaded_for_ever(
