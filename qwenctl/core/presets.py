@@ -29,6 +29,24 @@ _LAST = (
     Rule(activity="messages", methods=("WEBSOCKET",)),
 )
 
+_WRITES = ("POST", "PUT", "PATCH", "DELETE")
+
+_JSON_KEEPS_ON = Rule(
+    activity="keeps_on", methods=_WRITES, headers={"content-type": "(?i)^application/json"}
+)
+"""A route that no rule names may run long; it must not be cut. Most scanners send no JSON."""
+
+_CLIENT_OPENS_APP = tuple(
+    Rule(
+        activity="wakes",
+        methods=("GET",),
+        path=r"^(/config|(/gradio_api)?/info)/?$",
+        headers={name: pattern},
+    )
+    for name, pattern in (("authorization", "(?i)^bearer +qk_"), ("x-api-key", "^qk_"))
+)
+"""With one of our keys, which no browser sends by itself: ``gradio_client`` begins so."""
+
 _GRADIO = (
     # A tab whose answer broke off polls app_id until the app is back (Gradio 6 then reloads).
     Rule(activity="passive", path=r"^(/gradio_api)?/(heartbeat|monitoring|app_id)(/|$)"),
@@ -39,6 +57,10 @@ _GRADIO = (
         path=r"^(/gradio_api)?/((run|call(/v2)?|api)/[^/]+|queue/join|upload|component_server"
         r"|process_recording)/?$",
     ),
+    # MCP (https://modelcontextprotocol.io/specification): each call is a POST, to mcp/ or, by the
+    # older transport, to mcp/messages/. Its GET is a stream that an idle client holds open.
+    Rule(activity="wakes", methods=("POST",), path=r"^/gradio_api/mcp(/|/http/?|/messages/?)?$"),
+    *_CLIENT_OPENS_APP,
     Rule(
         activity="keeps_on",
         methods=("GET",),
@@ -46,6 +68,7 @@ _GRADIO = (
     ),
     # Pieces of a microphone or camera stream that is being answered.
     Rule(activity="keeps_on", methods=("POST",), path=r"^(/gradio_api)?/stream/"),
+    _JSON_KEEPS_ON,
     *_LAST,
 )
 
@@ -72,8 +95,9 @@ _OPEN_WEBUI = (
     Rule(
         activity="wakes",
         methods=("POST",),
-        path=r"^/(api|ollama|openai)(/api)?(/v\d+)?/(chat/completions|completions|chat|generate|embed"
-        r"|embeddings|messages|images/generations|audio/(speech|transcriptions))(/\d+)?$",
+        path=r"^/(api|ollama|openai)(/api)?(/v\d+)?/(chat/completions|completions|responses|chat"
+        r"|generate|embed|embeddings|rerank|messages?(/count_tokens)?|images/(generations|edits?)"
+        r"|audio/(speech|transcriptions|translations)|tasks/moa/completions)(/\d+)?/?$",
     ),
     Rule(activity="keeps_on", methods=("POST", "PUT", "PATCH", "DELETE")),
     *_LAST,
@@ -81,11 +105,43 @@ _OPEN_WEBUI = (
 
 _OPENAI = (
     Rule(activity="passive", path=r"^/(health|ping|version|metrics)$"),
-    Rule(activity="wakes", methods=("POST",), path=r"^/v\d+/"),
+    # Model cards, which clients of Ollama ask for as they list its models; who is signed in.
+    Rule(activity="passive", methods=("POST",), path=r"^/api/(show|me|signout)/?$"),
+    # What ends or concerns only work that is running.
+    Rule(
+        activity="keeps_on",
+        methods=("POST",),
+        path=r"^/v\d+/(responses/[^/]+/cancel|chat/completions/control|unload_lora_adapter"
+        r"|repository/.*)/?$",
+    ),
+    Rule(
+        activity="wakes",
+        methods=("POST", "PUT"),
+        path=r"^(/(anthropic|cohere|inference|openai))?/v\d+/",
+    ),
+    # vLLM, SGLang, TGI, TEI, LMDeploy, llama.cpp (docs/servers.toml has their routes).
+    Rule(
+        activity="wakes",
+        methods=("POST", "PUT"),
+        path=r"^/(generate(_stream)?|completions?|chat/completions|responses|infill"
+        r"|embed(_all|_sparse)?|embeddings?|encode|pooling|rerank(ing)?|score|similarity|classify"
+        r"|generative_scoring|get_ppl|invocations|predict(ions|_tokens)?|vertex(_generate)?|inference"
+        r"|audio/(speech|transcriptions|translations)"
+        r"|tokenize|detokenize|decode|chat_tokenize|apply-template"
+        r"|(chat/completions|responses)/input_tokens)/?$",
+    ),
+    # Ollama; llama.cpp and SGLang answer to some of these, too.
+    Rule(
+        activity="wakes",
+        methods=("POST",),
+        path=r"^/api/(generate|chat|embed|embeddings|pull|push|create|blobs/[^/]+)/?$",
+    ),
+    # An answer that is made in the background, or read again from its beginning.
+    Rule(activity="keeps_on", methods=("GET",), path=r"^/v\d+/(responses|stream|videos)/[^/]"),
+    _JSON_KEEPS_ON,
+    Rule(activity="keeps_on", methods=("DELETE",), path=r"^/(v\d+|api)/"),
     *_LAST,
 )
-
-_WRITES = ("POST", "PUT", "PATCH", "DELETE")
 
 _GENERIC = (
     # Scanners post to every public address and any path, so a request wakes only if it comes from a
