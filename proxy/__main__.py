@@ -24,6 +24,7 @@ from .http.capacity import Capacity, bearable
 from .http.connections import probe_peer
 from .http.request import networks
 from .http.server import protocols
+from .http.shutdown import Server
 from .http.websocket_server import MAX_MESSAGE, WebSocket
 
 log = logging.getLogger("qwenctl.proxy")
@@ -98,11 +99,6 @@ def serve(config: Config, listen: str | None) -> int:
         config, store, snapshot_delay=float(os.environ.get("QWENCTL_TEST_SNAPSHOT_DELAY") or 0)
     )
 
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: object) -> None:
-            application.close()
-            super().handle_exit(sig, frame)  # type: ignore[arg-type]
-
     server = Server(
         uvicorn.Config(
             application,
@@ -118,9 +114,10 @@ def serve(config: Config, listen: str | None) -> int:
             date_header=False,
             proxy_headers=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=10,
             backlog=BACKLOG,
-        )
+        ),
+        application,
+        config.proxy.shutdown_grace,
     )
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel("WARNING")

@@ -45,12 +45,16 @@ from .data.snapshot_cache import SnapshotCache
 from .data.usage import UsageTracker
 from .data.waiting import WaitingPages
 from .front.forward_auth import ForwardAuth
+from .http.cut import AnswerCut
 from .http.metrics import Metrics
 from .http.middleware import BoundedBody, HostCheck
 from .http.problem import refuse_websocket, send_problem
 from .http.request import ASGIApp, Receive, Request, Scope, Send, networks
 
 log = logging.getLogger("qwenctl.proxy")
+
+SERVICE_RESTART = 1012
+"""The close code that tells a client to connect again (IANA's registry of RFC 6455 §11.7)."""
 
 
 class Proxy:
@@ -117,8 +121,9 @@ class Proxy:
             try:
                 await self._asgi(scope, receive, send)
             except asyncio.CancelledError:
-                # The server's shutdown timeout has passed; no traceback for each stream.
-                log.info("%s was cut off by the shutdown", scope["path"])
+                if scope["type"] != "websocket":
+                    raise AnswerCut from None
+                await send({"type": "websocket.close", "code": SERVICE_RESTART})
 
     def _route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path: str = scope["path"]
@@ -182,14 +187,27 @@ class Proxy:
         self._threads.append(thread)
 
     def close(self) -> None:
-        """Answer held requests and end streams, because the server shuts down."""
-        self.data.close()
-        self.stream.close()
+        """Let a successor start and stop the GPUs; answer held requests and end our streams.
 
-    async def _shut_down(self) -> None:
+        What is forwarded goes on, and the in-flight leases with it.
+        """
         self._stop.set()
         for controller in self._controllers.values():
             controller.wake()
+        self.data.close()
+        self.stream.close()
+
+    def works(self, quiet: float) -> bool:
+        """Return whether requests are in flight; end open tabs that have been ``quiet`` so long.
+
+        As long as anything counts as use they stay: Gradio ends a tab's work with its heartbeat.
+        """
+        if any(self.services.usage.in_flight(name) for name in self._controllers):
+            return True
+        return self.data.end_quiet(quiet)
+
+    async def _shut_down(self) -> None:
+        self.close()
         await self.services.usage.stop()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 5.0)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from qwenctl.config.deployment import Config
 from qwenctl.config.gpu import GpuConfig
+from qwenctl.core import leases
 from qwenctl.core.refusals import MALFORMED, SECRET
 from qwenctl.errors import StoreUnavailable
 from qwenctl.protocol import messages, signing
@@ -181,8 +182,8 @@ class NodeApi:
         if verdict == "ok":
             self._count(report.gpu, "report")
             spec = self._specs.get(report.gpu)  # None: removed, so it runs on until its stop
-            # The agent delays a change for the work it sees; the proxy sees more.
-            if spec and (report.spec_version == spec.version or self._in_flight(report.gpu)):
+            # The agent delays a change for the work it sees; the proxies see more.
+            if spec and (report.spec_version == spec.version or self._forwards(report.gpu)):
                 spec = None
             return 200, self._answer(
                 start_seq=seq,
@@ -195,6 +196,12 @@ class NodeApi:
         why = f"boot {report.boot_id} is not the one that said hello after start {seq}"
         status, answer = self._refuse(409, report.gpu, verdict, why)
         return status, answer.model_copy(update={"hello_again": True})
+
+    def _forwards(self, gpu: str) -> bool:
+        """Return whether requests are in flight in any proxy, such as one that shuts down."""
+        return bool(self._in_flight(gpu)) or any(
+            lease.kind == leases.INFLIGHT for lease in self._store.snapshot(gpu).leases
+        )
 
     def _answer(
         self,

@@ -46,7 +46,17 @@ IDLE_PERCENT = 10.0
 class _Open:
     """An open request; as a context manager it is watched, and gives its link."""
 
-    __slots__ = ("_all", "_task", "counts", "inbound", "link", "opened", "why", "worked_at")
+    __slots__ = (
+        "_all",
+        "_cancelled",
+        "_task",
+        "counts",
+        "inbound",
+        "link",
+        "opened",
+        "why",
+        "worked_at",
+    )
 
     def __init__(self, every: set[_Open], inbound: Inbound, link: Link, counts: bool) -> None:
         self._all, self.inbound, self.link, self.counts = every, inbound, link, counts
@@ -57,11 +67,16 @@ class _Open:
         self.worked_at = link.moved_at
         """When the node, as far as is known, may have been at work (monotonic)."""
         self.why = ""
+        self._cancelled = False
 
     def end(self, why: str) -> None:
         log.info("%s: a request is ended: %s", self.inbound.name, why)
         self.why = why
-        if self._task:
+        self.cancel()
+
+    def cancel(self) -> None:
+        if self._task and not self._cancelled:  # what it does at its end must not be cancelled
+            self._cancelled = True
             self._task.cancel()
 
     def __enter__(self) -> Link:
@@ -92,6 +107,13 @@ class Links:
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep())
         return _Open(self._open, inbound, Link(self._usage.silence(inbound.name)), counts)
+
+    def end_quiet(self, seconds: float) -> bool:
+        """Cancel requests without a byte in so many seconds; return whether others are open."""
+        for entry in tuple(self._open):
+            if entry.link.idle > seconds:
+                entry.cancel()
+        return any(entry.link.idle <= seconds for entry in self._open)
 
     async def _sweep(self) -> None:
         while self._open:

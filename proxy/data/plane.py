@@ -21,6 +21,7 @@ from qwenctl.core.phase import Phase
 from qwenctl.core.rules import Activity
 from qwenctl.errors import StoreUnavailable
 
+from ..http.cut import AnswerCut
 from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send
 from .admission import Action, Decision
@@ -89,6 +90,10 @@ class DataPlane:
     def close(self) -> None:
         """Answer all held requests, because the proxy goes down."""
         self._waiting.close()
+
+    def end_quiet(self, seconds: float) -> bool:
+        """End forwarded requests without a byte in so many seconds; return whether others are open."""
+        return self._links.end_quiet(seconds)
 
     async def stop(self) -> None:
         self._threads.shutdown(wait=False)
@@ -294,7 +299,8 @@ class DataPlane:
                 await exchange.send(
                     {"type": "websocket.close", "code": ABNORMAL, "reason": str(error)}
                 )
-            return
+                return
+            raise AnswerCut(str(error))
         await self._snapshots.refresh(exchange.name)
         phase = exchange.view.snapshot.phase
         # A person gets a page with a link, and not the waiting page, which opens this one by itself:

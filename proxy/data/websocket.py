@@ -100,6 +100,7 @@ async def _from_client(
             await node.send_str(text)
         else:
             await node.send_bytes(message.get("bytes") or b"")
+        link.sent()
 
 
 async def _from_node(

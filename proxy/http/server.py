@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .authority import host_problem
 from .capacity import RETRY_AFTER, Capacity, Refusal
+from .cut import cuttable
 from .pace import AHEAD, Pace, Reader, drop
 from .problem import PROBLEM_TYPE, problem_body
 from .websocket_server import WebSocket
@@ -201,6 +202,9 @@ class Protocol(HttpToolsProtocol):
         if (refusal := self.capacity.begin(self, self.url)) is not None:
             self._refuse(refusal)
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        super()._start_asgi_task(cycle, cuttable(app, cycle))  # type: ignore[arg-type]
 
     def on_response_complete(self) -> None:
         if not self.pipeline:

@@ -84,6 +84,8 @@ class ProxyConfig(Table):
     """How long a request of an API client is held while the GPU wakes."""
     max_held: int = Field(2000, ge=0)
     """How many requests may be held at once; further ones get 503 with Retry-After."""
+    shutdown_grace: Duration = 60.0
+    """How long requests in flight may go on after SIGTERM; the port is free at once."""
 
     @field_validator("public_url")
     @classmethod

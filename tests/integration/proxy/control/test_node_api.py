@@ -11,10 +11,13 @@ import pytest
 from proxy.control.node_api import NodeApi
 from proxy.http.metrics import Metrics
 from qwenctl.config.deployment import Config
+from qwenctl.core import leases
+from qwenctl.core.phase import Phase
 from qwenctl.protocol.messages import HELLO_PATH, REPORT_PATH, Report
 from qwenctl.protocol.signing import sign_message
 from qwenctl.store.store import Store
 from tests.integration.proxy.parts import SECRET, gone
+from tests.integration.qwenctl.store.store_calls import bring
 from tests.simulation.puppets import GPU
 
 
@@ -83,3 +86,27 @@ def test_a_stranger_is_not(store: Store) -> None:
 
 def test_a_message_of_a_newer_agent_is_noted(store: Store) -> None:
     assert refused(store, {**HELLO, "uptime": "long"}, "10.0.0.7", SECRET) == "malformed"
+
+
+def test_a_new_spec_waits_for_the_requests_of_every_proxy(store: Store) -> None:
+    """Such as one with the former spec that drains beside its successor."""
+    service = {"command": ["true"], "port": 1}
+    config = Config.model_validate({"node_secret": SECRET, "gpu": {GPU: {"service": [service]}}})
+    api = NodeApi(config, store, Metrics(), lambda _: 0)
+    lock, _, _ = store.acquire(GPU, "other", 3600)
+    assert lock
+    bring(store, lock, Phase.READY)
+    in_flight = leases.inflight("other")
+    store.touch(GPU, in_flight, 30, [], actor="other", moved_ago=0.0, unanswered=0.0)
+
+    def told() -> object:
+        report = Report(gpu=GPU, boot_id="boot-one", start_seq=1, state="ready", spec_version="old")
+        body = report.model_dump_json().encode()
+        signed = sign_message(SECRET, "POST", REPORT_PATH, body, now=time.time())
+        status, answer, _ = api.record(REPORT_PATH, body, signed)
+        assert status == 200, answer
+        return json.loads(answer)["spec"]
+
+    assert told() is None
+    store.touch(GPU, in_flight, 0, [], actor="other", moved_ago=0.0, unanswered=0.0)
+    assert told() is not None
