@@ -2,7 +2,7 @@
 
 ::
 
-    request ─► HostCheck ─► Router ─┬─ /_qwenctl/api/events ─► StatusStream     (async, long)
+    request ─► (CorsHeaders) ─► HostCheck ─► Router ─┬─ /_qwenctl/api/events ─► StatusStream     (async, long)
                                     ├─ /_qwenctl/gate       ─► ForwardAuth      (async, quick)
                                     ├─ /_qwenctl/healthz …  ─► Health           (async, quick)
                                     ├─ /_qwenctl/node/…     ─► NodeApi          (async, store in threads)
@@ -35,7 +35,7 @@ from .auth.authenticator import Authenticators
 from .control.flask_app import make_flask
 from .control.health import Health
 from .control.node_api import NodeApi
-from .control.pages import PREFIX, Pages
+from .control.pages import PREFIX, Pages, crashed
 from .control.status_stream import StatusStream
 from .data.admit import Admit
 from .data.forward import Forwarder
@@ -45,10 +45,11 @@ from .data.snapshot_cache import SnapshotCache
 from .data.usage import UsageTracker
 from .data.waiting import WaitingPages
 from .front.forward_auth import ForwardAuth
+from .http.cors import Cors, CorsHeaders
 from .http.cut import AnswerCut
 from .http.metrics import Metrics
 from .http.middleware import BoundedBody, HostCheck
-from .http.problem import refuse_websocket, send_problem
+from .http.problem import refuse, refuse_websocket, send_problem
 from .http.request import ASGIApp, Receive, Request, Scope, Send, networks
 
 log = logging.getLogger("qwenctl.proxy")
@@ -96,6 +97,8 @@ class Proxy:
         }
         self._control = BoundedBody(threads, MAX_MESSAGE_BYTES)
         self._asgi: ASGIApp = HostCheck(self._route, config, services.trusted)
+        if (cors := Cors(config.proxy.cors_origins)).configured:
+            self._asgi = CorsHeaders(self._asgi, cors, services.trusted)
         self._stop = threading.Event()
         owner_id = cached_id(store, config.state_path)
         self._controllers: dict[str, Controller] = {
@@ -124,6 +127,16 @@ class Proxy:
                 if scope["type"] != "websocket":
                     raise AnswerCut from None
                 await send({"type": "websocket.close", "code": SERVICE_RESTART})
+            except AnswerCut:
+                raise
+            except Exception:
+                await self._explain_crash(scope, send)
+
+    async def _explain_crash(self, scope: Scope, send: Send) -> None:
+        """Answer 500 after a mistake of ours; the server ends an answer that has begun."""
+        problem = crashed(scope["path"])
+        request = Request.of(scope, self.services.trusted)
+        await refuse(request, scope, send, problem.status, problem.code, problem.detail)
 
     def _route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path: str = scope["path"]

@@ -52,6 +52,7 @@ class Decision:
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing (RFC 9110 §9.2.1)."""
 
+_FOREIGN = "a page of another site must not use the GPU unless proxy.cors_origins names the site"
 _FORWARD = {activity: Decision(Action.FORWARD, activity) for activity in Activity}
 
 
@@ -90,7 +91,7 @@ def decide(
     phase = snapshot.phase
     drains = phase is Phase.DRAINING and not snapshot.blocks
     if (phase.serves or drains) and _is_forged(request, identity, activity):
-        return Decision(Action.CROSS_SITE, activity, "a page of another site must not use the GPU")
+        return Decision(Action.CROSS_SITE, activity, _FOREIGN)
     if phase.serves:
         return _FORWARD[activity]
     no = _no_wake(gpu, request, identity, activity)
@@ -119,7 +120,7 @@ def _is_forged(request: Request, identity: Identity, activity: Activity) -> bool
     Links to the WebUI work, and so do its images in other pages. Forms, scripts and WebSockets do
     not: browsers let any page open those to any address, this machine's included.
     """
-    if not identity.needs_same_origin or request.same_origin:
+    if not _is_foreign(request, identity):
         return False
     if request.is_navigation and "origin" not in request.headers:
         return False
@@ -128,12 +129,20 @@ def _is_forged(request: Request, identity: Identity, activity: Activity) -> bool
     return not safe or activity is not Activity.PASSIVE
 
 
+def _is_foreign(request: Request, identity: Identity) -> bool:
+    """Return whether another site's page may have used the visitor's credential."""
+    ours = request.same_origin or request.allowed_origin
+    return identity.needs_same_origin and not ours
+
+
 def _no_wake(gpu: GpuConfig, request: Request, identity: Identity, activity: Activity) -> str:
     """Return why a request does not start the GPU, or an empty text if it does."""
     if activity is not Activity.WAKES:
         return "this request does not wake it"
-    if identity.needs_same_origin and not request.same_origin:
-        return "a request from another site does not wake it"
+    if _is_foreign(request, identity):
+        return (
+            "a request from another site does not wake it unless proxy.cors_origins names the site"
+        )
     if may_wake(gpu, identity):
         return ""
     if not identity.may_wake:

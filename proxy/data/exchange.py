@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from math import ceil, inf
 from typing import Protocol
 
+from qwenctl.core.failures import NEEDS_PERSON
 from qwenctl.core.identity import Identity
 from qwenctl.core.phase import Phase
+from qwenctl.core.snapshot import Snapshot
 
 from ..http.problem import Problem, refuse_websocket, send_problem
 from ..http.request import Receive, Request, Scope, Send
@@ -68,34 +72,59 @@ class Exchange(Inbound):
                 "send an API key as 'Authorization: Bearer qk_…', or sign in with a browser",
             )
 
-    async def unready(self, why: str) -> None:
-        """503 with the state of the GPU, and when to come again."""
+    async def unready(self, why: str, *, wakes: bool = True) -> None:
+        """503 with the state of the GPU, and when to come again if waiting helps.
+
+        ``wakes``: whether the request, sent again, may start the GPU.
+        """
         snapshot = self.view.snapshot
         if snapshot.blocks:
-            await self.blocked()
+            await self.blocked(wakes=wakes)
             return
         failure = snapshot.failure if snapshot.phase is Phase.FAILED else None
         if failure:
             detail = f"the GPU {self.name!r} has failed to start: {failure.headline}"
         else:
             detail = f"the GPU {self.name!r} is {snapshot.phase.value}: {why}"
-        estimate = self.gpu.boot_estimate
-        await self.problem(
-            503,
-            failure.code if failure else "not_ready",
-            detail,
-            max(2.0, min(15.0, estimate / 4)) if snapshot.phase.waking else min(60.0, estimate),
-        )
+        again = self._comes_in(snapshot) if wakes or snapshot.wanted else None
+        await self.problem(503, failure.code if failure else "not_ready", detail, again)
 
-    async def blocked(self) -> None:
+    def _comes_in(self, snapshot: Snapshot) -> float | None:
+        """Return in how many seconds to ask again for a GPU that somebody needs."""
+        if snapshot.phase.waking:
+            return max(2.0, min(15.0, self.gpu.boot_estimate / 4))
+        failure = snapshot.failure if snapshot.phase is Phase.FAILED else None
+        if failure and failure.code in NEEDS_PERSON:
+            return None
+        return min(60.0, self.gpu.boot_estimate)
+
+    async def blocked(self, *, wakes: bool = True) -> None:
         """503 with who has blocked the GPU, why, and until when."""
         snapshot = self.view.snapshot
-        block = snapshot.blocks[0] if snapshot.blocks else None
-        left = block.expiry - snapshot.now if block else 60.0
-        because = f": {block.reason}" if block and block.reason else ""
-        await self.problem(
-            503,
-            "blocked",
-            f"the GPU {self.name!r} is blocked by {block.name if block else 'somebody'}{because}",
-            None if left == float("inf") else left,
-        )
+        left = max((block.expiry - snapshot.now for block in snapshot.blocks), default=60.0)
+        again = left if left < inf and (wakes or snapshot.leases) else None
+        await self.problem(503, "blocked", blocked_detail(self.name, snapshot), again)
+
+
+def blocked_detail(gpu: str, snapshot: Snapshot, by: str = "somebody") -> str:
+    """Return who has blocked a GPU, until when, and why.
+
+    ``by`` names the block where the snapshot has none, as it may be older.
+    """
+    block = max(snapshot.blocks, key=lambda block: block.expiry, default=None)
+    if block is None:
+        return f"the GPU {gpu!r} is blocked by {by}"
+    until = f" until {_clock(block.expiry, snapshot.now)}" if block.expiry < inf else ""
+    because = f": {block.reason}" if block.reason else ""
+    lasts = "" if until else "; it stays off until somebody unblocks it"
+    return f"the GPU {gpu!r} is blocked{until} by {block.name}{because}{lasts}"
+
+
+def _clock(seconds: float, now: float) -> str:
+    """Return a time for clients in other time zones: ``14:00 UTC+08:00``, or with its date."""
+    then = datetime.fromtimestamp(60 * ceil(seconds / 60)).astimezone()
+    form = "%H:%M" if seconds - now < 43200 else "%Y-%m-%d %H:%M"
+    offset = then.strftime("%z")
+    return f"{then.strftime(form)} UTC" + (
+        f"{offset[:3]}:{offset[3:5]}" if then.utcoffset() else ""
+    )

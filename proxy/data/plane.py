@@ -16,11 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.address import NodeAddress
 from qwenctl.core.events import EventKind
+from qwenctl.core.identity import USE, Identity
 from qwenctl.core.observer import Observer
 from qwenctl.core.phase import Phase
 from qwenctl.core.rules import Activity
 from qwenctl.errors import StoreUnavailable
 
+from ..http.cors import Cors, is_preflight, refuse_preflight
 from ..http.cut import AnswerCut
 from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send
@@ -51,6 +53,8 @@ TOO_MUCH_AHEAD = (
     "messages"
 )
 
+_PREFLIGHT = Decision(Action.FORWARD)
+
 STORE_LOST = "the proxy cannot reach its store; nothing is started or stopped meanwhile"
 
 
@@ -77,6 +81,7 @@ class DataPlane:
         self._observer: Observer = services.metrics
         self._trusted = services.trusted
         self._owner = services.owner
+        self._cors = Cors(config.proxy.cors_origins)
         budget = ReadAheadBudget()
         self._models = Models(config, budget)
         self._waiting = HeldRequests(
@@ -117,6 +122,9 @@ class DataPlane:
             self._pages,
         )
         try:
+            if scope["type"] == "http" and is_preflight(request):
+                await self._preflight(exchange)
+                return
             if len(names) > 1 and exchange.identity:
                 await self._choose(exchange, names)
             while not await self._once(exchange):
@@ -134,6 +142,23 @@ class DataPlane:
         finally:
             if isinstance(exchange.receive, RequestBuffer):
                 exchange.receive.close()
+
+    async def _preflight(self, exchange: Exchange) -> None:
+        """Answer a preflight, which has no credentials: by the settings, or have the node do so."""
+        if self._cors.configured:
+            await self._cors.answer(exchange.request, exchange.send)
+            return
+        # Whoever it is, it neither wakes the GPU nor keeps it on.
+        exchange.identity = Identity(address=exchange.request.client, scopes=frozenset({USE}))
+        decision = await self._admit.decide(exchange)
+        if decision.action is Action.FORWARD and await self._to_node(exchange, _PREFLIGHT):
+            return
+        if decision.action is Action.AMBIGUOUS:
+            await exchange.problem(400, "ambiguous_path", decision.why)
+            return
+        phase = exchange.view.snapshot.phase.value
+        why = f"none is set, and the GPU {exchange.name!r}, which would answer itself, is {phase}"
+        await refuse_preflight(exchange.request, exchange.send, why)
 
     async def _choose(self, exchange: Exchange, names: Sequence[str]) -> None:
         """Make it an exchange with the one of these GPUs that it is for."""
@@ -167,14 +192,14 @@ class DataPlane:
             case Action.UNREADY:
                 if exchange.view.lost:
                     raise StoreUnavailable(exchange.view.lost)
-                await exchange.unready(decision.why)
+                await exchange.unready(decision.why, wakes=False)
             case Action.WAKE:
                 admission = await self._admit.demand(exchange, wake=True)
-                await (
-                    exchange.blocked()
-                    if admission.blocked_by
-                    else exchange.unready("it is being woken")
-                )
+                if admission.blocked_by:
+                    await self._snapshots.refresh(exchange.name)
+                    await exchange.blocked()
+                else:
+                    await exchange.unready("it is being woken")
             case Action.LEASE | Action.HOLD:
                 return await self._waiting.hold(exchange, decision)
         return True

@@ -19,7 +19,7 @@ from ..http.problem import Problem
 from ..http.request import Request
 from .admission import Action, Decision, may_wake
 from .admit import Admit
-from .exchange import Exchange
+from .exchange import Exchange, blocked_detail
 from .request_buffer import ReadAheadBudget, RequestBuffer
 from .snapshot_cache import SnapshotCache
 
@@ -173,7 +173,8 @@ class WaitingPages:
             gpu, request, identity, PAGE if request.from_browser else "wake request"
         )
         if blocked_by:
-            raise Problem(423, "blocked", f"the GPU is blocked by {blocked_by}")
+            snapshot = self._store.snapshot(gpu)
+            raise Problem(423, "blocked", blocked_detail(gpu, snapshot, blocked_by))
 
     def seen(
         self, gpu: str, request: Request, identity: Identity, *, watched: bool = False

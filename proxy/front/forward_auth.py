@@ -11,11 +11,13 @@ from urllib.parse import unquote
 
 from qwenctl.config.deployment import UnknownTier
 from qwenctl.core.address import NodeAddress
+from qwenctl.core.identity import USE, Identity
 
 from ..data.admission import Action
 from ..data.admit import Inbound
 from ..data.routing import gpu_of
 from ..data.services import Services
+from ..http.cors import Cors, is_preflight, refuse_preflight
 from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send
 
@@ -37,6 +39,7 @@ class ForwardAuth:
         self._admit = services.admit
         self._authenticators = services.authenticators
         self._trusted = services.trusted
+        self._cors = Cors(services.config.proxy.cors_origins)
         self._prefix = self._config.proxy.gate_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
@@ -68,6 +71,10 @@ class ForwardAuth:
             await send_problem(asked, send, 503, "no_gpu", "no GPU is configured")
             return
         original = self._original(asked, scope)
+        self._cors.note(original)
+        if is_preflight(original):
+            await self._preflight(asked, original, name, send)
+            return
         identity = self._authenticators.identify(original)
         inbound = Inbound(
             original, identity, name, self._config.gpu[name], self._snapshots.peek(name)
@@ -85,6 +92,21 @@ class ForwardAuth:
             code = _CODES.get(decision.action, code)
             detail = f"the GPU is {inbound.view.snapshot.phase.value}"
             await send_problem(asked, send, status, code, decision.why or detail)
+
+    async def _preflight(self, asked: Request, original: Request, name: str, send: Send) -> None:
+        """Have the node answer a preflight, or this proxy: if it is asleep, or sites are set."""
+        inbound = Inbound(
+            original,
+            Identity(address=original.client, scopes=frozenset({USE})),
+            name,
+            self._config.gpu[name],
+            self._snapshots.peek(name),
+        )
+        decision = await self._admit.decide(inbound)
+        if decision.action is Action.FORWARD and not self._cors.configured:
+            await self._allow(inbound, send)
+        else:
+            await refuse_preflight(asked, send, "this proxy answers it, and not the node")
 
     async def _allow(self, inbound: Inbound, send: Send) -> None:
         """Answer 204 with the node's address."""

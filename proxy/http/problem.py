@@ -1,8 +1,9 @@
-"""Errors for API clients: ``application/problem+json`` (RFC 9457)."""
+"""Errors for API clients: ``application/problem+json`` (RFC 9457), with OpenAI's ``error`` in it."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from .request import Request, Scope, Send, send_answer
 
@@ -27,6 +28,29 @@ _TITLES = {
 }
 
 
+_ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+"""Types of errors of the OpenAI API; other statuses: see `api_error`."""
+
+
+def api_error(status: int, code: str, detail: str) -> dict[str, Any]:
+    """Return the error as the OpenAI API words it.
+
+    Its SDKs show nothing of an answer but this object's ``message``
+    (https://github.com/openai/openai-node, ``makeStatusError``).
+    """
+    other = "server_error" if status >= 500 else "invalid_request_error"
+    return {
+        "message": detail,
+        "type": _ERROR_TYPES.get(status, other),
+        "param": None,
+        "code": code,
+    }
+
+
 def problem_body(status: int, code: str, detail: str) -> bytes:
     """Return the JSON body; ``code`` is stable, ``detail`` is a sentence for people."""
     content = {
@@ -35,6 +59,7 @@ def problem_body(status: int, code: str, detail: str) -> bytes:
         "status": status,
         "code": code,
         "detail": detail,
+        "error": api_error(status, code, detail),
     }
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
@@ -51,8 +76,6 @@ async def send_problem(
     """Answer with a problem; ``retry_after`` in seconds."""
     problem = Problem(status, code, detail, retry_after)
     headers = {"Content-Type": PROBLEM_TYPE, "Cache-Control": "no-store", **problem.headers}
-    if status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="qwenctl"'
     await send_answer(request, send, status, headers, problem.body)
 
 
@@ -92,6 +115,9 @@ class Problem(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        if not self.retry_after:
-            return {}
-        return {"Retry-After": str(max(1, round(self.retry_after)))}
+        headers = {}
+        if self.status == 401:  # RFC 9110 §15.5.2
+            headers["WWW-Authenticate"] = 'Bearer realm="qwenctl"'
+        if self.retry_after:
+            headers["Retry-After"] = str(max(1, round(self.retry_after)))
+        return headers

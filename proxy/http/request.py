@@ -45,6 +45,8 @@ class Request:
     trusted_peer: bool
     trusted: Networks = ()
     _forwarded: Forwarded | None = field(default=None, repr=False)
+    allowed_origin: bool = False
+    """Whether a page of a site in `proxy.cors_origins` sent it; see `cors`."""
 
     @classmethod
     def of(cls, scope: Scope, trusted: Networks) -> Request:

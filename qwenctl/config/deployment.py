@@ -27,7 +27,15 @@ from qwenctl.lib.private_file import (
     read_regular,
     read_secret,
 )
-from qwenctl.lib.settings_types import NAME, Duration, FilePath, Table, is_loopback, web_url
+from qwenctl.lib.settings_types import (
+    NAME,
+    Duration,
+    FilePath,
+    Table,
+    is_loopback,
+    web_origin,
+    web_url,
+)
 
 
 class ApiKey(Table):
@@ -80,6 +88,9 @@ class ProxyConfig(Table):
     gate_headers: Literal["x-original", "x-forwarded"] = "x-original"
     """In which headers another data plane tells `/_qwenctl/gate` of the request: X-Original-Method
     and -URI (nginx, see docs/reverse-proxies.md) or X-Forwarded-Method and -Uri (Caddy, Traefik)."""
+    cors_origins: tuple[str, ...] = ()
+    """Sites whose pages may use the GPU from a browser, such as ``https://chat.example.com``; ``*``:
+    pages of every site, without cookies and with an API key. None: as the node answers when it is on."""
     hold: Duration = 600.0
     """How long a request of an API client is held while the GPU wakes."""
     max_held: int = Field(2000, ge=0)
@@ -91,6 +102,11 @@ class ProxyConfig(Table):
     @classmethod
     def _public_url(cls, value: str) -> str:
         return value and web_url(value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _cors_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(origin if origin == "*" else web_origin(origin) for origin in value)
 
     @field_validator("node_urls")
     @classmethod

@@ -66,6 +66,29 @@ def web_url(value: str) -> str:
     return value
 
 
+def web_origin(value: str) -> str:
+    """Return a site as browsers name it in ``Origin`` (RFC 6454 §6.1).
+
+    Raises:
+        ValueError: it is no origin.
+    """
+    try:
+        parts = urlsplit(value.strip().lower().removesuffix("/"))
+        host = (parts.hostname or "").encode("idna").decode()
+        port = parts.port
+    except (ValueError, UnicodeError):
+        host, port = "", None
+    usable = host and "*" not in host and "@" not in value
+    if not usable or f"{parts.path}{parts.query}{parts.fragment}":
+        raise ValueError(
+            f"{value!r} is no site: write its scheme, host and port, such as https://chat.example.com "
+            "or http://localhost:3000, without a path"
+        )
+    host = f"[{host}]" if ":" in host else host
+    usual = {"http": 80, "https": 443}.get(parts.scheme)
+    return f"{parts.scheme}://{host}" + (f":{port}" if port not in (None, usual) else "")
+
+
 def _file_path(value: str) -> str:
     """Refuse a path in the home directory of a user that there is not."""
     try:

@@ -109,7 +109,7 @@ def test_a_program_never_gets_html(asleep: RunningProxy, method: str, accept: st
     assert answer.status_code == 503
     assert answer.headers["content-type"].startswith("application/problem+json")
     assert answer.headers["cache-control"] == "no-store"
-    assert int(answer.headers["retry-after"]) >= 1
+    assert "retry-after" not in answer.headers  # waiting alone changes nothing
     assert b"<" not in answer.content
     assert asleep.untouched("never")
 

@@ -93,6 +93,12 @@ async def status(request: web.BaseRequest) -> web.StreamResponse:
     return web.Response(status=code, headers=headers)
 
 
+async def every_site(request: web.BaseRequest) -> web.StreamResponse:
+    """As vLLM answers, which lets pages of every site in."""
+    headers = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Credentials": "true"}
+    return web.Response(headers=headers)
+
+
 async def cookies(request: web.BaseRequest) -> web.StreamResponse:
     answer = web.Response(text="cookies")
     for value in ("a=1; Path=/", "b=2; HttpOnly", "a=3; Path=/x"):
@@ -253,6 +259,7 @@ PAGES: dict[str, Page] = {
     "/die": die,
     "/endless": endless,
     "/stop-listening": stop_listening,
+    "/v1/every-site": every_site,
     "/ws": websocket,
     "/ws-refused": refuse_websocket,
 }
