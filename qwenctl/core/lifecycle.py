@@ -522,10 +522,23 @@ def _stopping(view: View, timings: Timings, now: float) -> Step:
     # An instance that hangs in its start is stopped too; a cloud may refuse that (Conflict).
     on = refuted or view.observed in (Observed.RUNNING, Observed.STARTING)
     if on and (view.called_at is None or now - view.called_at >= timings.call_grace):
-        if view.observed_at is not None and view.observed_at < (view.called_at or view.since):
+        begun = max(view.since, view.called_at or 0.0)
+        taken_over = view.known_since > begun and not view.force_stop
+        looked_since = view.known_since if taken_over else view.called_at or view.since
+        if view.observed_at is not None and view.observed_at < looked_since:
             return Observe()
-        return Call("stop")
+        return _stop_again(view) if taken_over else Call("stop")
     return Wait(min(1.0, timings.observe_moving), f"the instance is {view.observed.value}")
+
+
+def _stop_again(view: View) -> Move:
+    """Begin a stop anew that another leader, or an earlier store, has begun.
+
+    The store may be a stale replica that shows an earlier stop: the instance may have been started
+    since then, and be at work.
+    """
+    bad = view.failure is not None and view.failure.instance_is_bad
+    return Move(Phase.FAILED if bad else Phase.DRAINING, "stop_unfinished", failure=view.failure)
 
 
 def _failed(view: View, timings: Timings, now: float) -> Step:

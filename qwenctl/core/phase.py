@@ -56,7 +56,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.DRAINING: frozenset(
         {Phase.READY, Phase.BOOTING, Phase.STOPPING, Phase.OFF, Phase.FAILED}
     ),
-    Phase.STOPPING: frozenset({Phase.OFF, Phase.FAILED}),
+    Phase.STOPPING: frozenset({Phase.DRAINING, Phase.OFF, Phase.FAILED}),
     Phase.FAILED: frozenset({Phase.STARTING, Phase.BOOTING, Phase.STOPPING, Phase.OFF}),
 }
 """The phases that may follow each phase; every recorded transition is among them."""

@@ -102,6 +102,7 @@ _CAUSES = {
     "stopped_outside": "the instance stopped by itself or was stopped by somebody else",
     "retry": "another attempt after a failure",
     "started_after_all": "the instance started after all",
+    "stop_unfinished": "another process had begun to stop it, and it still runs",
     "demand_gone": "nobody needed it any more",
     "service_restarted": "its service restarts",
     "unblock": "it was unblocked",

@@ -40,6 +40,7 @@ def test_no_run_cuts_a_request(rules: tuple[str, ...]) -> None:
         ("3", "block", "owned"),
         ("3", "lost", "unvouched"),
         ("3", "lost", "olddrain"),
+        ("3", "lost", "oldstop"),
         ("3", "frozen", "doubted"),
         ("3", "vanish", "ghosts"),
         ("3", "trusted"),

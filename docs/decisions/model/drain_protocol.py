@@ -1,6 +1,6 @@
 """Explicit-state check of the drain/forward/fencing protocol of docs/architecture.md (2 proxies, 2 controllers, ticks of 1 s).
 
-Finds a run in which the cloud stops the GPU under a request in flight, or none. Usage: drain_protocol.py DRAIN_TICKS [nolockrule] [noepoch] [stale] [intr [noask]] [lie [believed]] [block [owned]] [lost [unvouched] [olddrain]] [frozen [doubted]] [vanish [ghosts]] [trusted]
+Finds a run in which the cloud stops the GPU under a request in flight, or none. Usage: drain_protocol.py DRAIN_TICKS [nolockrule] [noepoch] [stale] [intr [noask]] [lie [believed]] [block [owned]] [lost [unvouched] [olddrain] [oldstop]] [frozen [doubted]] [vanish [ghosts]] [trusted]
 
 intr: the cloud takes the instance back: no way back to ready, only work keeps it from stopping, and a part of running work is
 forwarded in `draining` with an in-flight lease in the same breath (noask: without it, by the snapshot alone: a violation).
@@ -8,9 +8,10 @@ lie: an answer of the cloud leaves the running instance out; its agent reports, 
 and drops the leases of the work; what is then found running is stopped: a violation).
 block: a proxy's event loop stands still for as long as it likes; a thread renews its in-flight lease (owned: only the loop does: a
 violation).
-lost: the store is emptied under work, or a stale replica takes its place that shows a drain begun long ago; proxies renew what they
-hold, which counts once the instance is taken over. It is taken over into a drain, and a drain begins anew with what is known of it
-(unvouched: what is found running is stopped at once; olddrain: the drain counts from when it began: violations).
+lost: the store is emptied under work, or a stale replica takes its place that shows a drain or a stop begun long ago; proxies renew
+what they hold, which counts once the instance is taken over. It is taken over into a drain, and a drain begins anew with what is known
+of it (unvouched: what is found running is stopped at once; olddrain: the drain counts from when it began; oldstop: who leads finishes
+a stop that somebody else began: violations).
 frozen: the agent is silent and no request in flight is answered, so the node is given up (failed). Bytes may come again at any time;
 the stop waits until each request was ended by its own proxy (doubted: it waits for no request that was silent: a violation).
 vanish: an instance vanishes without a word; its requests stay open, but count for nothing on the next (ghosts: a proxy renews its
@@ -22,7 +23,7 @@ import sys
 from collections import deque
 D = int(sys.argv[1]); LOCKRULE = "nolockrule" not in sys.argv; STALE = "stale" in sys.argv; INTR = "intr" in sys.argv; ASK = "noask" not in sys.argv; EPOCH = "noepoch" not in sys.argv
 LIE = "lie" in sys.argv; BELIEVED = "believed" in sys.argv; BLOCK = "block" in sys.argv; OWNED = "owned" in sys.argv
-LOST = "lost" in sys.argv; UNVOUCHED = "unvouched" in sys.argv; OLDDRAIN = "olddrain" in sys.argv; TRUSTED = "trusted" in sys.argv
+LOST = "lost" in sys.argv; UNVOUCHED = "unvouched" in sys.argv; OLDDRAIN = "olddrain" in sys.argv; OLDSTOP = "oldstop" in sys.argv; TRUSTED = "trusted" in sys.argv
 FROZEN = "frozen" in sys.argv; DOUBTED = "doubted" in sys.argv; VANISH = "vanish" in sys.argv; GHOSTS = "ghosts" in sys.argv
 MOVING, SILENT, OUTLIVED = 1, 2, 3  # a request in flight
 PROXIES = (0,) if VANISH else (0, 1); CONTROLLERS = (0,) if FROZEN else (0, 1)  # or there are millions of states
@@ -68,6 +69,7 @@ def succ(s):
         again = tuple(0 if f and d < 0 else d for f, d in zip(fl, di))  # their next renewal
         yield "emptied", ("off", 0, None, 0, cl, 0, (0, 0), sn, fl, again, he, (None, None))
         yield "stale replica", ("draining", D if OLDDRAIN else 0, None, 0, cl, 0, (0, 0), sn, fl, again, he, (None, None))
+        yield "stale stop", ("stopping", 0, None, 0, cl, 0, (0, 0), sn, fl, again, he, (None, None))
     if VANISH and cl == "running" and ph == "ready" and any(fl):
         yield "vanish", (ph, td, own, ttl, "stopped", L, il, sn, tuple(f and SILENT for f in fl), di, he, pc)
     for c in CONTROLLERS:
@@ -92,7 +94,8 @@ def succ(s):
                 yield f"gone{c}", ("off", 0, own, ttl, cl, L, (0, 0), sn, tuple(f and OUTLIVED for f in fl), di, he, pc)
             if ph == "draining" and want and not INTR: yield f"undrain{c}", ("ready", 0, own, ttl, cl, L, il, sn, fl, di, he, pc)
             if ph == "draining" and not (work if INTR else want) and td >= D: yield f"stopping{c}", ("stopping", 0, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "stop"))
-            if ph == "stopping" and cl == "running": yield f"restop{c}", (ph, td, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "stop"))
+            if ph == "stopping" and cl == "running":
+                yield f"restop{c}", ("stopping" if OLDSTOP else "draining", 0, own, ttl, cl, L, il, sn, fl, di, he, rep(pc, c, "stop") if OLDSTOP else pc)
             if ph == "stopping" and cl == "stopped": yield f"off{c}", ("off", 0, own, ttl, cl, L, il, sn, fl, di, he, pc)
         if pc[c]:
             ok = own == c and ttl > 0 or not LOCKRULE

@@ -7,7 +7,7 @@ redis.call('ZADD', BLOCKS, expiry, name)
 redis.call('HSET', INFO, name, cjson.encode({reason = reason, actor = actor, since = NOW}))
 event('block', 'name', name, 'cause', reason, 'actor', actor, 'expiry', expiry)
 local now_phase = phase()
-if ARGV[7] == '1' and now_phase ~= 'off' and now_phase ~= 'stopping' then
+if ARGV[7] == '1' and now_phase ~= 'off' then
   redis.call('HSET', STATE, 'cut', actor)
 end
 changed('block')

@@ -13,7 +13,7 @@ end
 if only == '' then
   redis.call('HSET', STATE, 'released_at', num(NOW))
   local now_phase = phase()
-  if cut and now_phase ~= 'off' and now_phase ~= 'stopping' then
+  if cut and now_phase ~= 'off' then
     redis.call('HSET', STATE, 'cut', actor)
   end
   event('down', 'actor', actor, 'cause', reason, 'cut', ARGV[5], 'dropped', dropped)

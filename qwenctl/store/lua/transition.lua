@@ -21,9 +21,11 @@ redis.call('HSET', STATE, 'phase', to, 'since', num(NOW), 'cause', cause, 'actor
   'epoch', epoch, 'failure', failure)
 local called = redis.call('HGET', STATE, 'called_at')
 redis.call('HDEL', STATE, 'called_at', 'call_error', 'call_code', 'refused_since')
+if from == 'stopping' then redis.call('HDEL', STATE, 'cut') end
 
 -- What is or may be on can be stopped later only by the settings that it was started by.
-local bad = to == 'failed' and failure ~= '' and cjson.decode(failure).condemns and from ~= 'stopping'
+local bad = to == 'failed' and failure ~= '' and cjson.decode(failure).condemns
+  and (from ~= 'stopping' or cause == 'stop_unfinished')
 local over = to == 'failed' and not bad and not (from == 'starting' and called)
 if to == 'off' or over then
   redis.call('HDEL', STATE, 'started')
@@ -53,7 +55,6 @@ elseif to == 'ready' and from == 'loading' and not redis.call('HGET', STATE, 're
   end
 elseif to == 'stopping' then
   if redis.call('HGET', STATE, 'cut') then drop_work() end
-  redis.call('HDEL', STATE, 'cut')
 elseif to == 'off' then
   drop_work()
   redis.call('HDEL', STATE, 'cut', 'ready_at', 'start_note', 'found_at')

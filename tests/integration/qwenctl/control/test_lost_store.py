@@ -9,10 +9,11 @@ import pytest
 import redis
 
 from proxy.data.usage import INFLIGHT_TTL, RENEW
+from qwenctl.clouds.base import Accepted, Denied
 from qwenctl.control.controller import Controller
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.store.store import Store
-from tests.simulation.life import Life
+from tests.simulation.life import IDLE, Life
 from tests.simulation.puppets import GPU
 from tests.support.virtual_time import VirtualClock
 
@@ -163,6 +164,25 @@ class TestStale:
         life.pass_time(60)
         assert life.cloud.stops == []
 
+    @pytest.mark.parametrize("seconds", [0, 3, 30, 700])
+    def test_a_stop_of_an_earlier_boot(self, life: Lost, who: str, seconds: float) -> None:
+        life.cloud.halt = 10.0
+        self.begin(life, who)
+        life.store.release(GPU, actor="ada")
+        while life.phase() is not Phase.STOPPING:
+            life.pass_time(1)
+        restore = life.save()
+        life.pass_time(40)
+        assert life.phase() is Phase.OFF
+        life.cloud.stops.clear()
+        life.wake()
+        self.work(life)
+        life.pass_time(seconds)
+        restore()
+        life.pass_time(100)
+        assert life.cloud.stops == []
+        assert life.now.working
+
 
 def test_a_new_leader_gives_everybody_the_time_of_a_drain(life: Lost) -> None:
     life.wake()
@@ -184,3 +204,76 @@ def test_what_was_started_by_us_drains_no_longer_than_its_drain(life: Lost) -> N
     began = life.clock()
     life.pass_time(20)
     assert life.cloud.stops[0] - began <= 4.5
+
+
+class TestEmptiedDuringACall:
+    """The store loses everything while the cloud answers a call."""
+
+    def during(self, life: Lost, verb: str) -> None:
+        call = getattr(life.cloud, verb)
+
+        def losing() -> Accepted:
+            accepted = call()
+            life.flush()
+            life.connections += 1
+            return accepted
+
+        setattr(life.cloud, verb, losing)
+
+    def test_start(self, life: Lost) -> None:
+        """What was started is taken over, and not started twice."""
+        life.cloud.boot = 5.0
+        self.during(life, "start")
+        life.demand()
+        life.pass_time(3)
+        life.demand()  # a held request renews its demand
+        life.pass_time(60)
+        assert len(life.cloud.starts) == 1
+        assert life.phase() is Phase.READY
+
+    def test_start_that_nobody_wants_any_more(self, life: Lost) -> None:
+        life.cloud.boot = 5.0
+        self.during(life, "start")
+        life.demand()
+        life.pass_time(IDLE + 120)
+        assert (life.phase(), life.cloud.state) == (Phase.OFF, Observed.STOPPED)
+        assert len(life.cloud.starts) == 1
+
+    @pytest.mark.parametrize("halt", [0.0, 10.0])
+    def test_stop(self, life: Lost, halt: float) -> None:
+        life.cloud.halt = halt
+        life.wake()
+        life.pass_time(20)
+        self.during(life, "stop")
+        life.store.release(GPU, actor="ada")
+        life.pass_time(60)
+        assert (life.phase(), life.cloud.state) == (Phase.OFF, Observed.STOPPED)
+        assert len(life.cloud.stops) == 1
+
+
+def test_a_successor_finishes_a_stop_with_a_drain_of_its_own(life: Lost) -> None:
+    life.wake()
+    life.pass_time(20)
+    life.cloud.refuse_stop = lambda: Denied("no permission")
+    life.store.release(GPU, actor="ada")
+    life.pass_time(10)
+    assert life.phase() is Phase.STOPPING
+    life.cloud.refuse_stop = lambda: None
+    life.settings()
+    began = life.clock()
+    life.pass_time(60)
+    assert life.phase() is Phase.OFF
+    assert 4.0 <= life.cloud.stops[-1] - began <= 30.0
+
+
+def test_a_successor_cuts_at_once_what_was_to_be_cut(life: Lost) -> None:
+    life.wake()
+    life.in_flight = True
+    life.pass_time(20)
+    life.cloud.refuse_stop = lambda: Denied("no permission")
+    life.store.release(GPU, actor="ada", force_stop=True)
+    life.pass_time(5)
+    life.cloud.refuse_stop = lambda: None
+    life.settings()
+    life.pass_time(15)  # a call's grace
+    assert len(life.cloud.stops) == 1

@@ -331,11 +331,19 @@ class TestDown:
         demand(store, "late")
         assert move(store, lock, P.STOPPING, cause="down_now") is Outcome.OK
         assert leases(store) == {"request:late": 60}  # what came after is not lost
+        assert snap(store).state["cut"] == "ada"  # a successor need not drain
+        assert move(store, lock, P.OFF) is Outcome.OK
         assert "cut" not in snap(store).state
 
-    @pytest.mark.parametrize("phase", [P.OFF, P.STOPPING])
-    def test_nothing_to_cut(self, store: Store, lock: Lock, phase: Phase) -> None:
-        bring(store, lock, phase)
+    @pytest.mark.parametrize("to", [P.DRAINING, P.FAILED, P.OFF])
+    def test_a_cut_ends_with_its_stop(self, store: Store, lock: Lock, to: Phase) -> None:
+        bring(store, lock, P.STOPPING)
+        store.release(GPU, actor="ada", force_stop=True)
+        assert move(store, lock, to) is Outcome.OK
+        assert "cut" not in snap(store).state
+
+    def test_nothing_to_cut(self, store: Store, lock: Lock) -> None:
+        bring(store, lock, P.OFF)
         store.release(GPU, actor="ada", force_stop=True)
         assert "cut" not in snap(store).state
 

@@ -410,6 +410,31 @@ TABLE: list[tuple[str, View, Any]] = [
         seen(P.STOPPING, S.RUNNING, since=NOW - 17, observed_at=NOW - 17, called_at=NOW - 16),
         Observe(),
     ),
+    (
+        "stopping, begun by another leader or in an earlier store",
+        seen(P.STOPPING, S.RUNNING, known_since=NOW - 1),
+        Move(P.DRAINING, "stop_unfinished"),
+    ),
+    (
+        "stopping, called by another leader",
+        seen(P.STOPPING, S.RUNNING, since=NOW - 30, called_at=NOW - 3, known_since=NOW - 1),
+        Wait,
+    ),
+    (
+        "stopping, begun by another leader, not yet looked at by this one",
+        seen(P.STOPPING, S.RUNNING, known_since=NOW - 1, observed_at=NOW - 2),
+        Observe(),
+    ),
+    (
+        "stopping, begun by another leader, a bad one",
+        seen(P.STOPPING, S.RUNNING, known_since=NOW - 1, failure=BAD),
+        Move(P.FAILED, "stop_unfinished", failure=BAD),
+    ),
+    (
+        "stopping, begun by another leader, cut",
+        seen(P.STOPPING, S.RUNNING, known_since=NOW - 1, force_stop=True),
+        Call("stop"),
+    ),
     ("stopping, wait", seen(P.STOPPING, S.STOPPING), Wait),
     ("stopping, hangs in its start", seen(P.STOPPING, S.STARTING), Call("stop")),
     ("stopping, done", seen(P.STOPPING, S.STOPPED), Move(P.OFF, "stopped")),
