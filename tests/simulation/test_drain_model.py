@@ -14,7 +14,7 @@ MODELS = ROOT / "docs" / "decisions" / "model"
 
 def explored(*rules: str, model: str = "drain_protocol.py") -> str:
     done = subprocess.run(
-        [sys.executable, str(MODELS / model), *rules], capture_output=True, text=True, timeout=170
+        [sys.executable, str(MODELS / model), *rules], capture_output=True, text=True, timeout=550
     )
     return done.stdout + done.stderr
 
