@@ -20,6 +20,7 @@ def explored(*rules: str, model: str = "drain_protocol.py") -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "rules", [("3",), ("3", "intr"), ("3", "lie"), ("3", "lost"), ("3", "frozen"), ("3", "vanish")]
 )
@@ -28,6 +29,7 @@ def test_no_run_cuts_a_request(rules: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "rules",
     [
