@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import socket
@@ -11,11 +10,12 @@ import sys
 
 import uvicorn
 
-from qwenctl.cli import missing
-from qwenctl.config.deployment import Config, no_address
+from qwenctl.config.deployment import Config
+from qwenctl.config.listen import BACKLOG, listening_socket
 from qwenctl.config.loading import load_config
 from qwenctl.errors import ConfigError, ExitCode, UserError
 from qwenctl.lib.descriptors import raise_limit
+from qwenctl.lib.extras import missing
 from qwenctl.lib.text import plain
 from qwenctl.store.store import open_store
 
@@ -28,9 +28,6 @@ from .http.shutdown import Server
 from .http.websocket_server import MAX_MESSAGE, WebSocket
 
 log = logging.getLogger("qwenctl.proxy")
-
-BACKLOG = 4096
-"""How many connections may wait to be accepted."""
 
 FEW = 1000
 """Fewer connections than this are worth a warning."""
@@ -133,22 +130,8 @@ def bind(config: Config) -> socket.socket:
         ConfigError: not an address, in use, not ours, or open to the world without access control.
     """
     host, port = config.check_listen()
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        connection = socket.socket(family, socket.SOCK_STREAM)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe_peer(connection)
-        connection.bind(address)
-        connection.listen(BACKLOG)  # a second socket can bind to the port, but not listen
-    except (socket.gaierror, UnicodeError):
-        raise ConfigError(f"cannot listen on {config.proxy.listen}: {no_address(host)}") from None
-    except OSError as error:
-        hint = {
-            errno.EADDRINUSE: "the port is in use; choose another one in proxy.listen or --listen",
-            errno.EADDRNOTAVAIL: "this machine has no such address",
-            errno.EACCES: "ports below 1024 need root; choose another one or put a web server before it",
-        }.get(error.errno or 0, error.strerror or str(error))
-        raise ConfigError(f"cannot listen on {config.proxy.listen}: {hint}") from None
+    connection = listening_socket(host, port)
+    probe_peer(connection)  # whom it accepts has these options, too
     return connection
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from qwenctl.lib.extras import how_to_install
 from qwenctl.protocol.messages import MAX_GPUS, MOST, GpuFigures
 
 FRESH = 1.0
@@ -226,7 +227,7 @@ def _begin() -> Any:
         import pynvml
     except ImportError:
         raise _Unusable(
-            "GPU figures need the Python package nvidia-ml-py: pip install 'qwenctl[node]'"
+            f"GPU figures need the Python package nvidia-ml-py: {how_to_install('node')}"
         ) from None
     try:
         pynvml.nvmlInit()

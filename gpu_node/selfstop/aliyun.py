@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 
 from gpu_node.machine.metadata import Metadata, NoMetadata
+from qwenctl.lib.extras import how_to_install
 
 TIMEOUT = 10.0
 """Seconds for each single request."""
@@ -62,7 +63,7 @@ def stop_this_instance(metadata: str, endpoint: str | None, protocol: str) -> No
         from aliyunsdkcore.http import http_response
         from aliyunsdkecs.request.v20140526.StopInstanceRequest import StopInstanceRequest
     except ModuleNotFoundError as error:
-        raise StopFailed(f"{error.name} is not installed: pip install 'qwenctl[aliyun]'") from None
+        raise StopFailed(f"{error.name} is not installed: {how_to_install('aliyun')}") from None
     # The SDK logs the signed address and what the API says of it.
     logging.getLogger("aliyunsdkcore").setLevel(logging.CRITICAL + 1)
     http_response.logger.disabled = True

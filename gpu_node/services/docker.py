@@ -36,6 +36,7 @@ from gpu_node.services.image_pull import API_TIMEOUT, Leaving, pull_image
 from gpu_node.services.log_lines import LineSink, secrets_of
 from gpu_node.services.runtime import Output, StartFailed, base_url_of, service_environment
 from gpu_node.settings import NodeSettings
+from qwenctl.lib.extras import how_to_install
 from qwenctl.lib.text import size
 from qwenctl.protocol.messages import Progress, Service
 
@@ -105,7 +106,7 @@ class DockerRuntime:
         try:
             import docker  # noqa: F401
         except ModuleNotFoundError:
-            text = "it needs the Docker SDK: pip install 'qwenctl[node]'"
+            text = f"it needs the Docker SDK: {how_to_install('node')}"
             raise StartFailed(text, final=True) from None
         name = self.ownership.name(service.name)
         return ServiceContainer(self, name, service, service_environment(service), output)

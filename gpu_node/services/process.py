@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -18,6 +16,7 @@ import psutil
 from gpu_node.services.log_lines import LineSink, secrets_of
 from gpu_node.services.orphans import MARK, OrphanKiller
 from gpu_node.services.runtime import Output, StartFailed, service_environment
+from qwenctl.lib.programs import listens, why_not_run
 from qwenctl.protocol.messages import Service
 
 
@@ -54,15 +53,9 @@ class ProcessRuntime:
         """
         given = service_environment(service)
         env = {**self._env, **given}
-        cwd = service.cwd or None
-        program = service.command[0] if service.command else ""
-        if cwd is not None and not Path(cwd).is_dir():
-            raise StartFailed(f"no directory {cwd}", final=True)
-        if shutil.which(program, path=env.get("PATH")) is None and not (
-            cwd is not None and shutil.which(str(Path(cwd) / program))
-        ):
-            raise StartFailed(f"no program {program!r} that can be run", final=True)
-        if _listens(service.port):
+        if problem := why_not_run(service.command, service.cwd, env.get("PATH")):
+            raise StartFailed(problem, final=True)
+        if listens(service.port):
             # That would answer the probes in the service's place.
             raise StartFailed(f"port {service.port} is in use by another program")
         try:
@@ -72,12 +65,12 @@ class ProcessRuntime:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
-                cwd=cwd,
+                cwd=service.cwd or None,
                 env=env,
                 start_new_session=True,
             )
         except OSError as error:
-            raise StartFailed(f"cannot run {program}: {error.strerror}") from None
+            raise StartFailed(f"cannot run {service.command[0]}: {error.strerror}") from None
         self._orphans.add(process.pid)
         sink = LineSink(self._log_dir / f"{service.name}.log", output, secrets_of(service, given))
         return ServiceProcess(process, self._orphans, sink, service.port)
@@ -155,15 +148,6 @@ class ServiceProcess:
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
-
-
-def _listens(port: int) -> bool:
-    """Whether a program on this machine takes connections on the port."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def _any_alive(group: int) -> bool:

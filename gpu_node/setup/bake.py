@@ -34,6 +34,7 @@ from gpu_node.settings import OF_THIS_BOOT, NodeSettings
 from gpu_node.setup.doctor import unit_state
 from gpu_node.setup.systemd_units import AGENT, TIMER
 from qwenctl.errors import UserError
+from qwenctl.lib.extras import how_to_install
 from qwenctl.lib.findings import Finding, Level, fail, ok, warn
 from qwenctl.lib.redaction import redacted
 from qwenctl.protocol.messages import Container, Service, Spec
@@ -117,7 +118,7 @@ def _docker(settings: NodeSettings) -> Iterator[Any]:
     try:
         client = DockerRuntime.of(settings).client()
     except ModuleNotFoundError:
-        raise UserError("the Docker SDK is missing: pip install 'qwenctl[node]'") from None
+        raise UserError(f"the Docker SDK is missing: {how_to_install('node')}") from None
     except Exception as error:  # docker, requests and OSError have no common ancestor
         raise UserError(f"Docker does not answer: {redacted(str(error))}") from None
     try:

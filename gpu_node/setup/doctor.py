@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -26,6 +25,7 @@ from gpu_node.services.docker import DockerRuntime
 from gpu_node.settings import STATE_FILES, NodeSettings
 from gpu_node.setup.systemd_units import AGENT, DROP_IN, TIMER
 from qwenctl.errors import ConfigError
+from qwenctl.lib.docker_engine import GPU_ADVICE, knows_gpus
 from qwenctl.lib.findings import Finding, fail, ok, warn
 from qwenctl.lib.private_file import user_name
 from qwenctl.protocol.messages import REPORT_PATH, Report, Spec
@@ -172,26 +172,17 @@ def _docker(node: _Node) -> Iterator[Finding]:
         found = f"the user {node.user} is not in the group docker"
         yield (fail if containers else warn)(name, found, "run `qwenctl-node install` again")
     wants_gpu = any(s.container and s.container.gpus for s in containers)
-    if wants_gpu and not _knows_gpus(info):
+    if wants_gpu and not knows_gpus(info):
         yield fail(
             "NVIDIA runtime",
             "Docker knows none, and a service wants GPUs",
-            "install nvidia-container-toolkit, then: nvidia-ctk runtime configure --runtime=docker "
-            "&& systemctl restart docker",
+            GPU_ADVICE,
         )
     elif wants_gpu:
         yield ok("NVIDIA runtime", "Docker has it")
     root = str(info.get("DockerRootDir", ""))
     if Path(root).is_dir():
         yield _free_space(root, "disk of Docker")
-
-
-def _knows_gpus(info: dict[str, Any]) -> bool:
-    """Whether there is nvidia-container-toolkit's runtime, or a device file (CDI) of it."""
-    devices = info.get("DiscoveredDevices") or ()
-    return "nvidia" in (info.get("Runtimes") or {}) or any(
-        str(device.get("ID", "")).startswith("nvidia.com/gpu") for device in devices
-    )
 
 
 def _gpus(_: _Node) -> Iterator[Finding]:

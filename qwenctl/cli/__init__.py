@@ -17,28 +17,6 @@ from typing import Any, cast
 from qwenctl.errors import ExitCode, UserError
 from qwenctl.lib.text import escape_control, plain
 
-EXTRAS = {
-    "a2wsgi": "proxy",
-    "aiohttp": "proxy",
-    "argon2": "proxy",
-    "cronsim": "proxy",
-    "flask": "proxy",
-    "httptools": "proxy",
-    "prometheus_client": "proxy",
-    "redis": "proxy",
-    "uvicorn": "proxy",
-    "uvloop": "proxy",
-    "websockets": "proxy",
-    "boto3": "aws",
-    "botocore": "aws",
-    "alibabacloud_credentials": "aliyun",
-    "aliyunsdkcore": "aliyun",
-    "aliyunsdkecs": "aliyun",
-    "gradio": "demo",
-    "PIL": "demo",
-}
-"""Module → the extra that installs it, for the error message."""
-
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (`qwenctl.errors.ExitCode`)."""
@@ -70,16 +48,13 @@ def _main(args: Sequence[str] | None) -> int:
         return ExitCode.INTERRUPTED
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
+        from qwenctl.lib.extras import EXTRAS, missing
+
         if module not in EXTRAS or os.environ.get("QWENCTL_DEBUG"):
             return _unexpected(error)
         return _error(missing(module), ExitCode.ERROR)
     except Exception as error:
         return _unexpected(error)
-
-
-def missing(module: str) -> str:
-    """Return the error message for a package that is not installed."""
-    return f"this needs the package {module}: pip install 'qwenctl[{EXTRAS[module]}]'"
 
 
 def _run(args: Sequence[str] | None) -> int:

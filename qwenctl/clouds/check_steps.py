@@ -12,6 +12,7 @@ import requests
 
 from qwenctl.clouds.base import Context
 from qwenctl.errors import ConfigError
+from qwenctl.lib.extras import how_to_install
 from qwenctl.lib.findings import Finding, Stop, fail, ok, warn
 from qwenctl.lib.http_probe import PATIENCE, brief_reason
 
@@ -30,12 +31,21 @@ def explain_settings(cloud: str) -> Iterator[None]:
         raise Stop(fail("provider", str(error), fix)) from None
     except ModuleNotFoundError as error:
         found = f"the package {error.name} is not installed"
-        raise Stop(fail("provider", found, f"Run `pip install 'qwenctl[{cloud}]'`.")) from None
+        raise Stop(fail("provider", found, f"Run `{how_to_install(cloud)}`.")) from None
 
 
 def ok_configured_address(context: Context) -> Finding:
     """Return the finding of an address that the configuration sets."""
     return ok("address", f"{context.address} (gpu.{context.gpu}.address)")
+
+
+def unproved(verb: str, host: str) -> Finding:
+    """Return the finding of a right that a stand-in for a cloud grants without a check."""
+    return warn(
+        f"may {verb}",
+        f"not known: {host} allows every dry run, also of an instance that does not exist",
+        "It only stands in for the cloud: run this with the cloud's own endpoint to check the rights.",
+    )
 
 
 CLOCK_WARN, CLOCK_FAIL = 60.0, 240.0

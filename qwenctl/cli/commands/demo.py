@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from qwenctl.cli import missing
 from qwenctl.errors import UserError
 
 
@@ -35,6 +34,8 @@ def demo(
     """
     for module in ("gradio", "PIL", "redis", "uvicorn", "aiohttp", "flask"):
         if find_spec(module) is None:
+            from qwenctl.lib.extras import missing
+
             raise UserError(missing(module))
     from qwenctl.cli.demo import command as body
 

@@ -31,6 +31,7 @@ from qwenctl.core.leases import maintenance
 from qwenctl.core.phase import Observed, Phase
 from qwenctl.core.wakes import wakes
 from qwenctl.errors import ConfigError, ExitCode, UserError
+from qwenctl.lib.extras import how_to_install
 from qwenctl.lib.private_file import open_private, private_directory
 from qwenctl.store.embedded import socket_path
 from qwenctl.store.store import Store
@@ -109,7 +110,7 @@ class _Demo:
     def _configure(self) -> Config:
         webui = sample_webui()
         if webui is None:
-            raise UserError("the sample WebUI is not installed: pip install 'qwenctl[demo]'")
+            raise UserError(f"the sample WebUI is not installed: {how_to_install('demo')}")
         webui_port = _free_port()
         command = [sys.executable, str(webui), "--host", "127.0.0.1", "--port", str(webui_port)]
         data = {

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import typer
 
+from qwenctl.admin.validation import settings_checks
 from qwenctl.cli.common import context
 from qwenctl.cli.common.context import load, print_json
-from qwenctl.config.authenticators import make_authenticator
 from qwenctl.config.deployment import Config
 from qwenctl.config.docs import schema as described
 from qwenctl.config.loading import config_path
@@ -19,7 +17,6 @@ from qwenctl.config.providers import make_provider
 from qwenctl.config.read_schedules import schedules
 from qwenctl.config.toml import to_toml
 from qwenctl.errors import ConfigError, StoreUnavailable
-from qwenctl.lib.private_file import read_secret
 from qwenctl.lib.redaction import masked
 
 STORE_SECONDS = 2.0
@@ -110,18 +107,11 @@ def _check(config: Config) -> None:
 
     if not config.gpu and not config.source:
         raise ConfigError(_NO_FILE)
-    checks: list[Callable[[], object]] = [config.check_listen, partial(check_password, config)]
+    checks = [check for _, check in settings_checks(config)]
     if not config.gpu:
         from qwenctl.control.left_on import check_any
 
         checks.append(partial(check_any, config))
-    if config.redis_password_file:
-        password = Path(config.redis_password_file).expanduser()
-        checks.append(lambda: read_secret(password, "redis_password_file"))
-    if config.node_secret_file or config.node_secret.get_secret_value():
-        checks.append(config.usable_node_secret)
-    for name, table in config.access.authenticators.items():
-        checks.append(partial(make_authenticator, name, table))
     for name, gpu in config.gpu.items():
         if not gpu.settings.on_this_machine:  # its provider would write the node secret
             checks.append(partial(make_provider, name, gpu, config))
@@ -135,28 +125,6 @@ def _check(config: Config) -> None:
             mistakes.append(str(error))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-
-
-def check_password(config: Config) -> None:
-    """Check that ``access.password_hash``, if set, is a hash of a password.
-
-    Raises:
-        ConfigError: it is no whole argon2id hash, or that of the empty password.
-    """
-
-    if not config.access.password_hash:
-        return
-    from argon2 import PasswordHasher
-    from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
-
-    try:
-        PasswordHasher().verify(config.access.password_hash, "")
-        mistake = "the hash of the empty password, so everybody could sign in"
-    except VerifyMismatchError:
-        return  # a valid hash, and not that of the empty password
-    except (Argon2Error, InvalidHashError):
-        mistake = "not a whole argon2id hash, so nobody could sign in"
-    raise ConfigError(f"access.password_hash: {mistake}; `qwenctl access hash-password` makes one")
 
 
 _NO_FILE = (

@@ -7,10 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from qwenctl.cli import EXTRAS, missing
+from qwenctl.admin.validation import check_password
 from qwenctl.cli.common.context import load
-from qwenctl.cli.setup.config import check_password
 from qwenctl.errors import UserError
+from qwenctl.lib.extras import how_to_install, lacking
 
 
 def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
@@ -23,9 +23,8 @@ def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
     Raises:
         UserError: it is not installed, or one of its packages is not.
     """
-    for module, extra in EXTRAS.items():
-        if extra == "proxy" and importlib.util.find_spec(module) is None:
-            raise UserError(missing(module))
+    if lack := lacking("proxy"):
+        raise UserError(lack)
     env = dict(os.environ)
     command = [sys.executable]
     if importlib.util.find_spec("qwenctl_proxy") is not None:
@@ -33,9 +32,7 @@ def proxy_command(config_path: str) -> tuple[list[str], dict[str, str]]:
     else:
         checkout = Path(__file__).resolve().parents[3]
         if not (checkout / "proxy" / "__main__.py").is_file():
-            raise UserError(
-                "the proxy is not installed: pip install 'qwenctl[proxy]', or run from a checkout"
-            )
+            raise UserError(f"the proxy is not installed: {how_to_install('proxy')}")
         before = env.get("PYTHONPATH")
         env["PYTHONPATH"] = str(checkout) + (os.pathsep + before if before else "")
         if sys.version_info >= (3, 11):

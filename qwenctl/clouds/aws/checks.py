@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 from qwenctl.clouds.aws.api import Account, Verb, observation
 from qwenctl.clouds.aws.provider import make
 from qwenctl.clouds.aws.settings import AwsConfig
 from qwenctl.clouds.base import Context, Observation, ProviderError
-from qwenctl.clouds.check_steps import clock_with_cloud, explain_settings, ok_configured_address
+from qwenctl.clouds.check_steps import (
+    clock_with_cloud,
+    explain_settings,
+    ok_configured_address,
+    unproved,
+)
 from qwenctl.core.phase import Observed
 from qwenctl.lib.findings import Check, Finding, Stop, fail, ok, refusal, warn
+
+_OWN_HOSTS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
+
+_NO_INSTANCE = "i-00000000000000000"
 
 POLICY = "Attach what `qwenctl permissions aws` prints to the IAM user or role that the proxy uses."
 
@@ -92,7 +103,26 @@ class _Checks:
         except ProviderError as error:
             yield _refused(f"may {verb}", error)
             return
-        yield ok(f"may {verb}", f"ec2:{verb.capitalize()}Instances is allowed")
+        if self._allows_all:
+            yield unproved(verb, self._host)
+        else:
+            yield ok(f"may {verb}", f"ec2:{verb.capitalize()}Instances is allowed")
+
+    @property
+    def _host(self) -> str:
+        url = self._account.call("", lambda client: str(client.meta.endpoint_url))
+        return urlsplit(url).netloc
+
+    @cached_property
+    def _allows_all(self) -> bool:
+        """Whether it is another program than EC2 and allows every dry run, as moto does."""
+        if self._host.partition(":")[0].endswith(_OWN_HOSTS):
+            return False
+        try:
+            self._account.dry_run("start", _NO_INSTANCE)
+        except ProviderError:
+            return False
+        return True
 
     def shutdown(self) -> Iterable[Finding]:
         """Check that a node that powers itself off is stopped and not terminated."""

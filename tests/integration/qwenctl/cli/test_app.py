@@ -13,6 +13,7 @@ import pytest
 
 from qwenctl import __version__
 from qwenctl.errors import ExitCode
+from qwenctl.lib.extras import how_to_install
 from tests.integration.qwenctl.cli.program import Run, environment, fails
 from tests.support.program import PROGRAM
 
@@ -106,7 +107,7 @@ def test_a_missing_extra_is_named() -> None:
     )
     env = os.environ | {"QWENCTL_GPU__MAIN__PRICE_PER_HOUR": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    fails(done, ExitCode.ERROR, "redis", "pip install 'qwenctl[proxy]'")
+    fails(done, ExitCode.ERROR, "redis", how_to_install("proxy"))
 
 
 def test_a_mistake_of_ours_is_one_sentence_and_a_traceback_on_demand() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qwenctl.errors import ExitCode
+from qwenctl.lib.extras import how_to_install
 from tests.integration.qwenctl.cli.program import Run, environment, fails
 from tests.support.net import free_port
 from tests.support.program import PROGRAM
@@ -63,7 +64,7 @@ def test_serve_names_a_missing_extra(
         'instance_id = "i-0123456789abcdef0"\n'
     )
     done = run("serve", PYTHONPATH=str(tmp_path / "none"))
-    fails(done, ExitCode.ERROR, f"needs the package {module}", f"pip install 'qwenctl[{extra}]'")
+    fails(done, ExitCode.ERROR, f"needs the package {module}", how_to_install(extra))
 
 
 def test_hash_password_from_standard_input(run: Run) -> None:

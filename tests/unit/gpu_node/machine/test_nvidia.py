@@ -14,6 +14,7 @@ import pytest
 from gpu_node.machine import nvidia
 from gpu_node.machine.nvidia import GpuWatch, Nvml, Reading
 from gpu_node.machine.resources import read_resources
+from qwenctl.lib.extras import how_to_install
 from qwenctl.protocol.messages import MAX_GPUS, MAX_MESSAGE_BYTES, GpuFigures, Report, Resources
 from tests.support.nvml_library import A10, A100_MIG, H100, NvmlLibrary
 from tests.support.waiting import until
@@ -131,7 +132,7 @@ def test_no_python_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     gpus, note = Nvml().read()
     assert gpus == ()
-    assert "pip install 'qwenctl[node]'" in note
+    assert how_to_install("node") in note
 
 
 def test_a_driver_without_a_gpu(install: Any) -> None:
