@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -186,6 +187,31 @@ class Config(Table):
     def url(self) -> str:
         """URL at which people and nodes reach the proxy, without a slash at the end."""
         return (self.proxy.public_url or f"http://{self.proxy.listen}").rstrip("/")
+
+    def url_of(self, name: str) -> str:
+        """URL at which visitors find a GPU: with the host name that its settings give it."""
+        gpu, parts = self.gpu.get(name), urlsplit(self.url)
+        host = (parts.hostname or "").lower()
+        if gpu is not None and gpu.hosts:
+            if host in (own.lower() for own in gpu.hosts):
+                return self.url
+            host = gpu.hosts[0]
+        elif host not in ("0.0.0.0", "::"):
+            return self.url
+        else:  # all addresses of this machine: no address to go to
+            host = {"::": "::1"}.get(host, "127.0.0.1")
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path}"
+
+    def way_to(self, name: str) -> str:
+        """Return what visitors of `url_of` have to do to reach the GPU; empty: nothing."""
+        if name in self.unvisited:
+            return "visitors are sent to another GPU there: give it hosts or a tier"
+        gpu = self.gpu.get(name)
+        host = (urlsplit(self.url_of(name)).hostname or "").lower()
+        if gpu is None or not gpu.tier or self.gpus_at(host)[:1] == (name,):
+            return ""
+        return f"choose {gpu.tier} at /_qwenctl/tier"
 
     @property
     def node_urls(self) -> tuple[str, ...]:

@@ -57,6 +57,13 @@ def request(client: str) -> str:
     return f"{REQUEST}:{client}"
 
 
+def visitor(rest: str) -> str:
+    """Return the visitor's name in the rest of a lease `REQUEST`."""
+    client = rest.partition("#")[0]
+    kind, found, name = client.partition(":")
+    return name if found and kind in ("key", "member", "browser") else client
+
+
 def inflight(proxy: str) -> str:
     """Return the name of a proxy's lease for all its active requests."""
     return f"{INFLIGHT}:{proxy}"

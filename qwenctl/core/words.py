@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from qwenctl.lib.text import escape_control, one_line
 
 if TYPE_CHECKING:
     from qwenctl.core.snapshot import Lease, Snapshot
+
+_PROCESS = re.compile(r".+:[0-9]+:[0-9a-f]{6}")
+"""The name of a proxy's process (`qwenctl.control.controller.owner_name`), which is no visitor."""
 
 NOT_ASKED = "not known: the cloud has not been asked yet"
 """State of a GPU that nobody has looked at: its phase is ``off``, but it may run."""
@@ -66,6 +70,8 @@ def name_words(name: str, actor: str = "", reason: str = "") -> str:
     kind, rest = leases.parse(name)
     who = actor or rest
     if kind == leases.REQUEST:
+        if not actor or _PROCESS.fullmatch(actor):  # so did earlier proxies
+            who = leases.visitor(rest)
         return _because(f"a visitor ({who})", "" if reason == leases.REQUEST else reason)
     if kind == leases.INFLIGHT:
         return f"requests in flight through {rest}"

@@ -70,8 +70,12 @@ def _read(config: Config, store: Store, names: list[str], removed: set[str]) -> 
     gpus = {
         name: {
             **full_status(
-                store.snapshot(name), store.events(name, HISTORY), config.gpu[name], url=config.url
+                store.snapshot(name),
+                store.events(name, HISTORY),
+                config.gpu[name],
+                url=config.url_of(name),
             ),
+            "way": config.way_to(name),
             "removed": name in removed,
         }
         for name in names
@@ -160,8 +164,9 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
     if state.get("removed"):
         yield row("removed", f"{REMOVED}; {_who_stops(state['gpu'])}", "red")
     if Phase(state["phase"]).serves:
+        way = f"  ({state['way']})" if state["way"] else ""
         alone = f"{state['node_url']} (the node's own address: no proxy runs)"
-        yield row("open", state["url"] if state["leader"] else alone)
+        yield row("open", state["url"] + way if state["leader"] else alone)
     for block in state["blocks"]:
         left = block["seconds_left"]
         until = "until unblocked" if left is None else f"for another {time_left(left)}"

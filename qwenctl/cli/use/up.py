@@ -252,7 +252,7 @@ class _Wake:
         snapshot = self.progress.refresh()
         ready = snapshot.phase is Phase.READY
         alone = self.progress.alone
-        url = node_url(snapshot, target.gpu) if alone else target.config.url
+        url = node_url(snapshot, target.gpu) if alone else target.config.url_of(target.name)
         if json:
             status = full_status(
                 snapshot, target.store.events(target.name, HISTORY), target.gpu, url=url
@@ -273,7 +273,8 @@ class _Wake:
             return
         stays = f"stays on for at least {duration(self.ttl)}"
         if ready:
-            own = "the node's own address; " if alone else ""
+            way = target.config.way_to(target.name)
+            own = "the node's own address; " if alone else f"{way}; " if way else ""
             print(f"{target.name} is ready: {url}  ({own}{stays})")
         else:
             print(f"{target.name} is on its way ({snapshot.phase.value}); it {stays}")

@@ -31,7 +31,7 @@ for i = 8, #ARGV, 3 do
   local held = tonumber(redis.call('ZSCORE', LEASES, place(ARGV[i])) or 0) > NOW
   local asked = NOW - tonumber(ARGV[i + 2])
   if asked > released and asked >= began and (held or not leaves) then
-    grant(ARGV[i], tonumber(ARGV[i + 1]), 'request', actor, false)
+    grant(ARGV[i], tonumber(ARGV[i + 1]), 'request', '', false) -- its name says whose it is
   end
 end
 return now_phase

@@ -10,6 +10,7 @@ import redis
 from qwenctl.core.failures import Failure
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Lock, Outcome, Touch
+from qwenctl.core.words import lease_words
 from qwenctl.store.store import Store
 from tests.integration.qwenctl.store.store_calls import (
     GPU,
@@ -169,6 +170,8 @@ class TestTouch:
         touch = Touch("request:ada", 60, 1.0)
         assert store.touch(GPU, "inflight:p0", 30, [touch], actor="p0") is P.READY
         assert leases(store) == {"inflight:p0": 30, "request:ada": 60}
+        words = {lease.kind: lease_words(lease) for lease in snap(store).leases}
+        assert words["request"] == "a visitor (ada)"  # not the proxy that writes it
         assert snap(store).working
         store.touch(GPU, "inflight:p0", 0, [], actor="p0")
         assert leases(store) == {"request:ada": 60}
