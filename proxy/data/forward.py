@@ -167,6 +167,24 @@ class Forwarder:
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError):
             return False
 
+    async def fetch(self, base: str, path: str, seconds: float, limit: int) -> bytes:
+        """Return what the node at ``base`` answers to a GET; empty unless it is 200 and short."""
+        try:
+            async with self.websockets.get(
+                URL(base + path),
+                headers={"Connection": "close"},
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=seconds),
+            ) as answer:
+                body = b""
+                async for piece in answer.content.iter_any():
+                    body += piece
+                    if len(body) > limit:
+                        return b""
+                return body if answer.status == 200 else b""
+        except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError):
+            return b""
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)

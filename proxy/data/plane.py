@@ -33,6 +33,7 @@ from .link import Link
 from .links import Links
 from .listening import Listener, ask_plainly, listener_of
 from .model_finder import Models, TooMuchAhead
+from .model_list import FETCH_SECONDS, MAX_BYTES, PATH, ModelLists, asked_model
 from .request_buffer import ReadAheadBudget, RequestBuffer
 from .response_observer import FirstByte, ObservedSend, ObserverFactory
 from .routing import gpu_of
@@ -84,6 +85,7 @@ class DataPlane:
         self._cors = Cors(config.proxy.cors_origins)
         budget = ReadAheadBudget()
         self._models = Models(config, budget)
+        self._model_lists = ModelLists(config, services.store)
         self._waiting = HeldRequests(
             config, services.admit, services.snapshots, services.metrics, budget
         )
@@ -101,6 +103,7 @@ class DataPlane:
         return self._links.end_quiet(seconds)
 
     async def stop(self) -> None:
+        await self._model_lists.stop()
         self._threads.shutdown(wait=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,7 +165,7 @@ class DataPlane:
 
     async def _choose(self, exchange: Exchange, names: Sequence[str]) -> None:
         """Make it an exchange with the one of these GPUs that it is for."""
-        model = ""
+        model = asked_model(exchange.request) or ""
         if self._models.matters(names, exchange.request):
             model, exchange.receive = await self._models.read(exchange.request, exchange.receive)
         exchange.name = gpu_of(self._config, exchange.request, model)
@@ -190,6 +193,8 @@ class DataPlane:
             case Action.PAGE:
                 await exchange.waiting_page()
             case Action.UNREADY:
+                if await self._model_lists.answer(exchange):
+                    return True
                 if exchange.view.lost:
                     raise StoreUnavailable(exchange.view.lost)
                 await exchange.unready(decision.why, wakes=False)
@@ -270,16 +275,19 @@ class DataPlane:
     async def _answer(self, exchange: Exchange, base: str, link: Link) -> None:
         """Forward an HTTP request; observers see its answer pass."""
         began = time.monotonic()
+        plain = await self._model_lists.send_for(exchange)
         made = [factory(exchange) for factory in self._response_observers]
         if listener := self._listener(exchange):
             ask_plainly(exchange)
             made.append(listener)
         if observers := [observer for observer in made if observer is not None]:
-            with ObservedSend(exchange.send, observers) as send:
+            with ObservedSend(plain, observers) as send:
                 status = await self._forward(base, exchange.request, exchange.receive, send, link)
         else:
-            status = await self._forward(
-                base, exchange.request, exchange.receive, exchange.send, link
+            status = await self._forward(base, exchange.request, exchange.receive, plain, link)
+        if status < 400:
+            self._model_lists.ask_node(
+                exchange, lambda: self._forward.fetch(base, PATH, FETCH_SECONDS, MAX_BYTES)
             )
         self._observer.forwarded(exchange.name, status, time.monotonic() - began)
 

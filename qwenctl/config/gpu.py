@@ -86,7 +86,7 @@ class GpuConfig(Table):
     and the first GPU of the file is for those who do not. See docs/tiers.md."""
     models: tuple[str, ...] = ()
     """API models that this one of the GPUs of the same hosts serves: names, or patterns such as
-    ``Qwen/Qwen3-VL-8B-*``."""
+    ``Qwen/Qwen3-VL-8B-*``. ``GET /v1/models`` lists the names while it sleeps, also of a single GPU."""
     idle_timeout: Duration = Field(600.0, ge=1.0)
     """How long after the last activity the GPU stays on."""
     boot_estimate: Duration = 90.0
@@ -152,6 +152,17 @@ class GpuConfig(Table):
         usual = {"load"} if spec.load == Spec.model_fields["load"].default else None
         digest = hashlib.sha256(spec.model_dump_json(exclude=usual).encode()).hexdigest()[:16]
         return spec.model_copy(update={"version": digest})
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names of API models that the settings tell: those of `models`, and vLLM's own."""
+        named = [name for name in self.models if not set(name) & set("*?[")]
+        if self.workload == "vllm-openai":
+            command = self.service[0].command
+            renamed = any(part.startswith("--served-model-name") for part in command)
+            if command and command[0] == self.model and not renamed:
+                named.append(self.model)
+        return tuple(dict.fromkeys(named))
 
     @property
     def port(self) -> int:

@@ -169,6 +169,16 @@ class Store:
             self._redis.set(key, proposal, nx=True)
             return str(self._redis.get(key))
 
+    def remember_models(self, gpu: str, text: str) -> None:
+        """Remember the models that a node has listed; see `proxy.data.model_list`."""
+        with self._explained():
+            self._redis.set(self._key(gpu, "models"), text)
+
+    def models(self, gpu: str) -> str:
+        """Return what `remember_models` was given last, or an empty text."""
+        with self._explained():
+            return str(self._redis.get(self._key(gpu, "models")) or "")
+
     def close(self) -> None:
         self._redis.close()
 

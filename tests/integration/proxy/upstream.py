@@ -99,6 +99,20 @@ async def every_site(request: web.BaseRequest) -> web.StreamResponse:
     return web.Response(headers=headers)
 
 
+async def models(request: web.BaseRequest) -> web.StreamResponse:
+    """The models that are named on the command line, as vLLM lists them."""
+    data = [
+        {"id": name, "object": "model", "created": 7, "owned_by": "vllm", "permission": [{}]}
+        for name in sys.argv[2:]
+    ]
+    content = {"object": "list", "data": data}
+    if "gzip" not in request.headers.get("Accept-Encoding", ""):
+        return web.json_response(content)
+    body = gzip.compress(json.dumps(content).encode())
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    return web.Response(body=body, headers=headers)
+
+
 async def cookies(request: web.BaseRequest) -> web.StreamResponse:
     answer = web.Response(text="cookies")
     for value in ("a=1; Path=/", "b=2; HttpOnly", "a=3; Path=/x"):
@@ -260,6 +274,7 @@ PAGES: dict[str, Page] = {
     "/endless": endless,
     "/stop-listening": stop_listening,
     "/v1/every-site": every_site,
+    "/v1/models": models,
     "/ws": websocket,
     "/ws-refused": refuse_websocket,
 }
