@@ -13,11 +13,13 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .authority import host_problem
 from .capacity import RETRY_AFTER, Capacity, Refusal
 from .cut import cuttable
+from .half_closed import watch
+from .http10 import Http10
 from .pace import AHEAD, Pace, Reader, drop
 from .problem import PROBLEM_TYPE, problem_body
 from .websocket_server import WebSocket
@@ -76,6 +78,7 @@ class Protocol(HttpToolsProtocol):
     """Bytes of the present request beside its body, as far as they are parsed."""
     _refused: Refusal | None = None
     _late: asyncio.TimerHandle | None = None
+    _half_closed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Joining(transport, self.loop, self))  # type: ignore[arg-type]
@@ -92,6 +95,25 @@ class Protocol(HttpToolsProtocol):
         self.capacity.remove(self)
         self._head_arrived()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer a client that has ended its side after a whole request; return whether to."""
+        cycle = self.cycle
+        if self._refused or cycle is None or cycle.response_complete or cycle.more_body:
+            self.transport.close()
+            return False
+        if not self._half_closed:
+            self._half_closed = True
+            cycle.keep_alive = False
+            joining: Any = self.transport
+            watch(
+                self.loop,
+                self.transport,
+                cycle,
+                lambda: joining.written,
+                pipelined=bool(self.pipeline),
+            )
+        return True
 
     def hand_over(self, successor: WebSocket, transport: asyncio.Transport) -> None:
         """Let another protocol have the connection."""
@@ -153,7 +175,9 @@ class Protocol(HttpToolsProtocol):
             self.send_400_response("this is no HTTP request")
 
     def _should_upgrade(self) -> bool:
-        return self.parser.get_method() == b"GET" and super()._should_upgrade()
+        if self.parser.get_method() != b"GET" or self.parser.get_http_version() == "1.0":
+            return False  # RFC 6455 §4.1; RFC 9110 §7.8
+        return super()._should_upgrade()
 
     def _ignore_upgrade(self) -> None:
         """Read the head anew as if no upgrade were asked for (RFC 9110 §7.8).
@@ -202,8 +226,12 @@ class Protocol(HttpToolsProtocol):
         if (refusal := self.capacity.begin(self, self.url)) is not None:
             self._refuse(refusal)
         super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.keep_alive = self.parser.should_keep_alive()
 
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            app = Http10(app, cycle)
         super()._start_asgi_task(cycle, cuttable(app, cycle))  # type: ignore[arg-type]
 
     def on_response_complete(self) -> None:
@@ -288,8 +316,11 @@ class _Joining:
         self._loop = loop
         self._owner = owner
         self._pieces: list[bytes] = []
+        self.written = 0
+        """How many bytes have been written."""
 
     def write(self, data: bytes) -> None:
+        self.written += len(data)
         if len(data) >= LARGE:
             self._flush()
             self._transport.write(data)

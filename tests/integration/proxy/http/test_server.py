@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import requests
-import uvicorn
 
 from proxy.http import server
-from proxy.http.server import MAX_FIELDS, MAX_HEAD, MAX_URL, Protocol
+from proxy.http.server import MAX_FIELDS, MAX_HEAD, MAX_URL
+from tests.integration.proxy.http import alone
 from tests.integration.proxy.running import RawClient, RunningProxy
 
 START = b"GET /x HTTP/1.1\r\nHost: localhost\r\n"
@@ -125,20 +125,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]], 
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    def run(client: Callable[[int], None]) -> None:
-        async def go() -> None:
-            listening = socket.create_server(("127.0.0.1", 0))
-            running = uvicorn.Server(
-                uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
-            )
-            task = asyncio.ensure_future(running.serve([listening]))
-            await asyncio.to_thread(client, listening.getsockname()[1])
-            running.should_exit = True
-            await task
-
-        asyncio.run(go())
-
-    return run
+    return lambda client: alone.serve(app, client)
 
 
 def test_a_head_must_arrive_in_time(serve: Callable[[Callable[[int], None]], None]) -> None:
