@@ -80,6 +80,9 @@ class Cors:
             (b"access-control-max-age", str(PREFLIGHT_SECONDS)),
             (b"vary", "Access-Control-Request-Method, Access-Control-Request-Headers"),
         ]
+        if asked.get("access-control-request-private-network") == "true":
+            # A proxy on this machine or in this network, https://wicg.github.io/private-network-access/
+            headers.append((b"access-control-allow-private-network", "true"))
         fields = [(name, value.encode("latin-1")) for name, value in headers if value]
         await send({"type": "http.response.start", "status": 204, "headers": fields})
         await send({"type": "http.response.body", "body": b""})

@@ -69,6 +69,20 @@ def test_a_ready_gpu_gets_everything(what: Request, who: Identity) -> None:
     assert decision("ready", what, who) is Action.FORWARD
 
 
+@pytest.mark.parametrize("method", ["POST", "DELETE", "WEBSOCKET"])
+def test_pages_of_configured_sites_use_and_wake_it(method: str) -> None:
+    """Whatever Sec-Fetch-Site says; see `proxy.cors_origins`."""
+    headers = {"Origin": "https://chat.example", "Sec-Fetch-Site": "cross-site"}
+    what = request(method, "/gradio_api/queue/join", headers)
+    assert decision("ready", what) is Action.CROSS_SITE
+    allowed = replace(what, allowed_origin=True)
+    assert decision("ready", allowed) is Action.FORWARD
+    if method == "POST":
+        assert decision("off", what) is Action.UNREADY
+        assert decision("off", allowed) is Action.HOLD
+    assert decision("ready", allowed, None) is Action.SIGN_IN
+
+
 EVIL = {"Origin": "http://evil"}
 LINK = {**NAVIGATION, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-User": "?1"}
 
