@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from .authority import host_problem
 from .capacity import RETRY_AFTER, Capacity, Refusal
 from .cut import cuttable
+from .framing import coding_problem
 from .half_closed import watch
 from .http10 import Http10
 from .pace import AHEAD, Pace, Reader, drop
@@ -213,6 +214,7 @@ class Protocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields += 1
         self._size += len(name) + len(value) + 4
+        value = value.rstrip(b" \t")  # no part of it (RFC 9112 §5.1); llhttp leaves it in
         if self._fields > MAX_FIELDS or self._size > MAX_HEAD:
             self._refuse(_HEAD_TOO_LARGE)
         super().on_header(name, value)
@@ -223,6 +225,8 @@ class Protocol(HttpToolsProtocol):
             return
         if why := host_problem(self.url, self.headers, self.parser.get_http_version()):
             self._refuse((400, "bad_host", why))
+        if why := coding_problem(self.headers):
+            self._refuse((501, "unknown_coding", why))
         if (refusal := self.capacity.begin(self, self.url)) is not None:
             self._refuse(refusal)
         super().on_headers_complete()

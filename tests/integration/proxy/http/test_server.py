@@ -186,18 +186,14 @@ def test_a_get_with_an_upgrade_that_is_not_ours_is_served(ready: RunningProxy) -
 
 @pytest.mark.parametrize("path", ["/_qwenctl/api/wake", "/x"])
 @pytest.mark.parametrize(
-    ("framing", "body"),
-    [
-        ("chunked", b"zz\r\n"),
-        ("chunked", b"3\r\nabc\r\nzz\r\n"),
-        ("gzip", b""),
-    ],
+    "body",
+    [b"zz\r\n", b"3\r\nabc\r\nzz\r\n"],
 )
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_broken_framing_is_answered(
-    ready: RunningProxy, path: str, framing: str, body: bytes, at_once: bool
+    ready: RunningProxy, path: str, body: bytes, at_once: bool
 ) -> None:
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: {framing}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     with RawClient(ready.port) as client:
         client.send(head.encode() + (body if at_once else b""))
         if not at_once:
