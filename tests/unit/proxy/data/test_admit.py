@@ -14,7 +14,7 @@ from proxy.data.snapshot_cache import View
 from qwenctl.config.gpu import GpuConfig
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Admission
-from tests.unit.proxy.made import ANYBODY, request
+from tests.unit.proxy.made import ANYBODY, request, snapshot
 
 
 class Store:
@@ -23,10 +23,12 @@ class Store:
     def __init__(self) -> None:
         self.down_at = time.monotonic()
         self.demands = 0
+        self.ttl = 0.0
         self.first = threading.Event()
 
-    def demand(self, *_: Any, began_ago: float, **__: Any) -> Admission:
+    def demand(self, _: str, __: str, ttl: float, *, began_ago: float, **___: Any) -> Admission:
         self.demands += 1
+        self.ttl = ttl
         if self.demands == 1:
             assert self.first.wait(10)
         return Admission(Phase.OFF, 1, released=time.monotonic() - began_ago < self.down_at)
@@ -79,3 +81,25 @@ def test_simultaneous_requests_are_one_call() -> None:
         return store.demands
 
     assert asyncio.run(go()) == 1
+
+
+@pytest.mark.parametrize(
+    ("phase", "held", "lasts"),
+    [("off", True, 690.0), ("off", False, 600.0), ("ready", True, 600.0)],
+    ids=["held for a start", "told to come again", "held by a drain"],
+)
+def test_a_lease_lasts_for_the_start_that_its_request_waits_for(
+    phase: str, held: bool, lasts: float
+) -> None:
+    async def go() -> float:
+        store = Store()
+        store.first.set()
+        made: Any = (store, None, Usage(), None)
+        admit = Admit(*made)
+        asks = inbound(store.down_at + 1.0)
+        asks.view.snapshot = snapshot(phase)
+        await admit.demand(asks, wake=True, held=held)
+        await admit.stop()
+        return store.ttl
+
+    assert asyncio.run(go()) == lasts
