@@ -19,6 +19,7 @@ import threading
 from collections.abc import Awaitable, Callable
 
 from a2wsgi import WSGIMiddleware
+from uvicorn.protocols.utils import ClientDisconnected
 
 from qwenctl.clouds.claimed import claiming
 from qwenctl.config.deployment import Config
@@ -127,8 +128,8 @@ class Proxy:
                 if scope["type"] != "websocket":
                     raise AnswerCut from None
                 await send({"type": "websocket.close", "code": SERVICE_RESTART})
-            except AnswerCut:
-                raise
+            except (AnswerCut, ClientDisconnected):
+                raise  # no mistake of ours
             except Exception:
                 await self._explain_crash(scope, send)
 

@@ -112,6 +112,10 @@ def request_headers(request: Request) -> CIMultiDict[str]:
     return out
 
 
+_VISIBLE = bytes(x if x == 9 or (x >= 32 and x != 127) else 32 for x in range(256))
+"""Control characters in a field's value become spaces (RFC 9110 §5.5)."""
+
+
 def response_headers(
     raw: Iterable[tuple[bytes, bytes]], status: int = 200
 ) -> list[tuple[bytes, bytes]]:
@@ -123,4 +127,4 @@ def response_headers(
     for name, value in headers:
         if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
             drop |= _named(value.decode("latin-1"))
-    return [(name, value) for name, value in headers if name not in drop]
+    return [(name, value.translate(_VISIBLE)) for name, value in headers if name not in drop]

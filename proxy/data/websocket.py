@@ -59,7 +59,7 @@ async def forward_websocket(
         return
     except aiohttp.WSServerHandshakeError as error:
         # An HTTP answer to a handshake is a failure, whatever its status.
-        await _refuse(scope, send, error.status if error.status >= 400 else 502)
+        await _refuse(scope, send, error.status if 400 <= error.status <= 599 else 502)
         return
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
         raise NotConnected(str(error) or "the handshake took too long") from None

@@ -327,7 +327,8 @@ class _Joining:
         self.written += len(data)
         if len(data) >= LARGE:
             self._flush()
-            self._transport.write(data)
+            if not self._transport.is_closing():  # else the client has disconnected
+                self._transport.write(data)
             return
         if not self._pieces:
             self._loop.call_soon(self._flush)
@@ -346,7 +347,8 @@ class _Joining:
 
     def write_eof(self) -> None:
         self._flush()
-        self._transport.write_eof()
+        if not self._transport.is_closing():
+            self._transport.write_eof()
 
     def close(self) -> None:
         self._flush()

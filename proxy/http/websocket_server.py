@@ -27,6 +27,8 @@ LONG = 0.005
 long again: one client has at most half of the processor."""
 
 TRY_AGAIN_LATER = 1013
+ABNORMAL = 1006
+INVALID_DATA = 1007
 
 
 class Held:
@@ -117,6 +119,26 @@ class WebSocket(WebSocketsSansIOProtocol):
         self._parts.clear()
         if not event.fin:
             self._parts += event.data
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:  # uvicorn takes it for an error of ours
+                self.frames = []
+                self.conn.fail(INVALID_DATA, "this is no UTF-8")
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        if self.conn.close_sent is not None:
+            super().handle_parser_exception()
+            return
+        # Before the handshake is answered there is no close frame to send.
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": ABNORMAL})
+        self.handshake_complete = self.disconnected = True
+        self.transport.close()
 
     def handle_cont(self, event: Frame) -> None:
         self._parts += event.data

@@ -196,6 +196,11 @@ async def raw(
     raise AssertionError
 
 
+async def bytes_of(request: web.BaseRequest) -> web.StreamResponse:
+    """Answer with the bytes of ``hex``."""
+    return await raw(request, bytes.fromhex(request.query["hex"]), close=True)
+
+
 ENDLESS = {
     "lines": (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
     "a line": (b"HTTP/1.1 200 OK\r\nX-A: ", b"a"),
@@ -272,6 +277,7 @@ PAGES: dict[str, Page] = {
     "/redirect": redirect,
     "/die": die,
     "/endless": endless,
+    "/bytes": bytes_of,
     "/stop-listening": stop_listening,
     "/v1/every-site": every_site,
     "/v1/models": models,
