@@ -7,13 +7,15 @@ ONCE ?=
 ARGS ?=
 # Most tests wait for other processes, so that two workers a core pay.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * (os.cpu_count() or 1))')
+# Where `make test-real` installs vLLM.
+REAL_VLLM ?= .venv/real/vllm
 # Where fast tests are, so that no worker imports the others.
 FAST = tests/unit tests/simulation $(shell grep -rl --include='test_*.py' 'pytest\.mark\.fast' tests)
 # Tests start hundreds of Python processes; without bytecode each would compile everything anew.
 test test-fast: export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast mutants test-long check format docs bench setup wheel clean
+.PHONY: help demo test test-fast mutants test-long test-real check format docs bench setup wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,10 @@ test: .venv/.dev ## Run all tests (a few minutes; needs nginx and Chromium for s
 
 test-long: .venv/.dev ## Simulate 10,000 minutes of a cloud that answers badly (half an hour and more)
 	@SIMULATED_MINUTES=10000 $(BIN)/pytest -n $(WORKERS) tests/simulation/test_manners.py $(ARGS)
+
+test-real: .venv/.dev ## Run a real vLLM behind the proxy, on the CPU (a few minutes; downloads 3.5 GB once)
+	@PYTHON=$(PYTHON) tests/real/vllm.sh $(REAL_VLLM)
+	@REAL_VLLM=$(abspath $(REAL_VLLM)) $(BIN)/pytest tests/real $(ARGS)
 
 test-fast: .venv/.dev ## Run the fast tests (under a minute)
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "fast and not slow and not browser" $(FAST) $(ARGS)
