@@ -77,11 +77,13 @@ class _Views:
             ("POST", "/login", self.check_password),
             ("POST", "/logout", self.logout),
             ("POST", "/wake", self.wake),
+            ("POST", "/give-up", self.give_up),
             ("GET", "/tier", self.tier),
             ("POST", "/tier", self.choose_tier),
             ("GET", "/api/tiers", self.api_tiers),
             ("GET", "/api/status", self.api_status),
             ("POST", "/api/wake", self.api_wake),
+            ("POST", "/api/give-up", self.api_give_up),
             ("GET", "/metrics", self.metrics),
         )
 
@@ -109,6 +111,11 @@ class _Views:
     @property
     def gpu(self) -> str:
         return asked_gpu(self._config, self.request)
+
+    @property
+    def tries_now(self) -> bool:
+        """Whether a person asks to try a failed GPU again at once."""
+        return request.args.get("now") == "1"
 
     @property
     def target(self) -> str:
@@ -193,7 +200,12 @@ class _Views:
 
     def wake(self) -> ResponseReturnValue:
         identity = self.identity
-        self._waiting.wake(self.gpu, self.request, identity)
+        self._waiting.wake(self.gpu, self.request, identity, try_now=self.tries_now)
+        return self.redirect()
+
+    def give_up(self) -> ResponseReturnValue:
+        identity = self.identity
+        self._waiting.give_up(self.gpu, self.request, identity)
         return self.redirect()
 
     def tier(self) -> ResponseReturnValue:
@@ -230,8 +242,13 @@ class _Views:
 
     def api_wake(self) -> ResponseReturnValue:
         identity, gpu = self.identity, self.gpu
-        self._waiting.wake(gpu, self.request, identity)
+        self._waiting.wake(gpu, self.request, identity, try_now=self.tries_now)
         return self._status(gpu, identity, fresh=True), 202
+
+    def api_give_up(self) -> ResponseReturnValue:
+        identity, gpu = self.identity, self.gpu
+        self._waiting.give_up(gpu, self.request, identity)
+        return self._status(gpu, identity, fresh=True)
 
     def _status(self, gpu: str, identity: Identity, *, fresh: bool = False) -> dict[str, Any]:
         allowed = may_wake(self._config.gpu[gpu], identity, by_page=True)

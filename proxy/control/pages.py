@@ -158,11 +158,12 @@ class Pages:
             status=status,
             next_url=safe_path(target),
             signed_in=identity.may_sign_out,
+            may_give_up=allowed and self._waiting.may_give_up(identity),
             tiers=tiers,
         )
         headers = {}
-        if tiers and identity.shares_address and not visit_slot(request):
-            # A choice of a tier then ends this visitor's wait, and not that of others.
+        if identity.shares_address and not visit_slot(request):
+            # Who gives up, or chooses another tier, then ends no wait of others.
             headers["Set-Cookie"] = set_cookie(request, VISIT_COOKIE, secrets.choice(VISIT_SLOTS))
         return Page(body, headers=headers), status.get("eta_seconds")
 

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from qwenctl.config.deployment import Config, UnknownTier
+from qwenctl.core import leases
 from qwenctl.core.events import Event
 from qwenctl.core.identity import Identity
 from qwenctl.core.phase import Phase
@@ -77,6 +78,9 @@ class StatusStream:
                     self._config.gpu[gpu],
                     may_wake=True,
                 )
+                blocked = status["blocked"]
+                if blocked and blocked["kind"] == leases.MAINTENANCE:
+                    blocked["by"] = ""  # the name of an account of some machine
                 self._cache[gpu] = (time.monotonic(), status)
         return {**status, "may_wake": may_wake}
 

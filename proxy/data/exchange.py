@@ -7,6 +7,7 @@ from datetime import datetime
 from math import ceil, inf
 from typing import Protocol
 
+from qwenctl.core import leases
 from qwenctl.core.failures import NEEDS_PERSON
 from qwenctl.core.identity import Identity
 from qwenctl.core.phase import Phase
@@ -106,18 +107,24 @@ class Exchange(Inbound):
         await self.problem(503, "blocked", blocked_detail(self.name, snapshot), again)
 
 
-def blocked_detail(gpu: str, snapshot: Snapshot, by: str = "somebody") -> str:
+def blocked_detail(
+    gpu: str, snapshot: Snapshot, by: str = "somebody", *, named: bool = True
+) -> str:
     """Return who has blocked a GPU, until when, and why.
 
-    ``by`` names the block where the snapshot has none, as it may be older.
+    ``by`` names the block where the snapshot has none, as it may be older. Not ``named``: without
+    the account of an administrator.
     """
     block = max(snapshot.blocks, key=lambda block: block.expiry, default=None)
+    by = block.name if block else by
+    if not named and leases.kind_of(by) == leases.MAINTENANCE:
+        by = leases.MAINTENANCE
     if block is None:
         return f"the GPU {gpu!r} is blocked by {by}"
     until = f" until {_clock(block.expiry, snapshot.now)}" if block.expiry < inf else ""
     because = f": {block.reason}" if block.reason else ""
     lasts = "" if until else "; it stays off until somebody unblocks it"
-    return f"the GPU {gpu!r} is blocked{until} by {block.name}{because}{lasts}"
+    return f"the GPU {gpu!r} is blocked{until} by {by}{because}{lasts}"
 
 
 def _clock(seconds: float, now: float) -> str:

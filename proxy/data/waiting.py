@@ -6,7 +6,7 @@ import time
 from collections import deque
 
 from qwenctl.config.deployment import Config
-from qwenctl.core.failures import NEEDS_PERSON
+from qwenctl.core.failures import NEEDS_PERSON, THROTTLED
 from qwenctl.core.identity import Identity
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
@@ -34,6 +34,9 @@ UNWATCHED_ATTEMPTS = 3
 
 TAKE_BACKS = 10
 """How many waits of people who need not sign in are taken back in a minute; others run out."""
+
+TRY_PAUSE = 10.0
+"""How soon after a failure a visitor's "try now" is obeyed, in seconds."""
 
 PAGE = "waiting page"
 """The reason recorded with a waiting page's lease."""
@@ -152,8 +155,12 @@ class WaitingPages:
         self._store = store
         self._taken_back: deque[float] = deque(maxlen=TAKE_BACKS)
 
-    def wake(self, gpu: str, request: Request, identity: Identity) -> None:
+    def wake(
+        self, gpu: str, request: Request, identity: Identity, *, try_now: bool = False
+    ) -> None:
         """Turn the visit of a page, or a wake request, into a lease.
+
+        ``try_now``: a failed GPU is tried again at once, except where its cloud asks for a pause.
 
         Raises:
             Problem: this visitor may not wake it, or it is blocked.
@@ -174,7 +181,32 @@ class WaitingPages:
         )
         if blocked_by:
             snapshot = self._store.snapshot(gpu)
-            raise Problem(423, "blocked", blocked_detail(gpu, snapshot, blocked_by))
+            named = not request.from_browser
+            raise Problem(423, "blocked", blocked_detail(gpu, snapshot, blocked_by, named=named))
+        if try_now:
+            failure = self._store.snapshot(gpu).failure
+            if failure and failure.code != THROTTLED:
+                self._store.try_now(gpu, TRY_PAUSE)
+
+    def may_give_up(self, identity: Identity) -> bool:
+        """Return whether a visitor's page has a lease that is the visitor's alone."""
+        return identity.shares_address or identity.is_one_person
+
+    def give_up(self, gpu: str, request: Request, identity: Identity) -> None:
+        """End the wait of a visitor who does not need the GPU any more.
+
+        Raises:
+            Problem: another site asks, or others have the same lease.
+            StoreUnavailable: Redis cannot be reached.
+        """
+        if not request.same_origin:
+            raise Problem(403, "cross_site", "another site must not end a wait")
+        if not self._may_take_back(request, identity):
+            detail = "this wait may be that of others, too; it runs out by itself"
+            raise Problem(409, "shared_wait", detail)
+        if not self._store.snapshot(gpu).phase.serves:
+            mine = self._lease(request, identity)
+            self._store.release(gpu, only=mine, actor=identity.name, reason="given up")
 
     def seen(
         self, gpu: str, request: Request, identity: Identity, *, watched: bool = False
@@ -236,10 +268,9 @@ class WaitingPages:
         return self._config.gpu[gpu].idle_timeout + self._config.gpu[gpu].boot_estimate
 
     def _lease(self, request: Request, identity: Identity) -> str:
-        """Return the lease of this visitor's page: a personal one, where there is a choice of GPUs."""
+        """Return the lease of this visitor's page; ``#`` tells those of one address apart."""
         slot = visit_slot(request) if identity.shares_address else ""
-        chooses = slot and len(self._config.gpus_at(request.hostname)) > 1
-        return f"{identity.lease}#{slot}" if chooses else identity.lease
+        return f"{identity.lease}#{slot}" if slot else identity.lease
 
     def _may_take_back(self, request: Request, identity: Identity) -> bool:
         """Return whether the wait is this person's alone, as that of an address or key may not be.

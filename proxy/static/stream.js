@@ -11,10 +11,10 @@ const QwenctlStream = (() => {
   const seconds = () => performance.now() / 1000;
 
   // gpu: whose status; address: of the stream; said(status, age): news, so many seconds old;
-  // failed(): this page's own stream broke.
+  // failed(): this page's own stream broke; noted(note): another page calls tell(note).
   class QwenctlStream {
-    constructor(gpu, address, said, failed) {
-      Object.assign(this, { gpu, address, said, failed });
+    constructor(gpu, address, said, failed, noted) {
+      Object.assign(this, { gpu, address, said, failed, noted });
       this.id = `${Date.now().toString(36).padStart(9, "0")}${Math.random().toString(36).slice(2)}`;
       this.source = null; // this page's own stream
       this.text = ""; // the last status of a stream, as JSON
@@ -82,6 +82,10 @@ const QwenctlStream = (() => {
       this.source = null;
     }
 
+    tell(note) {
+      this.post({ kind: "note", note });
+    }
+
     post(message) {
       this.channel?.postMessage({ ...message, id: this.id });
     }
@@ -101,6 +105,8 @@ const QwenctlStream = (() => {
       } else if (message.kind === "bye") {
         this.heardAt = -Infinity;
         if (this.joined) this.join(Math.random() * ANSWER);
+      } else if (message.kind === "note") {
+        this.noted(message.note);
       } else if (message.kind === "beat") {
         this.follow(message);
       }

@@ -28,8 +28,8 @@
   let over = false; // the page is being left, or following makes no sense any more
   let stuck = false; // ready, but reloading did not help
   let notice = null; // {text, detail, wait, wake}: the last refusal, and whether of a wake
+  let gaveUp = false; // the person does not need it any more: no wake but by the button
   let best = 0; // the bar never goes backwards within one wake
-  let dueSince = null; // when the estimate ran out
   let announced = "";
 
   // ---- words -------------------------------------------------------------------------------
@@ -82,15 +82,11 @@
 
   function etaText(mode, since) {
     if (mode === "ready") return "";
-    if (status.eta_seconds === null) return text["eta.unknown"];
-    if (status.eta_seconds <= 0) return text["eta.longer"];
+    if (status.eta_seconds === null) return text[mode === "troubled" ? "eta.none" : "eta.unknown"];
     const left = status.eta_seconds - since;
-    if (left > 3) {
-      dueSince = null;
-      return say("eta.left", { time: about(left) });
-    }
-    dueSince ??= seconds();
-    return seconds() - dueSince > 8 ? text["eta.longer"] : text["eta.moment"];
+    if (left <= 0) return text["eta.longer"];
+    const soon = mode !== "troubled" && (status.progress?.percent ?? 100) >= 90;
+    return left <= 3 && soon ? text["eta.moment"] : say("eta.left", { time: about(left) });
   }
 
   // ---- drawing ------------------------------------------------------------------------------
@@ -124,7 +120,9 @@
     else scene.style.removeProperty("--p");
     card.removeAttribute("data-level");
     put(el("headline"), text[`headline.${mode}`]);
-    put(el("lead"), stuck ? text["open.loop"] : text[`lead.${mode}`]);
+    const given = gaveUp && status.wanted && (waking || mode === "retrying");
+    const loop = gaveUp ? "given_up.ready" : "open.loop";
+    put(el("lead"), text[stuck ? loop : given ? "given_up.others" : `lead.${mode}`]);
 
     show(el("progress"), waking);
     fill(el("bar"), done === null ? null : Math.round(done * 1000) / 10);
@@ -139,7 +137,7 @@
     show(el("agent"), agent !== null && (waking || mode === "failed"));
     put(el("agent"), agent === null ? "" : sayOr(`agent.${agent}`, ""));
     drawBlocked(mode, since);
-    drawActions(mode, idle);
+    drawActions(mode, waking, idle, since);
     drawSteps(mode, waking, since);
     drawNotice();
     show(el("stay"), waking && mode !== "ready");
@@ -179,7 +177,9 @@
     if (!blocked) return;
     put(el("blocked-what"), sayOr(`block.${blocked.kind}`, text["block.other"]));
     row("blocked-reason", blocked.reason || "");
-    row("blocked-by", blocked.by || "");
+    const by = { maintenance: () => text["block.admin"], "off-hours": (name) => name && say("block.schedule", { name }) };
+    row("blocked-by", (by[blocked.kind] ?? String)(blocked.by || ""));
+    row("blocked-then", status.after_block ? text[`block.${status.after_block}`] : "");
     if (blocked.seconds_left === null) {
       row("blocked-until", text["block.open"]);
       return;
@@ -192,15 +192,26 @@
     row("blocked-until", `${words} (${say("block.left", { time: about(left) })})`);
   }
 
-  function drawActions(mode, idle) {
+  // Whether a person may have the next attempt made at once.
+  function triesNow(mode, since) {
+    const failure = status.failure;
+    if (failure === null || mode !== "retrying" || !mayWake()) return false;
+    return failure.code !== "throttled" && (failure.retry_in_seconds ?? 0) - since >= 3;
+  }
+
+  function drawActions(mode, waking, idle, since) {
+    const waits = waking || mode === "retrying";
+    const tries = triesNow(mode, since);
     const wakeable = idle && mayWake();
     const button = el("wake");
     const clicked = sending && button.dataset.clicked === "yes"; // keep the focus where it is
-    const offered = wakeable || clicked || stuck;
+    const again = gaveUp && waits && mayWake(); // somebody else keeps it waking
+    const offered = wakeable || clicked || stuck || tries || again;
     if (!offered && document.activeElement === button) el("headline").focus();
     show(el("actions"), offered);
-    const label = stuck ? "open" : clicked ? "wake.sending" : mode === "failed" ? "wake.again" : "wake";
-    put(button, text[label]);
+    const wakes = again ? "wake.after_all" : tries ? "wake.now" : mode === "failed" ? "wake.again" : "wake";
+    put(button, text[stuck ? "open" : clicked ? "wake.sending" : wakes]);
+    if (el("give-up")) show(el("give-up"), status.wanted && waits && !gaveUp && mode !== "ready");
     button.setAttribute("aria-disabled", String(clicked));
     show(el("hint"), idle && !mayWake());
     put(el("hint"), text[status.wake_on === "never" ? "hint.never" : "hint.no_access"]);
@@ -297,13 +308,13 @@
     };
   }
 
-  async function wake() {
+  async function wake(more = "") {
     if (sending || over) return;
     sending = true;
     notice = null;
     draw();
     try {
-      const response = await ask("wake", { method: "POST", headers: { "X-Qwenctl-Wake": "1" } });
+      const response = await ask("wake", { method: "POST", headers: { "X-Qwenctl-Wake": "1" } }, more);
       if (response.ok) {
         acceptedAt = seconds();
         const answer = await response.json().catch(() => null);
@@ -322,9 +333,29 @@
     draw();
   }
 
+  // For all pages of this browser: they have one demand, and would wake the GPU again.
+  function setGaveUp(given) {
+    gaveUp = given;
+    stream.tell({ gpu: config.gpu, gaveUp });
+  }
+
+  async function giveUp() {
+    setGaveUp(true);
+    try {
+      const response = await ask("give-up", { method: "POST" });
+      if (response.ok) update(await response.json());
+      else await refused(response);
+      if (!response.ok) setGaveUp(false);
+    } catch {
+      setGaveUp(false);
+      notice = { text: text["error.offline"], detail: "", wait: POLL, wake: true };
+    }
+    draw();
+  }
+
   // The visit's one wake. Prefetched, prerendered and background pages do not count as a visit.
   function wakeForVisit() {
-    if (wakeSent || over || status.wake_on !== "visit" || !mayWake() || status.blocked) return;
+    if (wakeSent || over || gaveUp || status.wake_on !== "visit" || !mayWake() || status.blocked) return;
     if (status.wanted || status.mode.name === "ready") return;
     if (document.visibilityState !== "visible" || document.prerendering) return;
     wakeSent = true;
@@ -333,7 +364,11 @@
 
   // ---- following the status -------------------------------------------------------------------
 
-  const stream = new QwenctlStream(config.gpu, address("events"), heard, broke);
+  const stream = new QwenctlStream(config.gpu, address("events"), heard, broke, (note) => {
+    if (note.gpu !== config.gpu) return;
+    gaveUp = note.gaveUp;
+    draw();
+  });
   let timer = 0; // the next poll
   let retry = 0; // the next try of the stream
   let polling = 0; // counts the poll loops; only the latest goes on
@@ -464,7 +499,7 @@
     over = true;
     stop();
     clearInterval(ticking);
-    if (mayReload()) {
+    if (!gaveUp && mayReload()) {
       load();
       return;
     }
@@ -480,7 +515,13 @@
       return;
     }
     el("wake").dataset.clicked = "yes";
-    void wake();
+    if (gaveUp) setGaveUp(false);
+    void wake(status.failure === null ? "" : "&now=1");
+  });
+
+  el("give-up")?.addEventListener("submit", (event) => {
+    event.preventDefault();
+    void giveUp();
   });
 
   document.addEventListener("visibilitychange", () => {

@@ -5,6 +5,7 @@ Nothing in it is secret.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
@@ -56,6 +57,8 @@ class GpuSettings(Protocol):
     def wake_on(self) -> str: ...
 
 
+_PERCENT = re.compile(r"\(?\b\d{1,3}(?:\.\d+)?\s?%\)?[:,|]?\s*")
+
 _KEYS = (*STEPS, "ready")
 _ACTIVE = {Phase.BOOTING: "boot", Phase.LOADING: "load"}
 
@@ -81,6 +84,7 @@ def page_status(
         position = _KEYS.index(active)
         eta = max(0.0, usual.get(active, 0.0) - (steps[position]["seconds"] or 0.0))
         eta += sum(usual[key] for key in STEPS[position + 1 :])
+        eta = _as_reported(snapshot, eta)
     return {
         "gpu": snapshot.gpu,
         "phase": snapshot.phase.value,
@@ -99,7 +103,15 @@ def page_status(
         "mode": page_mode(snapshot, wanted=snapshot.wanted),
         "mode_if_wanted": page_mode(snapshot, wanted=True),
         **_agent_trouble(snapshot),
+        **_after_block(snapshot),
     }
+
+
+def _as_reported(snapshot: Snapshot, eta: float) -> float | None:
+    """Return the ETA no shorter than the node's own; None while the service does not start."""
+    if snapshot.phase is not Phase.LOADING or snapshot.report is None:
+        return eta
+    return None if problem_of(snapshot) else max(eta, snapshot.report.progress.eta or 0.0)
 
 
 def _agent_trouble(snapshot: Snapshot) -> dict[str, str]:
@@ -139,7 +151,16 @@ _MODES = {
 """Modes of phases in which demand changes the mode: without and with demand."""
 
 _WAKING_MODES = frozenset(
-    {"requested", "interrupted", "restarting", "starting", "booting", "loading", "ready"}
+    {
+        "requested",
+        "interrupted",
+        "restarting",
+        "starting",
+        "booting",
+        "loading",
+        "troubled",
+        "ready",
+    }
 )
 _IDLE_MODES = frozenset({"asleep", "draining", "stopping", "failed"})
 
@@ -156,6 +177,8 @@ def page_mode(snapshot: Snapshot, *, wanted: bool) -> dict[str, Any]:
         return {"name": "stop_refused", "waking": wanted, "idle": False}
     elif is_leaving(snapshot):
         name = "interrupted" if wanted else "stopping"
+    elif problem_of(snapshot):
+        name = "troubled"
     else:
         name = _MODES.get(snapshot.phase, (snapshot.phase.value,) * 2)[wanted]
     return {"name": name, "waking": name in _WAKING_MODES, "idle": name in _IDLE_MODES}
@@ -216,7 +239,8 @@ def _progress(snapshot: Snapshot) -> dict[str, Any] | None:
     if snapshot.phase is not Phase.LOADING or snapshot.report is None:
         return None
     progress = snapshot.report.progress
-    words = {"phase": escape_control(progress.phase), "text": escape_control(progress.text)}
+    text = progress.text if progress.percent is None else _PERCENT.sub("", progress.text).strip()
+    words = {"phase": escape_control(progress.phase), "text": escape_control(text)}
     told = progress.phase or progress.text or problem_of(snapshot)
     return {**progress.model_dump(), **words} if told else None
 
@@ -237,13 +261,32 @@ def _failure(snapshot: Snapshot) -> dict[str, Any] | None:
 def _blocked(snapshot: Snapshot) -> dict[str, Any] | None:
     if not snapshot.blocks:
         return None
-    block = max(snapshot.blocks, key=lambda block: block.expiry)
+    block = _last_block(snapshot)
     return {
         "kind": block.kind,
         "by": block.actor,
         "reason": block.reason,
         "seconds_left": _left(block, snapshot.now),
     }
+
+
+def _after_block(snapshot: Snapshot) -> dict[str, str]:
+    """Return ``after_block``, what the GPU does after its blocks: ``restarts`` or ``stays`` off.
+
+    It restarts for demand that outlives them, such as a standing `qwenctl up`. Nothing where that
+    depends on when somebody unblocks.
+    """
+    if not snapshot.blocks:
+        return {}
+    last = _last_block(snapshot).expiry
+    ends = max((lease.expiry for lease in snapshot.leases if not lease.is_work), default=0.0)
+    if ends > last or ends == inf:
+        return {"after_block": "restarts"}
+    return {} if ends and last == inf else {"after_block": "stays"}
+
+
+def _last_block(snapshot: Snapshot) -> Lease:
+    return max(snapshot.blocks, key=lambda block: block.expiry)
 
 
 def _left(lease: Lease, now: float) -> float | None:

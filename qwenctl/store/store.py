@@ -449,6 +449,10 @@ class Store:
         """Ask the controller to read the cloud again."""
         self._run("look", gpu, actor, cause)
 
+    def try_now(self, gpu: str, pause: float) -> bool:
+        """Bring the next attempt of a failed GPU forward, to ``pause`` seconds after the failure."""
+        return bool(self._run("try_now", gpu, _ms(pause)))
+
     def note(self, gpu: str, kind: EventKind, **fields: str) -> None:
         """Append an event that is no transition."""
         stored = encode(kind, **fields)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from proxy.data.waiting import RENEW_PAGE, WaitingPages
+from proxy.data.waiting import RENEW_PAGE, TRY_PAUSE, WaitingPages
 from proxy.http.cookies import VISIT_COOKIE
 from proxy.http.problem import Problem
 from proxy.http.request import Request
+from qwenctl.clouds.base import NoCapacity
 from qwenctl.config.deployment import Config
 from qwenctl.core.identity import Identity
 from qwenctl.core.phase import Phase
@@ -165,6 +166,77 @@ def test_a_forgotten_tab_does_not_start_all_night_what_cannot_run(
     # In front of somebody it goes on trying.
     assert (len(life.cloud.starts) > 20) is watched
     assert bool(life.leases) is watched
+
+
+@pytest.mark.parametrize(
+    ("identity", "cookie"), [(BROWSER, ""), (ANYBODY, "7")], ids=["signed in", "anonymous"]
+)
+def test_who_gives_up_lets_the_gpu_sleep(life: Life, identity: Identity, cookie: str) -> None:
+    waiting = pages(life.store)
+    visitor = page(Cookie=f"{VISIT_COOKIE}={cookie}")
+    waiting.wake(GPU, visitor, identity)
+    life.step()
+    assert life.phase() is Phase.STARTING
+    waiting.give_up(GPU, visitor, identity)
+    assert life.leases == []
+    waiting.seen(GPU, visitor, identity, watched=True)  # the page is still open
+    assert life.leases == []
+
+
+def test_who_gives_up_ends_no_wait_of_others(life: Life) -> None:
+    waiting = pages(life.store)
+    waiting.wake(GPU, page(Cookie=f"{VISIT_COOKIE}=7"), ANYBODY)
+    waiting.give_up(GPU, page(Cookie=f"{VISIT_COOKIE}=8"), ANYBODY)
+    for visitor, identity in ((page(), ANYBODY), (page(), KEY)):
+        with pytest.raises(Problem, match="that of others"):
+            waiting.give_up(GPU, visitor, identity)
+    with pytest.raises(Problem, match="another site"):
+        waiting.give_up(GPU, page(**{"Sec-Fetch-Site": "cross-site"}), BROWSER)
+    assert life.leases == [f"{ANYBODY.lease}#7"]
+
+
+def test_a_ready_gpu_is_not_given_up(life: Life) -> None:
+    waiting = pages(life.store)
+    waiting.wake(GPU, page(), BROWSER)
+    life.run(10)
+    assert life.phase() is Phase.READY
+    waiting.give_up(GPU, page(), BROWSER)
+    assert life.leases == [BROWSER.lease]
+
+
+def test_try_now_does_not_wait_for_the_next_attempt(life: Life) -> None:
+    waiting = pages(life.store)
+    tried: list[float] = []
+
+    def refuse() -> NoCapacity:
+        tried.append(life.clock())
+        return NoCapacity("none left")
+
+    life.cloud.refuse_start = refuse
+    waiting.wake(GPU, page(), BROWSER)
+    while len(tried) < 4:
+        life.run(1)
+    life.run(TRY_PAUSE)
+    assert len(tried) == 4
+    waiting.wake(GPU, page(), BROWSER)  # as a page does by itself
+    life.run(2)
+    assert len(tried) == 4
+    waiting.wake(GPU, page(), BROWSER, try_now=True)
+    life.run(2)
+    assert len(tried) == 5
+    for _ in range(8):  # however often somebody presses the button
+        waiting.wake(GPU, page(), BROWSER, try_now=True)
+        life.run(1)
+    assert len(tried) == 5
+    life.run(TRY_PAUSE)
+    assert len(tried) == 6
+
+
+def test_a_block_is_named_without_an_account(life: Life) -> None:
+    life.store.block(GPU, "maintenance:root-at-vm7", None, reason="", actor="root-at-vm7")
+    with pytest.raises(Problem) as refusal:
+        pages(life.store).wake(GPU, page(), BROWSER)
+    assert "blocked by maintenance;" in refusal.value.detail
 
 
 def test_a_down_between_look_and_renewal_is_not_undone(

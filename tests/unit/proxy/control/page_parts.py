@@ -47,6 +47,8 @@ def status(phase: str = "off", active: str | None = None, **changes: Any) -> dic
     }
     blocks = (Lease("maintenance:ada", 1.0),) if given["blocked"] else ()
     node = {"interrupted_at": "0"} if given["interruption"] else {}
+    if problem := given.get("problem"):
+        node = {"version": "1", "error": problem, **node}
     snapshot = Snapshot("main", 0.0, {"phase": phase}, (), blocks, node)
     modes = {
         "mode": page_mode(snapshot, wanted=given["wanted"]),
@@ -60,7 +62,12 @@ PROGRESS = {"phase": "weights", "percent": 40.0, "eta": 75.0, "text": "shard 4 o
 
 FAILURE = {"code": "no_capacity", "message": "sold out", "attempts": 2, "retry_in_seconds": 18.0}
 INTERRUPTION = {"action": "stop", "seconds_left": 100.0}
-BLOCK = {"kind": "maintenance", "by": "ada", "reason": "new driver", "seconds_left": 5400.0}
+BLOCK = {
+    "kind": "maintenance",
+    "by": "",
+    "reason": "new driver",
+    "seconds_left": 5400.0,
+}
 
 
 STATUSES = {
@@ -74,6 +81,9 @@ STATUSES = {
     "off, blocked without end": status(
         blocked={"kind": "odd", "by": None, "reason": None, "seconds_left": None}
     ),
+    "off, blocked by hours": status(
+        blocked={**BLOCK, "kind": "off-hours", "by": "nights"}, after_block="restarts"
+    ),
     "starting": status("starting", "start"),
     "starting, retry": status("starting", "start", failure=FAILURE, eta_seconds=None),
     "booting": status("booting", "boot"),
@@ -86,6 +96,11 @@ STATUSES = {
         "load",
         progress={"phase": "", "percent": None, "eta": None, "text": ""},
         eta_seconds=0.0,
+    ),
+    "loading, nearly": status("loading", "load", eta_seconds=2.0),
+    "loading, not nearly": status("loading", "load", progress=PROGRESS, eta_seconds=2.0),
+    "loading, troubled": status(
+        "loading", "load", progress=PROGRESS, eta_seconds=None, problem="webui: exit status 1"
     ),
     "ready": status("ready", "ready"),
     "draining": status("draining"),
@@ -107,5 +122,11 @@ def render(template: str, lang: str = "en", **variables: Any) -> str:
     return TEMPLATES.get_template(template).render(lang=lang, t=text(lang), **variables)
 
 
-def waiting(given: dict[str, Any], lang: str = "en", gpu: str = "main", next_url: str = "/") -> str:
-    return render("waiting.html", lang, gpu=gpu, status=given, next_url=next_url)
+def waiting(
+    given: dict[str, Any],
+    lang: str = "en",
+    gpu: str = "main",
+    next_url: str = "/",
+    **visitor: bool,
+) -> str:
+    return render("waiting.html", lang, gpu=gpu, status=given, next_url=next_url, **visitor)

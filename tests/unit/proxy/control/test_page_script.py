@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from werkzeug.serving import make_server
 
+from tests.support.waiting import until
 from tests.unit.proxy.control.page_parts import (
     BLOCK,
     FAILURE,
@@ -27,6 +28,8 @@ from tests.unit.proxy.control.page_parts import (
 )
 
 pytestmark = pytest.mark.browser
+
+expect.set_options(timeout=20_000)  # of milliseconds: seven pages on a busy machine
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -57,6 +60,9 @@ class Backend:
         self.wake_answer: Callable[[], Any] = self.accept
         self.status_code = 200
         self.wakes: list[dict[str, Any]] = []
+        self.may_give_up = False
+        self.others_need_it = False
+        self.given_up = 0
         self.polls = 0
         self.streams = 0  # open now
         self.visits = 0
@@ -65,6 +71,7 @@ class Backend:
         self.app = page_app()
         self.app.add_url_rule("/_qwenctl/api/wake", "wake", self.wake, methods=["POST"])
         self.app.add_url_rule("/_qwenctl/wake", "form", self.form, methods=["POST"])
+        self.app.add_url_rule("/_qwenctl/api/give-up", "give up", self.give_up, methods=["POST"])
         self.app.add_url_rule("/_qwenctl/api/status", "status", self.poll)
         self.app.add_url_rule("/_qwenctl/api/events", "events", self.events)
         self.app.add_url_rule("/_qwenctl/login", "login", lambda: "<h1>Login</h1>")
@@ -75,6 +82,10 @@ class Backend:
         with self.changed:
             self.status = fresh
             self.changed.notify_all()
+
+    def wait_for_streams(self, number: int) -> None:
+        """Wait until so many are open; a closed stream is noticed with its next piece."""
+        until(lambda: self.streams == number, 20.0, "one stream")
 
     def accept(self) -> Any:
         self.set(status("starting", "start"))
@@ -87,11 +98,17 @@ class Backend:
         return self.waiting(flask.request.full_path), 503
 
     def waiting(self, next_url: str) -> str:
-        return waiting(self.status, next_url=next_url)
+        return waiting(self.status, next_url=next_url, may_give_up=self.may_give_up)
 
     def wake(self) -> Any:
-        self.wakes.append({"gpu": flask.request.args["gpu"], **flask.request.headers})
+        self.wakes.append({**flask.request.args, **flask.request.headers})
         return self.wake_answer()
+
+    def give_up(self) -> Any:
+        self.given_up += 1
+        if not self.others_need_it:
+            self.set(status("stopping"))
+        return self.status
 
     def form(self) -> Any:
         self.wakes.append({**flask.request.args, **flask.request.form})
@@ -280,6 +297,53 @@ def test_the_button_wakes(backend: Backend, url: str, tab: Page) -> None:
     assert len(backend.wakes) == 1
 
 
+def test_who_does_not_need_it_any_more_lets_it_sleep(
+    backend: Backend, url: str, visitor: BrowserContext
+) -> None:
+    backend.may_give_up = True
+    pages = [visitor.new_page() for _ in range(3)]
+    for page in pages:
+        page.goto(url)
+        expect(page.locator("h1")).to_have_text("Starting the GPU instance")
+    pages[0].get_by_role("button", name="I do not need it any more").click()
+    for page in pages:
+        expect(page.locator("h1")).to_have_text("The GPU is falling asleep")
+    backend.set(status())
+    for page in pages:  # none of them takes its own visit for a new demand
+        expect(page.locator("h1")).to_have_text("The GPU is asleep")
+        expect(page.locator("#give-up")).to_be_hidden()
+    pages[1].wait_for_timeout(500)
+    assert (backend.given_up, len(backend.wakes)) == (1, 1)
+    pages[1].get_by_role("button", name="Wake the GPU").click()
+    for page in pages:
+        expect(page.locator("h1")).to_have_text("Starting the GPU instance")
+    assert "now" not in backend.wakes[1]
+    backend.set(status("ready", "ready"))
+    for page in pages:
+        expect(page.locator("h1")).to_have_text("WebUI")
+
+
+def test_a_gpu_that_others_need_opens_no_page_of_who_gave_up(
+    backend: Backend, url: str, tab: Page
+) -> None:
+    backend.may_give_up = backend.others_need_it = True
+    tab.goto(url)
+    tab.get_by_role("button", name="I do not need it any more").click()
+    expect(tab.locator("#lead")).to_contain_text("Others still need the GPU")
+    expect(tab.get_by_role("button", name="I need it after all")).to_be_visible()
+    backend.set(status("ready", "ready"))
+    tab.get_by_role("button", name="Open the page").click()
+    expect(tab.locator("h1")).to_have_text("WebUI")
+
+
+def test_try_now(backend: Backend, url: str, tab: Page) -> None:
+    backend.status = status("failed", failure=FAILURE, wanted=True)
+    tab.goto(url)
+    tab.get_by_role("button", name="Try now").click()
+    expect(tab.locator("h1")).to_have_text("Starting the GPU instance")
+    assert [wake["now"] for wake in backend.wakes] == ["1"]
+
+
 def test_without_the_stream_the_page_polls(backend: Backend, url: str, tab: Page) -> None:
     backend.stream = False
     tab.goto(url)
@@ -300,18 +364,16 @@ def test_seven_pages_of_a_browser_share_a_stream(
         expect(page.locator("h1")).to_have_text("Starting the GPU instance")
     backend.set(status("loading", "load", progress=PROGRESS))
     for page in pages:
-        expect(page.locator("#node-text")).to_have_text("shard 4 of 10", timeout=2000)
-    pages[0].wait_for_timeout(600)  # the backend sees a closed stream with its next piece
-    assert backend.streams == 1
+        expect(page.locator("#node-text")).to_have_text("shard 4 of 10")
+    backend.wait_for_streams(1)
     pages.pop(0).close()  # most likely the page with the stream: another takes over
     backend.set(status("booting", "boot"))
     for page in pages:
-        expect(page.locator("h1")).to_have_text("The machine is booting", timeout=6000)
-    pages[0].wait_for_timeout(600)
-    assert backend.streams == 1
+        expect(page.locator("h1")).to_have_text("The machine is booting")
+    backend.wait_for_streams(1)
     backend.set(status("ready", "ready"))
     for page in pages:
-        expect(page.locator("h1")).to_have_text("WebUI", timeout=5000)
+        expect(page.locator("h1")).to_have_text("WebUI")
 
 
 def test_a_page_that_shares_a_stream_keeps_its_own_demand(
@@ -328,7 +390,7 @@ def test_a_page_that_shares_a_stream_keeps_its_own_demand(
     for _ in range(48):
         for page in (first, second):
             page.clock.run_for(500)
-    assert backend.streams == 1
+    backend.wait_for_streams(1)
     assert not [one for one in asked if "/api/events" in one]
     polls = [one for one in asked if "/api/status" in one]
     assert 2 <= len(polls) <= 5  # 24 s and the time of the test itself, each 10 s
@@ -345,8 +407,8 @@ def test_a_page_of_another_gpu_polls(backend: Backend, url: str, visitor: Browse
     other.goto(url)
     expect(other.locator("h1")).to_have_text("The machine is booting")
     backend.set(status("loading", "load"))
-    expect(other.locator("h1")).to_have_text("Loading the model", timeout=6000)
-    assert backend.streams == 1
+    expect(other.locator("h1")).to_have_text("Loading the model")
+    backend.wait_for_streams(1)
 
 
 def test_a_page_that_never_opens_is_not_reloaded_for_ever(

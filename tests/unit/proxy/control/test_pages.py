@@ -163,7 +163,7 @@ def test_each_state_shows_its_parts_without_script() -> None:
 
     forms = {name for name in STATUSES if "<form" in waiting(STATUSES[name])}
     asleep = {"off", "off, click", "off, no steps", "draining", "stopping", "failed"}
-    assert forms == {*asleep, "interrupted"}
+    assert forms == {*asleep, "interrupted", "failed, wanted"}
     assert text("en")["failure.other"] in waiting(STATUSES["failed"])
 
 
@@ -212,3 +212,50 @@ def test_text_can_be_read_on_its_background() -> None:
         for ink, back in pairs:
             light, dark = sorted((luminance(colours[ink]), luminance(colours[back])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, back, colours[ink])
+
+
+def shown(given: dict[str, Any], lang: str = "en", **visitor: bool) -> str:
+    """The page without the JSON for its script."""
+    return waiting(given, lang, **visitor).partition("<script type=")[0]
+
+
+def test_the_page_promises_no_more_than_is_known() -> None:
+    t = text("en")
+    assert t["eta.moment"] in shown(STATUSES["loading, nearly"])
+    early = shown(STATUSES["loading, not nearly"])  # the node says 40 %
+    assert t["eta.moment"] not in early
+    assert "about 2\xa0s left" in early
+    crashing = shown(STATUSES["loading, troubled"])
+    assert t["headline.troubled"] in crashing
+    assert t["eta.none"] in crashing
+    assert t["eta.moment"] not in crashing
+    assert "value=" not in crashing[crashing.index('id="bar"') : crashing.index('id="eta"')]
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_no_account_name_is_shown_for_a_block(lang: str) -> None:
+    page = shown(status(blocked={**BLOCK, "by": "root-at-vm7"}, after_block="stays"), lang)
+    assert "root-at-vm7" not in page
+    assert text(lang)["block.admin"] in page
+    assert text(lang)["block.stays"] in page
+    hours = shown(STATUSES["off, blocked by hours"], lang)
+    assert "nights" in hours
+    assert text(lang)["block.restarts"] in hours
+
+
+def test_who_waits_may_try_now_and_give_up() -> None:
+    t = text("en")
+    retrying = shown(STATUSES["failed, wanted"])
+    assert t["wake.now"] in retrying
+    assert "now=1" in retrying
+    slow = status("failed", failure={**FAILURE, "code": "throttled"}, wanted=True)
+    assert t["wake.now"] not in shown(slow)
+    soon = status("failed", failure={**FAILURE, "retry_in_seconds": 1.0}, wanted=True)
+    assert t["wake.now"] not in shown(soon)
+    assert t["wake.now"] not in shown({**STATUSES["failed, wanted"], "may_wake": False})
+    for name, given in STATUSES.items():
+        document = Document(waiting(given, may_give_up=True, signed_in=True))
+        assert document.problems == []
+        waits = given["wanted"] and name not in ("ready", "off, blocked")
+        assert document.hidden("give-up") is not waits, name
+    assert 'id="give-up"' not in shown(STATUSES["starting"])
