@@ -97,6 +97,8 @@ class Exchange(Inbound):
         failure = snapshot.failure if snapshot.phase is Phase.FAILED else None
         if failure and failure.code in NEEDS_PERSON:
             return None
+        if failure and failure.retry_at > snapshot.now:
+            return failure.retry_at - snapshot.now
         return min(60.0, self.gpu.boot_estimate)
 
     async def blocked(self, *, wakes: bool = True) -> None:

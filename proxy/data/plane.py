@@ -34,6 +34,7 @@ from .links import Links
 from .listening import Listener, ask_plainly, listener_of
 from .model_finder import Models, TooMuchAhead
 from .model_list import FETCH_SECONDS, MAX_BYTES, PATH, ModelLists, asked_model
+from .progress import Progress
 from .request_buffer import ReadAheadBudget, RequestBuffer
 from .response_observer import FirstByte, ObservedSend, ObserverFactory
 from .routing import gpu_of
@@ -86,8 +87,14 @@ class DataPlane:
         budget = ReadAheadBudget()
         self._models = Models(config, budget)
         self._model_lists = ModelLists(config, services.store)
+        self._progress = Progress(config, services.store, services.snapshots)
         self._waiting = HeldRequests(
-            config, services.admit, services.snapshots, services.metrics, budget
+            config,
+            services.admit,
+            services.snapshots,
+            services.metrics,
+            budget,
+            self._progress,
         )
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="note")
         first_byte: ObserverFactory = FirstByte(self._note_first_byte)
@@ -105,6 +112,7 @@ class DataPlane:
     async def stop(self) -> None:
         await self._model_lists.stop()
         self._threads.shutdown(wait=False)
+        self._progress.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request.of(scope, self._trusted)

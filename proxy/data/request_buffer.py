@@ -60,6 +60,13 @@ class RequestBuffer:
         self._count(-MESSAGE - len(message.get("body", b"")))
         return message
 
+    @property
+    def whole(self) -> bytes | None:
+        """The body, if all of it has been read ahead and it is no longer than `READ_AHEAD`."""
+        if not self._whole or self._size > READ_AHEAD:
+            return None
+        return b"".join(message.get("body", b"") for message in self._messages)
+
     def close(self) -> None:
         """Drop what has not been replayed, because the request has ended."""
         self._messages.clear()

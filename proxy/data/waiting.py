@@ -20,6 +20,7 @@ from ..http.request import Request
 from .admission import Action, Decision, may_wake
 from .admit import Admit
 from .exchange import Exchange, blocked_detail
+from .progress import Progress
 from .request_buffer import ReadAheadBudget, RequestBuffer
 from .snapshot_cache import SnapshotCache
 
@@ -52,12 +53,14 @@ class HeldRequests:
         snapshots: SnapshotCache,
         metrics: Metrics,
         budget: ReadAheadBudget,
+        progress: Progress | None = None,
     ) -> None:
         self._config = config
         self._admit = admit
         self._snapshots = snapshots
         self._metrics = metrics
         self._budget = budget
+        self._progress = progress
         self._held = 0
         self._closing = False
 
@@ -111,14 +114,17 @@ class HeldRequests:
                 await exchange.unready(why)
                 return True
             view.used = True
-            await receive.wait(view, max(0.0, min(deadline - now, every)))
+            again = await self._progress.tell(exchange, receive) if self._progress else every
+            await receive.wait(view, max(0.0, min(deadline - now, every, again)))
 
     def _useless(self, exchange: Exchange, late: bool) -> str:
         """Return why a request should wait no longer, or an empty text."""
         snapshot = exchange.view.snapshot
         failure = snapshot.failure
-        if snapshot.phase is Phase.FAILED and failure and failure.code in NEEDS_PERSON:
-            return failure.headline
+        if snapshot.phase is Phase.FAILED and failure:
+            later = exchange.gpu.hold_on_failure == "fail" and failure.retry_at > snapshot.now
+            if later or failure.code in NEEDS_PERSON:
+                return failure.headline
         if self._closing:
             return "the proxy is restarting"
         return f"not ready after {self._config.proxy.hold:.0f} s" if late else ""

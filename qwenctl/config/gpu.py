@@ -100,6 +100,9 @@ class GpuConfig(Table):
     its button; ``never``: only the command line, API keys and schedules."""
     api: Literal["hold", "fail"] = "hold"
     """What an API client gets while the GPU wakes: its request held, or 503 with Retry-After."""
+    hold_on_failure: Literal["wait", "fail"] = "wait"
+    """What a held request gets when an attempt to start the GPU fails, for lack of capacity say, and
+    is to be repeated later: it waits on, or 503 with the failure and Retry-After."""
     found_running: Literal["adopt", "stop", "ignore"] = "adopt"
     """An instance found running that nobody needs: keep it one idle timeout, stop it, or leave it."""
     address: str = ""

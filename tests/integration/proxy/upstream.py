@@ -73,6 +73,33 @@ async def events(request: web.BaseRequest) -> web.StreamResponse:
     return answer
 
 
+async def chat(request: web.BaseRequest) -> web.StreamResponse:
+    """A chat completion as an OpenAI-compatible server answers it, streamed if the body asks so."""
+    asked = await request.read()
+    body = json.loads(asked)
+    if body["model"] == "missing":
+        error = {"message": "no such model", "type": "NotFoundError", "param": None, "code": 404}
+        return web.json_response({"error": error}, status=404)
+    if body["model"] == "dies":
+        assert request.transport is not None
+        request.transport.close()
+        await asyncio.sleep(60)
+    kind = "chat.completion"
+    known = {"id": "c", "created": 1, "model": body["model"]}
+    if not body.get("stream"):
+        choice = {"index": 0, "message": {"role": "assistant", "content": "hello"}}
+        return web.json_response({**known, "object": kind, "choices": [choice]})
+    answer = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await answer.prepare(request)
+    for word in ("hel", "lo"):
+        choice = {"index": 0, "delta": {"content": word}}
+        chunk = {**known, "object": f"{kind}.chunk", "choices": [choice]}
+        await answer.write(f"data: {json.dumps(chunk)}\n\n".encode())
+    await answer.write(b"data: [DONE]\n\n")
+    await answer.write_eof()
+    return answer
+
+
 async def next_event(request: web.BaseRequest) -> web.StreamResponse:
     NEXT.release()
     return web.Response(status=204)
@@ -265,6 +292,7 @@ PAGES: dict[str, Page] = {
     "/journal": journal,
     "/blob": blob,
     "/events": events,
+    "/openai/v1/chat/completions": chat,
     "/next": next_event,
     "/long-poll": long_poll,
     "/status": status,
