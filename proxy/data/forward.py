@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import aiohttp
+from aiohttp import client_reqrep
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.connector import Connection
+from aiohttp.http_writer import StreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
 from ..http.connections import probe_peer
 from ..http.request import Receive, Request, Send
+from .handshake import Response
 from .headers import request_headers, response_headers
 from .link import Link, Silence
 
@@ -38,6 +41,9 @@ TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
 MAX_LINE = 64 * 1024
 """The longest header that a node may send, in bytes."""
 
+MAX_FIELDS = 512
+"""The most header lines of a node's answer."""
+
 READ_BUFFER = 64 * 1024
 """How much of an answer is read before the client has taken it, in bytes: half of what aiohttp
 holds, beside one read of up to 256 KiB."""
@@ -53,6 +59,10 @@ class UpstreamDied(Exception):
     def __init__(self, message: str, *, started: bool) -> None:
         super().__init__(message)
         self.started = started
+
+
+class BadAnswer(Exception):
+    """The node's answer cannot be passed on; the message says why. The client has nothing of it."""
 
 
 class ClientGone(Exception):
@@ -91,12 +101,17 @@ class _PlainRequest(aiohttp.ClientRequest):
             timer.cancel()
 
 
-class Redirected(Exception):
-    """The node answered a WebSocket handshake with a redirect."""
+class _Writer(StreamWriter):
+    """Writes header values as the bytes that they were: aiohttp leaves out what is no UTF-8."""
+
+    async def write_headers(self, status_line: str, headers: CIMultiDict[str]) -> None:
+        await super().write_headers(status_line, headers)
+        if not all(map(str.isascii, headers.values())):
+            lines = (status_line, *(f"{name}: {value}" for name, value in headers.items()), "\r\n")
+            self._headers_buf = "\r\n".join(lines).encode("utf-8", "surrogateescape")
 
 
-async def _refuse_redirect(*_: object) -> None:
-    raise Redirected
+vars(client_reqrep)["StreamWriter"] = _Writer  # there is no other way to have it used
 
 
 def node_url(base: str, request: Request) -> URL:
@@ -124,19 +139,16 @@ class Forwarder:
         self._connector = aiohttp.TCPConnector(
             limit=0, keepalive_timeout=KEEP_ALIVE, socket_factory=_connection
         )
-        # aiohttp has no option against following redirects of a WebSocket handshake, which could
-        # lead to any host. A trace may raise.
-        trace = aiohttp.TraceConfig()
-        trace.on_request_redirect.append(_refuse_redirect)
         self._websockets = aiohttp.ClientSession(
             connector=self._connector,
             timeout=TIMEOUT,
-            trace_configs=[trace],
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             request_class=_PlainRequest,
+            response_class=Response,
             max_line_size=MAX_LINE,
             max_field_size=MAX_LINE,
+            max_headers=MAX_FIELDS,
             read_bufsize=READ_BUFFER,
         )
         self._sweeper = asyncio.create_task(self._sweep())
@@ -149,8 +161,7 @@ class Forwarder:
 
     @property
     def websockets(self) -> aiohttp.ClientSession:
-        """Return the session for WebSocket handshakes; it raises `Redirected` where it would follow a
-        redirect."""
+        """Return the session for WebSocket handshakes; it raises `HandshakeRefused`."""
         assert self._websockets is not None, "start() was not awaited"
         return self._websockets
 
@@ -206,6 +217,7 @@ class Forwarder:
         Raises:
             NotConnected: the request is intact and can be sent elsewhere or later.
             UpstreamDied: the request may have had effects, or its answer has begun.
+            BadAnswer: the node's answer is no HTTP, or its head is too large.
             ClientGone: the client disconnected.
         """
         link = link or Link(Silence())
@@ -256,6 +268,7 @@ class Forwarder:
                     read_bufsize=READ_BUFFER,
                     max_line_size=MAX_LINE,
                     max_field_size=MAX_LINE,
+                    max_headers=MAX_FIELDS,
                 )
                 answer = await asked.send(connection)
                 try:
@@ -302,10 +315,21 @@ class Forwarder:
             raise NotConnected(str(error.os_error or error)) from None
         except _Hangup:
             raise ClientGone from None
+        except aiohttp.ClientResponseError as error:
+            raise BadAnswer(fault(error)) from None
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
             if isinstance(error.__cause__, _Hangup) or (body and body.hung_up):
                 raise ClientGone from None
             raise UpstreamDied(str(error) or type(error).__name__, started=started) from None
+
+
+def fault(error: aiohttp.ClientResponseError) -> str:
+    """Return why an answer's head was not taken, without any of its content."""
+    if "Got more than" in error.message:
+        return f"a header of the node's answer is larger than {MAX_LINE // 1024} KiB"
+    if "Too many headers" in error.message:
+        return f"the node's answer has more than {MAX_FIELDS} headers"
+    return "the node's answer is no valid HTTP"
 
 
 def _connection(address: Sequence[Any]) -> socket.socket:

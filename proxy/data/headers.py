@@ -64,14 +64,8 @@ def _named(connection: str) -> frozenset[bytes]:
 
 
 def _text(value: bytes) -> str:
-    """Decode a header's value so that the client library, which writes UTF-8, keeps its bytes.
-
-    A Latin-1 value, which is rare, becomes UTF-8.
-    """
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+    """Decode a header's value so that the client library keeps its bytes, UTF-8 or not."""
+    return value.decode("utf-8", "surrogateescape")
 
 
 def request_headers(request: Request) -> CIMultiDict[str]:

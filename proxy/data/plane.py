@@ -28,7 +28,7 @@ from ..http.problem import send_problem
 from ..http.request import Receive, Request, Scope, Send
 from .admission import Action, Decision
 from .exchange import Exchange, Pages
-from .forward import ClientGone, Forwarder, NotConnected, UpstreamDied
+from .forward import BadAnswer, ClientGone, Forwarder, NotConnected, UpstreamDied
 from .link import Link
 from .links import Links
 from .listening import Listener, ask_plainly, listener_of
@@ -148,6 +148,9 @@ class DataPlane:
             await exchange.problem(503, "busy", TOO_MUCH_AHEAD, 5)
         except StoreUnavailable:
             await exchange.problem(503, "store_lost", STORE_LOST, 5)
+        except BadAnswer as error:
+            self._metrics.count(exchange.name, "bad_answer")
+            await exchange.problem(502, "bad_answer", str(error))
         except UpstreamDied as error:
             await self._after_death(exchange, error)
         finally:

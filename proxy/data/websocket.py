@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import aiohttp
 
+from ..http.problem import refuse_websocket
 from ..http.request import Receive, Request, Scope, Send
 from ..http.websocket_server import MAX_MESSAGE
-from .forward import Forwarder, NotConnected, Redirected, node_url
-from .headers import request_headers
+from .forward import BadAnswer, Forwarder, NotConnected, fault, node_url
+from .handshake import HandshakeRefused
+from .headers import request_headers, response_headers
 from .link import Link, Silence
 
 HANDSHAKE = 30.0
 """How long the node may take to answer a handshake, in seconds."""
+
+_OUR_HANDSHAKE = (
+    b"sec-websocket-accept",
+    b"sec-websocket-protocol",
+    b"sec-websocket-extensions",
+)
+"""What the server in front says for itself."""
 
 GOING_AWAY = 1001
 ABNORMAL = 1011
@@ -38,7 +47,8 @@ async def forward_websocket(
     is told of the bytes that pass, and ``on_answer`` of each data message of the node.
 
     Raises:
-        NotConnected: the node refuses the connection or the handshake; nothing was accepted.
+        NotConnected: the node refuses the connection; nothing was accepted.
+        BadAnswer: the head of its answer is too large.
     """
     link = link or Link(Silence())
     link.asked()
@@ -54,19 +64,27 @@ async def forward_websocket(
             ),
             HANDSHAKE,
         )
-    except Redirected:
-        await _refuse(scope, send, 502)
+    except HandshakeRefused as refusal:
+        await _refuse(scope, send, refusal)
         return
     except aiohttp.WSServerHandshakeError as error:
-        # An HTTP answer to a handshake is a failure, whatever its status.
-        await _refuse(scope, send, error.status if 400 <= error.status <= 599 else 502)
+        detail = f"the node's answer to the handshake is invalid: {error.message}"
+        await refuse_websocket(scope, send, 502, "bad_answer", detail)
         return
+    except aiohttp.ClientResponseError as error:
+        raise BadAnswer(fault(error)) from None
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
         raise NotConnected(str(error) or "the handshake took too long") from None
     link.heard()
     async with node:
         await receive()  # websocket.connect
-        await send({"type": "websocket.accept", "subprotocol": node.protocol})
+        await send(
+            {
+                "type": "websocket.accept",
+                "subprotocol": node.protocol,
+                "headers": _passed(node._response.raw_headers, 101),
+            }
+        )
         pumps = (
             asyncio.ensure_future(_from_client(node, receive, on_message, link)),
             asyncio.ensure_future(_from_node(node, send, on_message, link, on_answer or _nothing)),
@@ -92,7 +110,8 @@ async def _from_client(
         if message["type"] == "websocket.disconnect":
             code = int(message.get("code") or GOING_AWAY)
             # 1005 and 1006 mean "no frame" and must not be sent (RFC 6455 §7.4.1).
-            await node.close(code=GOING_AWAY if code in (1005, 1006) else code)
+            reason = str(message.get("reason") or "").encode()
+            await node.close(code=GOING_AWAY if code in (1005, 1006) else code, message=reason)
             return
         on_message()
         link.asked()
@@ -140,9 +159,19 @@ def _nothing(_: str | bytes) -> None:
     pass
 
 
-async def _refuse(scope: Scope, send: Send, status: int) -> None:
-    if "websocket.http.response" in scope.get("extensions", {}):
-        await send({"type": "websocket.http.response.start", "status": status, "headers": []})
-        await send({"type": "websocket.http.response.body", "body": b""})
-    else:
+def _passed(raw: Iterable[tuple[bytes, bytes]], status: int) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a handshake's answer that are not about the node's own connection."""
+    ours = (b"content-length", *_OUR_HANDSHAKE)
+    return [pair for pair in response_headers(raw, status) if pair[0] not in ours]
+
+
+async def _refuse(scope: Scope, send: Send, refusal: HandshakeRefused) -> None:
+    """Pass the node's refusal on. Of other answers, a redirect too, the client gets a 502."""
+    if not 400 <= refusal.status <= 599:
+        await refuse_websocket(scope, send, 502, "bad_answer", str(refusal))
+    elif "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1013})
+    else:
+        start = {"status": refusal.status, "headers": _passed(refusal.headers, refusal.status)}
+        await send({"type": "websocket.http.response.start", **start})
+        await send({"type": "websocket.http.response.body", "body": refusal.body})

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets import http11
 from websockets.frames import Frame
 
 from .capacity import Capacity
@@ -29,6 +30,10 @@ long again: one client has at most half of the processor."""
 TRY_AGAIN_LATER = 1013
 ABNORMAL = 1006
 INVALID_DATA = 1007
+
+http11.MAX_LINE_LENGTH = http11.MAX_NUM_HEADERS = 1 << 17
+"""Higher than `server.MAX_HEAD`, which bounds the head before websockets reads it anew; its own
+bounds would refuse a cookie of over 8 KiB."""
 
 
 class Held:

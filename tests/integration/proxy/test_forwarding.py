@@ -114,6 +114,49 @@ def test_duplicate_headers_and_host_are_kept(ready: RunningProxy) -> None:
     assert seen(result, "x-text") == ["你好".encode().decode("latin-1")]
 
 
+def test_header_bytes_that_are_no_utf8_are_kept(ready: RunningProxy) -> None:
+    for rest in (
+        b"\r\n",
+        b"Content-Length: 2\r\n\r\nhi",
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ):
+        with RawClient(ready.port) as client:
+            client.send(
+                b"POST / HTTP/1.1\r\nHost: localhost\r\nX-Text: caf\xe9 \xff\r\n"
+                b"Cookie: a=\xe9; qwenctl_session=s\r\nX-Both: \xc3\xa9 \xe9\r\n" + rest
+            )
+            result = json.loads(client.answer()[2])
+        assert seen(result, "x-text") == ["caf\xe9 \xff"]
+        assert seen(result, "x-both") == ["\xc3\xa9 \xe9"]
+        assert seen(result, "cookie") == ["a=\xe9"]
+
+
+def test_an_answer_may_have_many_headers(ready: RunningProxy) -> None:
+    with RawClient(ready.port) as client:
+        client.send(b"GET /odd-head?lines=400 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        status, headers, body = client.answer()
+    assert (status, body) == (200, b"ok")
+    assert len([name for name in headers if name.startswith("x-")]) == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        ("size=70000", "a header of the node's answer is larger than 64 KiB"),
+        ("lines=600", "the node's answer has more than 512 headers"),
+    ],
+)
+def test_an_answer_whose_head_is_too_large_is_named(
+    ready: RunningProxy, query: str, why: str
+) -> None:
+    answer = requests.get(ready.url(f"/odd-head?{query}"), timeout=5)
+    assert answer.status_code == 502
+    assert (answer.json()["code"], answer.json()["detail"]) == ("bad_answer", why)
+    page = requests.get(ready.url(f"/odd-head?{query}"), headers={"Accept": "text/html"}, timeout=5)
+    assert (page.status_code, "text/html" in page.headers["content-type"]) == (502, True)
+    assert ready.snapshot().phase.value == "ready"
+
+
 def test_set_cookie_and_other_duplicates_come_back(ready: RunningProxy) -> None:
     with RawClient(ready.port) as client:
         client.send(b"GET /cookies HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -104,6 +104,7 @@ def test_close_code_of_the_client_reaches_the_node(ready: RunningProxy, code: in
     talk(ready, conversation, path)
     ended = until(lambda: ready.journal_of(path)[-1].get("closed_with"), 2.0)
     assert ended == code
+    assert ready.journal_of(path)[-1]["reason"] == "going"
 
 
 def test_a_client_that_vanishes_ends_the_nodes_side(ready: RunningProxy) -> None:
@@ -135,6 +136,73 @@ def test_a_refused_handshake_keeps_its_status(ready: RunningProxy) -> None:
     with pytest.raises(InvalidStatus) as refused:
         talk(ready, conversation, "/ws-refused")
     assert refused.value.response.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("body", "content"),
+    [("length", b'{"who": "m"}'), ("chunked", b'{"who": "m"}'), ("none", b"")],
+)
+def test_a_refused_handshake_keeps_its_headers_and_body(
+    ready: RunningProxy, body: str, content: bytes
+) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        raise AssertionError("accepted")
+
+    with pytest.raises(InvalidStatus) as refused:
+        talk(ready, conversation, f"/ws-denied?body={body}")
+    response = refused.value.response
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "Basic realm=ui"
+    assert response.headers.get_all("Set-Cookie") == ["a=1", "b=2"]
+    assert response.headers["X-Text"] == "caf\xe9"
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers.get_all("Content-Length") == [str(len(content))]
+    assert response.body == content
+
+
+def test_an_answer_that_is_no_refusal_is_a_502(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        raise AssertionError("accepted")
+
+    for path in ("/echo", "/events"):
+        with pytest.raises(InvalidStatus) as refused:
+            talk(ready, conversation, path)
+        assert refused.value.response.status_code == 502
+        assert b"answered the handshake with 200" in (refused.value.response.body or b"")
+
+
+def test_an_answer_whose_head_is_too_large_is_named(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        raise AssertionError("accepted")
+
+    with pytest.raises(InvalidStatus) as refused:
+        talk(ready, conversation, "/odd-head?size=70000")
+    assert refused.value.response.status_code == 502
+    assert b"larger than 64 KiB" in (refused.value.response.body or b"")
+
+
+def test_headers_of_the_nodes_handshake(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        assert socket.response is not None
+        headers = socket.response.headers
+        assert headers.get_all("Set-Cookie") == ["a=1; Path=/", "b=2; HttpOnly"]
+        assert headers["X-Served-By"] == "worker 7"
+        for name in ("Upgrade", "Connection", "Sec-WebSocket-Accept", "Sec-WebSocket-Protocol"):
+            assert len(headers.get_all(name)) == 1
+        await socket.send("x")
+        assert await socket.recv() == "x"
+
+    talk(ready, conversation, "/ws?cookies", "chat.v1")
+
+
+def test_a_handshake_with_a_large_head(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        await socket.send("x")
+        await socket.recv()
+
+    talk(ready, conversation, "/ws?large", headers={"Cookie": "c=" + "a" * 8186})
+    got = until(lambda: ready.journal_of("/ws?large")[-1].get("headers"))
+    assert len(got["cookie"]) == 8188
 
 
 def test_none_of_ours_under_the_reserved_prefix(ready: RunningProxy) -> None:

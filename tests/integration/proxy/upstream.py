@@ -265,10 +265,14 @@ async def stop_listening(request: web.BaseRequest) -> web.StreamResponse:
 
 async def websocket(request: web.BaseRequest) -> web.StreamResponse:
     socket = web.WebSocketResponse(protocols=("chat.v2", "chat.v1"), max_msg_size=0, compress=False)
+    if "cookies" in request.query:
+        for value in ("a=1; Path=/", "b=2; HttpOnly"):
+            socket.headers.add("Set-Cookie", value)
+        socket.headers["X-Served-By"] = "worker 7"
     await socket.prepare(request)
     entry = JOURNAL[-1]
     entry["headers"] = {name.lower(): value for name, value in request.headers.items()}
-    async for message in socket:
+    while (message := await socket.receive()).type in (WSMsgType.TEXT, WSMsgType.BINARY):
         if message.type is WSMsgType.TEXT and message.data.startswith("close "):
             await socket.close(code=int(message.data.split()[1]), message=b"as asked")
         elif message.type is WSMsgType.TEXT and message.data.startswith("send "):
@@ -281,7 +285,33 @@ async def websocket(request: web.BaseRequest) -> web.StreamResponse:
         elif message.type is WSMsgType.BINARY:
             await socket.send_bytes(message.data)
     entry["closed_with"] = socket.close_code
+    entry["reason"] = message.extra
     return socket
+
+
+async def denied_websocket(request: web.BaseRequest) -> web.StreamResponse:
+    """401 with headers; its body has a length, is chunked, or ends never, by ``body``."""
+    head = (
+        b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=ui\r\nSet-Cookie: a=1\r\n"
+        b"Set-Cookie: b=2\r\nX-Text: caf\xe9\r\nContent-Type: application/json\r\n"
+    )
+    bodies = {
+        "length": b'Content-Length: 12\r\n\r\n{"who": "m"}',
+        "chunked": b'Transfer-Encoding: chunked\r\n\r\nc\r\n{"who": "m"}\r\n0\r\n\r\n',
+        "none": b"Content-Length: 0\r\n\r\n",
+    }
+    return await raw(request, head + bodies[request.query["body"]])
+
+
+async def odd_head(request: web.BaseRequest) -> web.StreamResponse:
+    """An answer with ``lines`` further headers, of ``size`` bytes each."""
+    lines, size = int(request.query.get("lines", 1)), int(request.query.get("size", 1))
+    return await raw(
+        request,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"
+        + b"".join(b"X-%d: %s\r\n" % (number, b"a" * size) for number in range(lines))
+        + b"\r\nok",
+    )
 
 
 async def refuse_websocket(request: web.BaseRequest) -> web.StreamResponse:
@@ -311,6 +341,8 @@ PAGES: dict[str, Page] = {
     "/v1/models": models,
     "/ws": websocket,
     "/ws-refused": refuse_websocket,
+    "/ws-denied": denied_websocket,
+    "/odd-head": odd_head,
 }
 
 NEXT = asyncio.Semaphore(0)
