@@ -6,11 +6,13 @@ import asyncio
 import json
 
 import pytest
+from aiohttp import web
 
 from proxy.front.forward_auth import ForwardAuth
 from proxy.http.request import Message, networks
 from qwenctl.config.deployment import Config
 from qwenctl.core.phase import Phase
+from qwenctl.core.status import node_url
 from qwenctl.store.store import Store
 from tests.integration.proxy.parts import (
     FORM,
@@ -96,6 +98,31 @@ def test_what_a_proxy_passes_on_is_not_asked_by_it(faulty: FaultyStore, life: Li
             assert await gate(made, **twice) == 403
             odd = {**asked, "x-original-uri": "/x%00"}
             assert await gate(made, **odd) == 403
+
+    asyncio.run(go())
+
+
+def test_a_node_with_an_ipv6_address(faulty: FaultyStore, life: Life) -> None:
+    """Whoever is in front, or we ourselves, get a URL of it (RFC 3986 §3.2.2)."""
+    life.wake()
+
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(text="by IPv6")
+
+    async def go() -> None:
+        async with parts(faulty, address="::1") as made:
+            sent: list[Message] = []
+            await made.gate(scope(path="/_qwenctl/gate"), nothing_more, into(sent))
+            port = made.config.gpu[GPU].port
+            assert dict(sent[0]["headers"])[b"x-qwenctl-node"] == f"[::1]:{port}".encode()
+            assert node_url(life.now, made.config.gpu[GPU]) == f"http://[::1]:{port}"
+            runner = web.ServerRunner(web.Server(answer))
+            await runner.setup()
+            await web.TCPSite(runner, "::1", port).start()
+            sent.clear()
+            await made.data(scope(), nothing_more, into(sent))
+            assert (sent[0]["status"], sent[1]["body"]) == (200, b"by IPv6")
+            await runner.cleanup()
 
     asyncio.run(go())
 
