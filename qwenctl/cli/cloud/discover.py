@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from qwenctl.cli.cloud.errors import raising_user_errors
 from qwenctl.cli.common.context import config_file, print_json
 from qwenctl.cli.common.terminal import paint
+from qwenctl.cli.setup.init import config_text
 from qwenctl.clouds.admin import Found, Importer, importer_of
 from qwenctl.clouds.registry import names, settings_type
 from qwenctl.config.edit import edit, with_keys
@@ -113,7 +114,7 @@ def _toml(value: object) -> str:
 def _write(given: str | None, name: str, found: Found, text: str) -> tuple[Path, bool]:
     """Append the section to the config file, or fill in a table without instance.
 
-    `qwenctl init` writes such tables. Return the file and whether a table was filled in.
+    `qwenctl init` writes such tables; its untouched sample is replaced. Return the file and whether a table was filled in.
 
     Raises:
         ConfigError: the file has such a GPU already, or cannot be read or written.
@@ -124,8 +125,11 @@ def _write(given: str | None, name: str, found: Found, text: str) -> tuple[Path,
 
     def change(before: str) -> str:
         nonlocal filled
+        sample = before == config_text(name, "local") and config_text(name, found.cloud)
         gpu = load_config(str(path), env={}).gpu.get(name) if before else None
-        if gpu is not None:
+        if sample:
+            filled, before = True, sample
+        elif gpu is not None:
             table = gpu.settings
             if (
                 gpu.provider != found.cloud
@@ -136,8 +140,9 @@ def _write(given: str | None, name: str, found: Found, text: str) -> tuple[Path,
                     f"{path} has [gpu.{name}] already; choose another --name, or edit the file"
                 )
             filled = True
+        if filled:
             after = with_keys(before, ("gpu", name, found.cloud), found.settings)
-            if found.price is None or gpu.price_per_hour:
+            if found.price is None or (gpu and gpu.price_per_hour):
                 return after
             return with_keys(after, ("gpu", name), {"price_per_hour": found.price})
         line_end = "" if before.endswith("\n") or not before else "\n"

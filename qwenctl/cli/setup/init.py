@@ -100,9 +100,26 @@ def _sample(provider: str) -> str:
     return getattr(settings_type(provider), "sample", "")
 
 
+def config_text(gpu: str, provider: str) -> str:
+    """Return the config file that `init` writes; empty: there is no template for the provider."""
+    if not _sample(provider):
+        return ""
+    command = [sys.executable, "-m", "qwenctl.cli.sample", "7860"]
+    local = settings_type(provider).on_this_machine
+    parts = _HEAD + _sample(provider) + (_SAMPLE_SERVICE if local else _CLOUD_SERVICE)
+    return parts.format(
+        name=gpu,
+        provider=provider,
+        command=to_toml({"command": command}),
+        boot_estimate="30s" if local else "3m",
+        runs=_RUNS_SAMPLE if local else _RUNS_WORKLOAD,
+        node_urls="" if local else _NODE_URLS,
+    )
+
+
 def init(here: bool, gpu: str, provider: str, force: bool, config: str | None, json: bool) -> None:
     """Do `qwenctl init`."""
-    if not (sample := _sample(provider)):
+    if not (text := config_text(gpu, provider)):
         known = ", ".join(name for name in names() if _sample(name))
         raise ConfigError(f"no template for the provider {provider!r}; there is one for: {known}")
     if not re.fullmatch(NAME, gpu):
@@ -115,16 +132,7 @@ def init(here: bool, gpu: str, provider: str, force: bool, config: str | None, j
         path = Path("qwenctl.toml")
     elif given := config or config_file() or os.environ.get("QWENCTL_CONFIG"):
         path = Path(given).expanduser()  # the file that was named, and no other
-    command = [sys.executable, "-m", "qwenctl.cli.sample", "7860"]
     local = settings_type(provider).on_this_machine
-    text = (_HEAD + sample + (_SAMPLE_SERVICE if local else _CLOUD_SERVICE)).format(
-        name=gpu,
-        provider=provider,
-        command=to_toml({"command": command}),
-        boot_estimate="30s" if local else "3m",
-        runs=_RUNS_SAMPLE if local else _RUNS_WORKLOAD,
-        node_urls="" if local else _NODE_URLS,
-    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w" if force else "x", encoding="utf-8") as file:

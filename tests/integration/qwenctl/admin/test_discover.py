@@ -257,3 +257,28 @@ def test_mistyped_arguments_say_what_is_right(
     assert (done.returncode, len(done.stderr.splitlines())) == (ExitCode.USAGE, 1)
     for word in words:
         assert word in done.stderr
+
+
+def test_the_untouched_sample_of_init_makes_way(run: Run, ecs: FakeEcs, tmp_path: Path) -> None:
+    """The README has `init` first."""
+    ecs.cloud.add()
+    file = tmp_path / "own.toml"
+    assert run("init", "--config", str(file)).returncode == 0
+    done = aliyun(run, ecs, "--write", "--config", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Filled in [gpu.main.aliyun]" in done.stdout
+    config = load_config(str(file), env={})
+    assert config.gpu["main"].settings.instance_id == INSTANCE
+    assert config.gpu["main"].workload == "qwen3-vl-webui"
+    assert "node_urls" in file.read_text()
+
+
+def test_a_sample_that_was_edited_stays(run: Run, ecs: FakeEcs, tmp_path: Path) -> None:
+    ecs.cloud.add()
+    file = tmp_path / "own.toml"
+    assert run("init", "--config", str(file)).returncode == 0
+    file.write_text(edited := file.read_text().replace("10m", "20m"))
+    done = aliyun(run, ecs, "--write", "--config", str(file))
+    assert done.returncode == ExitCode.USAGE
+    assert "--name" in done.stderr
+    assert file.read_text() == edited
