@@ -36,6 +36,14 @@ def is_host(text: bytes) -> bool:
     return not _NO_HOST.search(text)
 
 
+def with_path(target: bytes) -> bytes:
+    """Return a target in absolute form with a path, which it may leave out (RFC 9112 §3.2.1)."""
+    absolute = None if target.startswith(b"/") else _ABSOLUTE.match(target)
+    if absolute is None or target[absolute.end() :].startswith(b"/"):
+        return target
+    return absolute[0] + b"/" + target[absolute.end() :]
+
+
 def _without_port(absolute: re.Match[bytes], host: bytes | None = None) -> bytes:
     """Return the host, lower case and without its scheme's usual port."""
     usual = b":443" if absolute[0][:5].lower() == b"https" else b":80"

@@ -15,7 +15,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .authority import host_problem
+from .authority import host_problem, with_path
 from .capacity import RETRY_AFTER, Capacity, Refusal
 from .cut import cuttable
 from .framing import coding_problem
@@ -77,6 +77,8 @@ class Protocol(HttpToolsProtocol):
     _fields = 0
     _size = 0
     """Bytes of the present request beside its body, as far as they are parsed."""
+    _in_body = False
+    """Whether the present request's head is over."""
     _refused: Refusal | None = None
     _late: asyncio.TimerHandle | None = None
     _half_closed = False
@@ -100,7 +102,7 @@ class Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer a client that has ended its side after a whole request; return whether to."""
         cycle = self.cycle
-        if self._refused or cycle is None or cycle.response_complete or cycle.more_body:
+        if cycle is None or cycle.response_complete or cycle.more_body:
             self.transport.close()
             return False
         if not self._half_closed:
@@ -203,6 +205,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._fields = self._size = 0
+        self._in_body = False
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -214,23 +217,29 @@ class Protocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields += 1
         self._size += len(name) + len(value) + 4
-        value = value.rstrip(b" \t")  # no part of it (RFC 9112 §5.1); llhttp leaves it in
         if self._fields > MAX_FIELDS or self._size > MAX_HEAD:
             self._refuse(_HEAD_TOO_LARGE)
-        super().on_header(name, value)
+        if not self._in_body:  # a trailer is no header (RFC 9110 §6.5.1)
+            super().on_header(name, value.rstrip(b" \t"))  # RFC 9112 §5.1; llhttp leaves it in
 
     def on_headers_complete(self) -> None:
         self._head_arrived()
         if self._is_ignored():
             return
-        if why := host_problem(self.url, self.headers, self.parser.get_http_version()):
+        self._in_body = True
+        if (version := self.parser.get_http_version()) not in ("1.0", "1.1"):
+            self._refuse((505, "bad_version", "this server speaks HTTP/1.1 and HTTP/1.0"))
+        if b"#" in self.url:
+            self._refuse((400, "bad_target", "the target has a fragment"))
+        if why := host_problem(self.url, self.headers, version):
             self._refuse((400, "bad_host", why))
         if why := coding_problem(self.headers):
             self._refuse((501, "unknown_coding", why))
         if (refusal := self.capacity.begin(self, self.url)) is not None:
             self._refuse(refusal)
+        self.url = with_path(self.url)
         super().on_headers_complete()
-        if self.parser.get_http_version() == "1.0":
+        if version == "1.0":
             self.cycle.keep_alive = self.parser.should_keep_alive()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -284,8 +293,11 @@ class Protocol(HttpToolsProtocol):
         self._refused = self._refused or (400, "bad_request", msg)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
-            if self.pipeline or cycle.response_started or not cycle.more_body:
-                self.transport.close()  # an answer is under way, or due to an earlier request
+            if not cycle.more_body:
+                cycle.keep_alive = False  # requests before this one are answered, then it ends
+                return
+            if self.pipeline or cycle.response_started:
+                self.transport.close()
                 return
             cycle.disconnected = True  # it is this request, and we answer it
             cycle.message_event.set()

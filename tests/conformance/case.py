@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, Union
@@ -40,8 +41,14 @@ class HalfClose:
 
 Step = Union[bytes, Await, Pause, HalfClose]
 
-Headers = Mapping[str, "str | tuple[str, ...] | None"]
-"""By lower-case name: the values joined by a comma, or each line's value; None: no such header."""
+Value = Union[str, "tuple[str, ...]", "re.Pattern[str]", None]
+
+Headers = Mapping[str, Value]
+"""By lower-case name: the values joined by a comma, a pattern of them, or each line's value; None:
+no such header."""
+
+FROM_CLIENT = re.compile(r"127\.0\.0\.9(, 127\.0\.0\.1)?")
+"""X-Forwarded-For of a client that has sent none: its address, and that of a front."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Outcome:
     """Whether a request may reach the node as a whole then."""
 
 
-Value = TypeVar("Value")
+T = TypeVar("T")
 
 REFUSALS = (400, 405, 408, 411, 413, 414, 417, 421, 426, 431, 501, 505)
 
@@ -139,7 +146,7 @@ class Case:
         reply: what the node answers to each request, in turn; the last one goes on.
         on: the planes that it is for, if not all.
         but: other outcomes on a plane, or behind a front.
-        fails: why it fails today on a plane, behind a front, or (empty name) everywhere.
+        fails: why it fails today, by plane.
     """
 
     name: str
@@ -167,12 +174,12 @@ class Case:
 
     def failure(self, plane: str) -> str | None:
         """Why it fails on a plane today."""
-        return _for(plane, self.fails)
+        return self.fails.get(plane)
 
 
-def _for(plane: str, by_plane: Mapping[str, Value]) -> Value | None:
+def _for(plane: str, by_plane: Mapping[str, T]) -> T | None:
     """Return a plane's value, or that of its front, such as ``nginx``."""
-    for name in (plane, plane.partition("-")[0], ""):
+    for name in (plane, plane.partition("-")[0]):
         if name in by_plane:
             return by_plane[name]
     return None

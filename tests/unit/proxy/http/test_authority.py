@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.http.authority import host_problem
+from proxy.http.authority import host_problem, with_path
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,19 @@ from proxy.http.authority import host_problem
 def test_hosts(target: str, hosts: list[str], version: str, refused: bool) -> None:
     headers = [(b"accept", b"*/*"), *((b"host", host.encode()) for host in hosts)]
     assert bool(host_problem(target.encode(), headers, version)) is refused
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("/", "/"),
+        ("/http://a", "/http://a"),
+        ("*", "*"),
+        ("http://a", "http://a/"),
+        ("http://a/", "http://a/"),
+        ("http://a/b?c", "http://a/b?c"),
+        ("http://a?c", "http://a/?c"),
+    ],
+)
+def test_a_target_without_a_path(target: str, path: str) -> None:
+    assert with_path(target.encode()) == path.encode()
