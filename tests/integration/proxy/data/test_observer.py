@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from proxy.http.cut import AnswerCut
 from proxy.http.metrics import Metrics
 from tests.integration.proxy.parts import FaultyStore, Parts, into, nothing_more, parts, scope
 from tests.simulation.life import Life
@@ -83,7 +86,8 @@ def test_an_answer_that_breaks_off_is_not_forwarded(faulty: FaultyStore, life: L
             life.wake()
             made.know(life.now)
             async with await asyncio.start_server(broken, "127.0.0.1", made.config.gpu[GPU].port):
-                await ask(made, recorder)
+                with pytest.raises(AnswerCut):
+                    await ask(made, recorder)
 
     asyncio.run(go())
     assert recorder.hooks == [("admitted", GPU, "forward")]
