@@ -292,7 +292,7 @@ class Forwarder:
         started = False
         try:
             async with await self._ask(base, request, body) as answer:
-                if not 100 <= answer.status <= 599:  # a server error, by RFC 9110 §15
+                if not 200 <= answer.status <= 599:  # a server error, by RFC 9110 §15; or 101
                     raise UpstreamDied(f"its status is {answer.status}", started=False)
                 started = True
                 link.heard()

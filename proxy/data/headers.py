@@ -39,7 +39,8 @@ _DROPPED = HOP_BY_HOP | {b"expect", TIER_HEADER.encode()}
 
 _SPOKEN_FOR = (b"x-forwarded-", b"x_forwarded_", b"forwarded", b"x-real-ip", b"x_real_ip")
 """Prefixes of headers that identify the client: set by the proxy, unless a trusted proxy has set
-them before. Many servers read an underscore as a hyphen."""
+them before. Many servers read an underscore as a hyphen; no proxy sets such a name, so that a
+trusted one has it from its client."""
 
 _OURS_TO_SAY = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
 _END_TO_END = frozenset(
@@ -86,7 +87,9 @@ def request_headers(request: Request) -> CIMultiDict[str]:
         key = name.lower()
         if key in drop:
             continue
-        if key.startswith(_SPOKEN_FOR) and (not request.trusted_peer or key in _OURS_TO_SAY):
+        if key.startswith(_SPOKEN_FOR) and (
+            not request.trusted_peer or key in _OURS_TO_SAY or b"_" in key
+        ):
             continue
         text = _text(value)
         if key == b"cookie" and "qwenctl_" in text:

@@ -107,7 +107,7 @@ class Client:
             if len(lengths) > 1 or not lengths[0].isdigit():
                 raise Garbage(f"lengths {lengths}")
             response.framing = "length"
-            response.body = self._exactly(int(lengths[0]))
+            response.body = self.exactly(int(lengths[0]))
             response.whole = len(response.body) == int(lengths[0])
         else:
             response.framing = "close"
@@ -119,7 +119,7 @@ class Client:
                 size = int(self._until(b"\r\n").partition(b";")[0], 16)
                 if not size:
                     break
-                response.body += self._exactly(size)
+                response.body += self.exactly(size)
                 if self._until(b"\r\n") != b"\r\n":
                     raise Garbage("a chunk is longer than its size")
             while (line := self._until(b"\r\n")) != b"\r\n":
@@ -173,7 +173,8 @@ class Client:
         found, _, self._buffer = self._buffer.partition(end)
         return found + end
 
-    def _exactly(self, size: int) -> bytes:
+    def exactly(self, size: int) -> bytes:
+        """Read so many bytes, or fewer where the connection ends before."""
         while len(self._buffer) < size and not self._ended:
             self._more()
         found, self._buffer = self._buffer[:size], self._buffer[size:]

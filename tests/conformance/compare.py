@@ -39,10 +39,11 @@ def run(case: Case, plane: Plane) -> Happened:
             finals = max(sum(map(_is_final, outcome.client)) for outcome in allowed)
             while sum(map(_is_final, client.responses)) < finals:
                 client.read()
+            rest = client.exactly(max(len(outcome.after_upgrade or b"") for outcome in allowed))
             if allowed[0].any_reading:
                 client.settle()
             elif all(outcome.closes for outcome in allowed):
-                rest = client.rest()
+                rest += client.rest()
         except Closed as closed:
             fault = str(closed)
         except (Garbage, TimeoutError, ValueError) as error:

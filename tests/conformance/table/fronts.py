@@ -60,23 +60,12 @@ READS_ITSELF: Mapping[str, tuple[str, ...]] = {
 }
 """By plane or front: rows that it decides itself. What it passes on may be read in one way only."""
 
-HANDSHAKES = "what a node's handshake says beside 101 is lost"
 UPGRADES = "the documented front passes on an upgrade that is none to WebSocket"
-OURS = ("direct", "nginx-tls", "caddy-tls")
 GATES = ("nginx-gate", "caddy-gate")
 
 FAILS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "hop-by-hop: a value in Latin-1": (OURS, "Latin-1 becomes UTF-8"),
-    "hop-by-hop: 150 headers of an answer": (OURS, "aiohttp takes 128 headers at most"),
     "interim: hints of the node": (("direct", "caddy-tls"), "103 is dropped"),
     "interim: hints of the node, in two segments": (("direct", "caddy-tls"), "103 is dropped"),
-    "interim: 101 of the node, for which nobody asked": (
-        ("direct", "nginx-tls"),
-        "101 is passed on",
-    ),
-    "upgrade: a WebSocket's cookies": (OURS, HANDSHAKES),
-    "upgrade: a handshake that the node refuses with 401": (OURS, HANDSHAKES),
-    "upgrade: a handshake that the node refuses with 403": (OURS, HANDSHAKES),
     "upgrade: to h2c, with a length": (GATES, UPGRADES),
     "upgrade: to h2c, in chunks": (GATES, UPGRADES),
     "upgrade: to TLS": (GATES, UPGRADES),
@@ -86,10 +75,6 @@ FAILS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "upgrade: to WebSocket, of a POST in chunks": (GATES, UPGRADES),
     "upgrade: to h2c, of a GET": (GATES, UPGRADES),
     "upgrade: to h2c, and another request": (GATES, UPGRADES),
-    "forwarded: a name with underscores, which many servers read as hyphens": (
-        ("caddy-tls",),
-        "a trusted proxy's X_Forwarded_For, which it has from its client, is passed on",
-    ),
     "targets: line with a byte over 127": (("nginx-gate",), "nginx passes such bytes on"),
     "bodies: of 2 MiB, with a length": (
         ("nginx-gate",),
