@@ -58,6 +58,8 @@ log = logging.getLogger("qwenctl.proxy")
 SERVICE_RESTART = 1012
 """The close code that tells a client to connect again (IANA's registry of RFC 6455 §11.7)."""
 
+GATE = f"{PREFIX}/gate"
+
 
 class Proxy:
     """The ASGI application and its background threads."""
@@ -91,7 +93,7 @@ class Proxy:
         threads: ASGIApp = WSGIMiddleware(flask, workers=16)  # type: ignore[arg-type, assignment]
         self._routes: dict[str, ASGIApp] = {
             f"{PREFIX}/api/events": self.stream,
-            f"{PREFIX}/gate": self.gate,
+            GATE: self.gate,
             f"{PREFIX}/healthz": self.health,
             f"{PREFIX}/readyz": self.health,
             **dict.fromkeys(NodeApi.PATHS, BoundedBody(self.nodes, MAX_MESSAGE_BYTES)),
@@ -122,6 +124,8 @@ class Proxy:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
+            if scope["path"] == GATE:
+                send = self.gate.carried(scope, send)  # HostCheck's refusals, too
             try:
                 await self._asgi(scope, receive, send)
             except asyncio.CancelledError:

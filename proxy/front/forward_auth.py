@@ -19,13 +19,18 @@ from ..data.routing import gpu_of
 from ..data.services import Services
 from ..http.cors import Cors, is_preflight, refuse_preflight
 from ..http.problem import send_problem
-from ..http.request import Receive, Request, Scope, Send
+from ..http.request import Message, Receive, Request, Scope, Send
 
 _CODES = {Action.AMBIGUOUS: "ambiguous_path", Action.CROSS_SITE: "cross_site"}
+
+_CARRIED = frozenset({401, 403})
+"""The refusals that nginx knows (ngx_http_auth_request_module); it answers 500 to any other."""
 
 
 class ForwardAuth:
     """Answers 204 to forward to the node in ``X-Qwenctl-Node``, 401 to sign in, 403 to refuse.
+
+    The status that a 403 stands for is in ``X-Qwenctl-Status``, where it is another.
 
     The original request's method and address come in the configured pair of headers
     (`proxy.gate_headers`), because a client could send another pair. They are believed from this
@@ -44,6 +49,7 @@ class ForwardAuth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Admit a request of the other data plane."""
+        send = self.carried(scope, send)
         asked = Request.of(scope, self._trusted)
         if not asked.trusted_peer and not asked.from_loopback:
             await send_problem(
@@ -87,11 +93,27 @@ class ForwardAuth:
                 self._usage.touch(name, inbound.lease)
             await self._allow(inbound, send)
         else:
-            # 403 whatever the reason: nginx knows no other refusal (ngx_http_auth_request_module).
-            status, code = 403, "not_ready"
-            code = _CODES.get(decision.action, code)
+            code = _CODES.get(decision.action, "not_ready")
             detail = f"the GPU is {inbound.view.snapshot.phase.value}"
-            await send_problem(asked, send, status, code, decision.why or detail)
+            await send_problem(asked, send, 403, code, decision.why or detail)
+
+    def carried(self, scope: Scope, send: Send) -> Send:
+        """Return a ``send`` that makes each refusal one that the other data plane can carry.
+
+        ``X-Qwenctl-Status`` then tells the status meant. The visitor gets it from our own data
+        plane, to which the server in front hands the request on.
+        """
+        if f"{self._prefix}-uri" not in Request.of(scope, self._trusted).headers:
+            return send
+
+        async def send_carried(message: Message) -> None:
+            status = message.get("status", 0)
+            if status >= 300 and status not in _CARRIED:
+                meant = (b"x-qwenctl-status", str(status).encode())
+                message = {**message, "headers": [*message["headers"], meant], "status": 403}
+            await send(message)
+
+        return send_carried
 
     async def _preflight(self, asked: Request, original: Request, name: str, send: Send) -> None:
         """Have the node answer a preflight, or this proxy: if it is asleep, or sites are set."""

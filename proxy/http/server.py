@@ -259,7 +259,7 @@ class Protocol(HttpToolsProtocol):
         self._beside = 0
         super().on_body(body)
         self.flow.arrived()
-        if len(self.cycle.body) > AHEAD:
+        if len(self.cycle.body) > AHEAD and not self.cycle.response_complete:
             self.flow.pause_reading()
 
     def on_message_complete(self) -> None:

@@ -29,9 +29,11 @@ http {{
   access_log off;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  proxy_read_timeout 2s; proxy_send_timeout 2s;
   {server}
 }}
 """
+"""nginx's time-outs of 60 s are 2 s here, so that an example that relies on them fails soon."""
 
 CADDY = """
 {{

@@ -27,6 +27,7 @@ async def echo(request: web.BaseRequest) -> web.StreamResponse:
     async for chunk in request.content.iter_chunked(1 << 18):
         digest.update(chunk)
         size += len(chunk)
+        JOURNAL[-1]["received"] = size
     transport = request.transport
     assert transport is not None
     content = {
@@ -147,6 +148,10 @@ async def cookies(request: web.BaseRequest) -> web.StreamResponse:
     for value in ("one", "two"):
         answer.headers.add("X-Twice", value)
     return answer
+
+
+async def large_header(request: web.BaseRequest) -> web.StreamResponse:
+    return web.Response(headers={"X-Large": "x" * int(request.query["size"])})
 
 
 async def hop_by_hop(request: web.BaseRequest) -> web.StreamResponse:
@@ -327,6 +332,7 @@ PAGES: dict[str, Page] = {
     "/long-poll": long_poll,
     "/status": status,
     "/cookies": cookies,
+    "/large-header": large_header,
     "/hop-by-hop": hop_by_hop,
     "/hints": hints,
     "/close-delimited": close_delimited,

@@ -188,3 +188,26 @@ def test_the_gate_lets_nothing_into_a_stop(faulty: FaultyStore, life: Life) -> N
 
     assert asyncio.run(go()) == 403
     assert "inflight:me" not in life.leases
+
+
+@pytest.mark.parametrize(
+    ("gpus", "meant"),
+    [({}, b"503"), ({"a": {"tier": "speed"}, "b": {"tier": "quality"}}, b"400")],
+    ids=["no GPU", "unknown tier"],
+)
+def test_each_refusal_is_one_that_nginx_carries(
+    store: Store, gpus: dict[str, dict[str, str]], meant: bytes
+) -> None:
+    config = Config.model_validate({"node_secret": SECRET, "gpu": gpus})
+
+    async def ask(headers: dict[str, str]) -> Message:
+        sent: list[Message] = []
+        gate = ForwardAuth(made_services(config, store))
+        request = scope(path="/_qwenctl/gate", headers=headers)
+        await gate(request, nothing_more, into(sent))
+        return sent[0]
+
+    tier = {"x-qwenctl-tier": "fast"}
+    answer = asyncio.run(ask({**tier, "x-original-uri": "/x"}))
+    assert (answer["status"], dict(answer["headers"])[b"x-qwenctl-status"]) == (403, meant)
+    assert asyncio.run(ask(tier))["status"] == int(meant)  # it is no other data plane that asks

@@ -225,3 +225,15 @@ def test_pipelined_requests_with_an_upgrade_are_all_answered(ready: RunningProxy
     with RawClient(ready.port, timeout=30) as client:
         client.send(request * number)
         assert {client.answer()[0] for _ in range(number)} == {200}
+
+
+def test_the_rest_of_a_refused_body_does_not_block_the_connection(ready: RunningProxy) -> None:
+    """Whoever does not look at the answer before it has sent the body, as Caddy, goes on with it."""
+    size = 2_000_000
+    with RawClient(ready.port) as client:
+        for _ in range(3):
+            head = f"POST /x HTTP/1.1\r\nHost: a.example\r\nContent-Length: {size}\r\n\r\n"
+            client.send(head.encode() + b"x" * (size // 2))
+            status, _, body = client.answer()
+            assert (status, json.loads(body)["code"]) == (421, "unknown_host")
+            client.send(b"x" * (size // 2))
