@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from qwenctl.config.deployment import Config
+from qwenctl.core.rules import Activity
 
 from ..http.request import Receive, Request
 from .headers import TIER_HEADER
@@ -49,13 +50,20 @@ class Models:
         headers = request.headers
         return (
             request.method == "POST"
-            and "/v1/" in request.path
             and not asked_tier(request)
             and headers.get("content-type", "").partition(";")[0].strip().lower()
             == "application/json"
             and headers.get("content-encoding", "identity").lower() == "identity"
             and any(self._config.gpu[name].models for name in names)
+            and ("/v1/" in request.path or self._infers(names[0], request))
         )
+
+    def _infers(self, name: str, request: Request) -> bool:
+        """Return whether a model server takes the request for inference, such as ``/rerank``."""
+        gpu = self._config.gpu[name]
+        if gpu.preset != "openai":
+            return False
+        return gpu.rule_table.classify("POST", request.path, request.headers) is Activity.WAKES
 
     async def read(self, request: Request, receive: Receive) -> tuple[str, RequestBuffer]:
         """Return the model that the body names, or empty, and the buffer that replays the body.

@@ -347,6 +347,26 @@ def test_which_bodies_matter(
     assert not Models(Config.model_validate({"gpu": {"a": X, "b": Y}})).matters(["a", "b"], asked)
 
 
+@pytest.mark.parametrize(
+    ("path", "matters"),
+    [
+        ("/rerank", True),
+        ("/v2/embed", True),
+        ("/api/chat", True),
+        ("/chat/completions", True),
+        ("/api/show", False),
+        ("/collective_rpc", False),
+        ("/", False),
+    ],
+)
+def test_routes_of_model_servers_without_v1_name_a_model_too(path: str, matters: bool) -> None:
+    servers = {name: {**table, "preset": "openai"} for name, table in GPUS.items()}
+    config = Config.model_validate({"gpu": servers})
+    asked = request("POST", path, {"Content-Type": "application/json"})
+    assert Models(config).matters(list(servers), asked) is matters
+    assert not Models(CONFIG).matters(["small", "large"], asked)
+
+
 @pytest.mark.parametrize("text", [b"[", b'"":"",', b'["a"],'])
 def test_what_is_made_to_be_slow_is_given_up(text: bytes) -> None:
     finder = ModelFinder()
