@@ -13,7 +13,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from gpu_node.selfstop.busy import read_spec
@@ -23,11 +22,10 @@ from gpu_node.setup.doctor import in_docker_group, uid_of
 from gpu_node.setup.systemd_units import AGENT, DROP_IN, TIMER, UNITS, WATCHDOG, Node, render
 from gpu_node.status_file import read_status
 from qwenctl.errors import UserError
+from qwenctl.lib.systemd import SYSTEM_UNITS, Host, Say, is_root, systemctl, systemd_runs
 from qwenctl.lib.version import full_version
 
-UNIT_DIR = Path("/etc/systemd/system")
-
-Say = Callable[[str], None]
+UNIT_DIR = SYSTEM_UNITS
 
 
 def describe(settings: NodeSettings, config: Path, *, user: str = "", runs: str = "") -> Node:
@@ -98,25 +96,25 @@ def install(
         changed |= host.remove(UNIT_DIR / DROP_IN)
     if changed:
         host.run("systemctl", "daemon-reload")
-    off = [unit for unit in (AGENT, TIMER) if _systemctl("is-enabled", unit) != "enabled"]
+    off = [unit for unit in (AGENT, TIMER) if systemctl("is-enabled", unit) != "enabled"]
     if off:
         host.run("systemctl", "enable", "--quiet", *off)
     if not start:
         return
     version = read_status(Path(node.state_dir, "status.json")).get("version", full_version())
-    active = _systemctl("is-active", AGENT) == "active"
+    active = systemctl("is-active", AGENT) == "active"
     if active and (changed or version != full_version()):
         host.run("systemctl", "restart", AGENT)
     elif not active:
         host.run("systemctl", "start", AGENT)
-    if _systemctl("is-active", TIMER) != "active":
+    if systemctl("is-active", TIMER) != "active":
         host.run("systemctl", "start", TIMER)
     if dry_run:
         return
     if not Path(node.secret_file).exists():
         say(f"the agent waits for {node.secret_file}; then: systemctl start {AGENT}")
     else:
-        say(f"{AGENT}: {_systemctl('is-active', AGENT)}; see `qwenctl-node status`")
+        say(f"{AGENT}: {systemctl('is-active', AGENT)}; see `qwenctl-node status`")
     if not (settings.power_off_command or node.power_off):
         say("note: no power_off_command is set: nothing stops this instance if the proxy is gone")
     elif not Path(node.secret_file).exists():
@@ -164,40 +162,26 @@ def uninstall(
         say("containers run on: docker ps --filter label=qwenctl.gpu")
 
 
-class _Host:
-    """Changes this machine, or only says what would be changed."""
+class _Host(Host):
+    """Changes the node, or only says what would be changed."""
 
     def __init__(self, dry_run: bool, say: Say) -> None:
-        self._dry_run = dry_run
-        self._say = say
+        super().__init__(UNIT_DIR, dry_run, say)
 
     def need_root_and_systemd(self) -> None:
-        if shutil.which("systemctl") is None or not Path("/run/systemd/system").is_dir():
+        if not systemd_runs():
             raise UserError(
                 "systemd does not run here; start `qwenctl-node --config FILE` in another way, "
                 "or use the compose file of examples/node-compose"
             )
-        if os.geteuid() != 0 and not self._dry_run:
+        if not is_root() and not self._dry_run:
             raise UserError("this must be run as root: sudo qwenctl-node install …")
-
-    def run(self, *command: str) -> None:
-        if not self._step(" ".join(command)):
-            return
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            words = (done.stderr or done.stdout).strip()[-500:]
-            raise UserError(f"{command[0]} {command[1]} failed: {words}")
 
     def user(self, name: str) -> bool:
         """Make the user, and give it Docker; return whether anything was changed."""
         fresh = uid_of(name) < 0
         if fresh:
-            home = f"/home/{name}"
-            shell = shutil.which("nologin", path="/usr/sbin:/sbin:/usr/bin") or "/bin/false"
-            self.run(
-                *("useradd", "--system", "--user-group", "--create-home", "--home-dir", home),
-                *("--shell", shell, name),
-            )
+            self.make_user(name, f"/home/{name}", "--create-home")
             if self._dry_run:
                 return True
         try:
@@ -270,39 +254,6 @@ class _Host:
         except OSError as error:
             raise UserError(f"{settings.state_dir}: {error.strerror}") from None
 
-    def files(self, files: dict[str, str]) -> bool:
-        """Write the units; return whether any has changed."""
-        changed = False
-        for name, text in files.items():
-            path = UNIT_DIR / name
-            if path.is_file() and path.read_text("utf-8") == text:
-                continue
-            changed = True
-            if self._step(f"{path}: {'changed' if path.exists() else 'new'}"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                fresh = path.with_name(f".{path.name}.new")
-                fresh.write_text(text, "utf-8")
-                fresh.chmod(0o644)
-                fresh.replace(path)
-        return changed
-
-    def remove(self, path: Path) -> bool:
-        """Remove the file; return whether there was one."""
-        if not path.exists():
-            return False
-        if self._step(f"{path}: removed"):
-            path.unlink()
-        return True
-
-    def remove_empty(self, directory: Path) -> None:
-        if directory.is_dir() and not any(directory.iterdir()) and not self._dry_run:
-            directory.rmdir()
-
-    def _step(self, step: str) -> bool:
-        """Say the step; return whether to do it."""
-        self._say(f"would: {step}" if self._dry_run else step)
-        return not self._dry_run
-
 
 def _is_plain(file: Path) -> bool:
     try:
@@ -326,8 +277,3 @@ def _present_user() -> str:
         return ""
     found = re.search(r"^User=(\S+)$", unit, re.MULTILINE)
     return found.group(1) if found else ""
-
-
-def _systemctl(*arguments: str) -> str:
-    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip()

@@ -8,8 +8,10 @@ rules. Where there may be such services a drop-in, `LOOSENED`, lifts those that 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+from qwenctl.lib.systemd import HARDENING as COMMON_HARDENING
+from qwenctl.lib.systemd import command, escape, quote
 
 AGENT = "qwenctl-node.service"
 WATCHDOG = "qwenctl-node-watchdog.service"
@@ -46,32 +48,9 @@ def render(node: Node) -> dict[str, str]:
     return files
 
 
-HARDENING = """\
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
-ProtectSystem=strict
-ProtectHome=read-only
-PrivateTmp=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectProc=invisible
-LockPersonality=yes
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-RemoveIPC=yes
-# Netlink: the resolver asks the kernel which addresses this host has.
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-SystemCallArchitectures=native
-# mincore: which parts of the weights are in the page cache already.
+HARDENING = f"""\
+{COMMON_HARDENING}# mincore: which parts of the weights are in the page cache already.
 SystemCallFilter=@system-service mincore
-SystemCallErrorNumber=EPERM
-UMask=0027
 # No PrivateDevices and no list of devices: the GPUs' figures need /dev/nvidia*, which may appear only
 # after this has started. The user may not read disks anyway.
 """
@@ -127,17 +106,17 @@ Description=qwenctl agent: runs this GPU's services and reports to the proxy
 After=network.target
 Wants=docker.service
 StartLimitIntervalSec=0
-ConditionPathExists={_escape(node.secret_file)}
+ConditionPathExists={escape(node.secret_file)}
 
 [Service]
 User={node.user}
-ExecStart={_command([*node.program, "run", "--config", node.config])}
+ExecStart={command([*node.program, "run", "--config", node.config])}
 {_power_off(node)}Restart=always
 RestartSec=10
 # Containers are Docker's children: no restart of the agent touches them.
 KillMode=mixed
 TimeoutStopSec=100
-{_directories(node)}WorkingDirectory={_escape(node.state_dir)}
+{_directories(node)}WorkingDirectory={escape(node.state_dir)}
 # No MemoryMax: the weights that it reads into the page cache would count.
 TasksMax=512
 OOMScoreAdjust=-500
@@ -157,7 +136,7 @@ Description=Stops this instance if no qwenctl agent is in charge of it
 [Service]
 Type=oneshot
 User={node.user}
-ExecStart={_command([node.python, "-m", "gpu_node.watchdog", "--config", node.config])}
+ExecStart={command([node.python, "-m", "gpu_node.watchdog", "--config", node.config])}
 SuccessExitStatus=70
 {_power_off(node)}TimeoutStartSec=5min
 {_directories(node)}MemoryMax=256M
@@ -196,22 +175,5 @@ def _directories(node: Node) -> str:
             if setting == "StateDirectory":  # whoever may read a file may lock it
                 modes.append("StateDirectoryMode=0700")
         else:
-            lines.append(f"ReadWritePaths={_quote(path)}")
+            lines.append(f"ReadWritePaths={quote(path)}")
     return "".join(f"{line}\n" for line in (*lines, *modes))
-
-
-def _command(words: Sequence[str]) -> str:
-    return " ".join(_quote(word).replace("$", "$$") for word in words)
-
-
-def _escape(text: str) -> str:
-    """Escape the value of a setting that takes one path, which may contain spaces."""
-    return text.replace("%", "%%")
-
-
-def _quote(text: str) -> str:
-    """Quote a word of a setting that takes several."""
-    text = _escape(text)
-    if re.fullmatch(r"[A-Za-z0-9_./:=@%+,-]+", text):
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

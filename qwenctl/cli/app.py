@@ -23,6 +23,7 @@ COMMANDS = {
     "restart": "commands.restart",
     "prewarm": "commands.prewarm",
     "serve": "commands.serve",
+    "service": "commands.service",
     "demo": "commands.demo",
     "config": "commands.config",
     "access": "commands.access",

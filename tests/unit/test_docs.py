@@ -110,6 +110,7 @@ def test_every_dependency_has_its_reason() -> None:
         "docs/schedules.md",
         "docs/tiers.md",
         "docs/clouds.md",
+        "docs/deployment.md",
         "docs/node.md",
         "docs/node-install.md",
         "docs/node-figures.md",
