@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 
 import aiohttp
 from aiohttp.connector import Connection
+from multidict import CIMultiDict, CIMultiDictProxy
 
 MAX_BODY = 64 * 1024
 """How much of a refusal's body is passed on, in bytes."""
@@ -31,6 +33,10 @@ class Response(aiohttp.ClientResponse):
         asked = self.request_info.headers.get("Upgrade") == "websocket"
         if asked and self.status != 101:
             raise HandshakeRefused(self.status, list(self.raw_headers), await self._body_so_far())
+        if asked and "upgrade" in _tokens(self.headers.getall("Connection", ())):
+            headers = CIMultiDict(self.headers)
+            headers["Connection"] = "upgrade"  # aiohttp takes no list (RFC 6455 §4.1)
+            self._cache["headers"] = CIMultiDictProxy(headers)
         return self
 
     async def _body_so_far(self) -> bytes:
@@ -43,3 +49,7 @@ class Response(aiohttp.ClientResponse):
         with contextlib.suppress(asyncio.TimeoutError, aiohttp.ClientError):
             await asyncio.wait_for(collect(), BODY_SECONDS)
         return bytes(body[:MAX_BODY])
+
+
+def _tokens(lines: Iterable[str]) -> set[str]:
+    return {token.strip().lower() for line in lines for token in line.split(",")}

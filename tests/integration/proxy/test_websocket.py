@@ -195,6 +195,15 @@ def test_headers_of_the_nodes_handshake(ready: RunningProxy) -> None:
     talk(ready, conversation, "/ws?cookies", "chat.v1")
 
 
+def test_a_handshake_whose_connection_has_several_options(ready: RunningProxy) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        with pytest.raises(ConnectionClosed):
+            await socket.recv()
+        assert (socket.close_code, socket.close_reason) == (4000, "bye")
+
+    talk(ready, conversation, "/ws-odd")
+
+
 def test_a_handshake_with_a_large_head(ready: RunningProxy) -> None:
     async def conversation(socket: ClientConnection) -> None:
         await socket.send("x")

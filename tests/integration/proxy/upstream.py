@@ -7,6 +7,7 @@ request. ``/journal`` tells what has happened so far; tests read it past the pro
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import hashlib
 import json
@@ -308,6 +309,18 @@ async def denied_websocket(request: web.BaseRequest) -> web.StreamResponse:
     return await raw(request, head + bodies[request.query["body"]])
 
 
+async def odd_handshake(request: web.BaseRequest) -> web.StreamResponse:
+    """101 with several options of Connection, and a close frame at once (RFC 6455)."""
+    key = request.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+    accept = base64.b64encode(hashlib.sha1(key.encode()).digest())
+    return await raw(
+        request,
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: keep-alive, Upgrade\r\n"
+        b"Upgrade: WebSocket\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+        b"\x88\x05" + (4000).to_bytes(2, "big") + b"bye",
+    )
+
+
 async def odd_head(request: web.BaseRequest) -> web.StreamResponse:
     """An answer with ``lines`` further headers, of ``size`` bytes each."""
     lines, size = int(request.query.get("lines", 1)), int(request.query.get("size", 1))
@@ -348,6 +361,7 @@ PAGES: dict[str, Page] = {
     "/ws": websocket,
     "/ws-refused": refuse_websocket,
     "/ws-denied": denied_websocket,
+    "/ws-odd": odd_handshake,
     "/odd-head": odd_head,
 }
 
