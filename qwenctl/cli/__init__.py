@@ -90,8 +90,10 @@ def _run(args: Sequence[str] | None) -> int:
 
 
 def _error(text: str, code: ExitCode) -> int:
+    from qwenctl.cli.common.language import said
+
     for line in text.splitlines() or ["unknown"]:
-        print(f"error: {escape_control(line)}", file=sys.stderr)
+        print(f"{said('error:')} {escape_control(said(line))}", file=sys.stderr)
     return code
 
 

@@ -79,7 +79,7 @@ def _with_whole_paths(config: Config, file: Path | None, env: Mapping[str, str])
 
 def _keys_of(name: str) -> list[str]:
     keys = name.split("__")
-    if name in ("config", "debug", "embedded_linger", "test_snapshot_delay"):
+    if name in ("config", "debug", "embedded_linger", "lang", "test_snapshot_delay"):
         return []  # no settings
     if keys[0] == "node" and len(keys) > 1:
         return []  # the agent's settings (gpu_node)

@@ -9,6 +9,8 @@ from typing import TextIO
 
 import typer
 
+from qwenctl.cli.common.language import said
+
 _PHASE_COLOURS = {
     "off": "bright_black",
     "starting": "yellow",
@@ -69,4 +71,4 @@ def shorten(text: str, length: int = 200) -> str:
 
 def warn(text: str) -> None:
     """Print a warning to stderr."""
-    print(paint(text, "yellow", stream=sys.stderr), file=sys.stderr, flush=True)
+    print(paint(said(text), "yellow", stream=sys.stderr), file=sys.stderr, flush=True)

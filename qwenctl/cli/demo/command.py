@@ -94,7 +94,7 @@ class _Demo:
     def __enter__(self) -> _Demo:
         # The settings of the user's own deployment must not change the demo.
         for name in [name for name in os.environ if name.startswith("QWENCTL_")]:
-            if name != "QWENCTL_DEBUG":
+            if name not in ("QWENCTL_DEBUG", "QWENCTL_LANG"):
                 del os.environ[name]
         os.environ["QWENCTL_EMBEDDED_LINGER"] = "5"
         _clear(self._state)

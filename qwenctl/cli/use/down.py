@@ -9,6 +9,7 @@ import sys
 import time
 
 from qwenctl.cli.common.context import Target, heed_interrupt, print_json, some_time, user
+from qwenctl.cli.common.language import said
 from qwenctl.cli.common.terminal import warn
 from qwenctl.cli.use.follow import follow, say
 from qwenctl.control.standalone import Progress
@@ -70,15 +71,19 @@ def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
         return
     if off:
         if snapshot.leader:
-            print(f"{snapshot.gpu} is off already")
+            print(said(f"{snapshot.gpu} is off already"))
         else:
-            print(f"would ask the cloud whether {snapshot.gpu} is off already, and stop it if not")
+            print(
+                said(
+                    f"would ask the cloud whether {snapshot.gpu} is off already, and stop it if not"
+                )
+            )
         return
-    print(f"would stop {snapshot.gpu}, which is {snapshot.phase.value}")
+    print(said(f"would stop {snapshot.gpu}, which is {snapshot.phase.value}"))
     for lease in going:
-        print(f"  {'cutting' if lease.is_work else 'against'} {lease_words(lease)}")
+        print(said(f"  {'cutting' if lease.is_work else 'against'} {lease_words(lease)}"))
     for lease in staying:
-        print(f"  after {lease_words(lease)} is finished")
+        print(said(f"  after {lease_words(lease)} is finished"))
 
 
 def _wait_off(
@@ -165,7 +170,7 @@ def _say_result(target: Target, json: bool, outcome: str, text: str) -> None:
     if json:
         print_json({"gpu": target.name, "outcome": outcome})
     else:
-        print(text)
+        print(said(text))
     sys.stdout.flush()
 
 
@@ -187,7 +192,7 @@ def block(
     span = "until unblocked" if for_ is None else f"for {duration(for_)}"
     if dry_run:
         if not json:
-            print(f"would block {target.name} {span}")
+            print(said(f"would block {target.name} {span}"))
         _explain_down(before, json, now)
         return
     who = user()
@@ -195,7 +200,7 @@ def block(
         target.name, leases.maintenance(who), for_, reason=because, actor=who, force_stop=now
     )
     if not json:
-        print(f"{target.name} is blocked {span}", flush=True)
+        print(said(f"{target.name} is blocked {span}"), flush=True)
     outcome = _wait_off(target, before, no_wait=no_wait, timeout=timeout, quiet=json)
     if outcome != "already_off":
         _say_result(target, json, outcome, f"{target.name} {_WORDS[outcome]}")
@@ -220,12 +225,12 @@ def unblock(gpu: str | None, forget: bool, json: bool, config: str | None) -> No
         return
     if lifted:
         words = "; ".join(name_words(name) for name in lifted)
-        print(f"{target.name} is no longer blocked by {words}")
+        print(said(f"{target.name} is no longer blocked by {words}"))
     if wakes:
         words = "; ".join(_with_time(lease, snapshot.now) for lease in wakes)
         does = "stays on" if snapshot.phase.running else "starts again"
-        print(f"{target.name} {does} for: {words}; {target.command('down')} lets go of it")
+        print(said(f"{target.name} {does} for: {words}; {target.command('down')} lets go of it"))
     for block in left:
-        print(f"{target.name} stays blocked by {lease_words(block)}")
+        print(said(f"{target.name} stays blocked by {lease_words(block)}"))
     if not lifted and not left:
-        print(f"{target.name} was not blocked")
+        print(said(f"{target.name} was not blocked"))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qwenctl.cli.common.context import Target
+from qwenctl.cli.common.language import said
 from qwenctl.cli.common.terminal import coloured, live, paint, warn
 from qwenctl.control.standalone import Progress
 from qwenctl.core.phase import Phase
@@ -78,7 +79,7 @@ class StepLines:
         for text in _lines(escape_all(page), "usually" if known else "estimated"):
             if text not in self._said:
                 self._said.add(text)
-                print(text, file=sys.stderr, flush=True)
+                print(said(text), file=sys.stderr, flush=True)
 
 
 def _lines(page: dict[str, Any], usual_word: str) -> Iterator[str]:
@@ -198,4 +199,4 @@ def step_display() -> StepLines | _StepScreen:
 def say(text: str, *, quiet: bool = False) -> None:
     """Print progress to stderr."""
     if not quiet:
-        print(paint(text, dim=True, stream=sys.stderr), file=sys.stderr, flush=True)
+        print(paint(said(text), dim=True, stream=sys.stderr), file=sys.stderr, flush=True)

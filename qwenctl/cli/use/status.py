@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from qwenctl.cli.common.context import Target, heed_interrupt, load, open_store, print_json
+from qwenctl.cli.common.language import padded, said
 from qwenctl.cli.common.terminal import clock, live, paint, phase_style, shorten, stamp
 from qwenctl.cli.use.gpu_stats import figure_lines
 from qwenctl.config.deployment import Config
@@ -135,6 +136,20 @@ def _status_text(data: Mapping[str, Any]) -> str:
 
 
 def _headline(state: Mapping[str, Any]) -> str:
+    return _painted(state["gpu"], state["phase"], _english_headline(state))
+
+
+def _painted(gpu: str, phase: str, english: str) -> str:
+    """Return a first line in the user's language, with the colours that a translation loses."""
+    text = said(english)
+    if text == english:
+        return english
+    coloured = text.replace(gpu, paint(gpu, bold=True), 1)
+    word = said(phase)
+    return coloured.replace(word, paint(word, phase_style(phase), bold=True), 1)
+
+
+def _english_headline(state: Mapping[str, Any]) -> str:
     phase = Phase(state["phase"])
     failed = phase is Phase.FAILED
     if phase is Phase.OFF and state["cloud"]["state"] is None:
@@ -158,7 +173,8 @@ def _headline(state: Mapping[str, Any]) -> str:
 
 def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
     def row(label: str, text: str, colour: str | None = None) -> str:
-        return f"  {paint(f'{label:<11}', dim=True)}{paint(text, colour) if colour else text}"
+        text = said(text)
+        return f"  {paint(padded(label, 11), dim=True)}{paint(text, colour) if colour else text}"
 
     yield _headline(state)
     if state.get("removed"):
@@ -224,8 +240,8 @@ def _who_stops(gpu: str) -> str:
 def _steps_line(steps: list[dict[str, Any]]) -> str:
     marks = {"done": "✓", "active": "…", "todo": "·", "failed": "✗"}
     return "  ".join(
-        f"{marks[step['state']]} {step['key']}"
-        + (f" {duration(step['seconds'])}" if step["seconds"] is not None else "")
+        f"{marks[step['state']]} {said(step['key'])}"
+        + (f" {said(duration(step['seconds']))}" if step["seconds"] is not None else "")
         for step in steps
     )
 
@@ -294,7 +310,7 @@ def _wake_line(wake: Mapping[str, Any]) -> str:
         text = wake["outcome"].replace("_", " ")
         text += f" ({cause_words(wake['code'])})" if wake["code"] else ""
     steps = ", ".join(
-        f"{'first answer' if name == 'first_byte' else name} {duration(s)}"
+        f"{said('first answer' if name == 'first_byte' else name)} {said(duration(s))}"
         for name, s in wake["durations"].items()
     )
     return f"{text}{': ' if steps else ''}{steps}"
@@ -348,28 +364,25 @@ def _reason_lines(snapshot: Snapshot, reasons: list[Reason]) -> Iterator[str]:
     verb = (
         "'s state is " if text == NOT_ASKED else " " if snapshot.phase is Phase.FAILED else " is "
     )
-    yield f"{paint(snapshot.gpu, bold=True)}{verb}{text}"
+    yield _painted(snapshot.gpu, phase, f"{paint(snapshot.gpu, bold=True)}{verb}{text}")
     for reason in rest:
         times = []
         if reason.since is not None and reason.topic != "state":
             times.append(
-                f"since {clock(reason.since, snapshot.now)}"
+                said(f"since {clock(reason.since, snapshot.now)}")
                 if reason.topic in ("on", "off")
                 else clock(reason.since, snapshot.now)
             )
         if reason.until is not None:
             times.append(
-                f"until {clock(reason.until, snapshot.now)}"
+                said(f"until {clock(reason.until, snapshot.now)}")
                 if reason.topic in ("on", "off")
                 else clock(reason.until, snapshot.now)
             )
         suffix = paint(f"  ({', '.join(times)})", dim=True) if times else ""
         mark = paint("→" if reason.topic == "next" else "•", dim=True)
-        body = (
-            paint(reason.text, "red")
-            if reason.topic in ("failure", "cloud", "schedule")
-            else reason.text
-        )
+        red = reason.topic in ("failure", "cloud", "schedule")
+        body = paint(said(reason.text), "red") if red else said(reason.text)
         yield f"  {mark} {body}{suffix}"
 
 

@@ -10,6 +10,7 @@ from math import inf
 from typing import NoReturn
 
 from qwenctl.cli.common.context import Target, heed_interrupt, print_json, some_time, user
+from qwenctl.cli.common.language import said
 from qwenctl.cli.common.terminal import warn
 from qwenctl.cli.use.follow import follow, step_display
 from qwenctl.control.standalone import Progress, wake_error
@@ -154,7 +155,7 @@ class _Wake:
             )
         elif starts is None:
             effect = f"it was {snapshot.phase.value} when somebody looked last, and would be started if not"
-        print(f"would keep {name} on for {duration(self.ttl)}; {effect}")
+        print(said(f"would keep {name} on for {duration(self.ttl)}; {effect}"))
         self._tell_shortened("would shorten")
 
     def _tell_shortened(self, verb: str) -> None:
@@ -275,9 +276,9 @@ class _Wake:
         if ready:
             way = target.config.way_to(target.name)
             own = "the node's own address; " if alone else f"{way}; " if way else ""
-            print(f"{target.name} is ready: {url}  ({own}{stays})")
+            print(said(f"{target.name} is ready: {url}  ({own}{stays})"))
         else:
-            print(f"{target.name} is on its way ({snapshot.phase.value}); it {stays}")
+            print(said(f"{target.name} is on its way ({snapshot.phase.value}); it {stays}"))
         self._tell_shortened("shortens")
         if alone and not target.gpu.agent:
             warn(

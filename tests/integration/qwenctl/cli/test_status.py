@@ -171,3 +171,13 @@ def test_status_watch_prints_a_line_for_each_change(
     finally:
         program.kill()
     assert program.returncode == ExitCode.INTERRUPTED
+
+
+def test_people_read_chinese_where_the_environment_asks_for_it(run: Run, config: Path) -> None:
+    assert "没有人需要它" in run("why", LANG="zh_CN.UTF-8").stdout
+    assert "控制器" in run("status", QWENCTL_LANG="zh").stdout
+    wrong = run("status", "--gpu", "nope", QWENCTL_LANG="zh")
+    assert (wrong.returncode, "没有名为 'nope' 的 GPU" in wrong.stderr) == (ExitCode.USAGE, True)
+    assert "nobody needs it" in run("why", LANG="zh_CN.UTF-8", LC_ALL="C").stdout
+    told = [json.loads(run("why", "--json", QWENCTL_LANG=lang).stdout) for lang in ("zh", "en")]
+    assert told[0]["reasons"] == told[1]["reasons"]

@@ -1,0 +1,64 @@
+"""Translate finished sentences by two tables of phrases with the same keys and placeholders.
+
+Sentences are recorded, compared and printed as JSON in English; only what a person reads in a
+terminal is translated, at the last moment. What no phrase fits stays English.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+
+_PLACE = re.compile(r"\{(\w+)\}")
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+
+
+class Phrases:
+    """Two tables of phrases; a phrase is a text with ``{placeholders}``.
+
+    A placeholder ``n``, ``n2`` stands for a number; all others for any text, which is translated, too.
+    """
+
+    def __init__(self, english: Mapping[str, str], other: Mapping[str, str]) -> None:
+        self._english, self._other = english, other
+        self.translate = lru_cache(1024)(self._translate)
+
+    @cached_property
+    def _plain(self) -> dict[str, str]:
+        return {text: self._other[key] for key, text in self._english.items() if "{" not in text}
+
+    @cached_property
+    def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
+        """Return pattern and translation of each phrase, the most specific first.
+
+        Phrases ``who.…`` are parts of sentences, and last: their free text would swallow the rest.
+        """
+        keys = [key for key, text in self._english.items() if "{" in text]
+        keys.sort(key=lambda key: (key.startswith("who."), -len(_PLACE.sub("", self._english[key]))))
+        return [(_pattern(self._english[key]), self._other[key]) for key in keys]
+
+    def _translate(self, text: str) -> str:
+        """Return the translation of a sentence, or the sentence where no phrase fits."""
+        if text in self._plain:
+            return self._plain[text]
+        for pattern, other in self._patterns:
+            if found := pattern.fullmatch(text):
+                return self._filled(other, found)
+        return text
+
+    def _filled(self, other: str, found: re.Match[str]) -> str:
+        return _PLACE.sub(lambda place: self.translate(found[place[1]]), other)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    parts = _PLACE.split(text)
+    return re.compile(
+        "".join(
+            (f"(?P<{part}>{_NUMBER})" if re.fullmatch(r"n\d?", part) else f"(?P<{part}>.+?)")
+            if index % 2
+            else re.escape(part)
+            for index, part in enumerate(parts)
+        ),
+        re.DOTALL,
+    )
