@@ -35,7 +35,9 @@ class Phrases:
         Phrases ``who.…`` are parts of sentences, and last: their free text would swallow the rest.
         """
         keys = [key for key, text in self._english.items() if "{" in text]
-        keys.sort(key=lambda key: (key.startswith("who."), -len(_PLACE.sub("", self._english[key]))))
+        keys.sort(
+            key=lambda key: (key.startswith("who."), -len(_PLACE.sub("", self._english[key])))
+        )
         return [(_pattern(self._english[key]), self._other[key]) for key in keys]
 
     def _translate(self, text: str) -> str:

@@ -180,7 +180,7 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
     if state.get("removed"):
         yield row("removed", f"{REMOVED}; {_who_stops(state['gpu'])}", "red")
     if Phase(state["phase"]).serves:
-        way = f"  ({state['way']})" if state["way"] else ""
+        way = f"  ({state['way']})" if state.get("way") else ""
         alone = f"{state['node_url']} (the node's own address: no proxy runs)"
         yield row("open", state["url"] + way if state["leader"] else alone)
     for block in state["blocks"]:
