@@ -135,6 +135,9 @@
     el("other-machine").title = status.note;
     const agent = status.agent_trouble ?? null;
     show(el("agent"), agent !== null && (waking || mode === "failed"));
+    const late = status.overdue ?? null;
+    show(el("overdue"), late !== null);
+    put(el("overdue"), late === null ? "" : say("overdue", { time: about(late.seconds + since), urls: late.urls.join(", ") }));
     put(el("agent"), agent === null ? "" : sayOr(`agent.${agent}`, ""));
     drawBlocked(mode, since);
     drawActions(mode, waking, idle, since);

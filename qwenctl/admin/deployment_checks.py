@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import HTTPError
 
-from qwenctl.admin.validation import settings_checks
+from qwenctl.admin.validation import settings_checks, told_by, unresolved
 from qwenctl.clouds.admin import admin_of
 from qwenctl.clouds.base import Observation
 from qwenctl.clouds.check_steps import CLOCK_WARN, rough_duration
@@ -210,6 +210,10 @@ class Deployment:
         host = proxy.listen.rpartition(":")[0]
         return is_loopback(host) and not proxy.public_url and not proxy.trusted_proxies
 
+    @property
+    def _told(self) -> str:
+        return f"{told_by(self.config)} to reach"
+
     def node_urls(self) -> Iterable[Finding]:
         """Check that the proxy answers at the nodes' URLs, as seen from this machine."""
         for url in self.config.node_urls:
@@ -217,7 +221,8 @@ class Deployment:
             if self.in_cloud and (is_loopback(host) or host in ("0.0.0.0", "::")):
                 yield fail(
                     "node url",
-                    f"{url} means the node itself, seen from an instance in the cloud",
+                    f"{self._told} {url}, which means the node itself, seen from an instance in the "
+                    "cloud",
                     "Set proxy.node_urls to an address of the proxy in the nodes' network, such as "
                     '["http://10.0.0.5:8080"], and proxy.listen to an address that they can reach.',
                 )
@@ -233,6 +238,14 @@ class Deployment:
                         "Turn access control on (`qwenctl access hash-password`) and set "
                         "proxy.listen to that address, or put a web server there that forwards to "
                         "it and name that in proxy.trusted_proxies.",
+                    )
+                    continue
+                if self.in_cloud and unresolved([host]):
+                    yield warn(
+                        "node url",
+                        f"{self._told} {url}, but {host} does not resolve here",
+                        "If it does not at the nodes either, no agent is ever heard: correct "
+                        "proxy.node_urls (without it nodes are told proxy.public_url).",
                     )
                     continue
                 yield warn(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from typing import Any
 
 from qwenctl.clouds.base import Provider, ProviderError, Throttled, Transient
@@ -19,10 +20,12 @@ from qwenctl.config.gpu import GpuConfig
 from qwenctl.config.started import Started, of_others
 from qwenctl.control.controller import Controller, owner_name
 from qwenctl.control.left_on import removed
-from qwenctl.core import leases
+from qwenctl.core import failures, leases
+from qwenctl.core.lifecycle import Move
 from qwenctl.core.observer import NO_OBSERVER, Observer
 from qwenctl.core.phase import Observed, Phase
-from qwenctl.core.snapshot import Lock, Snapshot
+from qwenctl.core.snapshot import Lock, Outcome, Snapshot
+from qwenctl.core.words import overdue_boot, overdue_words
 from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.lib.text import escape_control, in_words
 from qwenctl.store.deployment_id import cached_id
@@ -41,6 +44,10 @@ STUCK_SECONDS = 15.0
 
 ANSWER_SECONDS = 60.0
 """How long a cloud may fail to answer whether the settings of now name the same instance."""
+
+
+OVERDUE = 60.0
+"""Seconds from running to the agent's hello, or half of `timing.boot`, after which it is told."""
 
 
 class ConfiguredController(Controller):
@@ -68,6 +75,27 @@ class ConfiguredController(Controller):
         self._elsewhere = of_others(config, name)
         self._named = False
 
+    def _tell_overdue(self, lock: Lock, snapshot: Snapshot) -> None:
+        """Record that nothing is heard from the agent of a boot for longer than usual."""
+        if snapshot.phase is not Phase.BOOTING or not self._gpu.agent or overdue_boot(snapshot):
+            return
+        if self._leads_since is None:
+            return
+        # While nobody led, the agent could reach nobody.
+        seconds = snapshot.now - max(snapshot.since, self._leads_since)
+        if seconds >= min(OVERDUE, self._timings.boot / 2):
+            urls = self._config.node_urls
+            text = overdue_words(seconds, " ".join(urls))
+            self._store.overdue(self.name, lock, snapshot.since, urls, text)
+            log.warning("%s: %s", self.name, text)
+
+    def _move(self, lock: Lock, snapshot: Snapshot, move: Move) -> Outcome:
+        failure = move.failure
+        if move.to is Phase.FAILED and failure and failure.code == failures.AGENT_SILENT:
+            told = f"{failure.message}; it is told to reach {' or '.join(self._config.node_urls)}"
+            move = replace(move, failure=replace(failure, message=told))
+        return super()._move(lock, snapshot, move)
+
     def _take_steps(self, lock: Lock) -> float:
         if not self._named:
             self._store.remember_gpu(self.name)
@@ -82,6 +110,7 @@ class ConfiguredController(Controller):
         if former is None:
             self._former = None
             self._lift(snapshot)
+            self._tell_overdue(lock, snapshot)
             return super()._take_steps(lock)
         return self._wind_down(snapshot, text, former)
 

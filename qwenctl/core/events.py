@@ -32,6 +32,7 @@ class EventKind(str, Enum):
     HELLO = "hello"  # the agent of a new boot reported
     NODE = "node"  # the node's state or progress changed
     INTERRUPTION = "interruption"  # the cloud takes the instance back
+    OVERDUE = "overdue"  # nothing has been heard from the agent of a boot
     COMMAND = "command"  # the node was given something to do
     CLOCK = "clock"  # the store's clock stepped, and all times were moved along
     FIRST_BYTE = "first-byte"  # the first answer after a start went to a visitor
@@ -49,6 +50,7 @@ FIELDS: dict[EventKind, frozenset[str]] = {
     EventKind.HELLO: frozenset({"actor", "boot_id", "start_seq", "version"}),
     EventKind.NODE: frozenset({"actor", "state", "progress", "error"}),
     EventKind.INTERRUPTION: frozenset({"actor", "action", "ends"}),
+    EventKind.OVERDUE: frozenset({"actor", "error"}),
     EventKind.COMMAND: frozenset({"verb", "actor"}),
     EventKind.CLOCK: frozenset({"actor", "step"}),
     EventKind.FIRST_BYTE: frozenset({"actor", "start_seq"}),

@@ -22,6 +22,8 @@ from qwenctl.core.words import (
     is_leaving,
     lease_words,
     name_words,
+    overdue_boot,
+    overdue_words,
     present_failure,
     problem_of,
     stopped_by,
@@ -81,6 +83,8 @@ def explain(
         told = [service for service in snapshot.report.services if service.doubt]
         texts = [f"{one_line(service.name)}: {one_line(service.doubt)}" for service in told]
         reasons += [Reason("node", text) for text in texts]
+    if late := overdue_boot(snapshot):
+        reasons.append(Reason("node", overdue_words(*late), since=snapshot.since))
     if found := version_trouble(snapshot):
         reasons.append(Reason("node", f"{found}; to upgrade, {found.upgrade}"))
     if refused := refusal(snapshot):
@@ -226,6 +230,10 @@ def _next(snapshot: Snapshot, now: float, drain: float) -> Reason:
         text = "it drains and is stopped"
     elif phase.waking:
         text = "it becomes ready, then stays on as long as somebody needs it"
+        if overdue_boot(snapshot):
+            text = (
+                "it becomes ready if its agent is heard; after timing.boot the attempt has failed"
+            )
         if problem := problem_of(snapshot):
             text = f"it becomes ready once this is over: {problem}"
     elif snapshot.working:

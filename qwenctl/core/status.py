@@ -23,6 +23,7 @@ from qwenctl.core.words import (
     cause_of,
     is_leaving,
     lease_words,
+    overdue_boot,
     present_failure,
     problem_of,
 )
@@ -104,6 +105,7 @@ def page_status(
         "mode_if_wanted": page_mode(snapshot, wanted=True),
         **_agent_trouble(snapshot),
         **_after_block(snapshot),
+        **_overdue(snapshot),
     }
 
 
@@ -112,6 +114,13 @@ def _as_reported(snapshot: Snapshot, eta: float) -> float | None:
     if snapshot.phase is not Phase.LOADING or snapshot.report is None:
         return eta
     return None if problem_of(snapshot) else max(eta, snapshot.report.progress.eta or 0.0)
+
+
+def _overdue(snapshot: Snapshot) -> dict[str, Any]:
+    """Return ``overdue`` if nothing is heard from a boot's agent, and where it is told to call."""
+    if (late := overdue_boot(snapshot)) is None:
+        return {}
+    return {"overdue": {"seconds": _round(late[0]), "urls": late[1].split()}}
 
 
 def _agent_trouble(snapshot: Snapshot) -> dict[str, str]:

@@ -10,7 +10,7 @@ from qwenctl.core import failures, leases
 from qwenctl.core.events import Event, EventKind
 from qwenctl.core.failures import Failure
 from qwenctl.core.phase import Phase
-from qwenctl.lib.text import escape_control, one_line
+from qwenctl.lib.text import duration, escape_control, one_line
 
 if TYPE_CHECKING:
     from qwenctl.core.snapshot import Lease, Snapshot
@@ -33,6 +33,25 @@ def problem_of(snapshot: Snapshot) -> str:
     # Without an agent every boot begins with a service that does not answer.
     told = snapshot.phase is Phase.LOADING and snapshot.node.get("version")
     return escape_control((snapshot.node_view.error.splitlines() or [""])[0])[:300] if told else ""
+
+
+def overdue_boot(snapshot: Snapshot) -> tuple[float, str] | None:
+    """Return for how long nothing was heard from a boot's agent, and the URLs it is told to reach.
+
+    None: it is not overdue. The controller records that (`overdue.lua`).
+    """
+    at = snapshot.time("overdue_at")
+    if snapshot.phase is not Phase.BOOTING or at is None or at < snapshot.since:
+        return None
+    return snapshot.now - snapshot.since, one_line(snapshot.state.get("told_urls", ""))
+
+
+def overdue_words(seconds: float, urls: str) -> str:
+    """Return that nothing is heard from a boot's agent."""
+    return (
+        f"nothing heard from its agent for {duration(seconds)}; it is told to reach "
+        f"{' or '.join(urls.split())}"
+    )
 
 
 def present_failure(snapshot: Snapshot) -> Failure | None:

@@ -445,6 +445,11 @@ class Store:
         """Record which schedules cannot be known, and what is done meanwhile; empty: all are."""
         self._run("schedule_trouble", gpu, escape_control(text))
 
+    def overdue(self, gpu: str, lock: Lock, since: float, urls: Sequence[str], text: str) -> None:
+        """Record that the agent of the boot since then is overdue, and where it is told to call."""
+        shown = (escape_control(" ".join(urls)), escape_control(text))
+        self._run("overdue", gpu, lock.owner, lock.epoch, _ms(since), *shown)
+
     def look(self, gpu: str, *, actor: str, cause: str) -> None:
         """Ask the controller to read the cloud again."""
         self._run("look", gpu, actor, cause)

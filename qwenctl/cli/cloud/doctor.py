@@ -84,4 +84,4 @@ def _summary(failed: int, warned: int) -> str:
     warnings = f"{warned} warning{'s' if warned != 1 else ''}"
     if failed:
         return f"\n{failed} of these would keep a GPU from working, {warnings}."
-    return f"\nAll is well, {warnings}." if warned else "\nAll is well."
+    return f"\nNothing here fails; {warnings}." if warned else "\nAll is well."

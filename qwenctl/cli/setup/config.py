@@ -7,7 +7,7 @@ from functools import partial
 
 import typer
 
-from qwenctl.admin.validation import settings_checks
+from qwenctl.admin.validation import node_url_warnings, settings_checks
 from qwenctl.cli.common import context
 from qwenctl.cli.common.context import load, print_json
 from qwenctl.config.deployment import Config
@@ -60,6 +60,7 @@ def validate(file: str | None, config: str | None, json: bool) -> None:
             "each a tier, or hosts (docs/tiers.md)"
         )
     warnings += loaded.exposures()
+    warnings += node_url_warnings(loaded)
     warnings += _left_on(loaded)
     if json:
         source = loaded.source or None

@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from qwenctl.admin.validation import check_password
+from qwenctl.admin.validation import check_password, node_url_warnings
 from qwenctl.cli.common.context import load
+from qwenctl.cli.common.terminal import warn
 from qwenctl.errors import UserError
 from qwenctl.lib.extras import how_to_install, lacking
 
@@ -55,5 +56,7 @@ def serve(listen: str | None, config: str | None) -> None:
     loaded.check_listen()
     check_password(loaded)
     command, env = proxy_command(loaded.source)
+    for text in node_url_warnings(loaded):
+        warn(f"warning: {text}")
     sys.stdout.flush()
     os.execve(command[0], command, env)  # noqa: S606

@@ -16,7 +16,7 @@ from qwenctl.cli.common.terminal import coloured, live, paint, warn
 from qwenctl.control.standalone import Progress
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
-from qwenctl.core.words import cause_words
+from qwenctl.core.words import cause_words, overdue_words
 from qwenctl.lib.text import countdown, duration, escape_all, eta, raw
 
 STEP_WORDS = {
@@ -100,6 +100,8 @@ def _lines(page: dict[str, Any], usual_word: str) -> Iterator[str]:
         yield f"  … {progress['phase']}"
     if page["problem"]:
         yield f"  {page['problem']}"
+    if late := page.get("overdue"):  # told once
+        yield f"  nothing heard from its agent; it is told to reach {' or '.join(late['urls'])}"
     failure = page["failure"]
     if failure and Phase(page["phase"]) is Phase.FAILED:
         why = f"{cause_words(failure['code'])}: {failure['message']}"
@@ -183,6 +185,8 @@ def _footer(page: dict[str, Any], age: float) -> str:
         parts.append(f"{progress['phase']}{percent}{left} {progress['text']}".strip())
     if page["problem"]:
         parts.append(page["problem"])
+    if late := page.get("overdue"):
+        parts.append(overdue_words(late["seconds"] + age, " ".join(late["urls"])))
     if Phase(page["phase"]) is Phase.STOPPING:
         parts.append("it is just being stopped and starts again after that")
     left = page["eta_seconds"]

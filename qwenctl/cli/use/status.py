@@ -22,7 +22,7 @@ from qwenctl.core.leases import WORK
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY, full_status, own_record
-from qwenctl.core.words import NOT_ASKED, cause_words, event_cause, name_words
+from qwenctl.core.words import NOT_ASKED, cause_words, event_cause, name_words, overdue_words
 from qwenctl.lib.text import (
     countdown,
     duration,
@@ -213,6 +213,8 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         text = f"goes off {countdown(state['idle_seconds_left'])} unless it is used"
         yield row("idle", text if state["verified"] else "nobody stops it: no proxy runs")
     yield from (row("node" if i == 0 else "", text) for i, text in enumerate(_node_lines(state)))
+    if late := state.get("overdue"):
+        yield row("agent", overdue_words(late["seconds"], " ".join(late["urls"])), "red")
     if skew := state["version_problem"]:
         yield row("versions", f"{skew['text']}; to upgrade, {skew['upgrade']}", "red")
     if refused := state["agent_refused"]:
@@ -447,6 +449,8 @@ def event_words(event: Event) -> str:
         return f"node: hello, boot {event.boot_id}"
     if kind is EventKind.INTERRUPTION:
         return f"node: the cloud takes the instance back ({event.action})"
+    if kind is EventKind.OVERDUE:
+        return f"node: {one_line(event.error)}"
     if kind is EventKind.CLOCK:
         return f"Redis's clock stepped by {_step_seconds(event):+.1f} s; all times were moved along"
     if kind is EventKind.FIRST_BYTE:
