@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import socket
@@ -13,7 +14,8 @@ import uvicorn
 from qwenctl.config.deployment import Config
 from qwenctl.config.listen import BACKLOG, listening_socket
 from qwenctl.config.loading import load_config
-from qwenctl.errors import ConfigError, ExitCode, UserError
+from qwenctl.control.left_on import left_running
+from qwenctl.errors import ConfigError, ExitCode, StoreUnavailable, UserError
 from qwenctl.lib.descriptors import raise_limit
 from qwenctl.lib.extras import missing
 from qwenctl.lib.text import plain
@@ -120,6 +122,9 @@ def serve(config: Config, listen: str | None) -> int:
         logging.getLogger(name).setLevel("WARNING")
     log.info("listening on %s, state in %s", config.proxy.listen, store.place)
     server.run(sockets=[connection])
+    with contextlib.suppress(StoreUnavailable):
+        for text in left_running(config, store):
+            log.warning("%s", text)
     return 0 if server.started else int(ExitCode.ERROR)
 
 

@@ -151,9 +151,13 @@ class Pages:
         if status["wanted"] and request.is_navigation:  # a page without script reloads itself
             self._waiting.seen(gpu, request, identity)
         tiers = self.tiers(request)
+        texts = self._texts(request)
+        bill = self._config.gpu[gpu].settings.off_bill
+        asleep = {"lead.asleep": texts[f"lead.asleep.{bill}"]}
         body = self._render(
             "waiting.html",
             request,
+            t={**texts, **asleep},
             gpu=gpu,
             status=status,
             next_url=safe_path(target),
@@ -263,4 +267,5 @@ class Pages:
 
     def _render(self, template: str, request: Request, **values: Any) -> str:
         lang = self._lang(request)
-        return self._templates.get_template(template).render(lang=lang, t=i18n.text(lang), **values)
+        given = {"lang": lang, "t": i18n.text(lang), **values}
+        return self._templates.get_template(template).render(given)

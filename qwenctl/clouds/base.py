@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from qwenctl.core import failures
 from qwenctl.core.address import check_host
 from qwenctl.core.phase import Observed
+from qwenctl.core.words import OffBill
 from qwenctl.lib.redaction import redacted
 from qwenctl.lib.settings_types import Table
 from qwenctl.lib.text import escape_control
@@ -27,6 +28,11 @@ class ProviderSettings(Table):
     """The instances are processes of this machine: loopback addresses reach them."""
     sample: ClassVar[str] = ""
     """The TOML table that `qwenctl init` writes; ``{name}`` stands for the GPU's name."""
+
+    @property
+    def off_bill(self) -> OffBill:
+        """What is billed while the instance is off."""
+        return "other"
 
     @property
     def instance(self) -> str:

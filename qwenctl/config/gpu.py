@@ -89,6 +89,8 @@ class GpuConfig(Table):
     ``Qwen/Qwen3-VL-8B-*``. ``GET /v1/models`` lists the names while it sleeps, also of a single GPU."""
     idle_timeout: Duration = Field(600.0, ge=1.0)
     """How long after the last activity the GPU stays on."""
+    max_up: Duration = 0.0
+    """The longest time that `qwenctl up --for` may ask for; 0: any."""
     boot_estimate: Duration = 90.0
     """What to tell the first visitor, before there are boots to learn from."""
     preset: Literal["gradio", "open-webui", "openai", "generic"] = "gradio"

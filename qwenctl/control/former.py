@@ -109,8 +109,8 @@ class ConfiguredController(Controller):
             return self._timings.observe_moving
         if former is None:
             self._former = None
-            self._lift(snapshot)
             self._tell_overdue(lock, snapshot)
+            self._lift(snapshot)
             return super()._take_steps(lock)
         return self._wind_down(snapshot, text, former)
 

@@ -12,6 +12,7 @@ from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.errors import ConfigError, StoreUnavailable
 from qwenctl.lib.findings import Finding, warn
+from qwenctl.lib.text import duration
 from qwenctl.store import embedded
 from qwenctl.store.store import Store, open_store
 
@@ -38,6 +39,21 @@ def with_removed(config: Config, store: Store) -> Config:
         except ConfigError:
             gpus[name] = GpuConfig()
     return config.model_copy(update={"gpu": {**config.gpu, **gpus}}) if gpus else config
+
+
+def left_running(config: Config, store: Store) -> Iterator[str]:
+    """Yield what stays on when this proxy ends, and nobody else looks after it."""
+    for name, gpu in config.gpu.items():
+        snapshot = store.snapshot(name)
+        if snapshot.leader or not (snapshot.phase.running or snapshot.phase is Phase.STARTING):
+            continue
+        text = f"{name} is {snapshot.phase.value} and stays on, and costs"
+        text += "; nobody stops it"
+        if gpu.agent:
+            after = duration(gpu.timing.dead_man)
+            text += f" until its agent does, after {after} without a proxy and without work"
+        which = f" --gpu {name}" if len(config.gpu) > 1 else ""
+        yield f"{text}; `qwenctl down{which}` stops it now, `qwenctl serve` looks after it again"
 
 
 def check_any(config: Config) -> None:

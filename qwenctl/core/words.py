@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qwenctl.core import failures, leases
 from qwenctl.core.events import Event, EventKind
@@ -20,6 +20,17 @@ _PROCESS = re.compile(r".+:[0-9]+:[0-9a-f]{6}")
 
 NOT_ASKED = "not known: the cloud has not been asked yet"
 """State of a GPU that nobody has looked at: its phase is ``off``, but it may run."""
+
+
+OffBill = Literal["disks", "all", "here", "other"]
+"""What is billed while an instance is off: a key of `OFF_BILLS`, and of the page's texts."""
+
+OFF_BILLS: dict[OffBill, str] = {
+    "disks": "GPU, vCPU and memory are not billed; disks and fixed addresses (Elastic IP, EIP) are",
+    "all": "billed as if it were on (keep_charging = true)",
+    "here": "nothing: its processes on this machine have ended",
+    "other": "whatever its provider bills for an instance that is off, such as disks",
+}
 
 
 def is_leaving(snapshot: Snapshot) -> bool:

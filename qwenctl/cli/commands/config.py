@@ -61,7 +61,7 @@ def path(config: ConfigOption = None, json: JsonOption = False) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(json: JsonOption = False) -> None:  # noqa: ARG001
     """Print the JSON Schema of the config file, for editors.
 
     \b

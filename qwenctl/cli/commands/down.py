@@ -19,6 +19,7 @@ from qwenctl.cli.common.context import (
 
 def down(
     gpu: GpuOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Every GPU, at the same time.")] = False,
     now: Annotated[bool, typer.Option("--now", help="Cut running work, too.")] = False,
     because: BecauseOption = "",
     no_wait: NoWaitOption = False,
@@ -35,8 +36,14 @@ def down(
     \b
     Examples:
       qwenctl down
+      qwenctl down --all
       qwenctl down --now --because "wrong model"
     """
+    if every and gpu:
+        raise typer.BadParameter("--all is every GPU, and --gpu one: give one of them")
     from qwenctl.cli.use import down as body
 
+    if every:
+        body.down_all(now, because, no_wait, timeout, dry_run, json, config)
+        return
     body.down(gpu, now, because, no_wait, timeout, dry_run, json, config)

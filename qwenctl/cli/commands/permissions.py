@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qwenctl.cli.common.context import ConfigOption, GpuOption
+from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption
 
 
 def permissions(
@@ -23,6 +23,7 @@ def permissions(
         bool,
         typer.Option("--admin", help="For `qwenctl provision --apply`, `create` and `release`."),
     ] = False,
+    json: JsonOption = False,  # noqa: ARG001
     config: ConfigOption = None,
 ) -> None:
     """Print the least-privilege policy for exactly the configured instances, as JSON.

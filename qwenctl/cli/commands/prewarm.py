@@ -12,14 +12,22 @@ from qwenctl.cli.common.context import (
     GpuOption,
     JsonOption,
     duration_option,
+    schedule_names,
 )
 
 app = typer.Typer(no_args_is_help=True, help="Keep a GPU ready, or off, by schedule.")
 
-NameArgument = Annotated[str, typer.Argument(help="Name of the schedule.")]
+NameArgument = Annotated[
+    str, typer.Argument(help="Name of the schedule.", autocompletion=schedule_names)
+]
 
 SomeNameArgument = Annotated[
-    str | None, typer.Argument(help="Name of the schedule; default: all.", show_default=False)
+    str | None,
+    typer.Argument(
+        help="Name of the schedule; default: all.",
+        show_default=False,
+        autocompletion=schedule_names,
+    ),
 ]
 
 
@@ -150,7 +158,10 @@ def remove(
 
 @app.command()
 def crontab(
-    name: SomeNameArgument = None, gpu: GpuOption = None, config: ConfigOption = None
+    name: SomeNameArgument = None,
+    gpu: GpuOption = None,
+    json: JsonOption = False,
+    config: ConfigOption = None,
 ) -> None:
     """Print crontab lines that do without a proxy what the schedules say.
 
@@ -166,4 +177,4 @@ def crontab(
     """
     from qwenctl.cli.use import prewarm as body
 
-    body.crontab(name, gpu, config)
+    body.crontab(name, gpu, json, config)

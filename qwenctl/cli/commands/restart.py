@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
-from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption
+from qwenctl.cli.common.context import ConfigOption, GpuOption, JsonOption, service_names
 
 
 def restart(
     service: Annotated[
-        str | None, typer.Argument(help="Name of the service; default: the first one.")
+        str | None,
+        typer.Argument(
+            help="Name of the service; default: the first one.", autocompletion=service_names
+        ),
     ] = None,
     gpu: GpuOption = None,
     stop: Annotated[

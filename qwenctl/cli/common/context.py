@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,46 @@ if TYPE_CHECKING:
     from qwenctl.store.store import Store
 
 
+def gpu_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the name of a GPU."""
+    return _complete(context, incomplete, lambda config: list(config.gpu))
+
+
+def schedule_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the name of a schedule, of the GPU that is given or of any."""
+
+    def names(config: Config) -> list[str]:
+        given = context.params.get("gpu")
+        gpus = [table for name, table in config.gpu.items() if given in (None, name)]
+        found = (plan.name for gpu in gpus for plan in (*gpu.prewarm, *gpu.off_hours))
+        return list(dict.fromkeys(found))
+
+    return _complete(context, incomplete, names)
+
+
+def service_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the name of a service, of the GPU that is given or of any."""
+
+    def names(config: Config) -> list[str]:
+        given = context.params.get("gpu")
+        gpus = [table for name, table in config.gpu.items() if given in (None, name)]
+        return list(dict.fromkeys(service.name for gpu in gpus for service in gpu.service))
+
+    return _complete(context, incomplete, names)
+
+
+def _complete(
+    context: typer.Context, incomplete: str, names: Callable[[Config], list[str]]
+) -> list[str]:
+    """Return the names of the configuration that begin so; none if it cannot be read."""
+    root = context.find_root()
+    given = context.params.get("config") or root.params.get("config")
+    try:
+        return [name for name in names(load(given)) if name.startswith(incomplete)]
+    except Exception:  # the shell shows whatever is printed
+        return []
+
+
 ConfigOption = Annotated[
     str | None,
     typer.Option("--config", "-c", metavar="FILE", help="Config file to use.", show_default=False),
@@ -22,7 +63,12 @@ ConfigOption = Annotated[
 GpuOption = Annotated[
     str | None,
     typer.Option(
-        "--gpu", "-g", metavar="NAME", help="Which GPU, if there are several.", show_default=False
+        "--gpu",
+        "-g",
+        metavar="NAME",
+        help="Which GPU, if there are several.",
+        show_default=False,
+        autocompletion=gpu_names,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -92,6 +138,18 @@ class Target:
             check_any(config)
         name = config.gpu_name(gpu)
         return cls(config, name, open_store(config))
+
+    @classmethod
+    def all(cls, config_file: str | None = None) -> list[Target]:
+        """Return every GPU, also those that the settings no longer have and that may be on."""
+        from qwenctl.control.left_on import check_any, with_removed
+
+        config = load(config_file)
+        store = open_store(config)
+        known = with_removed(config, store)
+        if not known.gpu:
+            check_any(config)
+        return [cls(known, name, store) for name in known.gpu]
 
     @property
     def gpu(self) -> GpuConfig:

@@ -6,7 +6,11 @@ They drop leases and write blocks; a controller stops. Progress goes to stderr, 
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from typing import cast
+
+import typer
 
 from qwenctl.cli.common.context import Target, heed_interrupt, print_json, some_time, user
 from qwenctl.cli.common.language import said
@@ -17,7 +21,7 @@ from qwenctl.core import failures, leases
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Lease, Snapshot
 from qwenctl.core.stops import self_stop, stop_problem
-from qwenctl.core.words import lease_words, name_words
+from qwenctl.core.words import OFF_BILLS, lease_words, name_words
 from qwenctl.errors import ExitCode, UserError
 from qwenctl.lib.text import duration, time_left
 
@@ -49,6 +53,60 @@ def down(
     if outcome == "already_off" and dropped:
         text += f"; dropped {dropped} demand{'s' if dropped != 1 else ''}"
     _say_result(target, json, outcome, f"{target.name} {text}")
+    bill = target.gpu.settings.off_bill
+    if outcome == "off" and bill != "here":
+        say(f"  while it is off: {OFF_BILLS[bill]}", quiet=json)
+
+
+def down_all(
+    now: bool,
+    because: str,
+    no_wait: bool,
+    timeout: float | None,
+    dry_run: bool,
+    json: bool,
+    config: str | None,
+) -> None:
+    """Give up every GPU, also those that the settings no longer have, and wait until all are off."""
+    heed_interrupt()
+    targets = Target.all(config)
+    before = {target.name: target.store.snapshot(target.name) for target in targets}
+    if dry_run:
+        for target in targets:
+            _explain_down(before[target.name], json, now)
+        return
+    for target in targets:  # at once: none waits for the end of another
+        target.store.release(target.name, actor=user(), reason=because, force_stop=now)
+    told: dict[str, dict[str, object]] = {}
+    lock = threading.Lock()
+
+    def wait(target: Target) -> None:
+        first = before[target.name]
+        try:
+            outcome = _wait_off(
+                target, first, no_wait=no_wait, timeout=timeout, quiet=json, named=True
+            )
+            found: dict[str, object] = {"outcome": outcome}
+        except UserError as error:
+            found = {"outcome": "failed", "error": str(error), "exit_code": int(error.exit_code)}
+        with lock:
+            told[target.name] = found
+            if not json and "error" not in found:
+                print(f"{target.name} {_WORDS[str(found['outcome'])]}", flush=True)
+
+    threads = [threading.Thread(target=wait, args=(one,), daemon=True) for one in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if json:
+        print_json({"gpus": {target.name: told[target.name] for target in targets}})
+    failed = [found for found in told.values() if "error" in found]
+    if json and failed:
+        raise typer.Exit(max(cast(int, found["exit_code"]) for found in failed))
+    if failed:
+        worst = max(cast(int, found["exit_code"]) for found in failed)
+        raise UserError("\n".join(str(found["error"]) for found in failed), ExitCode(worst))
 
 
 def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
@@ -87,11 +145,17 @@ def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
 
 
 def _wait_off(
-    target: Target, before: Snapshot, *, no_wait: bool, timeout: float | None, quiet: bool
+    target: Target,
+    before: Snapshot,
+    *,
+    no_wait: bool,
+    timeout: float | None,
+    quiet: bool,
+    named: bool = False,
 ) -> str:
     """Wait until the GPU is off, or with ``no_wait`` until it goes off.
 
-    Return a key of `_WORDS`.
+    ``named``: each line of progress begins with the GPU's name. Return a key of `_WORDS`.
     """
     if no_wait and before.phase is not Phase.OFF:
         _tell_alone(not before.leader)
@@ -99,7 +163,9 @@ def _wait_off(
     # `down` has precedence over adopting an instance that is found running.
     with follow(target, before, keep_found=False) as progress:
         try:
-            return _follow_off(target, progress, no_wait=no_wait, timeout=timeout, quiet=quiet)
+            return _follow_off(
+                target, progress, no_wait=no_wait, timeout=timeout, quiet=quiet, named=named
+            )
         except KeyboardInterrupt:
             again = f" once {target.command('down')} or `qwenctl serve` runs again"
             warn(f"\n{target.name} goes on stopping{again if progress.alone else ''}.")
@@ -112,7 +178,13 @@ def _tell_alone(alone: bool) -> None:
 
 
 def _follow_off(
-    target: Target, progress: Progress, *, no_wait: bool, timeout: float | None, quiet: bool
+    target: Target,
+    progress: Progress,
+    *,
+    no_wait: bool,
+    timeout: float | None,
+    quiet: bool,
+    named: bool,
 ) -> str:
     said = ""
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -140,16 +212,25 @@ def _follow_off(
         text = f"  {doing}" + (f", waiting for {work}" if work else "")
         if text != said:
             said = text
-            say(text, quiet=quiet)
+            say(f"  {target.name}: {text.strip()}" if named else text, quiet=quiet)
     if not said:
         text = f"{target.name}: the cloud has not said within {timeout:g} s whether it is on"
         raise UserError(text, ExitCode.TIMEOUT)
     again = f"run {target.command('down')} again or `qwenctl serve`"
     raise UserError(
         f"{target.name} is not off after {timeout:g} s ({said.strip()}); "
-        + (again if progress.alone else "it goes on stopping"),
+        + (
+            again
+            if progress.alone
+            else f"it goes on stopping while {_led(progress)} runs; else {again}"
+        ),
         ExitCode.TIMEOUT,
     )
+
+
+def _led(progress: Progress) -> str:
+    """Return who leads, which may have died within the time of its lock."""
+    return f"the proxy {progress.last.leader}"
 
 
 def _raise_refusal(target: Target, progress: Progress, snapshot: Snapshot) -> None:

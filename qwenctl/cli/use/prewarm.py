@@ -317,15 +317,25 @@ MOST_TIMES = 6
 """Most lines that `crontab` writes for a schedule; instead of more, one line runs often."""
 
 
-def crontab(name: str | None, gpu: str | None, config: str | None) -> None:
+def crontab(name: str | None, gpu: str | None, json: bool, config: str | None) -> None:
     loaded = load(config)
     plans = _named(loaded, gpu, name)
-    if not plans:
-        return
+    found: list[dict[str, object]] = []
+    lines = list(_crontab(loaded, plans, found)) if plans else []
+    if json:
+        print_json({"schedules": found})
+    else:
+        print(*lines, sep="\n", end="\n" if lines else "")
+
+
+def _crontab(
+    loaded: Config, plans: list[tuple[str, Schedule]], found: list[dict[str, object]]
+) -> Iterator[str]:
+    """Yield the lines; append each schedule with its own to ``found``."""
     store = open_store(loaded)
     lead_of = _leads(loaded, store)
     zone = machine_zone()
-    print(f"# qwenctl schedules; times of {zone}. Printed anew by `qwenctl prewarm crontab`.")
+    yield f"# qwenctl schedules; times of {zone}. Printed anew by `qwenctl prewarm crontab`."
     for at, schedule in plans:
         # Whole minutes, as cron has. The line contains the lead, since the usual lead changes.
         lead = -(-lead_of(at, schedule) // 60) * 60
@@ -333,13 +343,13 @@ def crontab(name: str | None, gpu: str | None, config: str | None) -> None:
         about = f"{schedule.cron.text} {schedule.zone}"
         if schedule.kind == PREWARM:
             about += f", started {duration(lead)} before"
-        print(f"# {at}: {schedule.lease}: {about}")
+        yield f"# {at}: {schedule.lease}: {about}"
         fields = _cron_fields(schedule, now, lead, zone)
         if fields is None:
             fields, lead = ["*/5 * * * *"], lead + 300.0
-        for text in fields or ["# it never opens again"]:
-            comment = text.startswith("#")
-            print(text if comment else f"{text} {_command(loaded, at, schedule, lead)}")
+        lines = [f"{text} {_command(loaded, at, schedule, lead)}" for text in fields]
+        found.append({"gpu": at, "schedule": schedule.name, "lines": lines})
+        yield from lines or ["# it never opens again"]
 
 
 def _cron_fields(schedule: Schedule, now: float, lead: float, zone: Any) -> list[str] | None:

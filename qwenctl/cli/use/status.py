@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from qwenctl.cli.common.context import Target, heed_interrupt, load, open_store,
 from qwenctl.cli.common.language import padded, said
 from qwenctl.cli.common.terminal import clock, live, paint, phase_style, shorten, stamp
 from qwenctl.cli.use.gpu_stats import figure_lines
+from qwenctl.cli.use.overview import PIPE_WIDTH, fit, overview, wrapped
 from qwenctl.config.deployment import Config
 from qwenctl.control.left_on import with_removed
 from qwenctl.core import failures
@@ -22,7 +24,14 @@ from qwenctl.core.leases import WORK
 from qwenctl.core.phase import Phase
 from qwenctl.core.snapshot import Snapshot
 from qwenctl.core.status import HISTORY, full_status, own_record
-from qwenctl.core.words import NOT_ASKED, cause_words, event_cause, name_words, overdue_words
+from qwenctl.core.words import (
+    NOT_ASKED,
+    OFF_BILLS,
+    cause_words,
+    event_cause,
+    name_words,
+    overdue_words,
+)
 from qwenctl.lib.text import (
     countdown,
     duration,
@@ -48,7 +57,7 @@ def status(gpu: str | None, watch: bool, json: bool, config: str | None) -> None
         if json:
             print_json(data)
         else:
-            print(_status_text(escape_all(data)))
+            print("\n".join(_page(escape_all(data), brief=_brief(gpu, names))))
         return
     heed_interrupt()
     changed = threading.Event()
@@ -62,9 +71,27 @@ def status(gpu: str | None, watch: bool, json: bool, config: str | None) -> None
         if json or not live(sys.stdout):
             _watch_lines(read, changed, json=json)
         else:
-            _watch_live(read, changed)
+            _watch_live(read, changed, brief=_brief(gpu, names))
     finally:
         watcher.stop()
+
+
+def _brief(gpu: str | None, names: Sequence[str]) -> bool:
+    """Return whether each GPU gets a line only."""
+    return gpu is None and len(names) > 1
+
+
+def _page(data: Mapping[str, Any], *, brief: bool) -> list[str]:
+    """Return the lines to print, as wide as the terminal."""
+    on_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if on_terminal else PIPE_WIDTH
+    if brief:
+        hint = "`qwenctl status NAME` says more of one"
+        more = ["", paint(hint, dim=True)] if on_terminal else []
+        return [*overview(data["gpus"], width), *more]
+    lines = _status_text(data).splitlines()
+    wide = on_terminal and any(len(line) > width for line in lines)
+    return wrapped(lines, width) if wide else lines
 
 
 def _read(config: Config, store: Store, names: list[str], removed: set[str]) -> dict[str, Any]:
@@ -76,6 +103,7 @@ def _read(config: Config, store: Store, names: list[str], removed: set[str]) -> 
                 config.gpu[name],
                 url=config.url_of(name),
             ),
+            "billed_while_off": OFF_BILLS[config.gpu[name].settings.off_bill],
             "way": config.way_to(name),
             "removed": name in removed,
         }
@@ -116,7 +144,9 @@ def _watch_lines(
                 print(f"{stamp(state['now'])}  {_headline(state)}", flush=True)
 
 
-def _watch_live(read: Callable[[], dict[str, Any]], changed: threading.Event) -> None:
+def _watch_live(
+    read: Callable[[], dict[str, Any]], changed: threading.Event, *, brief: bool
+) -> None:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -124,8 +154,8 @@ def _watch_live(read: Callable[[], dict[str, Any]], changed: threading.Event) ->
     console = Console(file=raw(sys.stdout))
     with Live(console=console, auto_refresh=False, screen=False) as screen:
         while True:
-            text = _status_text(escape_all(read()))
-            screen.update(Text.from_ansi(text), refresh=True)
+            text = "\n".join(fit(_page(escape_all(read()), brief=brief)))
+            screen.update(Text.from_ansi(text, no_wrap=True, overflow="ellipsis"), refresh=True)
             changed.wait(timeout=1.0)  # the seconds on the screen pass without a change
             changed.clear()
 
@@ -222,6 +252,9 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
     yield row("cloud", _cloud_line(state))
     if state["cloud"]["note"]:
         yield row("", one_line(state["cloud"]["note"]))
+    off = state["phase"] == Phase.OFF.value and state["cloud"]["state"] is not None
+    if off and (bill := state.get("billed_while_off")):
+        yield row("billed", bill)
     if wake := state["last_wake"]:
         yield row("last wake", _wake_line(wake))
     yield row("controller", state["leader"] or "none: `qwenctl serve` runs one")

@@ -40,6 +40,13 @@ def up(
     heed_interrupt()
     some_time(for_)
     target = Target.find(gpu, config)
+    most = target.gpu.max_up
+    if most and for_ is not None and for_ > most:
+        warn(
+            f"gpu.{target.name}.max_up allows at most {duration(most)}: it is asked to stay on for "
+            f"that long, not for {duration(for_)}."
+        )
+        for_ = most
     wake = _Wake(target, for_, because, quiet=json)
     if dry_run:
         wake.explain(json)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from qwenctl.clouds.base import ProviderSettings
+from qwenctl.core.words import OffBill
 from qwenctl.lib.settings_types import Duration, Table
 
 
@@ -96,6 +97,10 @@ instance_id = ""  # fill in, such as "i-bp1abcdefgh"; pay-as-you-go or spot, no 
                 "without https:// before it"
             )
         return value
+
+    @property
+    def off_bill(self) -> OffBill:
+        return "all" if self.keep_charging else "disks"
 
 
 Settings = AliyunConfig

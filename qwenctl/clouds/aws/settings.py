@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from qwenctl.clouds.base import ProviderSettings
+from qwenctl.core.words import OffBill
 from qwenctl.lib.settings_types import Duration, Table
 
 
@@ -74,6 +75,10 @@ instance_id = ""  # fill in, such as "i-0123456789abcdef0"; its root volume on E
     """Longest wait for an answer of the API."""
     template: AwsTemplate = Field({}, validate_default=True)
     """The instance that `qwenctl provision create` makes."""
+
+    @property
+    def off_bill(self) -> OffBill:
+        return "disks"
 
 
 Settings = AwsConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from qwenctl.clouds.base import ProviderSettings
+from qwenctl.core.words import OffBill
 from qwenctl.lib.settings_types import Duration
 
 
@@ -26,6 +27,10 @@ boot_seconds = 3
     """A simulated fault: no capacity at start, a boot that never ends, an instance that dies."""
     dies_after: Duration = 10.0
     """With ``fail = "dies_after"``: how long after running the instance dies."""
+
+    @property
+    def off_bill(self) -> OffBill:
+        return "here"
 
 
 Settings = LocalConfig
