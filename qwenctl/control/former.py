@@ -164,6 +164,12 @@ class ConfiguredController(Controller):
         except Exception as broken:  # a third party's provider may raise anything
             self._hold(snapshot, former, f"{reason}, but cannot be: {in_words(broken)}; {_BY_HAND}")
             return STUCK_SECONDS
+        if snapshot.state.get("observe_code") == failures.CLAIMED:
+            reason = (
+                f"the settings name {self._own.words} now; {former.words}, which was started before, "
+                "belongs to another deployment and is left alone; `qwenctl unblock --forget` lets the "
+                "settings of now count"
+            )
         self._hold(snapshot, former, reason)
         delay = controller.step()
         self._lock_until = min(self._lock_until, controller._lock_until)

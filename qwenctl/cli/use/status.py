@@ -106,6 +106,8 @@ def _read(config: Config, store: Store, names: list[str], removed: set[str]) -> 
             "billed_while_off": OFF_BILLS[config.gpu[name].settings.off_bill],
             "way": config.way_to(name),
             "removed": name in removed,
+            # Nobody is sent to it, and its port is not remembered.
+            **({"url": "", "node_url": ""} if name in removed else {}),
         }
         for name in names
     }
@@ -209,7 +211,7 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
     yield _headline(state)
     if state.get("removed"):
         yield row("removed", f"{REMOVED}; {_who_stops(state['gpu'])}", "red")
-    if Phase(state["phase"]).serves:
+    if Phase(state["phase"]).serves and not state.get("removed"):
         way = f"  ({state['way']})" if state.get("way") else ""
         alone = f"{state['node_url']} (the node's own address: no proxy runs)"
         yield row("open", state["url"] + way if state["leader"] else alone)

@@ -424,18 +424,38 @@ def test_running_work_of_a_removed_gpu_is_waited_for(
     assert account.on == []
 
 
+class Tagged(Named):
+    """A cloud whose instance may have another deployment's tag."""
+
+    tag = ""
+
+    def describe(self) -> Observation:
+        return replace(super().describe(), claim=self.tag)
+
+    def claim(self, value: str) -> None:
+        self.tag = value
+
+
+def test_a_former_instance_of_another_deployment_says_what_lifts_the_block(
+    edited: Edited, account: Account, tmp_path: Path
+) -> None:
+    account.clouds[ONE].__class__ = Tagged
+    edited.serve(config_of(ONE))
+    edited.pin()
+    edited.run(20)
+    account.clouds[ONE].claim(Claim("id-of-other", "other/main", 0.0, 0.0).encode())  # type: ignore[attr-defined]
+    edited.serve(config_of(TWO).model_copy(update={"state_dir": str(tmp_path)}))
+    edited.node.mood = "mute"
+    edited.run(120, speaks=False)
+    assert account.on == [ONE]
+    assert (
+        "belongs to another deployment and is left alone; `qwenctl unblock --forget`" in edited.why
+    )
+
+
 def test_an_instance_that_was_removed_and_given_to_another_deployment_is_not_stopped(
     edited: Edited, account: Account, store: Store, clock: VirtualClock, tmp_path: Path
 ) -> None:
-    class Tagged(Named):
-        tag = ""
-
-        def describe(self) -> Observation:
-            return replace(super().describe(), claim=self.tag)
-
-        def claim(self, value: str) -> None:
-            self.tag = value
-
     account.clouds[ONE].__class__ = Tagged
     edited.serve(config_of(ONE))
     edited.pin()
