@@ -154,6 +154,6 @@ def test_its_models_while_it_sleeps(proxy: RunningProxy, client: openai.OpenAI) 
     [model] = client.models.list()
     assert (model.id, model.owned_by) == ("tiny", "vllm")
     assert client.models.retrieve("tiny").id == "tiny"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert proxy.snapshot().phase.value == "off"
     assert not proxy.snapshot().leases

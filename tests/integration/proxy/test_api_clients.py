@@ -33,7 +33,7 @@ NAMES = ("blocked", "shut", "never", "denied")
 def asleep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProxy]:
     """One proxy with a sleeping GPU for each test."""
     gpus = {name: gpu(hosts=[f"{name}.localhost"], preset="openai") for name in NAMES}
-    gpus["never"]["wake_on"] = "never"
+    gpus["never"].update(wake_on="never", boot_estimate=60)
     gpus["denied"]["local"] = {"fail": "denied"}
     with running(tmp_path_factory.mktemp("asleep"), gpu=gpus) as proxy:
         yield proxy
@@ -85,7 +85,7 @@ def test_retries_end_at_once_where_waiting_does_not_help(asleep: RunningProxy) -
     began = time.monotonic()
     error = refused(sdk(asleep, "never", retries=2))
     assert "it is woken from the command line" in str(error)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30  # not twice a minute
     assert asleep.untouched("never")
 
 

@@ -67,7 +67,7 @@ def test_the_sdk_gets_the_configured_models_at_once(locked: RunningProxy) -> Non
     with pytest.raises(openai.NotFoundError, match="'gpt-4o' does not exist") as caught:
         client.models.retrieve("gpt-4o")
     assert caught.value.code == "model_not_found"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert locked.untouched("named")
 
 
