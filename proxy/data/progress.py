@@ -29,7 +29,7 @@ from .snapshot_cache import PATIENCE, SnapshotCache
 
 log = logging.getLogger("qwenctl.proxy")
 
-GRACE = 1.0
+GRACE = 0.5
 """A request that is held no longer than so many seconds gets its answer's own status."""
 
 INTERVAL = 2.0
