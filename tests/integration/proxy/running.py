@@ -119,7 +119,12 @@ class RunningProxy:
                 return requests.get(self.url("/_qwenctl/healthz"), timeout=5).ok
             return False
 
-        until(up, 20, "the proxy's start")
+        try:
+            until(up, 20, "the proxy's start")
+        except BaseException:  # nobody could end it any more
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def stop(self) -> None:
         """End the proxy."""
