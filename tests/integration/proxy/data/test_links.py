@@ -181,6 +181,7 @@ def resting(life: Life, **fields: Any) -> Snapshot:
     """What a proxy knows after such a report of the agent."""
     gpus = (GpuFigures(index="0", utilisation_percent=fields.pop("percent", 0.0)),)
     resources = Resources(gpus=gpus, gpus_age=fields.pop("gpus_age", 0.5))
+    heard_ago = fields.pop("heard_ago", 1.0)
     report = Report(
         gpu="main",
         boot_id="boot-0001",
@@ -189,8 +190,10 @@ def resting(life: Life, **fields: Any) -> Snapshot:
         resources=fields.pop("resources", resources),
         **fields,
     )
-    node = {**life.now.node, "report": report.model_dump_json()}
-    return dataclasses.replace(life.now, node=node)
+    now = life.now
+    seen_at = (now.now - heard_ago) * 1000
+    node = {**now.node, "report": report.model_dump_json(), "seen_at": f"{seen_at:.0f}"}
+    return dataclasses.replace(now, node=node)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +205,7 @@ def resting(life: Life, **fields: Any) -> Snapshot:
         ({"percent": None}, False),
         ({"gpus_age": 90.0}, False),
         ({"resources": Resources()}, False),
+        ({"heard_ago": 90.0}, False),
     ],
     ids=str,
 )

@@ -108,6 +108,14 @@ def test_a_refusal_is_told_as_such_however_the_path_is_written(path: str) -> Non
     assert table.classify_sent("GET", "/x", {}) is Activity.WAKES
 
 
+@pytest.mark.parametrize("path", ["/x/../admin/", "/x/..%2fadmin/", "/y/../admin/."])
+def test_a_folder_is_not_the_file_of_its_name(path: str) -> None:
+    folder = RuleTable((Rule(activity="refused", path="^/admin/$"), Rule(activity="wakes")))
+    file = RuleTable((Rule(activity="refused", path="^/admin$"), Rule(activity="wakes")))
+    assert folder.classify_sent("GET", path, {}) is Activity.REFUSED
+    assert file.classify_sent("GET", path, {}) is Activity.WAKES
+
+
 def test_a_rule_may_name_an_odd_path_itself() -> None:
     table = RuleTable(
         (Rule(activity="wakes", path="^/Run;v=1//$"), Rule(activity="refused", path="^/b;c$"))
