@@ -116,7 +116,7 @@ class _Demo:
         data = {
             "deployment": "demo",
             "state_dir": str(self._state),
-            "proxy": {"listen": f"127.0.0.1:{self._port}"},
+            "proxy": {"listen": f"127.0.0.1:{self._port}", "shutdown_grace": 2},
             "gpu": {
                 GPU: {
                     "provider": "local",
