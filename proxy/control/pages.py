@@ -108,14 +108,38 @@ class Pages:
 
     async def sign_in(self, request: Request, send: Send) -> None:
         """Send a browser to the login form, and back afterwards."""
-        await self._answer(request, send, lambda: self.to_login(request.target))
+        await self._answer(request, send, lambda: self._to_login_in_place(request))
 
     async def problem(self, request: Request, send: Send, problem: Problem) -> None:
         """Answer with a page that explains an error."""
         again = request.target if problem.status >= 500 else ""
         await self._answer(request, send, lambda: self.problem_page(request, problem, again))
 
+    def _to_login_in_place(self, request: Request) -> Page:
+        self._check_mount(request)
+        return self.to_login(request.target)
+
+    def _check_mount(self, request: Request) -> None:
+        """Refuse to send a page where its links would lead to another application.
+
+        By `proxy.public_url`, or Traefik's X-Forwarded-Prefix, visitors reach us below a path.
+
+        Raises:
+            Problem: 501.
+        """
+        url = urlsplit(self._config.proxy.public_url)
+        path = url.path if request.hostname == url.hostname else ""
+        if request.trusted_peer:
+            path = request.headers.get("x-forwarded-prefix", "").strip() or path
+        if path.strip("/"):
+            detail = (
+                f"this proxy is reached below {path[:100]}, and its pages need a host name of their "
+                "own, such as gpu.example.com; see docs/reverse-proxies.md"
+            )
+            raise Problem(501, "below_a_path", detail)
+
     def _waiting_in_place(self, request: Request, identity: Identity, gpu: str) -> Page:
+        self._check_mount(request)
         page, eta = self.waiting_page(request, identity, gpu, request.target)
         retry_after = {"Retry-After": str(max(2, round(eta or 10)))}
         return Page(page.body, 503, {**page.headers, **retry_after})
@@ -126,6 +150,8 @@ class Pages:
         def page() -> Page:
             try:
                 return make()
+            except Problem as error:
+                problem = error
             except StoreUnavailable as error:
                 problem = store_lost(error)
             except Exception:

@@ -22,6 +22,7 @@ _TITLES = {
     423: "Blocked",
     429: "Too many requests",
     431: "Headers too large",
+    501: "A host name is needed",
     502: "The node broke the connection",
     503: "Not ready",
     504: "It took too long",

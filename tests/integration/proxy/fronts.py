@@ -52,7 +52,7 @@ def example(server: str, port: int, proxy: int) -> str:
     # Caddy: any host, as for nginx.
     text = re.sub(r"^(http://127.0.0.1:80|gpu.example.com) {", f"http://:{port} {{", text)
     if text.startswith("location"):
-        return f"server {{ listen 127.0.0.1:{port};\n{text}}}"
+        return f"server {{\nlisten 127.0.0.1:{port};\n{text}}}"
     return text.replace("127.0.0.1:80", f"127.0.0.1:{port}")
 
 
@@ -66,15 +66,19 @@ def program_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def in_front(name: str, folder: Path, proxy_port: int) -> Iterator[int]:
-    """Run a server with that example in front of a proxy; its port is the value."""
+def in_front(name: str, folder: Path, proxy_port: int, *, more: str = "") -> Iterator[int]:
+    """Run a server with that example in front of a proxy; its port is the value.
+
+    ``more`` stands at the beginning of the server's block.
+    """
     program, port = program_of(name), free_port()
     frame, arguments = {
         "nginx": (NGINX, ["-e", str(folder / "error.log"), "-c"]),
         "caddy": (CADDY, ["run", "--adapter", "caddyfile", "--config"]),
     }[name.partition("-")[0]]
     file, log = folder / "config", folder / "log"
-    file.write_text(frame.format(folder=folder, server=example(name, port, proxy_port)))
+    server_block = example(name, port, proxy_port).replace("{\n", "{\n" + more, 1)
+    file.write_text(frame.format(folder=folder, server=server_block))
     with log.open("wb") as output:
         server = subprocess.Popen([program, *arguments, str(file)], stderr=output, stdout=output)
 
