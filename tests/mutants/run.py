@@ -46,6 +46,8 @@ class Mutant:
     find: str
     put: str
     tests: tuple[str, ...]
+    slow: bool = False
+    """Whether its tests include slow ones, such as those with a Docker Engine."""
     equivalent: str = ""
     """Why no test can notice; empty: a test has to."""
 
@@ -63,7 +65,12 @@ def read_table() -> list[Mutant]:
     """Return the mutants of the table."""
     groups = tomllib.loads(TABLE.read_text("utf-8"))["group"]
     return [
-        Mutant(file=group["file"], tests=tuple(group["tests"]), **mutant)
+        Mutant(
+            file=group["file"],
+            tests=tuple(group["tests"]),
+            slow=group.get("slow", False),
+            **mutant,
+        )
         for group in groups
         for mutant in group["mutant"]
     ]
@@ -90,7 +97,8 @@ def survives(mutant: Mutant, tree: Path) -> bool:
     file = tree / mutant.file
     source = file.read_text("utf-8")
     file.write_text(mutant.planted(source), "utf-8")
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not browser"]
+    chosen = "not browser" if mutant.slow else "not slow and not browser"
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", chosen]
     command = [sys.executable, "-m", "pytest", *options, *mutant.tests]
     # The copy is imported, by the tests' own processes too, though this one is installed.
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
