@@ -26,8 +26,9 @@ demo: .venv/.demo ## Run the whole thing on this machine until Ctrl-C (ONCE=1: o
 test: .venv/.dev ## Run all tests (a few minutes; needs nginx and Chromium for some)
 	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-test-long: .venv/.dev ## Simulate 10,000 minutes of a cloud that answers badly, boot slowly (half an hour and more)
-	@LONG=1 SIMULATED_MINUTES=10000 $(BIN)/pytest -n $(WORKERS) tests/simulation/test_manners.py tests/integration/proxy/front/test_long_boot.py $(ARGS)
+test-long: .venv/.dev ## Simulate 10,000 minutes of a cloud that answers badly, boot slowly, try 20,000 mutated requests (half an hour and more)
+	@LONG=1 SIMULATED_MINUTES=10000 FUZZ_EXAMPLES=20000 $(BIN)/pytest -n $(WORKERS) --timeout=3600 tests/simulation/test_manners.py \
+		tests/integration/proxy/front/test_long_boot.py tests/conformance/test_fuzz.py $(ARGS)
 
 test-real: .venv/.dev ## Run a real vLLM behind the proxy, on the CPU (a few minutes; downloads 3.5 GB once)
 	@PYTHON=$(PYTHON) tests/real/vllm.sh $(REAL_VLLM)

@@ -18,6 +18,7 @@ TIER_HEADER = "x-qwenctl-tier"
 HOP_BY_HOP = frozenset(
     {
         b"connection",
+        b"http2-settings",
         b"keep-alive",
         b"proxy-authenticate",
         b"proxy-authorization",

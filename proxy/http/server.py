@@ -332,10 +332,13 @@ class _Joining:
         self._loop = loop
         self._owner = owner
         self._pieces: list[bytes] = []
+        self._ended = False
         self.written = 0
         """How many bytes have been written."""
 
     def write(self, data: bytes) -> None:
+        if self._ended:
+            return  # such as "100 Continue" to a client that has been refused
         self.written += len(data)
         if len(data) >= LARGE:
             self._flush()
@@ -359,6 +362,7 @@ class _Joining:
 
     def write_eof(self) -> None:
         self._flush()
+        self._ended = True
         if not self._transport.is_closing():
             self._transport.write_eof()
 

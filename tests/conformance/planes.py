@@ -31,6 +31,7 @@ class Plane:
     name: str
     port: int
     node: Recorder
+    proxy: RunningProxy
 
     @property
     def address(self) -> str:
@@ -70,7 +71,7 @@ class Planes:
                 port = self._stack.enter_context(
                     in_front(name.removesuffix("-gate"), folder, proxy.port)
                 )
-            self._planes[name] = Plane(name, port, node)
+            self._planes[name] = Plane(name, port, node, proxy)
         return self._planes[name]
 
     def _proxy(self, gate_headers: str) -> tuple[RunningProxy, Recorder]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import h11
 
-from tests.conformance.case import Reply
+from tests.conformance.case import OK, Reply
 
 IGNORED = ("/ready", "/barrier")
 """Targets of probes and of the harness itself."""
@@ -159,7 +159,10 @@ class _Conversation:
     def _answer(self, reply: Reply) -> tuple[bool, bytes]:
         key = dict(self._request.headers).get("sec-websocket-key", "").encode()
         accept = base64.b64encode(hashlib.sha1(key + WEBSOCKET).digest())
-        self._connection.sendall(reply.content.replace(b"{accept}", accept))
+        content = reply.content.replace(b"{accept}", accept)
+        if content == OK and self._request.method == "HEAD":
+            content = content.removesuffix(b"ok")
+        self._connection.sendall(content)
         if reply.content.startswith(b"HTTP/1.1 101"):
             while self._connection.recv(1 << 16):
                 pass
