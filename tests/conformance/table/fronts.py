@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 READS_ITSELF: Mapping[str, tuple[str, ...]] = {
     "nginx": (
+        "targets: line with a byte over 127",
         "targets: line with a fragment",
         "targets: line without a version",
         "targets: line with version 1.10",
@@ -32,7 +33,6 @@ READS_ITSELF: Mapping[str, tuple[str, ...]] = {
         "answers: with lengths that differ",
         "answers: with a length that is none",
     ),
-    "nginx-tls": ("targets: line with a byte over 127",),
     "caddy": (
         "targets: method that nobody knows",
         "targets: method in lower case",
