@@ -251,4 +251,8 @@ def _until_unblocked(snapshot: Snapshot, now: float) -> str:
     if not snapshot.blocks:
         return ""
     end = max(block.expiry for block in snapshot.blocks)
-    return " until it is unblocked" if end == inf else f" for {time_left(end - now)}, while blocked"
+    if end == inf:
+        return " until it is unblocked"
+    outlive = [lease for lease in snapshot.leases if not lease.is_work and lease.expiry > end]
+    again = f"; then it starts again for {lease_words(_by_weight(outlive)[0])}" if outlive else ""
+    return f" for {time_left(end - now)}, while blocked{again}"

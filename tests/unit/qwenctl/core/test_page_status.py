@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qwenctl.core.explain import explain
 from qwenctl.core.snapshot import Lease, Snapshot
 from qwenctl.core.status import page_status
 from qwenctl.protocol.messages import Progress, Report
@@ -47,6 +48,18 @@ def test_a_service_that_does_not_start_has_no_eta() -> None:
 )
 def test_a_percent_is_shown_once(percent: float | None, said: str, shown: str) -> None:
     assert loading(phase="weights", percent=percent, text=said)["progress"]["text"] == shown
+
+
+def test_why_says_what_follows_a_block() -> None:
+    block = Lease("maintenance:bob", NOW + 3600, "driver", "bob", NOW - 60)
+
+    def ends(*leases: Lease) -> str:
+        return str(explain(snap("off", blocks=(block,), leases=leases), [])[-1])
+
+    assert ends(lease("pin:anna", 7200.0)) == (
+        "it stays off for 1 h, while blocked; then it starts again for anna (qwenctl up)"
+    )
+    assert ends(lease("pin:anna", 60.0)) == ends() == "it stays off for 1 h, while blocked"
 
 
 def blocked(block_left: float, *leases: Lease) -> str | None:

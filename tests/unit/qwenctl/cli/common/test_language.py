@@ -83,6 +83,9 @@ SNAPSHOTS = {
     "failed": snap("failed", leases=(lease(),), failure=FAILURE),
     "failed, unwanted": snap("failed", failure=FAILURE),
     "blocked": snap("off", blocks=(lease("maintenance:bob", reason="driver"),)),
+    "blocked under a standing up": snap(
+        "off", blocks=(lease("maintenance:bob"),), leases=(lease("pin:ada", 7000.0),)
+    ),
     "blocked for good": snap(
         "off", blocks=(Lease("maintenance:bob", inf, "driver", "bob", NOW - 60),)
     ),
