@@ -67,7 +67,10 @@ def _named(connection: str) -> frozenset[bytes]:
 
 def _text(value: bytes) -> str:
     """Decode a header's value so that the client library keeps its bytes, UTF-8 or not."""
-    return value.decode("utf-8", "surrogateescape")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("utf-8", "surrogateescape")
 
 
 def request_headers(request: Request) -> CIMultiDict[str]:

@@ -102,7 +102,7 @@ class Request:
         """What trusted proxies in front say; of any other peer, its address alone."""
         if self._forwarded is None:
             said = self.trusted_peer and read(self.headers, self.peer, self.trusted)
-            self._forwarded = said or Forwarded(self.peer)
+            self._forwarded = said or _alone(self.peer)
         return self._forwarded
 
     @property
@@ -182,6 +182,10 @@ class Request:
         if self.trusted_peer and host == hostname_of(host):
             return bool(host) and parts.hostname == host  # it leaves the port out, as nginx's $host
         return bool(host) and parts.netloc == host
+
+
+_alone = lru_cache(maxsize=1024)(Forwarded)
+"""What a peer says that is not believed."""
 
 
 def _joined(raw: list[tuple[bytes, bytes]], cookie: str) -> list[tuple[bytes, bytes]]:
