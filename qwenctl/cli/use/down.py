@@ -92,7 +92,7 @@ def down_all(
         with lock:
             told[target.name] = found
             if not json and "error" not in found:
-                print(f"{target.name} {_WORDS[str(found['outcome'])]}", flush=True)
+                print(said(f"{target.name} {_WORDS[str(found['outcome'])]}"), flush=True)
 
     threads = [threading.Thread(target=wait, args=(one,), daemon=True) for one in targets]
     for thread in threads:

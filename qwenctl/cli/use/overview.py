@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qwenctl.cli.common.language import said
 from qwenctl.cli.common.terminal import paint, phase_style
 from qwenctl.core.phase import Phase
 from qwenctl.core.words import NOT_ASKED, cause_words, overdue_words
@@ -20,16 +21,17 @@ INDENT = 13
 
 def overview(gpus: Mapping[str, Mapping[str, Any]], width: int = PIPE_WIDTH) -> Iterator[str]:
     """Yield a line for each GPU: name, phase, and what matters most."""
+    from rich.cells import cell_len, set_cell_size
+
     names = max(len(name) for name in gpus)
     told = {name: (_phase(state), *_matter(state)) for name, state in gpus.items()}
-    phases = max(len(phase) for phase, _, _ in told.values())
+    phases = max(cell_len(phase) for phase, _, _ in told.values())
     for name, (phase, text, colour) in told.items():
         room = max(10, width - names - phases - 4)
-        text = text if len(text) <= room else text[: room - 1] + "…"
+        text = text if cell_len(text) <= room else set_cell_size(text, room - 1).rstrip() + "…"
         phase_colour = None if phase == "?" else phase_style(gpus[name]["phase"])
-        shown = (
-            f"{paint(f'{name:<{names}}', bold=True)}  {paint(f'{phase:<{phases}}', phase_colour)}"
-        )
+        filled = phase + " " * (phases - cell_len(phase))
+        shown = f"{paint(f'{name:<{names}}', bold=True)}  {paint(filled, phase_colour)}"
         yield f"{shown}  {paint(text, colour) if colour else text}".rstrip()
 
 
@@ -40,33 +42,41 @@ def _unknown(state: Mapping[str, Any]) -> bool:
 def _phase(state: Mapping[str, Any]) -> str:
     if _unknown(state):
         return "?"
-    ago = f" {duration(state['now'] - state['since'])}" if state["since"] else ""
-    return f"{state['phase']}{ago}"
+    ago = f" {said(duration(state['now'] - state['since']))}" if state["since"] else ""
+    return f"{said(state['phase'])}{ago}"
 
 
 def _matter(state: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return what matters most of a GPU, and its colour: first what a person has to mend."""
+    if trouble := _trouble(state):
+        return said(trouble), "red"
+    text = said(NOT_ASKED) if _unknown(state) else ", ".join(map(said, _usual(state)))
+    if state["as_of"] is not None:
+        ago = duration(state["now"] - state["as_of"])
+        text += f" {said(f'(as of {ago} ago: no proxy runs)')}"
+    return text.strip(), None
+
+
+def _trouble(state: Mapping[str, Any]) -> str:
+    """Return what a person has to mend; empty: nothing."""
     failure, blocks = state["failure"], state["blocks"]
     if state.get("removed"):
-        return "the settings no longer have it, and its instance may be on", "red"
+        return "the settings no longer have it, and its instance may be on"
     if problem := state["stop_problem"]:
-        return f"still on: {one_line(problem['text'])}", "red"
+        return f"still on: {one_line(problem['text'])}"
     if failure and state["phase"] == Phase.FAILED.value:
         again = failure["retry_in_seconds"]
         retry = "" if again is None else f", next attempt {countdown(again)}"
-        return f"{cause_words(failure['code'])}{retry}: {one_line(failure['message'])}", "red"
+        return f"{cause_words(failure['code'])}{retry}: {one_line(failure['message'])}"
     if late := state.get("overdue"):
-        return overdue_words(late["seconds"], " ".join(late["urls"])), "red"
+        return overdue_words(late["seconds"], " ".join(late["urls"]))
     if error := state["cloud"]["error"]:
-        return f"cloud: {one_line(error)}", "red"
+        return f"cloud: {one_line(error)}"
     if blocks:
         left = blocks[0]["seconds_left"]
         until = "until unblocked" if left is None else f"for another {time_left(left)}"
-        return f"blocked by {blocks[0]['text']}, {until}", "red"
-    text = NOT_ASKED if _unknown(state) else ", ".join(_usual(state))
-    if state["as_of"] is not None:
-        text += f" (as of {duration(state['now'] - state['as_of'])} ago: no proxy runs)"
-    return text.strip(), None
+        return f"blocked by {blocks[0]['text']}, {until}"
+    return ""
 
 
 def _usual(state: Mapping[str, Any]) -> Iterator[str]:
@@ -74,8 +84,9 @@ def _usual(state: Mapping[str, Any]) -> Iterator[str]:
     if phase.waking and state["eta_seconds"] is not None:
         yield eta(state["eta_seconds"])
     if leases:
-        more = f" and {len(leases) - 1} more" if len(leases) > 1 else ""
-        yield f"used by {leases[0]['text']}{more}"
+        yield f"used by {leases[0]['text']}"
+        if len(leases) > 1:
+            yield f"and {len(leases) - 1} more"
     elif phase is Phase.OFF:
         yield "nobody needs it"
     if state["idle_seconds_left"] is not None and state["verified"]:
@@ -90,7 +101,7 @@ def fit(lines: Sequence[str], size: tuple[int, int] | None = None) -> list[str]:
     room = height - 1  # the cursor stands below
     if len(lines) > room:
         more = len(lines) - room + 1
-        lines = [*lines[: room - 1], paint(f"… {more} more lines", dim=True)]
+        lines = [*lines[: room - 1], paint(said(f"… {more} more lines"), dim=True)]
     shown = []
     for line in lines:
         text = Text.from_ansi(line)

@@ -87,7 +87,7 @@ def _page(data: Mapping[str, Any], *, brief: bool) -> list[str]:
     width = shutil.get_terminal_size().columns if on_terminal else PIPE_WIDTH
     if brief:
         hint = "`qwenctl status NAME` says more of one"
-        more = ["", paint(hint, dim=True)] if on_terminal else []
+        more = ["", paint(said(hint), dim=True)] if on_terminal else []
         return [*overview(data["gpus"], width), *more]
     lines = _status_text(data).splitlines()
     wide = on_terminal and any(len(line) > width for line in lines)
