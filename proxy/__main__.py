@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 
@@ -125,6 +126,8 @@ def serve(config: Config, listen: str | None) -> int:
     with contextlib.suppress(StoreUnavailable):
         for text in left_running(config, store):
             log.warning("%s", text)
+    if server.ended_by is not None:
+        signal.raise_signal(server.ended_by)  # whoever started us sees by what we ended
     return 0 if server.started else int(ExitCode.ERROR)
 
 

@@ -54,6 +54,8 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._application = application
         self._grace = grace
+        self.ended_by: int | None = None
+        """The signal that ended it, to be raised again by the caller; uvicorn would at once."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -75,6 +77,8 @@ class Server(uvicorn.Server):
         await self._drain()
         await self._cut()
         await self.lifespan.shutdown()
+        self.ended_by = next(iter(self._captured_signals), None)
+        self._captured_signals.clear()
 
     async def _drain(self) -> None:
         """Wait until nothing runs, but no longer than is configured, or until a second signal."""

@@ -148,6 +148,16 @@ def test_what_outlasts_the_grace_is_cut(tmp_path: Path) -> None:
         assert "Traceback" not in proxy.log
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_what_it_leaves_running(tmp_path: Path, number: signal.Signals) -> None:
+    with running(tmp_path, gpu={"main": gpu(preset="generic")}) as proxy:
+        proxy.wake()
+        proxy.process.send_signal(number)
+        assert proxy.process.wait(10) in (130, -signal.SIGTERM)
+        assert "main" in proxy.log.splitlines()[-1]
+        assert "WARNING" in proxy.log.splitlines()[-1]
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals) -> None:
     with running(tmp_path, gpu={"main": gpu(preset="generic")}) as proxy:
