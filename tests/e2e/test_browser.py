@@ -49,6 +49,7 @@ GPUS = {
     "full": {"local": {"fail": "no_capacity"}, "timing": {"drain": 3, "retry": 3}},
     "blocked": {},
     "query": {},
+    "seven": {},
     "flapping": odd_webui(),
 }
 """One GPU for each test that wakes one; all but `main` run a small WebUI that starts quickly."""
@@ -61,6 +62,7 @@ def product(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     # Long enough that the page is seen waiting, short enough that nobody waits for the test.
     for name in ("hidden", "noscript", "click", "blocked", "query"):
         gpus[name]["local"] = {"boot_seconds": 1, "stop_seconds": 0.2}
+    gpus["seven"]["local"] = {"boot_seconds": 8, "stop_seconds": 0.2}  # seven pages load meanwhile
     deployment = Deployment(tmp_path_factory.mktemp("browser"), name="browser", gpus=gpus)
     try:
         yield deployment.start()
@@ -390,6 +392,18 @@ def test_the_page_speaks_the_visitors_language(
     page.wait_for_timeout(700)  # the script has written its words, too
     assert page.locator("html").get_attribute("lang") == lang
     assert page.get_by_text(words).is_visible()
+
+
+def test_seven_tabs_of_a_browser_wait_together(product: Deployment, open_tab: OpenTab) -> None:
+    """Over HTTP/1.1 a browser has six connections to a host."""
+    first = open_tab()
+    tabs = [first, *(open_tab(first.page.context) for _ in range(6))]
+    for tab in tabs:
+        tab.page.goto(address(product, "seven"))
+    for tab in tabs:
+        tab.page.get_by_text('"pid"').wait_for()
+    assert starts(product, "seven") == 1
+    assert sum(len(tab.wakes) for tab in tabs) == 1
 
 
 def test_the_original_address_is_opened(product: Deployment, open_tab: OpenTab) -> None:
