@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpu_node.services.docker_ownership import LOG_OPTIONS, PROOF_LABEL, Ownership
+from gpu_node.services.docker_ownership import LOG_OPTIONS, PROOF_LABEL, Ownership, container_key
 
 errors = pytest.importorskip("docker.errors")
 
@@ -56,3 +57,11 @@ def test_an_earlier_versions_container_needs_its_image_to_be_known() -> None:
 def test_a_proof_that_the_image_has_too_proves_nothing() -> None:
     labels = OURS.labels("webui", DIGEST)
     assert not OURS.owns(Client(labels), container(labels))
+
+
+def test_the_key_of_the_containers_outlives_the_node_secret(tmp_path: Path) -> None:
+    file = tmp_path / "containers.key"
+    first = container_key(file, "the first secret of this node")
+    assert container_key(file, "another secret, after a rotation") == first
+    assert container_key(tmp_path / "other.key", "another secret, after a rotation") != first
+    assert file.stat().st_mode & 0o077 == 0
