@@ -21,6 +21,9 @@ LOOK_SECONDS = 0.1
 SILENT_SECONDS = 5.0
 """How long a client that cannot be probed is believed to wait for an answer, in seconds."""
 
+_ENDED = (7, 8)
+"""TCP_CLOSE and TCP_CLOSE_WAIT (tcp_states.h of Linux)."""
+
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """An interim answer, which every client of HTTP/1.1 skips (RFC 9110 §15.2)."""
 
@@ -60,6 +63,15 @@ def watch(
         loop.call_later(LOOK_SECONDS, look)
 
     loop.call_later(PROBE_SECONDS, look)
+
+
+def has_ended(transport: asyncio.Transport) -> bool:
+    """Return whether the client has ended its side or is gone, also where nothing is read."""
+    connection = transport.get_extra_info("socket")
+    if not connection or not hasattr(socket, "TCP_INFO") or connection.family == socket.AF_UNIX:
+        return False
+    state: int = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return state in _ENDED
 
 
 def _broken(transport: asyncio.Transport) -> bool:

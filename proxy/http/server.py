@@ -19,7 +19,7 @@ from .authority import host_problem, with_path
 from .capacity import RETRY_AFTER, Capacity, Refusal
 from .cut import cuttable
 from .framing import coding_problem
-from .half_closed import watch
+from .half_closed import has_ended, watch
 from .http10 import Http10
 from .pace import AHEAD, Pace, Reader, drop
 from .problem import PROBLEM_TYPE, problem_body
@@ -82,6 +82,8 @@ class Protocol(HttpToolsProtocol):
     _refused: Refusal | None = None
     _late: asyncio.TimerHandle | None = None
     _half_closed = False
+    _answered: RequestResponseCycle | None = None
+    """The request that is being answered; ``cycle`` is the last that has arrived."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Joining(transport, self.loop, self))  # type: ignore[arg-type]
@@ -98,6 +100,9 @@ class Protocol(HttpToolsProtocol):
         self.capacity.remove(self)
         self._head_arrived()
         super().connection_lost(exc)
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer a client that has ended its side after a whole request; return whether to."""
@@ -138,6 +143,8 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.response_complete or self.transport.is_closing():
             return
+        if self.pipeline and has_ended(self.transport):
+            self.flow.resume_reading()  # uvicorn reads no further, not even that it is the end
         reads = cycle.more_body and not cycle.waiting_for_100_continue and not self.flow.read_paused
         if reads and not self.pipeline and self.flow.body_stalls(now) and not self._refused:
             self._refused = _BODY_TOO_SLOW
@@ -180,6 +187,8 @@ class Protocol(HttpToolsProtocol):
     def _should_upgrade(self) -> bool:
         if self.parser.get_method() != b"GET" or self.parser.get_http_version() == "1.0":
             return False  # RFC 6455 §4.1; RFC 9110 §7.8
+        if self.cycle is not None and not self.cycle.response_complete:
+            return False  # an earlier request has yet to be answered, and its client to be watched
         return super()._should_upgrade()
 
     def _ignore_upgrade(self) -> None:
@@ -243,6 +252,7 @@ class Protocol(HttpToolsProtocol):
             self.cycle.keep_alive = self.parser.should_keep_alive()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
         if cycle.scope["http_version"] == "1.0":
             app = Http10(app, cycle)
         super()._start_asgi_task(cycle, cuttable(app, cycle))  # type: ignore[arg-type]

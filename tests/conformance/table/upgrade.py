@@ -74,6 +74,13 @@ UPGRADE = [
         raw("GET /x HTTP/1.1", HOST, *H2C, "", "GET /y HTTP/1.1", HOST, "", ""),
         passes((Got("GET", "/x", headers=NONE), Got("GET", "/y"))),
     ),
+    Case(
+        "to WebSocket, ahead of another answer",
+        "9112 §9.3.2",
+        raw("GET /x HTTP/1.1", HOST, "", "GET /y HTTP/1.1", HOST, *WEBSOCKET, "", ""),
+        passes((Got("GET", "/x"), Got("GET", "/y", headers=NONE))),
+        on=("direct",),
+    ),
     handshake(
         "a WebSocket",
         "6455 §4.2.2",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -122,6 +124,29 @@ def test_a_client_that_is_gone_is_noticed(version: bytes, when: str) -> None:
             if when == "in it":
                 assert leaving.head()[0] == 200
                 leaving.file.read(4 if version == b"1.1" else 1)
+        assert app.lost.wait(5)
+
+    alone.serve(app, client)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("by", ["FIN", "reset"])
+@pytest.mark.parametrize("when", ["before the answer", "in it"])
+def test_a_client_that_is_gone_after_asking_ahead_is_noticed(when: str, by: str) -> None:
+    app = Slow(60) if when == "before the answer" else Slow(0, 60)
+
+    def client(port: int) -> None:
+        with RawClient(port) as leaving:
+            leaving.send(GET)
+            if when == "in it":
+                assert leaving.head()[0] == 200
+            time.sleep(0.1)
+            leaving.send(GET)
+            time.sleep(0.1)
+            if by == "reset":
+                leaving.socket.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
         assert app.lost.wait(5)
 
     alone.serve(app, client)
