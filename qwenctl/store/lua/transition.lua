@@ -21,7 +21,8 @@ redis.call('HSET', STATE, 'phase', to, 'since', num(NOW), 'cause', cause, 'actor
   'epoch', epoch, 'failure', failure)
 local called = redis.call('HGET', STATE, 'called_at')
 redis.call('HDEL', STATE, 'called_at', 'call_error', 'call_code', 'refused_since')
-if from == 'stopping' then redis.call('HDEL', STATE, 'cut') end
+-- A `down --now` may have come since the controller decided to begin the stop anew.
+if from == 'stopping' and cause ~= 'stop_unfinished' then redis.call('HDEL', STATE, 'cut') end
 
 -- What is or may be on can be stopped later only by the settings that it was started by.
 local bad = to == 'failed' and failure ~= '' and cjson.decode(failure).condemns

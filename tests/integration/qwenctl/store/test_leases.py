@@ -338,7 +338,17 @@ class TestDown:
         assert move(store, lock, P.OFF) is Outcome.OK
         assert "cut" not in snap(store).state
 
-    @pytest.mark.parametrize("to", [P.DRAINING, P.FAILED, P.OFF])
+    @pytest.mark.parametrize("to", [P.DRAINING, P.FAILED])
+    def test_a_cut_outlives_a_stop_that_begins_anew(
+        self, store: Store, lock: Lock, to: Phase
+    ) -> None:
+        """It comes after the controller has decided, and before it moves."""
+        bring(store, lock, P.STOPPING)
+        store.release(GPU, actor="ada", force_stop=True)
+        assert move(store, lock, to, cause="stop_unfinished") is Outcome.OK
+        assert snap(store).state["cut"] == "ada"
+
+    @pytest.mark.parametrize("to", [P.FAILED, P.OFF])
     def test_a_cut_ends_with_its_stop(self, store: Store, lock: Lock, to: Phase) -> None:
         bring(store, lock, P.STOPPING)
         store.release(GPU, actor="ada", force_stop=True)
