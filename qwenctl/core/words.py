@@ -124,7 +124,7 @@ def _because(who: str, reason: str) -> str:
     return f"{who}: {one_line(reason)}" if reason else who
 
 
-_CAUSES = {
+CAUSES = {
     "demand": "somebody needs it",
     "found_running": "the instance was found running",
     "running": "the cloud says that the instance runs",
@@ -148,7 +148,7 @@ _CAUSES = {
 
 def cause_words(cause: str) -> str:
     """Return the cause of a transition, or the code of a failure, in plain words."""
-    return _CAUSES.get(cause, cause.replace("_", " "))
+    return CAUSES.get(cause, cause.replace("_", " "))
 
 
 def event_cause(event: Event) -> str:

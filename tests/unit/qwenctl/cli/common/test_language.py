@@ -14,7 +14,7 @@ from qwenctl.cli.common.language import padded, said, table
 from qwenctl.core.explain import explain
 from qwenctl.core.failures import MEANINGS
 from qwenctl.core.snapshot import Lease
-from qwenctl.core.words import cause_words, name_words
+from qwenctl.core.words import CAUSES, cause_words, name_words
 from qwenctl.lib.text import duration
 from tests.unit.qwenctl.core.test_status import FAILURE, LOADING, NOW, lease, snap
 
@@ -115,7 +115,7 @@ def test_why_is_chinese_to_the_last_word(name: str) -> None:
 
 @pytest.mark.usefixtures("chinese")
 def test_every_failure_duration_and_holder_has_its_word() -> None:
-    texts = [cause_words(code) for code in MEANINGS]
+    texts = [cause_words(code) for code in (*MEANINGS, *CAUSES)]
     texts += [duration(seconds) for seconds in (0.1, 12, 60, 85, 3600, 3700, 86400, 180000)]
     holders = ("request:x", "inflight:x", "busy:x", "adopted:x", "pin:x", "prewarm:x")
     blocks = ("maintenance:x", "off-hours:x", "former:x", "budget")
