@@ -71,13 +71,17 @@ def down_all(
     heed_interrupt()
     targets = Target.all(config)
     before = {target.name: target.store.snapshot(target.name) for target in targets}
+    if dry_run and json:
+        print_json({"gpus": {name: _plan(first, now) for name, first in before.items()}})
+        return
     if dry_run:
-        for target in targets:
-            _explain_down(before[target.name], json, now)
+        for first in before.values():
+            _explain_down(first, json, now)
         return
     for target in targets:  # at once: none waits for the end of another
         target.store.release(target.name, actor=user(), reason=because, force_stop=now)
     told: dict[str, dict[str, object]] = {}
+    broken: list[BaseException] = []
     lock = threading.Lock()
 
     def wait(target: Target) -> None:
@@ -89,6 +93,9 @@ def down_all(
             found: dict[str, object] = {"outcome": outcome}
         except UserError as error:
             found = {"outcome": "failed", "error": str(error), "exit_code": int(error.exit_code)}
+        except BaseException as error:
+            broken.append(error)
+            return
         with lock:
             told[target.name] = found
             if not json and "error" not in found:
@@ -97,8 +104,16 @@ def down_all(
     threads = [threading.Thread(target=wait, args=(one,), daemon=True) for one in targets]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        for target in targets:
+            if target.name not in told:
+                _tell_going(target, alone=not before[target.name].leader)
+        raise
+    if broken:
+        raise broken[0]
     if json:
         print_json({"gpus": {target.name: told[target.name] for target in targets}})
     failed = [found for found in told.values() if "error" in found]
@@ -109,25 +124,33 @@ def down_all(
         raise UserError("\n".join(str(found["error"]) for found in failed), ExitCode(worst))
 
 
-def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
+def _dropped(snapshot: Snapshot, now: bool) -> tuple[list[Lease], list[Lease]]:
+    """Return the leases that end at once, and those of running work that is finished first."""
     going = [lease for lease in snapshot.leases if now or not lease.is_work]
-    staying = [lease for lease in snapshot.leases if lease.is_work and not now]
+    return going, [lease for lease in snapshot.leases if lease not in going]
+
+
+def _plan(snapshot: Snapshot, now: bool) -> dict[str, object]:
+    """Return what would be done, for scripts."""
+    going, staying = _dropped(snapshot, now)
     # An instance that is recorded as off may run where no process observes it.
     off = snapshot.phase is Phase.OFF
-    would_stop = None if off and not snapshot.leader else not off
+    return {
+        "gpu": snapshot.gpu,
+        "dry_run": True,
+        "phase": snapshot.phase.value,
+        "would_stop": None if off and not snapshot.leader else not off,
+        "dropped": [lease.name for lease in going],
+        "finished_first": [lease.name for lease in staying],
+    }
+
+
+def _explain_down(snapshot: Snapshot, json: bool, now: bool) -> None:
     if json:
-        print_json(
-            {
-                "gpu": snapshot.gpu,
-                "dry_run": True,
-                "phase": snapshot.phase.value,
-                "would_stop": would_stop,
-                "dropped": [lease.name for lease in going],
-                "finished_first": [lease.name for lease in staying],
-            }
-        )
+        print_json(_plan(snapshot, now))
         return
-    if off:
+    going, staying = _dropped(snapshot, now)
+    if snapshot.phase is Phase.OFF:
         if snapshot.leader:
             print(said(f"{snapshot.gpu} is off already"))
         else:
@@ -167,9 +190,13 @@ def _wait_off(
                 target, progress, no_wait=no_wait, timeout=timeout, quiet=quiet, named=named
             )
         except KeyboardInterrupt:
-            again = f" once {target.command('down')} or `qwenctl serve` runs again"
-            warn(f"\n{target.name} goes on stopping{again if progress.alone else ''}.")
+            _tell_going(target, alone=progress.alone)
             raise
+
+
+def _tell_going(target: Target, *, alone: bool) -> None:
+    again = f" once {target.command('down')} or `qwenctl serve` runs again"
+    warn(f"\n{target.name} goes on stopping{again if alone else ''}.")
 
 
 def _tell_alone(alone: bool) -> None:

@@ -139,6 +139,8 @@ def test_all_go_off_at_once(run: Run, two: Path) -> None:
     told = json.loads(run("down", "--all", "--json").stdout)["gpus"]
     assert told == {"one": {"outcome": "already_off"}, "two": {"outcome": "already_off"}}
     fails(run("down", "--all", "--gpu", "one"), ExitCode.USAGE, "--all is every GPU")
+    would = json.loads(run("down", "--all", "--dry-run", "--json").stdout)["gpus"]
+    assert [would[name]["dropped"] for name in ("one", "two")] == [[], []]
 
 
 def test_one_that_cannot_be_asked_keeps_no_other_on(run: Run, two: Path) -> None:
