@@ -12,6 +12,8 @@ from functools import cached_property, lru_cache
 
 _PLACE = re.compile(r"\{(\w+)\}")
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_DEEPEST = 8
+"""How deep a sentence is translated inside sentences; beyond, its text is somebody else's."""
 
 
 class Phrases:
@@ -40,27 +42,43 @@ class Phrases:
         )
         return [(_pattern(self._english[key]), self._other[key]) for key in keys]
 
-    def _translate(self, text: str) -> str:
+    def _translate(self, text: str, depth: int = 0) -> str:
         """Return the translation of a sentence, or the sentence where no phrase fits."""
         if text in self._plain:
             return self._plain[text]
+        if depth > _DEEPEST:
+            return text
         for pattern, other in self._patterns:
             if found := pattern.fullmatch(text):
-                return self._filled(other, found)
+                return self._filled(other, found, depth + 1)
         return text
 
-    def _filled(self, other: str, found: re.Match[str]) -> str:
-        return _PLACE.sub(lambda place: self.translate(found[place[1]]), other)
+    def _filled(self, other: str, found: re.Match[str], depth: int) -> str:
+        return _PLACE.sub(lambda place: self.translate(found[place[1]], depth), other)
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    parts = _PLACE.split(text)
-    return re.compile(
-        "".join(
-            (f"(?P<{part}>{_NUMBER})" if re.fullmatch(r"n\d?", part) else f"(?P<{part}>.+?)")
-            if index % 2
-            else re.escape(part)
-            for index, part in enumerate(parts)
-        ),
-        re.DOTALL,
-    )
+    """Return the pattern of a phrase. It takes linear time, however repetitive a text is.
+
+    What follows a free text is taken where it stands first: in a lookahead, which does not
+    backtrack. For texts between fixed words that finds all that backtracking would find.
+    """
+    literal, *rest = _PLACE.split(text)
+    pieces, free = [re.escape(literal)], ""
+    for name, literal in zip(rest[::2], rest[1::2]):
+        if re.fullmatch(r"n\d?", name):
+            pieces[-1] += f"(?P<{name}>{_NUMBER})"
+        else:
+            pieces[-1] = _first(free, pieces[-1])
+            pieces.append("")
+            free = name
+        pieces[-1] += re.escape(literal)
+    last = f"(?P<{free}>.+?)" if free else ""
+    return re.compile("".join(pieces[:-1]) + last + pieces[-1], re.DOTALL)
+
+
+def _first(free: str, following: str) -> str:
+    """Return the pattern of a free text up to where the following stands first."""
+    if not free:
+        return following
+    return f"(?=(?P<{free}>.+?)(?P<_{free}>{following}))(?P={free})(?P=_{free})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from qwenctl.core.phrases import Phrases
@@ -39,3 +41,20 @@ OTHER = {
 )
 def test_it_translates(english: str, other: str) -> None:
     assert Phrases(ENGLISH, OTHER).translate(english) == other
+
+
+@pytest.mark.parametrize("words", [" is x for y: z", "a (qwenctl block): ", ", for another , by "])
+def test_a_long_text_of_somebody_else_takes_no_time(words: str) -> None:
+    """It would take minutes by backtracking, and more calls in calls than Python allows."""
+    phrases = Phrases(ENGLISH, OTHER)
+    began = time.process_time()
+    for number in range(20):
+        phrases.translate(f"main is loading for {number} s: {words * 200}!")
+        phrases.translate(f"by {words * 200}{number}")
+    assert time.process_time() - began < 2.0
+
+
+def test_words_that_are_there_twice_belong_to_the_later_text() -> None:
+    assert Phrases(ENGLISH, OTHER).translate("a is b is c for 1 s: d: e for 2 s: f") == (
+        "a:b is c:1 SEK:d: e for 2 s: f"
+    )
