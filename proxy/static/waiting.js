@@ -298,7 +298,7 @@
     const wait = Number(response.headers.get("Retry-After")) || 5;
     const words = {
       403: () => text["error.403"],
-      409: () => text["error.blocked"],
+      409: () => text["error.shared"],
       423: () => text["error.blocked"],
       429: () => say("error.429", { time: about(wait) }),
       503: () => text["error.503"],

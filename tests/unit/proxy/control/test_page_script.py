@@ -430,7 +430,7 @@ def test_a_page_that_never_opens_is_not_reloaded_for_ever(
     ("code", "sentence"),
     [
         (403, "You may not do that here."),
-        (409, "The GPU is blocked."),
+        (409, "Your wait cannot be told from that of others"),
         (423, "The GPU is blocked."),
         (429, "Too many requests. Try again in 7\u00a0s."),
         (500, "The server answered with an error (500)."),
