@@ -40,6 +40,9 @@ MAX_FIELDS = 256
 HEAD_SECONDS = 60.0
 """How long a client may take to send a request's head, in seconds."""
 
+LAST_SECONDS = 0.5
+"""How long an idle connection is kept at the end, in seconds, for a request that is on its way."""
+
 LINGER = 1.0
 """How long a refused client may go on sending, in seconds: closing at once would reset the
 connection before it has read the answer (RFC 9112 §9.6)."""
@@ -82,6 +85,8 @@ class Protocol(HttpToolsProtocol):
     _refused: Refusal | None = None
     _late: asyncio.TimerHandle | None = None
     _half_closed = False
+    _ends = False
+    """Whether the server shuts down."""
     _answered: RequestResponseCycle | None = None
     """The request that is being answered; ``cycle`` is the last that has arrived."""
 
@@ -122,6 +127,25 @@ class Protocol(HttpToolsProtocol):
                 pipelined=bool(self.pipeline),
             )
         return True
+
+    def shutdown(self) -> None:
+        """End after the present answer, or soon: a request may be on its way."""
+        if self._ends:
+            return
+        self._ends = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(LAST_SECONDS, self._end_idle)
+        else:
+            self._is_last(self.cycle)
+
+    def _end_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+    def _is_last(self, cycle: RequestResponseCycle) -> None:
+        """End the connection after this request, and say so (RFC 9112 §9.6)."""
+        cycle.keep_alive = False
+        cycle.default_headers = [*cycle.default_headers, (b"connection", b"close")]
 
     def hand_over(self, successor: WebSocket, transport: asyncio.Transport) -> None:
         """Let another protocol have the connection."""
@@ -250,6 +274,8 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if version == "1.0":
             self.cycle.keep_alive = self.parser.should_keep_alive()
+        if self._ends:
+            self._is_last(self.cycle)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
@@ -66,19 +67,38 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        waiting = [client for listening in sockets or () for client in _accepted(listening)]
         for server in self.servers:
             server.close()
         for listening in sockets or ():
             listening.close()
         self._application.close()
-        for connection in list(self.server_state.connections):
-            if not isinstance(connection, WebSocket):
-                connection.shutdown()  # it ends after the present answer
+        self._end_connections()
+        await self._welcome(waiting)
+        self._end_connections()
         await self._drain()
         await self._cut()
         await self.lifespan.shutdown()
         self.ended_by = next(iter(self._captured_signals), None)
         self._captured_signals.clear()
+
+    def _end_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            if not isinstance(connection, WebSocket):
+                connection.shutdown()  # it ends after the present answer
+
+    async def _welcome(self, clients: Sequence[socket.socket]) -> None:
+        """Serve clients whose connections the kernel has accepted for us."""
+
+        def protocol() -> asyncio.Protocol:
+            return self.config.http_protocol_class(
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        loop = asyncio.get_running_loop()
+        for client in clients:
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(protocol, client)
 
     async def _drain(self) -> None:
         """Wait until nothing runs, but no longer than is configured, or until a second signal."""
@@ -112,6 +132,13 @@ class Server(uvicorn.Server):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=CUT_SECONDS)
+
+
+def _accepted(listening: socket.socket) -> Iterator[socket.socket]:
+    """Take the connections that wait: closing the port would reset them."""
+    with contextlib.suppress(OSError):
+        while True:
+            yield listening.accept()[0]
 
 
 def _unsent(connection: Any) -> int:
