@@ -9,7 +9,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
@@ -90,11 +91,9 @@ class Server(uvicorn.Server):
     async def _welcome(self, clients: Sequence[socket.socket]) -> None:
         """Serve clients whose connections the kernel has accepted for us."""
 
-        def protocol() -> asyncio.Protocol:
-            return self.config.http_protocol_class(
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        state, lifespan = self.server_state, self.lifespan
+        protocol = partial(make, config=self.config, server_state=state, app_state=lifespan.state)
         loop = asyncio.get_running_loop()
         for client in clients:
             with contextlib.suppress(OSError):
