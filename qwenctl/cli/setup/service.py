@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from math import ceil
 from pathlib import Path
@@ -172,13 +173,20 @@ def status(own: bool, json: bool, config: str | None) -> int:
         when = "at each boot" if found["enabled"] else "by hand only"
         print(f"{UNIT}: {found['state']}, started {when}")
         print(f"its log: journalctl {_journal(own)}")
-        loaded = load(config)
-        user = re.search(r"^User=(\S+)$", service.path.read_text("utf-8"), re.MULTILINE)
-        if loaded.gpu and service.path.read_text("utf-8") != render(
-            loaded, _program(), user=user[1] if user else ""
-        ):
+        if not _fits(service.path.read_text("utf-8"), config):
             print("its unit is not what these settings need: `qwenctl service install` again")
     return int(ExitCode.OK if found["state"] == "active" else ExitCode.ERROR)
+
+
+def _fits(unit: str, config: str | None) -> bool:
+    """Return whether it is the unit of its settings, or of these; True where they cannot be read."""
+    command = re.search(r"^ExecStart=(.+)$", unit, re.MULTILINE)
+    user = re.search(r"^User=(\S+)$", unit, re.MULTILINE)
+    own = shlex.split(command[1])[-1].replace("%%", "%").replace("$$", "$") if command else None
+    try:
+        return unit == render(load(config or own), _program(), user=user[1] if user else "")
+    except UserError:
+        return True
 
 
 def uninstall(own: bool, dry_run: bool) -> None:

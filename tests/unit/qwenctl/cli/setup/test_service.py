@@ -115,6 +115,28 @@ def test_install_status_uninstall(
     assert "nothing was installed" in capsys.readouterr().out
 
 
+def test_status_is_of_the_settings_that_it_was_installed_with(
+    tmp_path: Path,
+    own: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = Path(config(tmp_path).source)
+    service.install(True, "qwenctl", True, False, str(source))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "qwenctl.toml").write_text(CLOUD.format(port=1, grace="1s", provider="local"))
+    monkeypatch.chdir(elsewhere)
+    assert service.status(True, False, None) == 0
+    assert "install` again" not in capsys.readouterr().out
+    config(tmp_path, grace="5m")
+    assert service.status(True, False, None) == 0
+    assert "install` again" in capsys.readouterr().out
+    source.unlink()  # or a file that only its user may read: it runs all the same
+    assert service.status(True, False, str(source)) == 0
+    assert own
+
+
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = config(tmp_path).source
     monkeypatch.setattr(systemd, "systemd_runs", lambda: False)
