@@ -26,6 +26,8 @@ _OUR_HANDSHAKE = (
 """What the server in front says for itself."""
 
 GOING_AWAY = 1001
+PROTOCOL_ERROR = 1002
+NO_FRAME = 1006
 ABNORMAL = 1011
 """The close code for a node's connection that broke without a close frame (RFC 6455 §7.4)."""
 
@@ -141,10 +143,10 @@ async def _from_node(
             on_message()
             await send({"type": "websocket.send", "bytes": message.data})
         elif message.type is aiohttp.WSMsgType.CLOSE:
-            code = int(message.data or 1000)
-            await send(
-                {"type": "websocket.close", "code": code, "reason": str(message.extra or "")}
-            )
+            code, reason = int(message.data or 1000), str(message.extra or "")
+            if code == NO_FRAME or code >= 5000:  # aiohttp lets these pass (RFC 6455 §7.4)
+                code, reason = PROTOCOL_ERROR, "the node's message"
+            await send({"type": "websocket.close", "code": code, "reason": reason})
             return
         elif isinstance(message.data, aiohttp.WebSocketError):  # such as a message too large
             code = int(message.data.code)

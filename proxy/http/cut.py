@@ -9,7 +9,10 @@ from .request import ASGIApp, Receive, Request, Scope, Send
 
 
 class AnswerCut(Exception):
-    """The rest of the answer will not come; its client must see that it is not whole."""
+    """The rest of the answer will not come; its client must see that it is not whole.
+
+    The message says what the node has done; none: the proxy shuts down.
+    """
 
 
 class Cycle(Protocol):
@@ -22,7 +25,7 @@ class Cycle(Protocol):
 
 
 def cuttable(application: ASGIApp, cycle: Cycle) -> ASGIApp:
-    """Wrap an application that raises `AnswerCut`: the connection is closed, or it is a 503.
+    """Wrap an application that raises `AnswerCut`: the connection is closed, or it is a 502 or 503.
 
     An application that just returned would do the same, and be logged as an error by uvicorn.
     """
@@ -32,10 +35,12 @@ def cuttable(application: ASGIApp, cycle: Cycle) -> ASGIApp:
             await application(scope, receive, send)
         except AnswerCut as cut:
             if not cycle.response_started and not cycle.disconnected:
-                why = str(cut) or "the proxy shuts down"
-                await send_problem(
-                    Request.of(scope, ()), send, 503, "shutting_down", why, retry_after=1
-                )
+                request = Request.of(scope, ())
+                if why := str(cut):  # the node broke off an answer that was kept back
+                    await send_problem(request, send, 502, "upstream_died", why)
+                else:
+                    why = "the proxy shuts down"
+                    await send_problem(request, send, 503, "shutting_down", why, retry_after=1)
             elif not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.transport.close()

@@ -576,3 +576,11 @@ def test_a_shutdown_with_a_stream_of_the_node_is_quiet(tmp_path: Path) -> None:
             proxy.stop()
             assert not client.file.read().endswith(b"0\r\n\r\n")
         assert "Traceback" not in proxy.log
+
+
+def test_an_answer_that_breaks_off_before_it_is_passed_on_is_the_nodes_fault(
+    ready: RunningProxy,
+) -> None:
+    answer = requests.get(ready.url("/v1/models?half"), timeout=10)  # a list is kept back
+    assert answer.status_code == 502
+    assert answer.json()["code"] == "upstream_died"

@@ -95,6 +95,19 @@ def test_close_code_of_the_node_reaches_the_client(ready: RunningProxy, code: in
     talk(ready, conversation)
 
 
+@pytest.mark.parametrize("code", [1005, 1006, 1015, 2999, 5000, 65535])
+def test_a_close_code_that_the_node_must_not_send_is_its_error(
+    ready: RunningProxy, code: int
+) -> None:
+    async def conversation(socket: ClientConnection) -> None:
+        await socket.send(f"close {code}")
+        with pytest.raises(ConnectionClosed):
+            await socket.recv()
+        assert socket.close_code == 1002
+
+    talk(ready, conversation)
+
+
 @pytest.mark.parametrize("code", [1000, 1001, 3000, 4321])
 def test_close_code_of_the_client_reaches_the_node(ready: RunningProxy, code: int) -> None:
     async def conversation(socket: ClientConnection) -> None:
