@@ -2,8 +2,9 @@
 
 A client that has gone must not wake the GPU or keep it on. ASGI reports a disconnect only to an
 application that reads the body to its end, so a body that fits into the server's own buffer is read
-ahead and replayed later. A larger body stays with the client, whose disconnect is noticed when the
-node reads it. A held request so takes no more memory than the server's buffer takes anyway, and
+ahead and replayed later. A larger body stays with the client, whose disconnect the
+server notices without reading (`request.GONE`), unless the kernel cannot take the whole body: then
+when the node reads it. A held request so takes no more memory than the server's buffer takes anyway, and
 `proxy.max_held` bounds the number of held requests.
 
 `model_finder`, which must look into a body before it is forwarded, reads ahead here too.

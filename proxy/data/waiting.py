@@ -16,10 +16,11 @@ from qwenctl.store.store import Store
 from ..http.cookies import visit_slot
 from ..http.metrics import Metrics
 from ..http.problem import Problem
-from ..http.request import Request
+from ..http.request import GONE, Request
 from .admission import Action, Decision, may_wake
 from .admit import Admit
 from .exchange import Exchange, blocked_detail
+from .forward import ClientGone
 from .progress import Progress
 from .request_buffer import ReadAheadBudget, RequestBuffer
 from .snapshot_cache import SnapshotCache
@@ -98,7 +99,10 @@ class HeldRequests:
         deadline = exchange.began + self._config.proxy.hold
         every = min(RENEW_HELD, exchange.gpu.idle_timeout / 3)
         asked_at = float("-inf")
+        gone = exchange.scope.get(GONE)
         while True:
+            if gone and gone():
+                raise ClientGone
             now = time.monotonic()
             if now - asked_at > every:
                 first, asked_at = asked_at < 0, now

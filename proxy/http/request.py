@@ -20,6 +20,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+GONE = "qwenctl.gone"
+"""The key of a scope's function that returns whether the client is gone, without reading."""
+
 
 def networks(texts: Sequence[str]) -> Networks:
     """Parse addresses and networks in CIDR notation.

@@ -23,6 +23,7 @@ from .half_closed import has_ended, watch
 from .http10 import Http10
 from .pace import AHEAD, Pace, Reader, drop
 from .problem import PROBLEM_TYPE, problem_body
+from .request import GONE
 from .websocket_server import WebSocket
 
 LARGE = 16 * 1024
@@ -115,18 +116,22 @@ class Protocol(HttpToolsProtocol):
         if cycle is None or cycle.response_complete or cycle.more_body:
             self.transport.close()
             return False
-        if not self._half_closed:
-            self._half_closed = True
-            cycle.keep_alive = False
-            joining: Any = self.transport
-            watch(
-                self.loop,
-                self.transport,
-                cycle,
-                lambda: joining.written,
-                pipelined=bool(self.pipeline),
-            )
+        self._client_ended(cycle)
         return True
+
+    def _client_ended(self, cycle: RequestResponseCycle) -> None:
+        if self._half_closed:
+            return
+        self._half_closed = True
+        cycle.keep_alive = False
+        joining: Any = self.transport
+        watch(
+            self.loop,
+            self.transport,
+            cycle,
+            lambda: joining.written,
+            pipelined=bool(self.pipeline),
+        )
 
     def shutdown(self) -> None:
         """End after the present answer, or soon: a request may be on its way."""
@@ -167,8 +172,11 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.response_complete or self.transport.is_closing():
             return
-        if self.pipeline and has_ended(self.transport):
-            self.flow.resume_reading()  # uvicorn reads no further, not even that it is the end
+        if self.flow.read_paused and has_ended(self.transport):  # else the end is read
+            if self.pipeline:
+                self.flow.resume_reading()
+            elif not cycle.response_started:
+                self._client_ended(cycle)
         reads = cycle.more_body and not cycle.waiting_for_100_continue and not self.flow.read_paused
         if reads and not self.pipeline and self.flow.body_stalls(now) and not self._refused:
             self._refused = _BODY_TOO_SLOW
@@ -279,6 +287,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
+        cycle.scope[GONE] = self.transport.is_closing  # type: ignore[literal-required]
         if cycle.scope["http_version"] == "1.0":
             app = Http10(app, cycle)
         super()._start_asgi_task(cycle, cuttable(app, cycle))  # type: ignore[arg-type]

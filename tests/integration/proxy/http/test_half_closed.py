@@ -8,13 +8,16 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from proxy.http import half_closed
 from tests.integration.proxy.http import alone
-from tests.integration.proxy.running import RawClient, RunningProxy
+from tests.integration.proxy.running import RawClient, RunningProxy, gpu, running
+from tests.support.waiting import until
 
 GET = b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -127,6 +130,32 @@ def test_a_client_that_is_gone_is_noticed(version: bytes, when: str) -> None:
         assert app.lost.wait(5)
 
     alone.serve(app, client)
+
+
+def test_a_held_client_with_a_large_body_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    gpus = {"main": gpu(preset="generic", idle_timeout=3, local={"fail": "boot_hangs"})}
+    with running(tmp_path, gpu=gpus) as proxy:
+
+        def held() -> bool:
+            text = requests.get(proxy.url("/_qwenctl/metrics"), timeout=10).text
+            return 'qwenctl_held_requests{gpu="main"} 1.0' in text
+
+        head = (
+            b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100000\r\n\r\n"
+        )
+        for option in (struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)):  # a reset, a FIN
+            with RawClient(proxy.port) as leaving:
+                leaving.send(head + bytes(100000))
+                until(held, 10, "the hold")
+                leaving.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+            until(lambda: not held(), 10, "the end of the hold")
+        with ended(proxy.port, head + bytes(100000)) as waiting:
+            until(held, 10, "the hold")
+            time.sleep(4)
+            assert held()
+            assert waiting.head()[0] == 100
+        assert " ERROR " not in proxy.log
 
 
 @pytest.mark.usefixtures("quick")
