@@ -27,9 +27,10 @@ end
 if now_phase == 'starting' then redis.call('HDEL', STATE, 'cut') end
 local node = redis.call('HMGET', NODE, 'state', 'interrupted_at')
 local leaves = node[2]  -- the cloud takes the instance back
-if now_phase == 'draining' and node[1] == 'ready' and not leaves then
+local cut = redis.call('HEXISTS', STATE, 'cut') == 1  -- it is stopped first, whatever is wanted
+if now_phase == 'draining' and node[1] == 'ready' and not leaves and not cut then
   redis.call('HSET', STATE, 'phase', 'ready', 'since', num(NOW), 'cause', 'demand', 'actor', actor)
-  redis.call('HDEL', STATE, 'called_at', 'cut')
+  redis.call('HDEL', STATE, 'called_at')
   event('transition', 'from', 'draining', 'to', 'ready', 'cause', 'demand', 'actor', actor,
     'epoch', redis.call('HGET', LOCK, 'epoch') or '0', 'failure', state[2] or '')
   changed('phase')

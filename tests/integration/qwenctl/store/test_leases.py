@@ -348,6 +348,17 @@ class TestDown:
         assert move(store, lock, to, cause="stop_unfinished") is Outcome.OK
         assert snap(store).state["cut"] == "ada"
 
+    def test_a_request_takes_no_cut_back(self, store: Store, lock: Lock) -> None:
+        """It comes before the controller has seen the cut, as while that asks the cloud."""
+        bring(store, lock, P.DRAINING)
+        report(store, active=1)
+        assert snap(store).node_view.state == "ready"
+        store.release(GPU, actor="ada", force_stop=True)
+        demand(store, "late")
+        assert snap(store).phase is P.DRAINING
+        assert snap(store).state["cut"] == "ada"
+        assert leases(store) == {"request:late": 60}  # it starts again for it
+
     @pytest.mark.parametrize("to", [P.FAILED, P.OFF])
     def test_a_cut_ends_with_its_stop(self, store: Store, lock: Lock, to: Phase) -> None:
         bring(store, lock, P.STOPPING)
