@@ -10,6 +10,15 @@ const QwenctlStream = (() => {
   const SILENT = 4000; // without a beat for so long, another page takes its place
   const seconds = () => performance.now() / 1000;
 
+  // None in old browsers, and Firefox throws where the user has blocked all of the site's data.
+  function channel() {
+    try {
+      return new BroadcastChannel("qwenctl.status");
+    } catch {
+      return null;
+    }
+  }
+
   // gpu: whose status; address: of the stream; said(status, age): news, so many seconds old;
   // failed(): this page's own stream broke; noted(note): another page calls tell(note).
   class QwenctlStream {
@@ -23,7 +32,7 @@ const QwenctlStream = (() => {
       this.beatAt = -Infinity; // the last beat of another page
       this.heardAt = -Infinity; // the last of a page that follows the same GPU
       this.timer = 0;
-      this.channel = window.BroadcastChannel ? new BroadcastChannel("qwenctl.status") : null;
+      this.channel = channel();
       this.channel?.addEventListener("message", (event) => this.hear(event.data));
       setInterval(() => this.tick(), BEAT);
       window.addEventListener("pagehide", () => this.leave());

@@ -397,6 +397,21 @@ def test_a_page_that_shares_a_stream_keeps_its_own_demand(
     assert all(one.endswith("&visible=1") for one in polls)
 
 
+@pytest.mark.parametrize(
+    "channel",
+    ["undefined", "class { constructor() { throw new DOMException('', 'SecurityError'); } }"],
+)
+def test_a_page_that_reaches_no_other_has_its_own_stream(
+    backend: Backend, url: str, tab: Page, channel: str
+) -> None:
+    tab.add_init_script(f"window.BroadcastChannel = {channel}")
+    tab.goto(url)
+    expect(tab.locator("h1")).to_have_text("Starting the GPU instance")
+    backend.wait_for_streams(1)
+    backend.set(status("ready", "ready"))
+    expect(tab.locator("h1")).to_have_text("WebUI")
+
+
 def test_a_page_of_another_gpu_polls(backend: Backend, url: str, visitor: BrowserContext) -> None:
     backend.status = status("booting", "boot")
     first = visitor.new_page()
