@@ -38,9 +38,8 @@ StartLimitIntervalSec=0
 [Service]
 ExecStart={command}
 Restart=always
-RestartSec=2
-# A mistake in the config file is not mended by starting again.
-RestartPreventExitStatus={int(ExitCode.USAGE)}
+# After a mistake in the settings, too: a port in use or an address that is not there yet is the same.
+RestartSec=5
 # Only the proxy is told to end: its store stays for what it has in flight, and for its successor.
 KillMode=process
 # Longer than proxy.shutdown_grace, for requests in flight; install again after a change of it.

@@ -58,8 +58,15 @@ def test_it_may_end_in_its_own_time(tmp_path: Path) -> None:
     assert "TimeoutStopSec=615\n" in text
     assert "KillMode=process\n" in text  # the embedded store stays for what is in flight
     assert "Restart=always\n" in text
-    assert "RestartPreventExitStatus=2\n" in text
     assert '"' + str(tmp_path / "a b%%.toml") + '"' in text
+
+
+def test_it_starts_again_whatever_it_ended_by(tmp_path: Path) -> None:
+    """A port that is still in use at a boot, or a network that comes later, ends it with 2."""
+    text = unit(config(tmp_path))
+    assert "Restart=always\n" in text
+    assert "RestartPreventExitStatus" not in text
+    assert "StartLimitIntervalSec=0\n" in text
 
 
 def test_it_is_hardened_unless_instances_are_its_children(tmp_path: Path) -> None:
