@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 
 _PLACE = re.compile(r"\{(\w+)\}")
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_SPAN = rf"less than {_NUMBER} s|{_NUMBER} (?:s|min|h|d)(?: {_NUMBER} (?:s|min|h))?"
 _DEEPEST = 8
 """How deep a sentence is translated inside sentences; beyond, its text is somebody else's."""
 
@@ -19,7 +20,8 @@ _DEEPEST = 8
 class Phrases:
     """Two tables of phrases; a phrase is a text with ``{placeholders}``.
 
-    A placeholder ``n``, ``n2`` stands for a number; all others for any text, which is translated, too.
+    A placeholder ``n``, ``n2`` stands for a number, and ``left`` for a duration; all others for any
+    text, which is translated, too.
     """
 
     def __init__(self, english: Mapping[str, str], other: Mapping[str, str]) -> None:
@@ -68,6 +70,8 @@ def _pattern(text: str) -> re.Pattern[str]:
     for name, literal in zip(rest[::2], rest[1::2]):
         if re.fullmatch(r"n\d?", name):
             pieces[-1] += f"(?P<{name}>{_NUMBER})"
+        elif name == "left":
+            pieces[-1] += f"(?P<{name}>{_SPAN})"
         else:
             pieces[-1] = _first(free, pieces[-1])
             pieces.append("")

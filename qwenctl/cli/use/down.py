@@ -332,10 +332,10 @@ def unblock(gpu: str | None, forget: bool, json: bool, config: str | None) -> No
         print_json({"gpu": target.name, "lifted": lifted, "needed_by": again})
         return
     if lifted:
-        words = "; ".join(name_words(name) for name in lifted)
+        words = "; ".join(said(name_words(name)) for name in lifted)
         print(said(f"{target.name} is no longer blocked by {words}"))
     if wakes:
-        words = "; ".join(_with_time(lease, snapshot.now) for lease in wakes)
+        words = "; ".join(said(_with_time(lease, snapshot.now)) for lease in wakes)
         does = "stays on" if snapshot.phase.running else "starts again"
         print(said(f"{target.name} {does} for: {words}; {target.command('down')} lets go of it"))
     for block in left:

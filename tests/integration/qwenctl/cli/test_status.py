@@ -109,6 +109,11 @@ def test_unblock_says_who_wakes_the_gpu_now(run: Run, config: Path, live: Store)
     assert "main starts again for: a visitor (eve): POST /zz (10 min" in said
     assert "left); `qwenctl down` lets go of it" in said
     blocked()
+    chinese = run("unblock", QWENCTL_LANG="zh").stdout
+    assert re.search(
+        r"因为：访客（eve）：POST /zz（还有 10 分钟?( \d+ 秒)?）；`qwenctl down`", chinese
+    )
+    blocked()
     [again] = json.loads(run("unblock", "--json").stdout)["needed_by"]
     assert again["lease"] == "request:eve"
     assert again["text"].startswith("a visitor (eve): POST /zz (10 min")

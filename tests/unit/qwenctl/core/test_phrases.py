@@ -14,7 +14,10 @@ ENGLISH = {
     "blocked": "by {who}, for another {left}",
     "ready": "ready",
     "who.block": "{who} (qwenctl block): {why}",
+    "who.up": "{who} (qwenctl up)",
+    "unblock.left": "{who} ({left} left)",
     "time.s": "{n} s",
+    "time.min_s": "{n} min {n2} s",
 }
 OTHER = {
     "for": "{gpu}:{phase}:{ago}",
@@ -22,7 +25,10 @@ OTHER = {
     "blocked": "B {left} {who}",
     "ready": "BEREIT",
     "who.block": "W {who} {why}",
+    "who.up": "U {who}",
+    "unblock.left": "{who} NOCH {left}",
     "time.s": "{n} SEK",
+    "time.min_s": "{n} MIN {n2} SEK",
 }
 
 
@@ -33,6 +39,9 @@ OTHER = {
         ("main is ready for 5 s", "main:BEREIT:5 SEK"),
         ("main is ready for 5.5 s: ready", "main:BEREIT:5.5 SEK:BEREIT"),
         ("by ada (qwenctl block): a, b, for another 7 s", "B 7 SEK W ada a, b"),
+        ("ada (qwenctl block): a (b) (7 s left)", "W ada a (b) NOCH 7 SEK"),
+        ("ada (qwenctl up) (1 min 52 s left)", "U ada NOCH 1 MIN 52 SEK"),
+        ("by ada, for another day, for another 7 s", "B 7 SEK ada, for another day"),
         ("x s", "x s"),  # no number
         ("nobody knows this", "nobody knows this"),
         ("{who} is ready for {n}", "{who}:BEREIT:{n}"),  # braces of others are text
