@@ -22,11 +22,11 @@ redis.call('HSET', STATE, 'phase', to, 'since', num(NOW), 'cause', cause, 'actor
 local called = redis.call('HGET', STATE, 'called_at')
 redis.call('HDEL', STATE, 'called_at', 'call_error', 'call_code', 'refused_since')
 -- A `down --now` may have come since the controller decided to begin the stop anew.
-if from == 'stopping' and cause ~= 'stop_unfinished' then redis.call('HDEL', STATE, 'cut') end
+local stopped = from == 'stopping' and cause ~= 'stop_unfinished'
+if stopped then redis.call('HDEL', STATE, 'cut') end
 
 -- What is or may be on can be stopped later only by the settings that it was started by.
-local bad = to == 'failed' and failure ~= '' and cjson.decode(failure).condemns
-  and (from ~= 'stopping' or cause == 'stop_unfinished')
+local bad = to == 'failed' and failure ~= '' and cjson.decode(failure).condemns and not stopped
 local over = to == 'failed' and not bad and not (from == 'starting' and called)
 if to == 'off' or over then
   redis.call('HDEL', STATE, 'started')
@@ -63,8 +63,11 @@ elseif to == 'off' then
   local boot = redis.call('HGET', NODE, 'boot_id')
   if boot and from == 'stopping' then redis.call('HSET', STATE, 'ended_boot', boot) end
   redis.call('DEL', NODE, COMMANDS)
-elseif to == 'failed' and failure ~= '' and not cjson.decode(failure).condemns then
-  redis.call('DEL', NODE, COMMANDS)  -- the node's record has no instance any more
+elseif to == 'failed' and failure ~= '' and not bad then
+  -- The node's record has no instance any more; its last report is none of life.
+  local boot = redis.call('HGET', NODE, 'boot_id')
+  if boot and stopped then redis.call('HSET', STATE, 'ended_boot', boot) end
+  redis.call('DEL', NODE, COMMANDS)
   drop_work()
 end
 if to == 'off' or to == 'failed' then

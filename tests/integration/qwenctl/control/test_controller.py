@@ -492,3 +492,25 @@ def test_the_observer_hears_of_steps_and_calls(life: Life) -> None:
     life.run(200)
     assert ("start", "ok") in recorder.calls
     assert set(recorder.steps) == {"observe", "move", "call", "wait"}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_service_that_cannot_run_is_stopped_once_an_attempt(life: Life, wanted: bool) -> None:
+    """The last report of what has been stopped is no sign of life."""
+    life.node.mood = "broken"
+    life.demand()
+    while life.phase() is not Phase.FAILED:
+        life.run(1)
+    if not wanted:
+        life.store.release(GPU, actor="ada")
+    life.phases.clear()
+    began = len(life.store.events(GPU))
+    life.run(9, wanted=wanted)
+    moves = [
+        (event.fields["from"], event.fields["to"])
+        for event in life.store.events(GPU)[began:]
+        if event.kind == "transition"
+    ]
+    ended = [] if wanted else [("failed", "off")]
+    assert moves == [("failed", "stopping"), ("stopping", "failed"), *ended]
+    assert len(life.cloud.stops) == 1
