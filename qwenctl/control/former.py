@@ -90,10 +90,12 @@ class ConfiguredController(Controller):
             log.warning("%s: %s", self.name, text)
 
     def _move(self, lock: Lock, snapshot: Snapshot, move: Move) -> Outcome:
-        failure = move.failure
-        if move.to is Phase.FAILED and failure and failure.code == failures.AGENT_SILENT:
-            told = f"{failure.message}; it is told to reach {' or '.join(self._config.node_urls)}"
-            move = replace(move, failure=replace(failure, message=told))
+        failure, told = move.failure, "it is told to reach"
+        silent = failure and failure.code == failures.AGENT_SILENT
+        # A failure is carried along by later moves, and has the URLs then.
+        if failure and silent and move.to is Phase.FAILED and told not in failure.message:
+            text = f"{failure.message}; {told} {' or '.join(self._config.node_urls)}"
+            move = replace(move, failure=replace(failure, message=text))
         return super()._move(lock, snapshot, move)
 
     def _take_steps(self, lock: Lock) -> float:

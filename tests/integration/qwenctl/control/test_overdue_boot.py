@@ -78,6 +78,15 @@ def test_it_fails_with_the_same_words(life: Life) -> None:
     assert f"it is told to reach {URL}" in failure.message
 
 
+def test_a_failure_that_later_moves_carry_has_the_url_once(life: Life) -> None:
+    boot(life)
+    for _ in range(40):
+        wait(life, life.gpu.timing.boot / 10)
+        if failure := life.now.failure:
+            assert failure.message.count(URL) == 1, failure
+    assert life.store.snapshot(GPU).failure
+
+
 def test_an_agent_that_calls_is_overdue_no_more(life: Life) -> None:
     boot(life)
     wait(life, 100)
