@@ -123,7 +123,7 @@ class Server(uvicorn.Server):
     async def _cut(self) -> None:
         tasks = list(self.server_state.tasks)
         if tasks:
-            log.info("%d requests are cut off", len(tasks))
+            log.info("requests cut off: %d", len(tasks))
         for connection in list(self.server_state.connections):
             if isinstance(connection, WebSocket):
                 connection.shutdown()

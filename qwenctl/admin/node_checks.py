@@ -77,12 +77,10 @@ def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterabl
 
 def _agent_says(name: str, snapshot: Snapshot, age: float) -> Iterable[Finding]:
     """Check what the agent reports of itself and of its services."""
-    view, logs = snapshot.node_view, f"`qwenctl logs --gpu {name}` has what it wrote."
+    view, logs = snapshot.node_view, f"`qwenctl logs --gpu {name}` shows what it wrote."
     state = f"{view.state or 'there'}, heard {age:.0f} s ago"
     if view.state == "failed":
-        yield fail(
-            "agent", f"{state}: {one_line(view.error) or 'it gives no reason'}", f"See {logs}"
-        )
+        yield fail("agent", f"{state}: {one_line(view.error) or 'it gives no reason'}", logs)
     elif problem := problem_of(snapshot):
         yield warn("agent", f"{state}: {one_line(problem)}", f"It may still be loading; {logs}")
     else:
@@ -90,10 +88,10 @@ def _agent_says(name: str, snapshot: Snapshot, age: float) -> Iterable[Finding]:
     for service in snapshot.report.services if snapshot.report else ():
         if service.state in ("failed", "crashed") and service.error not in view.error:
             found = f"{service.name} has {service.state}: {one_line(service.error)}".rstrip(": ")
-            yield fail("service", found, f"See {logs}")
+            yield fail("service", found, logs)
         elif service.doubt:
             found = f"{service.name}: {one_line(service.doubt)}"
-            yield warn("service", found, f"See {logs} `qwenctl restart` restarts it.")
+            yield warn("service", found, f"{logs} `qwenctl restart` restarts it.")
 
 
 def recorded(name: str, gpu: GpuConfig, store: Store) -> Iterable[Finding]:
