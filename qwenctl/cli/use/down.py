@@ -213,11 +213,11 @@ def _follow_off(
     quiet: bool,
     named: bool,
 ) -> str:
-    said = ""
+    last = ""
     deadline = None if timeout is None else time.monotonic() + timeout
     for snapshot in progress.snapshots(every=5.0, deadline=deadline):
         if progress.off(snapshot):
-            return "off" if said or progress.first.phase is not Phase.OFF else "already_off"
+            return "off" if last or progress.first.phase is not Phase.OFF else "already_off"
         if why := progress.stuck(snapshot):
             raise UserError(why)
         _raise_refusal(target, progress, snapshot)
@@ -237,15 +237,15 @@ def _follow_off(
         if snapshot.phase is Phase.OFF:
             doing = f"the cloud says {snapshot.state.get('observed')}"
         text = f"  {doing}" + (f", waiting for {work}" if work else "")
-        if text != said:
-            said = text
-            say(f"  {target.name}: {text.strip()}" if named else text, quiet=quiet)
-    if not said:
+        if text != last:
+            last = text
+            say(f"  {target.name}: {said(text.strip())}" if named else text, quiet=quiet)
+    if not last:
         text = f"{target.name}: the cloud has not said within {timeout:g} s whether it is on"
         raise UserError(text, ExitCode.TIMEOUT)
     again = f"run {target.command('down')} again or `qwenctl serve`"
     raise UserError(
-        f"{target.name} is not off after {timeout:g} s ({said.strip()}); "
+        f"{target.name} is not off after {timeout:g} s ({last.strip()}); "
         + (
             again
             if progress.alone

@@ -66,8 +66,8 @@ def _trouble(state: Mapping[str, Any]) -> str:
         return f"still on: {one_line(problem['text'])}"
     if failure and state["phase"] == Phase.FAILED.value:
         again = failure["retry_in_seconds"]
-        retry = "" if again is None else f", next attempt {countdown(again)}"
-        return f"{cause_words(failure['code'])}{retry}: {one_line(failure['message'])}"
+        retry = "" if again is None else f", {said(f'next attempt {countdown(again)}')}"
+        return f"{said(cause_words(failure['code']))}{retry}: {one_line(failure['message'])}"
     if late := state.get("overdue"):
         return overdue_words(late["seconds"], " ".join(late["urls"]))
     if error := state["cloud"]["error"]:

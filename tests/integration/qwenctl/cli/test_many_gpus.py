@@ -136,6 +136,8 @@ def test_all_go_off_at_once(run: Run, two: Path) -> None:
     done = run("down", "--all", "--now")
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["one is off", "two is off"]
+    chinese = run("down", "--all", QWENCTL_LANG="zh").stdout.splitlines()
+    assert sorted(chinese) == ["one 已经关闭", "two 已经关闭"]
     told = json.loads(run("down", "--all", "--json").stdout)["gpus"]
     assert told == {"one": {"outcome": "already_off"}, "two": {"outcome": "already_off"}}
     fails(run("down", "--all", "--gpu", "one"), ExitCode.USAGE, "--all is every GPU")

@@ -134,3 +134,33 @@ def test_errors_that_users_meet() -> None:
     assert said("say which GPU with --gpu; configured: a, b") == (
         "请用 --gpu 指定 GPU；已配置：a, b"
     )
+
+
+@pytest.mark.usefixtures("chinese")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "the cloud says running",
+        "the cloud says unknown, waiting for running work that the node reports",
+        "still on: it was blocked",
+        "cloud: the cloud refused",
+        "next attempt in 5.0 s",
+        "main is not off after 5 s (draining); run `qwenctl down` again or `qwenctl serve`",
+        (
+            "main is not off after 5 s (stopping, waiting for running work that the node reports); "
+            "it goes on stopping while the proxy vm runs; else run `qwenctl down` again or "
+            "`qwenctl serve`"
+        ),
+        "main: the cloud has not said within 2.5 s whether it is on",
+        (
+            "main is still on, and costs: the cloud refused; its agent stops it in about 5 min, "
+            "unless work is running. Stop it in the cloud's console, or mend this and run "
+            "`qwenctl down` again"
+        ),
+        "main goes on stopping.",
+        "main goes on stopping once `qwenctl down` or `qwenctl serve` runs again.",
+    ],
+)
+def test_the_lines_of_down_and_of_many_are_chinese(line: str) -> None:
+    words = re.sub(r"`[^`]*`|main|vm", "", said(line))
+    assert not re.search(r"[A-Za-z]{2,}", words), words
