@@ -33,7 +33,8 @@ GRACE = 0.5
 """A request that is held no longer than so many seconds gets its answer's own status."""
 
 INTERVAL = 2.0
-"""How often a comment is sent, in seconds: some clients give up after 5 s without a byte."""
+"""How often an unchanged comment is sent, in seconds: some clients give up after 5 s without a
+byte."""
 
 HISTORY = 400
 """How many events the ETA is learned from."""
@@ -89,6 +90,8 @@ class EventStream:
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
         self._body = b""
+        self._said = ""
+        self._said_at = 0.0
 
     async def begin(self) -> None:
         """Send the status and the headers."""
@@ -100,9 +103,18 @@ class EventStream:
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def comment(self, text: str) -> None:
-        """Send a comment, which clients ignore (a line that begins with a colon)."""
+    async def comment(self, text: str) -> float:
+        """Send a comment if it differs from the last, or that is `INTERVAL` seconds ago.
+
+        Clients ignore it (a line that begins with a colon). Return the seconds until the next.
+        """
+        now = time.monotonic()
+        left = self._said_at + INTERVAL - now
+        if text == self._said and left > 0:
+            return left
+        self._said, self._said_at = text, now
         await self._write(f": {text}\n\n", more=True)
+        return INTERVAL
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -194,8 +206,7 @@ class Progress:
             exchange.send = EventStream(exchange.send, request)
             ask_plainly(exchange)
             await exchange.send.begin()
-        await exchange.send.comment(await self._text(exchange.name))
-        return INTERVAL
+        return await exchange.send.comment(await self._text(exchange.name))
 
     async def _text(self, name: str) -> str:
         """Return a GPU's progress as JSON, at most half an interval old."""

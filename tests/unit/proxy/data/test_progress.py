@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from proxy.data import progress
 from proxy.data.progress import (
+    INTERVAL,
     MAX_ANSWER,
     EventStream,
     error_of,
@@ -97,6 +99,31 @@ def sent_by(
     assert sent[0]["status"] == 200
     body = b"".join(message["body"] for message in sent[1:])
     return body.decode(), not sent[-1].get("more_body", False)
+
+
+def test_a_comment_is_sent_at_a_change_or_after_the_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    sent: list[bytes] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message["body"])
+
+    async def go() -> None:
+        nonlocal now
+        stream = EventStream(send, request("POST", CHAT))
+        assert await stream.comment("booting") == INTERVAL
+        now += 0.5
+        assert await stream.comment("booting") == INTERVAL - 0.5
+        assert await stream.comment("loading") == INTERVAL
+        assert await stream.comment("loading") == INTERVAL
+        now += INTERVAL
+        assert await stream.comment("loading") == INTERVAL
+
+    asyncio.run(go())
+    assert sent == [b": booting\n\n", b": loading\n\n", b": loading\n\n"]
 
 
 def error_in(*args: Any, **options: Any) -> dict[str, Any]:
