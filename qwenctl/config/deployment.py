@@ -274,10 +274,17 @@ class Config(Table):
                     )
 
     def _check_local_ports(self) -> None:
-        """Refuse two services on the same port of this machine."""
+        """Refuse a port of this machine for two services, or for a service and the proxy."""
         owners: dict[int, str] = {}
+        host, _, port = self.proxy.listen.rpartition(":")
+        shared = is_loopback(host) or host in ("0.0.0.0", "[::]")  # another address is its own
         for name, gpu in self.gpu.items():
             for service in gpu.service if gpu.settings.on_this_machine else ():
+                if shared and port == str(service.port):
+                    raise ValueError(
+                        f"proxy.listen and gpu.{name}'s service {service.name} both have port "
+                        f"{port} of this machine; give each a port of its own"
+                    )
                 owner = owners.setdefault(service.port, name)
                 if owner != name:
                     raise ValueError(

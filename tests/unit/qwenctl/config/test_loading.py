@@ -517,6 +517,15 @@ def test_two_gpus_cannot_have_the_same_instance(tmp_path: Path) -> None:
         load(a + spare.format("a") + b + spare.format("b"), tmp_path)
 
 
+def test_the_proxy_cannot_listen_on_the_port_of_a_service(tmp_path: Path) -> None:
+    local = '[gpu.a]\nprovider = "local"\n[[gpu.a.service]]\ncommand = ["x"]\nport = 7861\n'
+    for listen in ("127.0.0.1:7861", "localhost:7861", "0.0.0.0:7861", "[::]:7861", "[::1]:7861"):
+        with pytest.raises(ConfigError, match=r"proxy\.listen and gpu\.a's service .* port 7861"):
+            load(f'[proxy]\nlisten = "{listen}"\n[access]\nmode = "none"\n{local}', tmp_path)
+    for listen in ("127.0.0.1:8080", "127.0.0.1:0", "192.0.2.1:7861"):
+        load(f'[proxy]\nlisten = "{listen}"\n[access]\nmode = "none"\n{local}', tmp_path)
+
+
 @pytest.mark.parametrize("value", ["nginx", "10.0.0.0/99", ""])
 def test_a_trusted_proxy_that_is_no_address(tmp_path: Path, value: str) -> None:
     file = tmp_path / "qwenctl.toml"

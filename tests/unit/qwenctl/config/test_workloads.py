@@ -165,7 +165,8 @@ def test_containers_that_may_be_used() -> None:
 
 
 def test_what_is_shown_can_be_read_again() -> None:
-    config = Config.model_validate({"gpu": {"main": {"workload": "open-webui+vllm", "model": "x"}}})
+    main = {"workload": "open-webui+vllm", "model": "x"}
+    config = Config.model_validate({"gpu": {"main": main}, "proxy": {"listen": "127.0.0.1:80"}})
     again = Config.model_validate(config.model_dump())
     assert again.gpu["main"].spec == config.gpu["main"].spec
 
