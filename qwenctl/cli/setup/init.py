@@ -43,7 +43,8 @@ wake_on = "visit"
 """
 
 _SAMPLE_SERVICE = """
-# What the instance runs. Replace this sample, a single page, with your WebUI and its port.
+# What the instance runs. Replace this sample, a single page, with your WebUI and its port. Then
+# restart `qwenctl serve`, and if the GPU is on, `qwenctl down`: the next wake runs what is new.
 [[gpu.{name}.service]]
 name = "webui"
 {command}
@@ -51,6 +52,7 @@ port = 7860
 
 # For example the WebUI of Qwen3-VL (with preset = "gradio"):
 # command = ["python3", "web_demo_mm.py", "--server-port", "7860"]
+# cwd = "/path/of/your/app"   # without it, in a work directory of the instance's own
 
 # Or vLLM's OpenAI-compatible API (with preset = "openai"):
 # command = ["vllm", "serve", "Qwen/Qwen3-VL-8B-Instruct", "--port", "8000"]
@@ -157,4 +159,6 @@ def init(here: bool, gpu: str, provider: str, force: bool, config: str | None, j
     print("  qwenctl up                 wake the GPU from another terminal")
     print("  qwenctl why                who keeps it on or off")
     print(f"Then edit it: in [[gpu.{gpu}.service]] put your WebUI's `command` and `port`, in")
-    print(f"[gpu.{gpu}] its `preset`. `qwenctl config validate` checks it.")
+    print(f"[gpu.{gpu}] its `preset`; a relative script needs `cwd`, the directory of your app.")
+    print("`qwenctl config validate` checks it. Then restart `qwenctl serve`, and if the GPU is")
+    print("on, `qwenctl down`.")
