@@ -20,6 +20,7 @@ from qwenctl.core.identity import USE, Identity
 from qwenctl.core.observer import Observer
 from qwenctl.core.phase import Phase
 from qwenctl.core.rules import Activity
+from qwenctl.core.words import ONE_CONFIGURATION, other_port
 from qwenctl.errors import StoreUnavailable
 
 from ..http.cors import Cors, is_preflight, refuse_preflight
@@ -53,6 +54,11 @@ LOOK_INTERVAL = 1.0
 TOO_MUCH_AHEAD = (
     "too many large requests are waiting; name the tier in X-Qwenctl-Tier, or the model before the "
     "messages"
+)
+
+UNREACHABLE = (
+    "the node does not accept connections although it reported ready; the GPU's state is being "
+    "checked"
 )
 
 _PREFLIGHT = Decision(Action.FORWARD)
@@ -239,13 +245,9 @@ class DataPlane:
             self._metrics.count(name, "not_connected")
             if await self._moved_on(exchange):
                 return False
-            await exchange.problem(
-                502,
-                "node_unreachable",
-                "the node does not accept connections although it reported ready; "
-                "the GPU's state is being checked",
-                5,
-            )
+            differs = other_port(exchange.view.snapshot, exchange.gpu.port)
+            detail = f"{differs}: {ONE_CONFIGURATION}" if differs else UNREACHABLE
+            await exchange.problem(502, "node_unreachable", detail, 5)
         return True
 
     async def _finish(self, exchange: Exchange, decision: Decision) -> bool:

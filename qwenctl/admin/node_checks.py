@@ -16,7 +16,14 @@ from qwenctl.core.status import HISTORY, own_record
 from qwenctl.core.stops import stop_problem
 from qwenctl.core.versions import skew
 from qwenctl.core.wakes import Outcome, wakes
-from qwenctl.core.words import cause_words, lease_words, present_failure, problem_of
+from qwenctl.core.words import (
+    ONE_CONFIGURATION,
+    cause_words,
+    lease_words,
+    other_port,
+    present_failure,
+    problem_of,
+)
 from qwenctl.errors import StoreUnavailable
 from qwenctl.lib.findings import Finding, fail, ok, warn
 from qwenctl.lib.http_probe import PATIENCE, brief_reason
@@ -40,6 +47,8 @@ def node_checks(deployment: Deployment, name: str, seen: Observation) -> Iterabl
     age = snapshot.node_view.heartbeat_age if snapshot is not None else None
     if snapshot is None:
         return
+    if differs := other_port(snapshot, gpu.port):
+        yield fail("settings", differs, f"{ONE_CONFIGURATION.capitalize()}.")
     if gpu.agent:
         yield from _versions(snapshot)
     if not gpu.agent:

@@ -15,6 +15,7 @@ from qwenctl.core.versions import trouble as version_trouble
 from qwenctl.core.wakes import Outcome, wakes
 from qwenctl.core.words import (
     NOT_ASKED,
+    ONE_CONFIGURATION,
     as_of_time,
     cause_of,
     cause_words,
@@ -22,6 +23,7 @@ from qwenctl.core.words import (
     is_leaving,
     lease_words,
     name_words,
+    other_port,
     overdue_boot,
     overdue_words,
     present_failure,
@@ -63,8 +65,12 @@ def explain(
     *,
     drain: float = 4.0,
     dead_man: float = 600.0,
+    port: int = 0,
 ) -> list[Reason]:
-    """Return who keeps the GPU on or off, since and until when, why, and what is next."""
+    """Return who keeps the GPU on or off, since and until when, why, and what is next.
+
+    ``port`` is where its visitors are sent; 0: unknown.
+    """
     now = snapshot.now if now is None else now
     reasons = [_state(snapshot, events, now)]
     reasons += [_holds(lease, now, "on") for lease in _by_weight(snapshot.leases)]
@@ -83,6 +89,8 @@ def explain(
         told = [service for service in snapshot.report.services if service.doubt]
         texts = [f"{one_line(service.name)}: {one_line(service.doubt)}" for service in told]
         reasons += [Reason("node", text) for text in texts]
+    if port and (text := other_port(snapshot, port)):
+        reasons.append(Reason("node", f"{text}: {ONE_CONFIGURATION}"))
     if late := overdue_boot(snapshot):
         reasons.append(Reason("node", overdue_words(*late), since=snapshot.since))
     if found := version_trouble(snapshot):

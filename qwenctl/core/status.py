@@ -23,6 +23,7 @@ from qwenctl.core.words import (
     cause_of,
     is_leaving,
     lease_words,
+    other_port,
     overdue_boot,
     present_failure,
     problem_of,
@@ -342,7 +343,8 @@ def full_status(
     price, until an agent reports that time, and from its stop on.
 
     ``stop_problem`` says why an instance that is to be off still runs; null if none does, or its
-    stop is under way.
+    stop is under way. ``port_problem`` says that the node's services have other ports than the
+    settings say; empty if not.
 
     ``verified`` is whether a controller looks after it now. If none does, ``as_of`` is the time of
     the last look, and all else may have changed since. ``cloud.other`` names the instance that is
@@ -378,6 +380,7 @@ def full_status(
         "version_problem": as_json(snapshot),
         "agent_refused": _refused(snapshot),
         "stop_problem": _stop_problem(snapshot),
+        "port_problem": other_port(snapshot, gpu_config.port),
         "schedule_trouble": snapshot.state.get("schedule_trouble", ""),
         "cloud": {**_cloud(snapshot), "other": other},
         "node": _node(snapshot),

@@ -10,6 +10,7 @@ from qwenctl.core import failures, leases
 from qwenctl.core.events import Event, EventKind
 from qwenctl.core.failures import Failure
 from qwenctl.core.phase import Phase
+from qwenctl.core.stops import FRESH
 from qwenctl.lib.text import duration, escape_control, one_line
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ OFF_BILLS: dict[OffBill, str] = {
 }
 
 
+ONE_CONFIGURATION = "restart `qwenctl serve` with one configuration, or give the second file a deployment of its own"
+"""What ends `other_port`."""
+
+
 def is_leaving(snapshot: Snapshot) -> bool:
     """Return whether the cloud takes the instance back, and it is being stopped."""
     on = snapshot.phase in (Phase.DRAINING, Phase.STOPPING)
@@ -44,6 +49,20 @@ def problem_of(snapshot: Snapshot) -> str:
     # Without an agent every boot begins with a service that does not answer.
     told = snapshot.phase is Phase.LOADING and snapshot.node.get("version")
     return escape_control((snapshot.node_view.error.splitlines() or [""])[0])[:300] if told else ""
+
+
+def other_port(snapshot: Snapshot, port: int) -> str:
+    """Return that the node's services have other ports than the settings say, or an empty text.
+
+    So it is where two configurations share a deployment: the node runs the services of one.
+    """
+    report, age = snapshot.report, snapshot.node_view.heartbeat_age
+    if not snapshot.phase.running or report is None or age is None or age > FRESH:
+        return ""
+    if not report.services or port in (service.port for service in report.services):
+        return ""
+    runs = ", ".join(f"{one_line(one.name)} on port {one.port}" for one in report.services)
+    return f"the node runs {runs}, but these settings say port {port}"
 
 
 def overdue_boot(snapshot: Snapshot) -> tuple[float, str] | None:

@@ -27,6 +27,7 @@ from qwenctl.core.status import HISTORY, full_status, own_record
 from qwenctl.core.words import (
     NOT_ASKED,
     OFF_BILLS,
+    ONE_CONFIGURATION,
     cause_words,
     event_cause,
     name_words,
@@ -245,6 +246,8 @@ def _gpu_lines(state: Mapping[str, Any]) -> Iterator[str]:
         text = f"goes off {countdown(state['idle_seconds_left'])} unless it is used"
         yield row("idle", text if state["verified"] else "nobody stops it: no proxy runs")
     yield from (row("node" if i == 0 else "", text) for i, text in enumerate(_node_lines(state)))
+    if problem := state["port_problem"]:
+        yield row("", f"{problem}: {ONE_CONFIGURATION}", "red")
     if late := state.get("overdue"):
         yield row("agent", overdue_words(late["seconds"], " ".join(late["urls"])), "red")
     if skew := state["version_problem"]:
@@ -362,7 +365,12 @@ def why(gpu: str | None, json: bool, config: str | None) -> None:
         snapshot, events, _ = own_record(snapshot, events, loaded.gpu[name])
         timing = loaded.gpu[name].timing
         reasons = explain(
-            snapshot, events, snapshot.now, drain=timing.drain, dead_man=timing.dead_man
+            snapshot,
+            events,
+            snapshot.now,
+            drain=timing.drain,
+            dead_man=timing.dead_man,
+            port=loaded.gpu[name].port,
         )
         if name in removed:
             text = f"{REMOVED}; {_who_stops(name)}"

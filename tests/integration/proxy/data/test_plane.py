@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from proxy.data.exchange import Exchange
 from proxy.http.cut import AnswerCut
 from proxy.http.request import Message
 from qwenctl.core.phase import Phase
-from qwenctl.protocol.messages import Report
+from qwenctl.protocol.messages import Report, ServiceState
 from tests.integration.proxy.parts import (
     FORM,
     JSON,
@@ -126,6 +127,22 @@ def test_a_part_of_running_work_is_forwarded_without_the_store(life: Life) -> No
 
     status, problem = asyncio.run(go())
     assert (status, problem["code"]) == (502, "node_unreachable")  # it was tried
+
+
+def test_a_node_with_services_on_other_ports_than_the_settings_say_is_told(life: Life) -> None:
+    old = leaving(life)
+    service = ServiceState(name="webui", state="ready", port=7999)
+    report = Report(gpu=GPU, boot_id="boot-0001", start_seq=1, state="ready", services=(service,))
+    heard = {"report": report.model_dump_json(), "seen_at": str(int(old.now * 1000))}
+
+    async def go() -> tuple[int, dict[str, Any]]:
+        async with parts(gone()) as made:
+            made.know(replace(old, node={**old.node, **heard}))
+            return await made.ask(**FORM)
+
+    status, problem = asyncio.run(go())
+    assert (status, problem["code"]) == (502, "node_unreachable")
+    assert "the node runs webui on port 7999, but these settings say port" in problem["detail"]
 
 
 def test_who_may_not_wake_is_judged_anew_once_the_cloud_takes_the_instance_back(

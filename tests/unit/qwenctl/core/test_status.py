@@ -15,7 +15,7 @@ from qwenctl.core.events import Event, decode
 from qwenctl.core.explain import explain
 from qwenctl.core.snapshot import Lease, Snapshot
 from qwenctl.core.status import full_status, page_status
-from qwenctl.core.words import cause_words, lease_words
+from qwenctl.core.words import cause_words, lease_words, other_port
 from qwenctl.lib.text import duration, one_line
 from qwenctl.protocol.messages import Report, ServiceState
 
@@ -254,6 +254,35 @@ def test_a_doubted_claim_of_work_is_told() -> None:
     ready = replace(snap("ready"), node={"state": "ready", "report": report.model_dump_json()})
     assert f"vllm: {doubt}" in texts(ready, LOADING)
     assert full_status(ready, LOADING, GPU)["node"]["services"][0]["doubt"] == doubt
+
+
+@pytest.mark.parametrize(
+    ("phase", "ago", "port", "told"),
+    [
+        ("ready", 3, 7861, True),
+        ("draining", 3, 7861, True),
+        ("ready", 3, 7860, False),  # the first service's port
+        ("ready", 3, 9000, False),  # the second's
+        ("ready", 300, 7861, False),  # an old report
+        ("stopping", 3, 7861, False),
+    ],
+)
+def test_services_on_other_ports_than_the_settings_say_are_told(
+    phase: str, ago: float, port: int, told: bool
+) -> None:
+    services = tuple(
+        ServiceState(name=name, state="ready", port=own)
+        for name, own in (("webui", 7860), ("vllm", 9000))
+    )
+    report = Report(gpu="main", boot_id="boot-0001", start_seq=1, state="ready", services=services)
+    node = {"report": report.model_dump_json(), "seen_at": str(int((NOW - ago) * 1000))}
+    there = replace(snap(phase), node=node)
+    text = (
+        f"the node runs webui on port 7860, vllm on port 9000, but these settings say port {port}"
+    )
+    assert other_port(there, port) == (text if told else "")
+    assert (f"{text}: restart `qwenctl serve`" in texts(there, LOADING, port=port)) == told
+    assert full_status(there, LOADING, GPU)["port_problem"] == other_port(there, GPU.port)
 
 
 def test_what_nobody_verifies_is_told_as_of_the_last_look() -> None:
