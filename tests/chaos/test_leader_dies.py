@@ -96,7 +96,8 @@ def stop_survives(deployment: Deployment, phase: Phase, *, demand: bool) -> None
             time.sleep(0.2)
         # A proxy that was alone may have come back in time to go on with the same boot, or not.
         in_time = {1, 2} if killed is survivor else {1}
-        allowed = in_time if phase is Phase.DRAINING else {2}
+        # The successor of one that died before its stop call goes back to the drain.
+        allowed = in_time if phase is Phase.DRAINING else {1, 2}
         assert len(instance.boots) in allowed, deployment.history()
         after = deployment.last_event()
     deployment.wait_transition(Phase.OFF, after=after, timeout=TAKEOVER + 30)
@@ -212,7 +213,7 @@ def test_a_leader_frozen_before_its_start_call_starts_nothing_later(deploy: Depl
 
 @pytest.mark.slow
 def test_a_leader_frozen_before_its_stop_call_stops_nothing_later(deploy: Deploy) -> None:
-    """The successor has stopped the GPU and started it again when the frozen one wakes up."""
+    """The successor has begun the drain anew, and a request has ended it, when the frozen one wakes."""
     deployment = slow_cloud(deploy)
     leader = deployment.leader()
     (survivor,) = deployment.others(leader)
@@ -225,10 +226,10 @@ def test_a_leader_frozen_before_its_stop_call_stops_nothing_later(deploy: Deploy
         with ThreadPoolExecutor(1) as thread:
             stream = thread.submit(survivor.post, "/stream?seconds=6")
             deployment.wait_transition(Phase.READY, after=after, timeout=TAKEOVER + 20)
-            assert len(instance.stops) == 1
+            assert not instance.stops
             leader.send(signal.SIGCONT)
             assert stream.result().text.endswith("end\n"), deployment.history()
     finally:
         leader.send(signal.SIGCONT)
-    assert (len(instance.starts), len(instance.stops)) == (2, 1), deployment.history()
+    assert (len(instance.starts), len(instance.stops)) == (1, 0), deployment.history()
     instance.assert_nothing_cut()

@@ -59,7 +59,8 @@ def test_serve_names_a_missing_extra(
     (tmp_path / "none" / f"{module}.py").write_text(text)
     regions = {"aws": "us-east-1", "aliyun": "cn-hangzhou"}
     (tmp_path / "qwenctl.toml").write_text(
-        f'[proxy]\nlisten = "127.0.0.1:0"\n[gpu.main]\nprovider = "{provider}"\n'
+        '[proxy]\nlisten = "127.0.0.1:0"\nnode_urls = ["http://10.0.0.1:8080"]\n'
+        f'[gpu.main]\nprovider = "{provider}"\n'
         f'[gpu.main.{provider}]\nregion = "{regions[provider]}"\n'
         'instance_id = "i-0123456789abcdef0"\n'
     )
