@@ -7,11 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from hypothesis import settings
 
 from qwenctl.store.store import Store
 from tests.support.paths import ROOT
 from tests.support.valkey_server import ValkeyServer
 from tests.support.virtual_time import VirtualClock
+
+# A test is no slower for a machine that stood still for a moment.
+settings.register_profile("ours", deadline=None)
+settings.load_profile("ours")
 
 FAST = ("unit", "simulation")
 """Folders whose tests need no process but Valkey; other files say ``pytestmark = pytest.mark.fast``."""

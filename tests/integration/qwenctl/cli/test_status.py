@@ -101,7 +101,7 @@ def test_block_and_unblock(run: Run, config: Path) -> None:
 
 def test_unblock_says_who_wakes_the_gpu_now(run: Run, config: Path, live: Store) -> None:
     def blocked() -> None:
-        live.demand("main", "request:eve", 660, reason="POST /zz", actor="eve")
+        live.demand("main", "request:eve", 645, reason="POST /zz", actor="eve")
         run("block")
 
     blocked()
