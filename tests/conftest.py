@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,10 @@ from tests.support.virtual_time import VirtualClock
 # A test is no slower for a machine that stood still for a moment.
 settings.register_profile("ours", deadline=None)
 settings.load_profile("ours")
+
+# Shells start background jobs with SIGINT ignored, which every process of a test would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FAST = ("unit", "simulation")
 """Folders whose tests need no process but Valkey; other files say ``pytestmark = pytest.mark.fast``."""
