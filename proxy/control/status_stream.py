@@ -17,13 +17,13 @@ from urllib.parse import parse_qs
 
 from qwenctl.config.deployment import Config, UnknownTier
 from qwenctl.core import leases
-from qwenctl.core.events import Event
 from qwenctl.core.identity import Identity
 from qwenctl.core.phase import Phase
 from qwenctl.core.status import page_status
 from qwenctl.errors import StoreUnavailable
 
 from ..data.admission import may_wake
+from ..data.recent_events import RecentEvents
 from ..data.routing import gpu_of
 from ..data.services import Services
 from ..data.waiting import RENEW_PAGE, WaitingPages
@@ -31,9 +31,6 @@ from ..http.problem import Problem, send_problem
 from ..http.request import Receive, Request, Scope, Send
 
 log = logging.getLogger("qwenctl.proxy")
-
-HISTORY = 400
-"""How many events the steps and the ETA are computed from."""
 
 KEEP_ALIVE = 15.0
 """How often the stream sends something, in seconds, so that proxies keep it open."""
@@ -54,7 +51,7 @@ class StatusStream:
         self._texts: dict[str, tuple[int, asyncio.Task[dict[bool, str]]]] = {}
         self._closing = False
         self._cache: dict[str, tuple[float, dict[str, Any]]] = {}
-        self._events: dict[str, list[Event]] = {}
+        self._events = RecentEvents(services.store)
 
     def status(
         self, gpu: str, *, may_wake: bool, fresh: bool = False, max_age: float | None = None
@@ -74,7 +71,7 @@ class StatusStream:
             if fresh or not usable:
                 status = page_status(
                     self._store.snapshot(gpu),
-                    self._history(gpu),
+                    self._events.of(gpu),
                     self._config.gpu[gpu],
                     may_wake=True,
                 )
@@ -83,16 +80,6 @@ class StatusStream:
                     blocked["by"] = ""  # the name of an account of some machine
                 self._cache[gpu] = (time.monotonic(), status)
         return {**status, "may_wake": may_wake}
-
-    def _history(self, gpu: str) -> list[Event]:
-        """Return the last events; only new events are fetched."""
-        known = self._events.get(gpu)
-        if known:
-            known += self._store.events(gpu, HISTORY, after=known[-1].id)
-        else:
-            known = self._store.events(gpu, HISTORY)
-        self._events[gpu] = known = known[-HISTORY:]
-        return known
 
     def close(self) -> None:
         """End the streams, because the proxy shuts down; their pages reconnect."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import aiohttp
@@ -168,12 +169,7 @@ class Forwarder:
     async def answers(self, base: str, path: str, seconds: float) -> bool:
         """Return whether the node at ``base`` answers a GET in time, with a status below 400."""
         try:
-            async with self.websockets.get(
-                URL(base + "/" + path.lstrip("/")),
-                headers={"Connection": "close"},
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=seconds),
-            ) as answer:
+            async with self._get(base, "/" + path.lstrip("/"), seconds) as answer:
                 return answer.status < 400
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError):
             return False
@@ -181,12 +177,7 @@ class Forwarder:
     async def fetch(self, base: str, path: str, seconds: float, limit: int) -> bytes:
         """Return what the node at ``base`` answers to a GET; empty unless it is 200 and short."""
         try:
-            async with self.websockets.get(
-                URL(base + path),
-                headers={"Connection": "close"},
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=seconds),
-            ) as answer:
+            async with self._get(base, path, seconds) as answer:
                 body = b""
                 async for piece in answer.content.iter_any():
                     body += piece
@@ -195,6 +186,17 @@ class Forwarder:
                 return body if answer.status == 200 else b""
         except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError):
             return b""
+
+    def _get(
+        self, base: str, path: str, seconds: float
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Ask the node something of our own, on a connection of its own."""
+        return self.websockets.get(
+            URL(base + path),
+            headers={"Connection": "close"},
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=seconds),
+        )
 
     async def _sweep(self) -> None:
         while True:

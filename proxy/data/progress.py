@@ -24,6 +24,7 @@ from qwenctl.store.store import Store
 from ..http.request import Message, Request, Send
 from .exchange import Exchange
 from .listening import ask_plainly
+from .recent_events import RecentEvents
 from .request_buffer import RequestBuffer
 from .snapshot_cache import PATIENCE, SnapshotCache
 
@@ -35,9 +36,6 @@ GRACE = 0.5
 INTERVAL = 2.0
 """How often an unchanged comment is sent, in seconds: some clients give up after 5 s without a
 byte."""
-
-HISTORY = 400
-"""How many events the ETA is learned from."""
 
 MAX_ANSWER = 256 * 1024
 """The longest answer that is put into an event, in bytes."""
@@ -156,8 +154,8 @@ class EventStream:
         if (after := self._headers.get(b"retry-after", b"")).isdigit():
             error["retry_after"] = int(after)
         if self._names_errors:
-            return f"event: error\ndata: {_json({'type': 'error', 'error': error})}\n\n"
-        return f"data: {_json({'error': error})}\n\n"
+            return f"event: error\ndata: {json.dumps({'type': 'error', 'error': error})}\n\n"
+        return f"data: {json.dumps({'error': error})}\n\n"
 
 
 def error_of(text: str, status: int) -> dict[str, Any]:
@@ -173,7 +171,7 @@ def error_of(text: str, status: int) -> dict[str, Any]:
         return {"message": str(error)}
     message = error.get("message") or error.get("detail") or text[:2000]
     known = {name: error[name] for name in ("type", "code", "param") if name in error}
-    return {**known, "message": message if isinstance(message, str) else _json(message)}
+    return {**known, "message": message if isinstance(message, str) else json.dumps(message)}
 
 
 class Progress:
@@ -181,7 +179,7 @@ class Progress:
 
     def __init__(self, config: Config, store: Store, snapshots: SnapshotCache) -> None:
         self._config = config
-        self._store = store
+        self._events = RecentEvents(store)
         self._snapshots = snapshots
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._texts: dict[str, tuple[float, Phase, asyncio.Task[str]]] = {}
@@ -219,15 +217,15 @@ class Progress:
             return await asyncio.wait_for(asyncio.shield(known[2]), PATIENCE)
         except Exception as error:  # whatever the cause, the request waits on
             log.debug("%s: no progress for a held request: %r", name, error)
-            return _json({"phase": snapshot.phase.value})
+            return json.dumps({"phase": snapshot.phase.value})
 
     async def _make(self, name: str, snapshot: Snapshot) -> str:
         def learned() -> dict[str, Any]:
-            events = self._store.events(name, HISTORY)
+            events = self._events.of(name)
             return page_status(snapshot, events, self._config.gpu[name], may_wake=True)
 
         loop = asyncio.get_running_loop()
-        return _json(progress_of(await loop.run_in_executor(self._threads, learned)))
+        return json.dumps(progress_of(await loop.run_in_executor(self._threads, learned)))
 
 
 def progress_of(status: dict[str, Any]) -> dict[str, Any]:
@@ -242,8 +240,3 @@ def progress_of(status: dict[str, Any]) -> dict[str, Any]:
     if status["failure"] is not None:
         told["failure"] = status["failure"]
     return told
-
-
-def _json(content: Any) -> str:
-    """Return JSON on a single line."""
-    return json.dumps(content)

@@ -117,10 +117,10 @@ def down_all(
     if json:
         print_json({"gpus": {target.name: told[target.name] for target in targets}})
     failed = [found for found in told.values() if "error" in found]
-    if json and failed:
-        raise typer.Exit(max(cast(int, found["exit_code"]) for found in failed))
     if failed:
         worst = max(cast(int, found["exit_code"]) for found in failed)
+        if json:
+            raise typer.Exit(worst)
         raise UserError("\n".join(str(found["error"]) for found in failed), ExitCode(worst))
 
 
